@@ -1,0 +1,209 @@
+"""Cursor dicts and the value strings they are stored as; the only serialiser.
+
+A value is standard, padded base64 (RFC 4648, section 4) of compact UTF-8 JSON (RFC 8259), keys in the order given.
+
+orjson does the common case. It also turns NaN into null, writes datetimes and UUIDs, reads 2**70 as a float and keeps
+the last of duplicate keys, so its answer counts only where it is seen to be exact: what it writes must read back equal,
+what it reads must be written back identically. Everything else goes through the standard library's json and strict
+checks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from base64 import b64decode
+from binascii import Error as BinasciiError
+from binascii import a2b_base64, b2a_base64
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Cursor: TypeAlias = dict[str, Any]
+"""A JSON object: str keys, and values of str, int, float, bool, None, list and dict."""
+
+MAX_DEPTH = 254
+"""Levels of nesting a cursor may have: what orjson writes."""
+
+
+def encode(cursor: Mapping[str, Any]) -> str:
+    """Return the value string of a cursor.
+
+    Raises:
+        TypeError: the cursor is not a dict, or holds what JSON has no form for.
+        ValueError: NaN or an infinity, a cycle or too many levels, text that is not valid Unicode.
+
+    """
+    return b2a_base64(_dumps(cursor), newline=False).decode("ascii")
+
+
+def decode(value: str) -> Cursor:
+    """Return the cursor that a value string holds.
+
+    URL-safe, unpadded and white-spaced base64 is read as well; the text inside must be one JSON object without
+    duplicate keys.
+
+    Raises:
+        ValueError: the value is not a cursor; the message says why.
+
+    """
+    data = _unbase64(value)
+    try:
+        cursor = orjson.loads(data)
+        exact = orjson.dumps(cursor) == data
+    except (orjson.JSONDecodeError, TypeError):
+        exact = False
+    if not exact:
+        cursor = _strict_loads(data)
+    if not isinstance(cursor, dict):
+        raise ValueError(f"it is a JSON {_json_name(cursor)}, not an object")  # noqa: TRY004 - bad data, not a bad call
+    if not exact:
+        _strict_dumps(cursor, sort_keys=False)  # a cursor that could not be written back would fail the next commit
+    return cursor
+
+
+def same(value: str, other: str) -> bool:
+    """Tell whether two value strings hold equal cursors, whatever their formatting; `1`, `1.0` and `true` differ.
+
+    A string that is not a cursor equals only itself.
+    """
+    if value == other:
+        return True
+    try:
+        return canonical(decode(value)) == canonical(decode(other))
+    except ValueError:
+        return False
+
+
+def canonical(cursor: Mapping[str, Any]) -> bytes:
+    """Return the JSON of a cursor with its keys sorted at every level, for comparing."""
+    return _dumps(cursor, sort_keys=True)
+
+
+def _dumps(cursor: Mapping[str, Any], *, sort_keys: bool = False) -> bytes:
+    if not isinstance(cursor, dict):
+        raise TypeError(f"a cursor is a dict, not {_type_name(cursor)}")
+    try:
+        data = orjson.dumps(cursor, option=orjson.OPT_SORT_KEYS if sort_keys else None)
+        if orjson.loads(data) == cursor:
+            return data
+    except (TypeError, ValueError):
+        pass  # what is wrong, or merely beyond orjson, the strict way says
+    return _strict_dumps(cursor, sort_keys=sort_keys)
+
+
+def _strict_dumps(cursor: Cursor, *, sort_keys: bool) -> bytes:
+    _check(cursor)
+    try:
+        text = json.dumps(cursor, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a cursor's text must be valid Unicode: it holds a lone surrogate") from error
+    except RecursionError as error:
+        raise ValueError("the cursor is nested too deeply to be written from here") from error
+
+
+def _check(cursor: Cursor) -> None:
+    """Refuse whatever JSON has no exact form for, naming the place.
+
+    A stack of its own instead of recursion: bad input must not exhaust the interpreter's.
+    """
+    stack: list[tuple[Any, str, int]] = [(cursor, "cursor", 1)]
+    while stack:
+        node, place, depth = stack.pop()
+        if isinstance(node, str | int | None):  # bool is an int
+            continue
+        if isinstance(node, float):
+            if not math.isfinite(node):
+                raise ValueError(f"{place} is {node}: JSON has no form for it")
+        elif isinstance(node, dict | list | tuple):
+            if depth > MAX_DEPTH:
+                raise ValueError(f"a cursor has at most {MAX_DEPTH} levels, and no cycles: see {place[:80]}")
+            if isinstance(node, dict):
+                for key, item in node.items():
+                    if not isinstance(key, str):
+                        raise TypeError(f"{place} has the key {key!r}: keys must be str, not {_type_name(key)}")
+                    stack.append((item, f"{place}[{key!r}]", depth + 1))
+            else:
+                stack.extend((item, f"{place}[{index}]", depth + 1) for index, item in enumerate(node))
+        else:
+            raise TypeError(f"{place} is a {_type_name(node)}, which JSON has no form for: {_advice(node)}")
+
+
+def _advice(node: object) -> str:
+    if hasattr(node, "isoformat"):
+        return "store its isoformat()"
+    if isinstance(node, bytes | bytearray):
+        return "store text, such as its hex()"
+    if isinstance(node, set | frozenset):
+        return "store a sorted list"
+    return "store its str()"
+
+
+def _strict_loads(data: bytes) -> Any:
+    try:
+        return json.loads(
+            data.decode(),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_not_json,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError("its bytes are not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its text is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Cursor:
+    cursor = dict(pairs)
+    if len(cursor) < len(pairs):
+        raise ValueError("its JSON has duplicate keys")
+    return cursor
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"its text is not JSON: {constant}")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"its number {digits[:40]} is out of range")
+    return number
+
+
+def _unbase64(value: str) -> bytes:
+    try:
+        data = a2b_base64(value)
+        if b2a_base64(data, newline=False) == value.encode("ascii"):
+            return data
+    except ValueError:
+        pass  # not what encode() writes: the tolerant way says whether it is base64 at all
+    compact = "".join(value.split()).translate(_URLSAFE)
+    digits = compact.rstrip("=")
+    if digits != compact and len(compact) % 4:
+        raise ValueError("it is not base64: wrong padding")
+    try:
+        return b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except (BinasciiError, ValueError) as error:
+        raise ValueError("it is not base64") from error
+
+
+_URLSAFE = str.maketrans("-_", "+/")
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
+
+
+def _json_name(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    return "array" if isinstance(value, list) else "string" if isinstance(value, str) else "number"

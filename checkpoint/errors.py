@@ -1,0 +1,232 @@
+"""The errors of this library; every one that is not a programmer's mistake is a `CheckpointError`.
+
+    CheckpointError
+    ├── StateMissing        missing="raise", and the namespace holds nothing
+    ├── CorruptState        stored, but not a cursor
+    ├── Conflict            somebody else changed the key meanwhile
+    ├── Locked              exclusive: another run holds the namespace
+    ├── LeaseLost           exclusive: another run took it meanwhile
+    ├── CommitUnknown       sent, and nobody could tell whether it was written
+    ├── PartialCommit       some keys landed, others did not
+    ├── StoreError          the store refused or failed
+    │   ├── Unauthorized
+    │   ├── ValueTooLarge
+    │   └── StoreUnavailable
+    ├── CursorRegressed     a sorted stream went back
+    └── CursorExpired       the stored position is older than the source reaches
+
+Each carries its evidence as attributes, says what to do, and survives pickling. Bad keys and cursors are the
+built-in `ValueError` and `TypeError`, raised when they are set.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from checkpoint.stores.base import Entry
+
+
+class CheckpointError(Exception):
+    """Whatever keeps a checkpoint from being read or written.
+
+    `committed` maps the keys that had landed before the error ended their commit to the entries they left, None for a
+    deleted one; it is empty where nothing was written.
+    """
+
+    committed: Mapping[str, Entry | None] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception.__reduce__ calls the class with `args`, which must therefore stay the constructor's own arguments;
+        # attributes set later (notes, `committed`) travel in the dict.
+        return type(self), self.args, self.__dict__
+
+
+class StateMissing(CheckpointError):
+    """The namespace holds no state, and the run asked for `missing="raise"`."""
+
+    def __init__(self, state_key: str) -> None:
+        super().__init__(state_key)
+        self.state_key = state_key
+
+    def __str__(self) -> str:
+        return (
+            f"nothing is stored under {self.state_key!r}: check state_key and store, or pass missing='new' to start over"
+        )
+
+
+class CorruptState(CheckpointError):
+    """What is stored under a key is not a cursor; `value` is the stored string, untouched.
+
+    An opaque value, written by somebody else for another purpose, is one too: read it through `Checkpointer.raw`.
+    """
+
+    def __init__(self, state_key: str, key: str, value: str) -> None:
+        super().__init__(state_key, key, value)
+        self.state_key = state_key
+        self.key = key
+        self.value = value
+
+    def __str__(self) -> str:
+        reason = f" ({self.__cause__})" if self.__cause__ is not None else ""
+        return (
+            f"the value of {self.key!r} in {self.state_key!r} is not a cursor{reason}; "
+            f"it is kept as it is: read it with cp.raw[{self.key!r}], or set the key to replace it"
+        )
+
+
+class Conflict(CheckpointError):
+    """Another writer changed the key since it was last known; nothing of it was written.
+
+    `expected` is the entry this run knew, None where it knew of none; `found` is the entry stored now, None where the
+    key was deleted elsewhere.
+    """
+
+    def __init__(self, state_key: str, key: str, expected: Entry | None, found: Entry | None) -> None:
+        super().__init__(state_key, key, expected, found)
+        self.state_key = state_key
+        self.key = key
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        if self.found is None:
+            what = "was deleted by another writer"
+        else:
+            what = "was created by another writer" if self.expected is None else "was changed by another writer"
+            if self.found.updated_at:
+                what += f" at {self.found.updated_at}"
+            if self.found.sync_job_run_id:
+                what += f" (run {self.found.sync_job_run_id})"
+        return (
+            f"{self.key!r} in {self.state_key!r} {what} after this run had read it: cp.discard() adopts what is "
+            "stored, on_conflict='overwrite' replaces it"
+        )
+
+
+class Locked(CheckpointError):
+    """Another run holds the namespace: `owner` names it, `since` is when it got in (ISO 8601)."""
+
+    def __init__(self, state_key: str, owner: str, since: str) -> None:
+        super().__init__(state_key, owner, since)
+        self.state_key = state_key
+        self.owner = owner
+        self.since = since
+
+    def __str__(self) -> str:
+        return f"{self.state_key!r} is held by {self.owner} since {self.since}: wait for that run to end"
+
+
+class LeaseLost(CheckpointError):
+    """Another run took the namespace while this one was silent; nothing was written."""
+
+    def __init__(self, state_key: str) -> None:
+        super().__init__(state_key)
+        self.state_key = state_key
+
+    def __str__(self) -> str:
+        return f"another run took over {self.state_key!r} meanwhile: nothing was written; stop, and start again"
+
+
+class CommitUnknown(CheckpointError):
+    """Writes were sent and nobody could tell whether they landed; `keys` names them.
+
+    They stay changed: committing again is safe, and takes either outcome as its base.
+    """
+
+    def __init__(self, state_key: str, keys: Iterable[str]) -> None:
+        self.state_key = state_key
+        self.keys = tuple(keys)
+        super().__init__(state_key, self.keys)
+
+    def __str__(self) -> str:
+        return (
+            f"whether {_listed(self.keys)} in {self.state_key!r} was written is unknown: "
+            "commit again (safe in both cases), or let the next run find out"
+        )
+
+
+class PartialCommit(CheckpointError):
+    """Some keys of a commit failed; `committed` landed, `pending` did not and stay changed.
+
+    `errors` maps each pending key to its own error where it has one; a key without was not sent.
+    """
+
+    def __init__(
+        self,
+        committed: Mapping[str, Entry | None],
+        pending: Iterable[str],
+        errors: Mapping[str, CheckpointError],
+    ) -> None:
+        self.committed = dict(committed)
+        self.pending = tuple(pending)
+        self.errors = dict(errors)
+        super().__init__(self.committed, self.pending, self.errors)
+
+    def __str__(self) -> str:
+        landed = f"{_listed(self.committed)} committed" if self.committed else "nothing committed"
+        failed = "; ".join(f"{key!r}: {error}" for key, error in self.errors.items())
+        return f"{landed}, {_listed(self.pending)} pending and still changed: commit again sends only those – {failed}"
+
+
+class StoreError(CheckpointError):
+    """The store refused or failed; the text carries what it said."""
+
+
+class Unauthorized(StoreError):
+    """The service refused the token (401) or what it may do (403); nothing more was sent."""
+
+
+class ValueTooLarge(StoreError):
+    """The store refused a value for its size: `size` bytes under `key`."""
+
+    def __init__(self, key: str, size: int) -> None:
+        super().__init__(key, size)
+        self.key = key
+        self.size = size
+
+    def __str__(self) -> str:
+        return f"the value of {self.key!r} is too large for the store: {self.size:,} bytes; store less in one cursor"
+
+
+class StoreUnavailable(StoreError):
+    """The store could not be reached in the time and attempts allowed, and nothing can have been written."""
+
+
+class CursorRegressed(CheckpointError):
+    """A stream said to be sorted went back: `new` came after `last`."""
+
+    def __init__(self, key: str, last: Any, new: Any) -> None:
+        super().__init__(key, last, new)
+        self.key = key
+        self.last = last
+        self.new = new
+
+    def __str__(self) -> str:
+        return f"{self.key!r} is not sorted: {self.new!r} came after {self.last!r}; leave row_order out"
+
+
+class CursorExpired(CheckpointError):
+    """The stored `position` is older than the `oldest` the source still answers for."""
+
+    def __init__(self, key: str, position: Any, oldest: Any) -> None:
+        super().__init__(key, position, oldest)
+        self.key = key
+        self.position = position
+        self.oldest = oldest
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key!r} stopped at {self.position!r}, and its source reaches back to {self.oldest!r} only: "
+            "rows in between are gone; a full refresh is needed"
+        )
+
+
+def _listed(keys: Iterable[str], most: int = 10) -> str:
+    """Name up to `most` keys, and count the rest."""
+    named = [repr(key) for key in keys]
+    if len(named) > most:
+        named[most:] = [f"{len(named) - most} more"]
+    return ", ".join(named)

@@ -1,0 +1,57 @@
+"""The stores, and `open_store`, which finds the one that a URL names."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from checkpoint.stores.base import Store
+
+ENTRY_POINTS = "checkpoint.stores"
+"""The entry-point group for further URL schemes: name = scheme, object = a callable from URL to Store."""
+
+# Dotted names, resolved when a URL asks for them: no store is imported before it is used.
+_OPENERS = {
+    "memory": "checkpoint.stores.memory:MemoryStore.from_url",
+    "sqlite": "checkpoint.stores.sqlite:SQLiteStore.from_url",
+    "http": "checkpoint.stores.truto:TrutoStore",
+    "https": "checkpoint.stores.truto:TrutoStore",
+}
+
+
+def open_store(url: str | None = None) -> Store:
+    """Return the store that a URL names.
+
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, and every scheme that an
+    installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite in
+    the platform's user state folder.
+
+    Raises:
+        ValueError: no store has this scheme, or the rest of the URL is not what it expects.
+        StoreError: the default folder cannot be had.
+
+    """
+    url = url or os.environ.get("CHECKPOINT_STORE")
+    if not url:
+        return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
+    scheme = urlsplit(url).scheme
+    if scheme in _OPENERS:
+        return _resolve(_OPENERS[scheme])(url)
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if scheme in found:
+        opener: Callable[[str], Store] = found[scheme].load()
+        return opener(url)
+    known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
+    hint = "" if scheme else f"; a file is sqlite:///{url}"
+    raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
+
+
+def _resolve(name: str) -> Callable[..., Store]:
+    opener: Callable[..., Store] = resolve_name(name)
+    return opener

@@ -1,0 +1,166 @@
+"""What a store is: the contract every store keeps, and the small pieces the stores share."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from checkpoint.errors import Conflict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of a namespace as it is stored."""
+
+    key: str
+    """Unique in its namespace."""
+    value: str
+    """Any text; for a cursor, what `checkpoint.codec.encode` returns."""
+    created_at: str | None = None
+    """When the key was first written, as the store tells it: ISO 8601 with `Z`. None: it did not tell."""
+    updated_at: str | None = None
+    """When the value was last written, likewise."""
+    sync_job_run_id: str | None = None
+    """The run that wrote it; None where it named none."""
+    version: int | None = None
+    """Grows with every commit of the namespace and is never reused. None: the store keeps no versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a commit did."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
+    """The written keys as they are stored now; deleted ones are not among them."""
+    requests: int = 0
+    """Requests sent, retries included; 0 where there is no network."""
+    retries: int = 0
+    """Requests that were sent again after a failure."""
+    unsettled: frozenset[str] = frozenset()
+    """Written keys of which an earlier attempt, its outcome never seen, may still land."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where state lives: namespaces (`state_key`) of entries (`key` → `value`).
+
+    A store may be used from several threads and after a fork, by any number of runs.
+    """
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        """Return every entry of a namespace by its key; an unknown namespace is `{}`.
+
+        Raises:
+            ValueError, TypeError: the state_key is not one (see `check_name`).
+            StoreError: the store refused or failed.
+
+        """
+        ...
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+    ) -> Receipt:
+        """Write the changed keys, and only those; a change to None deletes its key, a missing one is no error.
+
+        Every key named in `base` is compared first, whether it is changed or not: an `Entry` must still be stored as it
+        was (its version; its value where it has none), None means that the key must be absent. A key not named is not
+        checked. A difference is no conflict where the stored value is the one being written.
+
+        `run_id` is recorded with the written entries where the store can.
+
+        Raises:
+            ValueError, TypeError: a name or a value is not one; nothing was written.
+            Conflict: a key in `base` was changed elsewhere; nothing was written, where the store can promise that.
+            PartialCommit: some keys landed and some did not, on a store that writes key by key.
+            CommitUnknown: nobody could tell whether the changes landed.
+            StoreError: the store refused or failed.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections and files; closing twice is no error."""
+        ...
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a key or state_key that not every store can hold and every URL can carry.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it is empty, `.` or `..`, or holds a control character or a lone surrogate.
+
+    """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
+    if name in {"", ".", ".."}:
+        raise ValueError(f"{what} must not be {name!r}")
+    if not (name.isascii() and name.isprintable()) and any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
+        raise ValueError(f"{what} must not hold control characters or lone surrogates: {name!r}")
+
+
+def check_changes(state_key: str, changes: Mapping[str, str | None]) -> None:
+    """Refuse bad names and values of a commit before anything is written.
+
+    Raises:
+        TypeError, ValueError: as `check_name`, or a value is neither text that UTF-8 can carry nor None.
+
+    """
+    check_name("state_key", state_key)
+    for key, value in changes.items():
+        check_name("key", key)
+        if value is not None:
+            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+                raise TypeError(f"the value of {key!r} must be a str, not {type(value).__name__}")
+            if not value.isascii():
+                try:
+                    value.encode()
+                except UnicodeEncodeError as error:
+                    raise ValueError(f"the value of {key!r} must not hold lone surrogates") from error
+
+
+def check_base(
+    state_key: str,
+    changes: Mapping[str, str | None],
+    base: Mapping[str, Entry | None],
+    stored: Mapping[str, Entry],
+) -> None:
+    """Compare what a commit expects with what is stored.
+
+    Raises:
+        Conflict: for the first key of `base` that differs and does not hold the value being written already.
+
+    """
+    for key, expected in base.items():
+        found = stored.get(key)
+        if not unchanged(expected, found) and not (key in changes and holds(found, changes[key])):
+            raise Conflict(state_key, key, expected, found)
+
+
+def unchanged(expected: Entry | None, found: Entry | None) -> bool:
+    """Tell whether a key is still stored as it was: by version, by value where there is none."""
+    if expected is None or found is None:
+        return expected is found
+    if expected.version is None or found.version is None:
+        return expected.value == found.value
+    return expected.version == found.version
+
+
+def holds(found: Entry | None, value: str | None) -> bool:
+    """Tell whether a stored entry holds a value; None stands for absent on both sides."""
+    return (found.value if found is not None else None) == value
+
+
+def utc_now() -> str:
+    """Return the time in the API's form, such as `2023-01-01T10:00:00.000Z`."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

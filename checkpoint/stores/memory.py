@@ -1,0 +1,72 @@
+"""A store in this process's memory: for tests, and for runs that need not be resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class MemoryStore:
+    """Namespaces in a dict: atomic commits with compare-and-swap, gone with the process."""
+
+    def __init__(self) -> None:
+        self._namespaces: dict[str, dict[str, Entry]] = {}
+        self._versions: dict[str, int] = {}
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return "MemoryStore()"
+
+    @classmethod
+    def from_url(cls, url: str) -> MemoryStore:
+        """Return the store of `memory://name`: the same one for every caller in this process."""
+        name = url.removeprefix("memory://")
+        if name in {url, ""}:
+            raise ValueError(f"a memory store's URL is memory://name, not {url!r}")
+        return _named.setdefault(name, cls())
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        """Return every entry of a namespace; see `Store.load`."""
+        check_name("state_key", state_key)
+        with self._lock:
+            return dict(self._namespaces.get(state_key, {}))
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+    ) -> Receipt:
+        """Write the changed keys, all or none; see `Store.commit`."""
+        check_changes(state_key, changes)
+        with self._lock:
+            stored = self._namespaces.get(state_key, {})
+            check_base(state_key, changes, base, stored)
+            now, version = utc_now(), self._versions.get(state_key, 0) + 1
+            written: dict[str, Entry] = {}
+            after = dict(stored)
+            for key, value in changes.items():
+                if value is None:
+                    after.pop(key, None)
+                else:
+                    entry = after.get(key) or Entry(key, value, created_at=now)
+                    after[key] = written[key] = replace(
+                        entry, value=value, updated_at=now, sync_job_run_id=run_id, version=version
+                    )
+            if changes:
+                self._namespaces[state_key], self._versions[state_key] = after, version
+            return Receipt(written)
+
+    def close(self) -> None:
+        """Do nothing: the entries live as long as the store."""
+
+
+_named: dict[str, MemoryStore] = {}
