@@ -1,0 +1,169 @@
+"""The Checkpointer for asyncio: the same names, and no call that waits on the event loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+
+from checkpoint.checkpointer import Checkpointer, Commit, add_note
+from checkpoint.codec import Cursor
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from checkpoint.stores.base import Entry, Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncCheckpointer(MutableMapping[str, Cursor]):
+    """A `Checkpointer` for asyncio, with the same arguments, names and errors.
+
+        async with AsyncCheckpointer("sync_job_123") as cp:
+            cp["contacts"] = {"updated_at": "2024-05-01T10:00:00Z"}
+            await cp.commit()
+
+    Entering, leaving, `commit`, `flush` and `reload` are awaited; each is one hop to the run's own worker thread, in
+    the order of the calls. Cancelling one of them never leaves it half told: the write is settled, within the store's
+    deadline, and then the cancellation goes on. Everything else is plain, and returns at once.
+    """
+
+    def __init__(
+        self,
+        state_key: str,
+        store: Store | str | None = None,
+        *,
+        on_conflict: Literal["raise", "overwrite"] = "raise",
+        missing: Literal["new", "raise"] = "new",
+        min_interval: float = 0.0,
+        stop_signals: Iterable[int] = (),
+        run_id: str | None = None,
+    ) -> None:
+        self._cp = Checkpointer(
+            state_key,
+            store,
+            on_conflict=on_conflict,
+            missing=missing,
+            min_interval=min_interval,
+            stop_signals=stop_signals,
+            run_id=run_id,
+        )
+
+    def __repr__(self) -> str:
+        return f"Async{self._cp!r}"
+
+    async def __aenter__(self) -> Self:
+        self._cp._enter_once()
+        try:
+            self._cp._watch_signals()
+            await self._hop(self._cp._load)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._hop(self._cp._leave, exc)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        await self._hop(self._cp._close)
+        self._cp._end()
+
+    @property
+    def state_key(self) -> str:
+        """The namespace of this run."""
+        return self._cp.state_key
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop signal came: finish the page in hand, then leave."""
+        return self._cp.stopping
+
+    # The mapping
+
+    def __getitem__(self, key: str) -> Cursor:
+        return self._cp[key]
+
+    def __setitem__(self, key: str, cursor: Cursor) -> None:
+        self._cp[key] = cursor
+
+    def __delitem__(self, key: str) -> None:
+        del self._cp[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._cp
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cp)
+
+    def __len__(self) -> int:
+        return len(self._cp)
+
+    def setdefault(self, key: str, default: Cursor) -> Cursor:  # type: ignore[override] # None is no cursor
+        """Return the cursor of a key, set to `default` first where the key is absent."""
+        return self._cp.setdefault(key, default)
+
+    def clear(self) -> None:
+        """Delete every key, decoding none."""
+        self._cp.clear()
+
+    @property
+    def raw(self) -> MutableMapping[str, str]:
+        """The same namespace as value strings; see `Checkpointer.raw`."""
+        return self._cp.raw
+
+    def entry(self, key: str) -> Entry | None:
+        """Return the entry of a key as the store is known to hold it, None where it holds none."""
+        return self._cp.entry(key)
+
+    @property
+    def changed(self) -> set[str]:
+        """The keys that were set, changed or deleted, and are not flushed."""
+        return self._cp.changed
+
+    # Committing
+
+    async def commit(self, *only: str) -> Commit:
+        """Claim what changed, and flush it; see `Checkpointer.commit`."""
+        again = self._cp._begin_commit(only)
+        return Commit() if again is None else await self._hop(self._cp._flush, again)
+
+    def commit_soon(self, *only: str) -> None:
+        """Claim what changed and return at once; see `Checkpointer.commit_soon`."""
+        self._cp.commit_soon(*only)
+
+    async def flush(self) -> None:
+        """Wait until everything claimed so far is stored; see `Checkpointer.flush`."""
+        await self._hop(self._cp.flush)
+
+    def discard(self) -> None:
+        """Drop what was set and not committed; see `Checkpointer.discard`."""
+        self._cp.discard()
+
+    async def reload(self) -> None:
+        """Discard, and list the namespace again; see `Checkpointer.reload`."""
+        await self._hop(self._cp.reload)
+
+    async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a call on the run's worker thread; a cancellation waits for it to end, and then goes on."""
+        future = asyncio.wrap_future(self._cp._worker.submit(call, *args, **kwargs))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError as cancelled:
+            while not future.done():
+                try:
+                    await asyncio.wait([future])
+                except asyncio.CancelledError:
+                    continue  # asked again: the write is still to be settled
+            if failure := future.exception():
+                add_note(cancelled, f"checkpoint: {self.state_key!r}: {failure}")
+            raise

@@ -1,0 +1,634 @@
+"""One run over one namespace: load its cursors, change them, commit what changed.
+
+A key is held in up to three layers, the upper hiding the lower:
+
+    draft    what the job has read as a dict, set or deleted; live, and nobody's business yet
+    claimed  snapshots that the job said are safe, on their way to the store
+    known    the entries as the store is known to hold them
+
+Claiming takes the differences of the drafts down into `claimed`; a flush takes `claimed` to the store and, once it is
+confirmed there, into `known`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from checkpoint import codec
+from checkpoint.codec import Cursor
+from checkpoint.errors import CheckpointError, CommitUnknown, Conflict, CorruptState, PartialCommit, StateMissing
+from checkpoint.stores import open_store
+from checkpoint.stores.base import Entry, Store, check_changes, check_name
+from checkpoint.worker import Worker
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+logger = logging.getLogger("checkpoint")
+
+LARGE = 1_000_000
+"""Characters of a stored value from which on a warning is logged: 1 MB."""
+
+LATE_WRITES = 3
+"""How many late writes of its own, beside one a key, a flush puts up with before it calls them a conflict."""
+
+RESERVED = "__"
+"""What the keys begin with that are not the job's."""
+
+Changes: TypeAlias = dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a commit sent; falsy when it sent nothing."""
+
+    keys: tuple[str, ...] = ()
+    """The keys that were written or deleted."""
+    requests: int = 0
+    """Requests to the service, retries included; 0 for a local store."""
+    retries: int = 0
+    """Requests sent again after a failure."""
+    seconds: float = 0.0
+    """Time from the first request to the last answer."""
+
+    def __bool__(self) -> bool:
+        return bool(self.keys)
+
+
+class Checkpointer(MutableMapping[str, Cursor]):
+    """The cursors of one namespace for the length of one run: a mapping of key → cursor, and a context manager.
+
+        with Checkpointer("sync_job_123") as cp:
+            since = cp.get("contacts", {"updated_at": "1970-01-01T00:00:00Z"})["updated_at"]
+            for page in api.contacts(updated_since=since):
+                sink.write(page)
+                cp["contacts"] = {"updated_at": page[-1]["updated_at"]}
+                cp.commit()
+
+    Entering loads the namespace; leaving cleanly commits what changed; leaving by an exception sends what was claimed
+    before and drops the rest. It is used once, and may be used from several threads.
+
+    Args:
+        state_key: the namespace.
+        store: a `Store`, the URL of one (see `open_store`), or None: `$CHECKPOINT_STORE`, else a SQLite file in the
+            platform's user state folder. A store given as such is left open.
+        on_conflict: `"raise"` a `Conflict` where another writer changed a key meanwhile, or `"overwrite"` it.
+        missing: `"raise"` `StateMissing` for a namespace without state, for a job that must not start over; `"new"`
+            starts with an empty mapping.
+        min_interval: seconds between two flushes; commits that come sooner are held back, and go out with a later one
+            or at exit.
+        stop_signals: signals such as SIGTERM that set `stopping` instead of ending the process; a second one raises
+            KeyboardInterrupt. Main thread only.
+        run_id: recorded with every written entry, where the store can.
+
+    Raises:
+        TypeError, ValueError: the arguments; the mapping, for bad keys and cursors, when they are set.
+        RuntimeError: entered twice, or used outside its block.
+
+    """
+
+    def __init__(
+        self,
+        state_key: str,
+        store: Store | str | None = None,
+        *,
+        on_conflict: Literal["raise", "overwrite"] = "raise",
+        missing: Literal["new", "raise"] = "new",
+        min_interval: float = 0.0,
+        stop_signals: Iterable[int] = (),
+        run_id: str | None = None,
+    ) -> None:
+        check_name("state_key", state_key)
+        if not (store is None or isinstance(store, (str, Store))):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"store must be a Store, a URL or None, not {type(store).__name__}")
+        if on_conflict not in ("raise", "overwrite"):
+            raise ValueError(f"on_conflict must be 'raise' or 'overwrite', not {on_conflict!r}")
+        if missing not in ("new", "raise"):
+            raise ValueError(f"missing must be 'new' or 'raise', not {missing!r}")
+        if not min_interval >= 0:
+            raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
+        self.state_key = state_key
+        """The namespace of this run."""
+        self.stopping = False
+        """Whether a stop signal came: finish the page in hand, then leave."""
+        self._given = store
+        self._on_conflict = on_conflict
+        self._missing = missing
+        self._min_interval = min_interval
+        self._stop_signals = tuple(stop_signals)
+        self._run_id = run_id
+        self._handlers: dict[int, Any] = {}
+        self._store: Store | None = None
+        self._phase: Literal["new", "open", "closed"] = "new"
+
+        self._draft: dict[str, Cursor | str | None] = {}  # a dict is a cursor, a str a raw value, None a deletion
+        self._claimed: Changes = {}  # None deletes
+        self._known: dict[str, Entry] = {}
+        self._failed: set[str] = set()  # claimed keys whose last flush failed: sent again only when asked
+        self._found: dict[str, Entry | None] = {}  # what conflicts found, for discard() to adopt
+        self._unsettled: dict[str, set[str | None]] = {}  # own values that may have landed, or may yet
+
+        self._lock = threading.RLock()  # guards the layers; never held during a request
+        self._flushing = threading.Lock()  # held by the one flush under way; taken before _lock
+        self._worker = Worker(f"checkpoint {state_key}")
+        self._soon = False  # a background flush is queued and has not begun
+        self._failure: BaseException | None = None  # of a background flush, not yet raised
+        self._flushed_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"Checkpointer({self.state_key!r}, {self._store if self._store is not None else self._given!r})"
+
+    # Entering and leaving
+
+    def __enter__(self) -> Self:
+        self._enter_once()
+        try:
+            self._watch_signals()
+            self._load()
+        except BaseException:
+            self._close()
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._leave(exc)
+        finally:
+            self._close()
+            self._end()
+
+    def _enter_once(self) -> None:
+        if self._phase != "new":
+            raise RuntimeError("a Checkpointer is entered once: make a new one for the next run")
+        self._phase = "open"
+        _entered[id(self)] = self
+
+    def _watch_signals(self) -> None:
+        if self._stop_signals and threading.current_thread() is not threading.main_thread():
+            raise ValueError("stop_signals work in the main thread only")
+        for number in self._stop_signals:
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _load(self) -> None:
+        self._store = self._given if isinstance(self._given, Store) else open_store(self._given)
+        self._known = self._store.load(self.state_key)
+        if not self._known and self._missing == "raise":
+            raise StateMissing(self.state_key)
+        logger.info("%r: %d keys in %r", self.state_key, len(self), self._store)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
+        if error is None:
+            try:
+                self._claim(())
+            except (TypeError, ValueError) as refused:
+                self._leave(refused)  # what was claimed before is still safe to say
+                raise
+            self._flush(self._claimed)
+            self._raise_failure()
+            return
+        try:
+            self._flush(())
+            self._raise_failure()
+        except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
+            add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
+
+    def _close(self) -> None:
+        if self._store is not None and self._store is not self._given:
+            self._store.close()
+
+    def _end(self) -> None:
+        self._phase = "closed"
+        _entered.pop(id(self), None)
+        for number, handler in self._handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._worker.stop()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
+        self.stopping = True
+
+    # The mapping
+
+    def __getitem__(self, key: str) -> Cursor:
+        with self._open():
+            draft = self._draft.get(key)
+            if isinstance(draft, dict):
+                return draft
+            value = self._value(key)
+            if value is None:
+                raise KeyError(key)
+            try:
+                cursor = codec.decode(value)
+            except ValueError as reason:
+                raise CorruptState(self.state_key, key, value) from reason
+            self._draft[key] = cursor
+            return cursor
+
+    def __setitem__(self, key: str, cursor: Cursor) -> None:
+        _check_key(key)
+        value = codec.encode(cursor)
+        if len(value) >= LARGE:
+            logger.warning("%r: the cursor of %r is %d bytes; a cursor should be small", self.state_key, key, len(value))
+        with self._open():
+            self._draft[key] = codec.decode(value)
+
+    def __delitem__(self, key: str) -> None:
+        with self._open():
+            if self._value(key) is None:
+                raise KeyError(key)
+            self._draft[key] = None
+
+    def __contains__(self, key: object) -> bool:
+        with self._open():
+            return isinstance(key, str) and self._value(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+    def setdefault(self, key: str, default: Cursor) -> Cursor:  # type: ignore[override] # None is no cursor
+        """Return the cursor of a key, set to `default` first where the key is absent; changing it is a change."""
+        with self._open():
+            if key not in self:
+                self[key] = default
+            return self[key]
+
+    def clear(self) -> None:
+        """Delete every key, decoding none."""
+        with self._open():
+            for key in self:
+                del self[key]
+
+    @property
+    def raw(self) -> MutableMapping[str, str]:
+        """The same namespace as value strings: for entries that are not cursors, such as a sync job's placeholders."""
+        return _Raw(self)
+
+    def entry(self, key: str) -> Entry | None:
+        """Return the entry of a key as the store is known to hold it, None where it holds none."""
+        with self._open():
+            return self._known.get(key)
+
+    @property
+    def changed(self) -> set[str]:
+        """The keys that were set, changed or deleted, and are not flushed."""
+        with self._open():
+            return {*self._claimed, *self._differences(self._draft)}
+
+    # Committing
+
+    def commit(self, *only: str) -> Commit:
+        """Claim what changed, and flush it: once this returns, the store has it.
+
+        Call it when the rows behind the cursors are safe in their sink. What has not changed is not sent; where nothing
+        has, there is no request. A commit is a snapshot taken at the call.
+
+        Args:
+            only: the keys to commit; none: all of them.
+
+        Raises:
+            TypeError, ValueError: a cursor changed in place is none any more; nothing was sent.
+            Conflict: another writer changed a key (see there).
+            PartialCommit: some keys landed, others did not (HTTP only).
+            CommitUnknown: nobody could tell whether it landed; commit again.
+            StoreError: the store refused or failed.
+
+        """
+        again = self._begin_commit(only)
+        return Commit() if again is None else self._flush(again)
+
+    def commit_soon(self, *only: str) -> None:
+        """Claim what changed and return at once; the run's worker thread flushes it.
+
+        Snapshots that wait are coalesced: the newest of a key is the one that is sent. A failure raises at the next
+        `commit`, `commit_soon`, `flush` or exit.
+
+        Raises:
+            As `commit`, for an earlier background flush.
+
+        """
+        with self._open():
+            self._raise_failure()
+            self._claim(only)
+            if self._claimed and not self._soon and self._due():
+                self._soon = True
+                self._worker.submit(self._flush_soon)
+
+    def flush(self) -> None:
+        """Wait until everything claimed so far is stored, held back or queued.
+
+        Raises:
+            As `commit`.
+
+        """
+        with self._open():
+            self._raise_failure()
+        self._flush(())
+        self._raise_failure()
+
+    def discard(self) -> None:
+        """Drop what was set and not committed; after a `Conflict`, adopt what was found.
+
+        What `commit_soon` or `min_interval` still hold stays claimed.
+        """
+        with self._open():
+            self._draft.clear()
+            for key in self._failed:
+                self._claimed.pop(key, None)
+            self._failed.clear()
+            self._know(self._found)
+            self._found.clear()
+
+    def reload(self) -> None:
+        """Discard, and list the namespace again.
+
+        A key claimed and not yet flushed keeps the base it was claimed on, so that a foreign change to it is still a
+        `Conflict` and not overwritten.
+        """
+        with self._open():
+            store = self._opened()
+        with self._flushing:
+            loaded = store.load(self.state_key)
+            with self._lock:
+                self.discard()
+                waiting = {key: self._known.get(key) for key in self._claimed}
+                self._known = loaded
+                self._know(waiting)
+
+    def _begin_commit(self, only: tuple[str, ...]) -> Iterable[str] | None:
+        """Claim, and return the failed keys that the flush is to send again; None where it is held back."""
+        with self._open():
+            self._raise_failure()
+            self._claim(only)
+            return (only or self._claimed) if self._due() else None
+
+    # Layers
+
+    def _claim(self, only: Iterable[str]) -> None:
+        """Take the differences of the drafts, all or none, down into `_claimed`."""
+        with self._lock:
+            drafts = {key: self._draft[key] for key in only if key in self._draft} if only else self._draft
+            differences = self._differences(drafts)
+            self._claimed.update(differences)
+            self._failed.difference_update(differences)
+            for key in differences:
+                if not isinstance(self._draft[key], dict):
+                    del self._draft[key]
+
+    def _differences(self, drafts: dict[str, Cursor | str | None]) -> Changes:
+        """Return what those drafts would change in the layers below them."""
+        differences: Changes = {}
+        for key, draft in drafts.items():
+            below = self._below(key)
+            if isinstance(draft, dict):
+                value = codec.encode(draft)
+                if below is None or not codec.same(value, below):
+                    differences[key] = value
+            elif draft != below:
+                differences[key] = draft
+        return differences
+
+    def _value(self, key: str) -> str | None:
+        """Return the value of a key as the job sees it, None where it is absent, reserved or deleted."""
+        if key.startswith(RESERVED):
+            return None
+        below = self._below(key)
+        if key not in self._draft:
+            return below
+        draft = self._draft[key]
+        if isinstance(draft, dict):
+            value = codec.encode(draft)
+            return below if below is not None and codec.same(value, below) else value
+        return draft
+
+    def _below(self, key: str) -> str | None:
+        if key in self._claimed:
+            return self._claimed[key]
+        return _value_of(self._known.get(key))
+
+    def _keys(self) -> dict[str, None]:
+        with self._open():
+            keys = dict.fromkeys(self._known)
+            for layer in (self._claimed, self._draft):
+                for key, value in layer.items():
+                    if value is None:
+                        keys.pop(key, None)
+                    else:
+                        keys[key] = None
+            return {key: None for key in keys if not key.startswith(RESERVED)}
+
+    def _know(self, entries: Mapping[str, Entry | None]) -> None:
+        for key, entry in entries.items():
+            if entry is None:
+                self._known.pop(key, None)
+            else:
+                self._known[key] = entry
+
+    # Flushing
+
+    def _flush(self, again: Iterable[str]) -> Commit:
+        """Send what is claimed; keys whose last flush failed only where `again` names them."""
+        with self._flushing:
+            with self._lock:
+                store, again = self._opened(), set(again)
+                batch = {key: value for key, value in self._claimed.items() if key in again or key not in self._failed}
+                for key in [key for key, value in batch.items() if _value_of(self._known.get(key)) == value]:
+                    del batch[key], self._claimed[key]  # taken back before it was ever sent
+                    self._failed.discard(key)
+            if not batch:
+                return Commit()
+            started = self._flushed_at = time.monotonic()
+            keys = tuple(batch)
+            requests, retries = self._send(store, batch)
+            commit = Commit(keys, requests, retries, time.monotonic() - started)
+            logger.debug(
+                "%r: committed %d keys, %d requests, %d retries, %.3f s",
+                self.state_key, len(keys), requests, retries, commit.seconds,
+            )  # fmt: skip
+            return commit
+
+    def _send(self, store: Store, batch: Changes) -> tuple[int, int]:
+        """Commit a batch, taking own writes that landed late for what they are; return requests and retries."""
+        rounds = LATE_WRITES + len(batch)
+        while True:
+            rounds -= 1
+            base: dict[str, Entry | None] = {}
+            if self._on_conflict == "raise":
+                with self._lock:
+                    base = {key: self._known.get(key) for key in batch}
+            try:
+                receipt = store.commit(self.state_key, batch, base, run_id=self._run_id)
+            except CheckpointError as error:
+                with self._lock:
+                    self._settle(batch, error.committed)
+                    batch = {key: value for key, value in batch.items() if key not in error.committed}
+                    conflicts = self._blame(batch, error)
+                    if conflicts is not None and rounds:
+                        self._know(conflicts)
+                        continue
+                    self._failed.update(key for key, value in batch.items() if self._claimed.get(key, "") == value)
+                raise
+            except BaseException:
+                with self._lock:  # interrupted half-way: any of it may have landed
+                    self._failed.update(batch)
+                    for key, value in batch.items():
+                        self._unsettled.setdefault(key, set()).add(value)
+                raise
+            with self._lock:
+                for key in receipt.unsettled:
+                    self._unsettled.setdefault(key, set()).add(batch[key])
+                self._settle(batch, {key: receipt.entries.get(key) for key in batch})
+            return receipt.requests, receipt.retries
+
+    def _settle(self, batch: Changes, landed: Mapping[str, Entry | None]) -> None:
+        """Move keys that the store confirmed from `_claimed` to `_known`, unless a newer claim is waiting."""
+        self._know(landed)
+        for key in landed:
+            self._found.pop(key, None)
+            if key in self._claimed and self._claimed[key] == batch[key]:
+                del self._claimed[key]
+                self._failed.discard(key)
+
+    def _blame(self, batch: Changes, error: CheckpointError) -> dict[str, Entry | None] | None:
+        """Remember what an error found and what it leaves open.
+
+        Return what was found where the error is nothing but own writes that landed late, None where there is more.
+        """
+        errors = list(error.errors.values()) if isinstance(error, PartialCommit) else [error]
+        ours: dict[str, Entry | None] = {}
+        for one in errors:
+            if isinstance(one, CommitUnknown):
+                for key in one.keys:
+                    self._unsettled.setdefault(key, set()).add(batch[key])
+            elif isinstance(one, Conflict):
+                self._found[one.key] = one.found
+                if _value_of(one.found) in self._unsettled.get(one.key, ()):
+                    ours[one.key] = one.found
+        return ours if len(ours) == len(errors) else None
+
+    def _flush_soon(self) -> None:
+        with self._lock:
+            self._soon = False
+        try:
+            self._flush(())
+        except BaseException as error:  # noqa: BLE001 - raised in the job's thread, see commit_soon
+            with self._lock:
+                if self._failure is None:
+                    self._failure = error
+
+    def _raise_failure(self) -> None:
+        with self._lock:
+            failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._flushed_at >= self._min_interval
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Hold the lock over the layers of a run that is under way."""
+        with self._lock:
+            if self._phase != "open":
+                raise RuntimeError(f"a Checkpointer is used inside its with block; this one is {self._phase}")
+            yield
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("a Checkpointer is used inside its with block")
+        return self._store
+
+    def _forked(self) -> None:
+        """Start over in a forked child: no lock held by a thread that is gone, nothing queued.
+
+        What the parent has claimed it will send: here it counts as known already.
+        """
+        self._lock, self._flushing = threading.RLock(), threading.Lock()
+        self._worker = Worker(f"checkpoint {self.state_key}")
+        self._soon, self._failure = False, None
+        for key, value in self._claimed.items():
+            if value is None:
+                self._known.pop(key, None)
+            else:
+                self._known[key] = replace(self._known.get(key, Entry(key, value)), value=value)
+        self._claimed.clear()
+        self._failed.clear()
+
+
+class _Raw(MutableMapping[str, str]):
+    """The value strings of a Checkpointer's namespace."""
+
+    def __init__(self, cp: Checkpointer) -> None:
+        self._cp = cp
+
+    def __getitem__(self, key: str) -> str:
+        with self._cp._open():
+            value = self._cp._value(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: str, value: str) -> None:
+        _check_key(key)
+        check_changes(self._cp.state_key, {key: value})
+        with self._cp._open():
+            self._cp._draft[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._cp[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cp)
+
+    def __len__(self) -> int:
+        return len(self._cp)
+
+    def clear(self) -> None:
+        self._cp.clear()
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Tell of a second failure beside the error that goes on (PEP 678), and in the log for Pythons that show no notes."""
+    logger.error(note)
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]
+
+
+def _check_key(key: str) -> None:
+    check_name("key", key)
+    if key.startswith(RESERVED):
+        raise ValueError(f"keys beginning with {RESERVED} are reserved: {key!r}")
+
+
+def _value_of(entry: Entry | None) -> str | None:
+    return entry.value if entry is not None else None
+
+
+# Runs under way, so that a fork finds them. By identity: a mapping has no hash.
+_entered: weakref.WeakValueDictionary[int, Checkpointer] = weakref.WeakValueDictionary()
+
+
+def _after_fork() -> None:
+    for cp in list(_entered.values()):
+        cp._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
