@@ -1,6 +1,7 @@
 """Incremental-sync checkpoints: where a job stopped, and how far it is safely past."""
 
-from checkpoint.aio import AsyncCheckpointer as AsyncCheckpointer
+from typing import TYPE_CHECKING
+
 from checkpoint.checkpointer import Checkpointer as Checkpointer
 from checkpoint.checkpointer import Commit as Commit
 from checkpoint.errors import CheckpointError as CheckpointError
@@ -21,3 +22,38 @@ from checkpoint.stores import open_store as open_store
 from checkpoint.stores.base import Entry as Entry
 from checkpoint.stores.base import Receipt as Receipt
 from checkpoint.stores.base import Store as Store
+
+if TYPE_CHECKING:
+    from checkpoint.aio import AsyncCheckpointer as AsyncCheckpointer
+
+__all__ = [
+    "AsyncCheckpointer",
+    "CheckpointError",
+    "Checkpointer",
+    "Commit",
+    "CommitUnknown",
+    "Conflict",
+    "CorruptState",
+    "CursorExpired",
+    "CursorRegressed",
+    "Entry",
+    "LeaseLost",
+    "Locked",
+    "PartialCommit",
+    "Receipt",
+    "StateMissing",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "Unauthorized",
+    "ValueTooLarge",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "AsyncCheckpointer":  # asyncio costs more than all the rest, and most jobs do not use it
+        from checkpoint.aio import AsyncCheckpointer  # noqa: PLC0415
+
+        return AsyncCheckpointer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

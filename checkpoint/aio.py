@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from checkpoint.checkpointer import Checkpointer, Commit, add_note
@@ -108,7 +109,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     def __len__(self) -> int:
         return len(self._cp)
 
-    def setdefault(self, key: str, default: Cursor) -> Cursor:  # type: ignore[override] # None is no cursor
+    def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
         """Return the cursor of a key, set to `default` first where the key is absent."""
         return self._cp.setdefault(key, default)
 
@@ -160,10 +161,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             return await asyncio.shield(future)
         except asyncio.CancelledError as cancelled:
             while not future.done():
-                try:
+                with suppress(asyncio.CancelledError):  # asked again: the write is still to be settled
                     await asyncio.wait([future])
-                except asyncio.CancelledError:
-                    continue  # asked again: the write is still to be settled
             if failure := future.exception():
                 add_note(cancelled, f"checkpoint: {self.state_key!r}: {failure}")
             raise

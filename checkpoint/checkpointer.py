@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CheckpointError, CommitUnknown, Conflict, CorruptState, PartialCommit, StateMissing
+from checkpoint.errors import CheckpointError, Conflict, CorruptState, PartialCommit, StateMissing
 from checkpoint.stores import open_store
 from checkpoint.stores.base import Entry, Store, check_changes, check_name
 from checkpoint.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -218,7 +219,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._worker.stop()
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int, _frame: object) -> None:
         if self.stopping:
             raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
         self.stopping = True
@@ -244,7 +245,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
         _check_key(key)
         value = codec.encode(cursor)
         if len(value) >= LARGE:
-            logger.warning("%r: the cursor of %r is %d bytes; a cursor should be small", self.state_key, key, len(value))
+            logger.warning(
+                "%r: the cursor of %r is %d bytes; a cursor should be small", self.state_key, key, len(value)
+            )
         with self._open():
             self._draft[key] = codec.decode(value)
 
@@ -256,7 +259,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def __contains__(self, key: object) -> bool:
         with self._open():
-            return isinstance(key, str) and self._value(key) is not None
+            return self._value(key) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys())
@@ -264,7 +267,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def __len__(self) -> int:
         return len(self._keys())
 
-    def setdefault(self, key: str, default: Cursor) -> Cursor:  # type: ignore[override] # None is no cursor
+    def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
         """Return the cursor of a key, set to `default` first where the key is absent; changing it is a change."""
         with self._open():
             if key not in self:
@@ -406,9 +409,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 differences[key] = draft
         return differences
 
-    def _value(self, key: str) -> str | None:
+    def _value(self, key: object) -> str | None:
         """Return the value of a key as the job sees it, None where it is absent, reserved or deleted."""
-        if key.startswith(RESERVED):
+        if not isinstance(key, str) or key.startswith(RESERVED):
             return None
         below = self._below(key)
         if key not in self._draft:
@@ -489,12 +492,10 @@ class Checkpointer(MutableMapping[str, Cursor]):
             except BaseException:
                 with self._lock:  # interrupted half-way: any of it may have landed
                     self._failed.update(batch)
-                    for key, value in batch.items():
-                        self._unsettled.setdefault(key, set()).add(value)
+                    self._unsettle(batch)
                 raise
             with self._lock:
-                for key in receipt.unsettled:
-                    self._unsettled.setdefault(key, set()).add(batch[key])
+                self._unsettle({key: batch[key] for key in receipt.unsettled})
                 self._settle(batch, {key: receipt.entries.get(key) for key in batch})
             return receipt.requests, receipt.retries
 
@@ -513,16 +514,20 @@ class Checkpointer(MutableMapping[str, Cursor]):
         Return what was found where the error is nothing but own writes that landed late, None where there is more.
         """
         errors = list(error.errors.values()) if isinstance(error, PartialCommit) else [error]
-        ours: dict[str, Entry | None] = {}
-        for one in errors:
-            if isinstance(one, CommitUnknown):
-                for key in one.keys:
-                    self._unsettled.setdefault(key, set()).add(batch[key])
-            elif isinstance(one, Conflict):
-                self._found[one.key] = one.found
-                if _value_of(one.found) in self._unsettled.get(one.key, ()):
-                    ours[one.key] = one.found
-        return ours if len(ours) == len(errors) else None
+        conflicts = {one.key: one.found for one in errors if isinstance(one, Conflict)}
+        if len(conflicts) == len(errors) and all(
+            _value_of(found) in self._unsettled.get(key, ()) for key, found in conflicts.items()
+        ):
+            return conflicts
+        self._found.update(conflicts)
+        if not isinstance(error, Conflict):  # which promises that nothing was written
+            self._unsettle({key: value for key, value in batch.items() if key not in conflicts})
+        return None
+
+    def _unsettle(self, batch: Changes) -> None:
+        """Remember values of our own that may have landed, or may yet."""
+        for key, value in batch.items():
+            self._unsettled.setdefault(key, set()).add(value)
 
     def _flush_soon(self) -> None:
         with self._lock:
@@ -544,7 +549,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return time.monotonic() - self._flushed_at >= self._min_interval
 
     @contextmanager
-    def _open(self) -> Iterator[None]:
+    def _open(self) -> Generator[None]:
         """Hold the lock over the layers of a run that is under way."""
         with self._lock:
             if self._phase != "open":
@@ -606,7 +611,7 @@ class _Raw(MutableMapping[str, str]):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Tell of a second failure beside the error that goes on (PEP 678), and in the log for Pythons that show no notes."""
+    """Tell of a second failure beside the error that goes on (PEP 678), and in the log for what shows no notes."""
     logger.error(note)
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]
 

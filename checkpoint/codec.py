@@ -15,7 +15,7 @@ import math
 from base64 import b64decode
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_base64
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import orjson
 
@@ -52,17 +52,16 @@ def decode(value: str) -> Cursor:
     """
     data = _unbase64(value)
     try:
-        cursor = orjson.loads(data)
-        exact = orjson.dumps(cursor) == data
+        cursor: Any = orjson.loads(data)
+        if orjson.dumps(cursor) == data and isinstance(cursor, dict):
+            return cast("Cursor", cursor)
     except (orjson.JSONDecodeError, TypeError):
-        exact = False
-    if not exact:
-        cursor = _strict_loads(data)
+        pass  # beyond orjson, or no JSON at all: the strict way says
+    cursor = _strict_loads(data)
     if not isinstance(cursor, dict):
         raise ValueError(f"it is a JSON {_json_name(cursor)}, not an object")  # noqa: TRY004 - bad data, not a bad call
-    if not exact:
-        _strict_dumps(cursor, sort_keys=False)  # a cursor that could not be written back would fail the next commit
-    return cursor
+    _strict_dumps(cast("Cursor", cursor), sort_keys=False)  # what cannot be written back would fail the next commit
+    return cast("Cursor", cursor)
 
 
 def same(value: str, other: str) -> bool:
@@ -123,12 +122,13 @@ def _check(cursor: Cursor) -> None:
             if depth > MAX_DEPTH:
                 raise ValueError(f"a cursor has at most {MAX_DEPTH} levels, and no cycles: see {place[:80]}")
             if isinstance(node, dict):
-                for key, item in node.items():
+                for key, item in cast("dict[object, Any]", node).items():
                     if not isinstance(key, str):
                         raise TypeError(f"{place} has the key {key!r}: keys must be str, not {_type_name(key)}")
                     stack.append((item, f"{place}[{key!r}]", depth + 1))
             else:
-                stack.extend((item, f"{place}[{index}]", depth + 1) for index, item in enumerate(node))
+                items = enumerate(cast("list[Any]", node))
+                stack.extend((item, f"{place}[{index}]", depth + 1) for index, item in items)
         else:
             raise TypeError(f"{place} is a {_type_name(node)}, which JSON has no form for: {_advice(node)}")
 

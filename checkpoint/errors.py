@@ -53,7 +53,8 @@ class StateMissing(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"nothing is stored under {self.state_key!r}: check state_key and store, or pass missing='new' to start over"
+            f"nothing is stored under {self.state_key!r}: check state_key and store, "
+            "or pass missing='new' to start over"
         )
 
 
@@ -70,9 +71,8 @@ class CorruptState(CheckpointError):
         self.value = value
 
     def __str__(self) -> str:
-        reason = f" ({self.__cause__})" if self.__cause__ is not None else ""
         return (
-            f"the value of {self.key!r} in {self.state_key!r} is not a cursor{reason}; "
+            f"the value of {self.key!r} in {self.state_key!r} is not a cursor{_reason(self)}; "
             f"it is kept as it is: read it with cp.raw[{self.key!r}], or set the key to replace it"
         )
 
@@ -143,7 +143,7 @@ class CommitUnknown(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"whether {_listed(self.keys)} in {self.state_key!r} was written is unknown: "
+            f"whether {_listed(self.keys)} in {self.state_key!r} was written is unknown{_reason(self)}: "
             "commit again (safe in both cases), or let the next run find out"
         )
 
@@ -168,7 +168,7 @@ class PartialCommit(CheckpointError):
     def __str__(self) -> str:
         landed = f"{_listed(self.committed)} committed" if self.committed else "nothing committed"
         failed = "; ".join(f"{key!r}: {error}" for key, error in self.errors.items())
-        return f"{landed}, {_listed(self.pending)} pending and still changed: commit again sends only those – {failed}"
+        return f"{landed}, {_listed(self.pending)} pending and still changed: commit again sends only those: {failed}"
 
 
 class StoreError(CheckpointError):
@@ -222,6 +222,10 @@ class CursorExpired(CheckpointError):
             f"{self.key!r} stopped at {self.position!r}, and its source reaches back to {self.oldest!r} only: "
             "rows in between are gone; a full refresh is needed"
         )
+
+
+def _reason(error: BaseException) -> str:
+    return f" ({error.__cause__})" if error.__cause__ is not None else ""
 
 
 def _listed(keys: Iterable[str], most: int = 10) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import entry_points
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -28,9 +27,9 @@ _OPENERS = {
 def open_store(url: str | None = None) -> Store:
     """Return the store that a URL names.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, and every scheme that an
-    installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite in
-    the platform's user state folder.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, and every scheme that
+    an installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite
+    in the platform's user state folder.
 
     Raises:
         ValueError: no store has this scheme, or the rest of the URL is not what it expects.
@@ -43,6 +42,8 @@ def open_store(url: str | None = None) -> Store:
     scheme = urlsplit(url).scheme
     if scheme in _OPENERS:
         return _resolve(_OPENERS[scheme])(url)
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and rarely asked
+
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme in found:
         opener: Callable[[str], Store] = found[scheme].load()

@@ -1,0 +1,234 @@
+"""Requests and answers over HTTP: the only file that knows the HTTP library.
+
+httpx2, the maintained continuation of httpx with the same interface, is used where it is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+import zlib
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+    import httpx
+else:
+    try:
+        import httpx2 as httpx
+    except ImportError:
+        import httpx
+
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of an answer, after decompression, from which on it is refused."""
+
+_CHUNK = 64 * 1024
+
+
+class Secret:
+    """A string that no repr, log or pickle shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not pickled")
+
+    def reveal(self) -> str:
+        """Return the string itself."""
+        return self._text
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case."""
+    body: bytes = field(repr=False)
+    """Not shown: a service may echo what it was sent."""
+
+
+class TransportError(Exception):
+    """A request that got no whole answer.
+
+    `reached` tells whether the service may have received and done it; `again` whether it makes sense to try again.
+    """
+
+    def __init__(self, text: str, *, reached: bool, again: bool = True) -> None:
+        super().__init__(text)
+        self.reached = reached
+        self.again = again
+
+
+class Clients:
+    """Keep-alive clients of one service, lent to one thread at a time: a shared one costs twice the time.
+
+    After a fork the child starts with none, and leaves the parent's connections alone.
+    """
+
+    def __init__(self, token: Secret, timeout: float) -> None:
+        self._token = token
+        self._timeout = timeout
+        self._idle: dict[int, deque[_Client]] = {}  # by process; the last one used is the first one lent
+        try:
+            self._context = httpx.create_ssl_context()
+        except OSError as error:
+            raise StoreError(f"no trusted certificates: {error}; see SSL_CERT_FILE and SSL_CERT_DIR") from error
+
+    def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
+        """Send one request and read its answer, not later than `until` (monotonic seconds).
+
+        Raises:
+            TransportError: there was no whole answer.
+
+        """
+        with self._lent() as client:
+            return client.send(method, url, body, until)
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        idle = self._idle.pop(os.getpid(), deque[_Client]())
+        while idle:
+            idle.pop().close()
+
+    @contextmanager
+    def _lent(self) -> Generator[_Client]:
+        idle = self._idle.setdefault(os.getpid(), deque())
+        try:
+            client = idle.pop()
+        except IndexError:
+            client = _Client(self._token, self._timeout, self._context)
+        try:
+            yield client
+        finally:
+            idle.append(client)
+
+
+class _Client:
+    """One httpx client, with a deadline for a request as a whole.
+
+    httpx limits each single read; a service that drips a byte now and then would never trip it.
+    """
+
+    def __init__(self, token: Secret, timeout: float, context: ssl.SSLContext) -> None:
+        self._timeout = timeout
+        self._until = 0.0
+        self._client = httpx.Client(
+            headers={
+                "Authorization": f"Bearer {token.reveal()}",
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+                "User-Agent": "checkpoint",
+            },
+            verify=context,
+            follow_redirects=False,
+            limits=httpx.Limits(keepalive_expiry=60.0),
+        )
+
+    def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
+        self._until = until
+        limit = min(self._timeout, until - time.monotonic())
+        if limit <= 0:
+            raise TransportError("the deadline has passed", reached=False)
+        try:
+            request = self._client.build_request(
+                method,
+                url,
+                content=body,
+                headers={"Content-Type": "application/json"} if body is not None else None,
+                timeout=limit,
+                extensions={"trace": self._trace},
+            )
+            response = self._client.send(request, stream=True)
+            try:
+                return Response(response.status_code, response.headers, _read(response))
+            finally:
+                response.close()
+        except httpx.HTTPError as error:
+            raise _translated(error) from _without_frames(error)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Put the deadline on each connection as it is made (the "trace" request extension of httpcore)."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            stream = info["return_value"]
+            stream.read = self._within_deadline(stream.read)
+            stream.write = self._within_deadline(stream.write)
+
+    def _within_deadline(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def limited(data: Any, timeout: float | None = None) -> Any:
+            left = max(0.001, self._until - time.monotonic())
+            return operation(data, left if timeout is None else min(timeout, left))
+
+        return limited
+
+
+def _read(response: httpx.Response) -> bytes:
+    """Return the body, decompressed in small steps: a few bytes may stand for gigabytes."""
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding not in ("identity", "gzip"):
+        raise TransportError(f"the answer has the unwanted encoding {encoding!r}", reached=True, again=False)
+    inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+    parts: list[bytes] = []
+    size = 0
+    try:
+        for chunk in response.iter_raw(_CHUNK):
+            for part in _inflated(inflate, chunk) if inflate is not None else (chunk,):
+                size += len(part)
+                if size > MAX_BODY:
+                    raise TransportError(f"the answer is larger than {MAX_BODY:,} bytes", reached=True, again=False)
+                parts.append(part)
+    except zlib.error as error:
+        raise TransportError(f"the answer's gzip is damaged: {error}", reached=True) from error
+    if inflate is not None and size and not inflate.eof:
+        raise TransportError("the answer's gzip is cut off", reached=True)
+    return b"".join(parts)
+
+
+def _inflated(inflate: Any, chunk: bytes) -> Iterator[bytes]:
+    while part := inflate.decompress(chunk, _CHUNK):
+        yield part
+        chunk = inflate.unconsumed_tail
+
+
+def _translated(error: httpx.HTTPError) -> TransportError:
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    certificate = _caused_by(error, ssl.SSLCertVerificationError)
+    if certificate is not None:
+        return TransportError(f"the service's certificate is not trusted: {certificate}", reached=False, again=False)
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
+        return TransportError(text, reached=False)
+    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+        return TransportError(text, reached=False, again=False)
+    return TransportError(text, reached=True)
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """Drop the HTTP library's frames: their locals hold the request's headers, and so the token."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error

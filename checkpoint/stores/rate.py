@@ -1,0 +1,81 @@
+"""When the next request may go: a sliding window over those sent, and a gate that a busy service closes.
+
+Plain data and arithmetic on a clock that the caller reads (seconds, monotonic): nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+
+@dataclass(slots=True)
+class Slot:
+    """One request's place in the window."""
+
+    at: float
+    """When it counts from: when it was sent and, once it is answered, when the answer came.
+
+    The service counts it somewhere in between; only the later moment is surely not before that.
+    """
+
+
+class Pace:
+    """The pace of one token: never more than `limit` requests in any `period` seconds, none while the gate is shut."""
+
+    def __init__(self, limit: int, period: float) -> None:
+        self.limit = limit
+        self.period = period
+        self._slots: deque[Slot] = deque(maxlen=limit)
+        self._shut_until = float("-inf")
+
+    def window(self, now: float) -> float:
+        """Return the seconds until the window has room for one more request."""
+        if len(self._slots) < self.limit:
+            return 0.0
+        return max(0.0, self._slots[0].at + self.period - now)
+
+    def gate(self, now: float) -> float:
+        """Return the seconds until the gate opens."""
+        return max(0.0, self._shut_until - now)
+
+    def take(self, now: float) -> Slot:
+        """Count a request that is sent now; its slot's `at` is moved when the answer comes."""
+        slot = Slot(now)
+        self._slots.append(slot)
+        return slot
+
+    def shut(self, until: float) -> None:
+        """Keep the gate shut until then at least."""
+        self._shut_until = max(self._shut_until, until)
+
+    def forecast(self, now: float, requests: int) -> float:
+        """Return the seconds until the last of so many requests may go, sent as early as the window lets them."""
+        if len(self._slots) + requests <= self.limit:
+            return 0.0
+        starts = deque((slot.at for slot in self._slots), maxlen=self.limit)
+        at = now
+        for _ in range(requests):
+            if len(starts) == self.limit:
+                at = max(at, starts[0] + self.period)
+            starts.append(at)
+        return at - now
+
+
+def retry_after(header: str | None, date: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), None where it asks nothing.
+
+    An HTTP-date is measured from the answer's own Date header, so that the two clocks need not agree; without one it is
+    ignored, as is garbage and what lies in the past.
+    """
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header) - parsedate_to_datetime(date or "")).total_seconds()
+        except (TypeError, ValueError):
+            return None
+    return seconds if seconds >= 0 else None

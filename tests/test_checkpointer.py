@@ -1,0 +1,697 @@
+"""The Checkpointer as a mapping and as a run, over every store."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import MutableMapping
+from datetime import datetime, timezone
+from threading import Event
+
+import pytest
+from freezegun import freeze_time
+
+from checkpoint import Checkpointer, Commit, Conflict, CorruptState, StateMissing, StoreError
+from checkpoint.codec import decode, encode
+from checkpoint.stores.memory import MemoryStore
+
+A, B, C = {"at": 1}, {"at": 2}, {"at": 3}
+
+
+def stored(store, state_key="run"):
+    return {key: decode(entry.value) for key, entry in store.load(state_key).items()}
+
+
+def seed(store, **cursors):
+    store.commit("run", {key: encode(cursor) for key, cursor in cursors.items()})
+
+
+class SlowStore(MemoryStore):
+    """A store whose commits wait for a go, and fail when they are told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go = Event(), Event()
+        self.batches = []
+        self.error = None
+
+    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+        self.batches.append(dict(changes))
+        self.begun.set()
+        assert self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        return super().commit(state_key, changes, base, run_id=run_id)
+
+
+# The mapping
+
+
+def test_is_a_mutable_mapping(store):
+    seed(store, a=A)
+    with Checkpointer("run", store) as cp:
+        assert isinstance(cp, MutableMapping)
+        assert dict(cp) == {"a": A}
+        cp["b"] = B
+        cp.update({"c": C})
+        assert (list(cp), len(cp), "a" in cp, "z" in cp, 1 in cp) == (["a", "b", "c"], 3, True, False, False)
+        assert cp.get("z") is None
+        assert cp.get("a") == A
+        assert cp.pop("a") == A
+        assert cp.pop("a", None) is None
+        assert cp.popitem() in [("b", B), ("c", C)]
+        with pytest.raises(KeyError, match="z"):
+            cp["z"]
+        with pytest.raises(KeyError, match="z"):
+            del cp["z"]
+        with pytest.raises(KeyError):
+            cp[1]
+        cp.clear()
+        assert (dict(cp), bool(cp)) == ({}, False)
+    assert stored(store) == {}
+
+
+def test_setting_snapshots_the_cursor(store):
+    cursor = {"at": [1]}
+    with Checkpointer("run", store) as cp:
+        cp["a"] = cursor
+        cursor["at"].append(2)
+        assert cp["a"] == {"at": [1]}
+    assert stored(store) == {"a": {"at": [1]}}
+
+
+def test_a_cursor_changed_in_place_is_a_change(store):
+    seed(store, a={"pages": {"x": 1}})
+    with Checkpointer("run", store) as cp:
+        cursor = cp["a"]
+        cursor["pages"]["x"] = 2
+        assert cp.changed == {"a"}
+        assert cp.commit().keys == ("a",)
+        cursor["pages"]["x"] = 3
+        assert cp.commit().keys == ("a",)
+        assert not cp.commit()
+    assert stored(store) == {"a": {"pages": {"x": 3}}}
+
+
+def test_setdefault_returns_the_cursor_to_change(store):
+    with Checkpointer("run", store) as cp:
+        cp.setdefault("a", {})["at"] = 1
+        cp.setdefault("a", {})["more"] = 2
+    assert stored(store) == {"a": {"at": 1, "more": 2}}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1.0), (1, True), (0, False), (1.0, True), (0.0, -0.0)])
+def test_equality_is_that_of_canonical_json(store, before, after):
+    seed(store, a={"at": before})
+    with Checkpointer("run", store) as cp:
+        cp["a"] = {"at": after}
+        assert cp.changed == {"a"}
+    assert repr(stored(store)["a"]["at"]) == repr(after)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["eyJiIjogMiwgICJhIjogMX0=", "eyJiIjoyLCJhIjoxfQ", "eyJiIjoyLC\nJhIjoxfQ=="],
+    ids=["white space", "unpadded", "wrapped"],
+)
+def test_another_formatting_or_key_order_is_no_change(store, value):
+    store.commit("run", {"a": value})
+    with Checkpointer("run", store) as cp:
+        assert cp["a"] == {"a": 1, "b": 2}
+        assert cp.raw["a"] == value
+        cp["a"] = {"a": 1, "b": 2}
+        assert cp.changed == set()
+        assert not cp.commit()
+    assert store.load("run")["a"].value == value
+
+
+def test_an_opaque_value_harms_only_who_reads_it_as_a_cursor(store):
+    store.commit("run", {"since": "2024-05-01T10:00:00Z", "a": encode(A)})
+    with Checkpointer("run", store) as cp:
+        assert (list(cp), len(cp), "since" in cp) == (["a", "since"], 2, True) or list(cp) == ["since", "a"]
+        assert cp.raw["since"] == "2024-05-01T10:00:00Z"
+        with pytest.raises(CorruptState) as caught:
+            cp["since"]
+        assert (caught.value.state_key, caught.value.key, caught.value.value) == (
+            "run",
+            "since",
+            "2024-05-01T10:00:00Z",
+        )
+        assert str(caught.value) == (
+            "the value of 'since' in 'run' is not a cursor (it is not base64); "
+            "it is kept as it is: read it with cp.raw['since'], or set the key to replace it"
+        )
+        cp["a"] = B
+        assert cp.commit().keys == ("a",)
+        del cp["since"]
+    assert stored(store) == {"a": B}
+
+
+def test_raw_is_the_namespace_as_value_strings(store):
+    seed(store, a=A)
+    with Checkpointer("run", store) as cp:
+        cp.raw["since"] = "2024-05-01"
+        cp["b"] = B
+        assert dict(cp.raw) == {"a": encode(A), "since": "2024-05-01", "b": encode(B)}
+        assert len(cp.raw) == 3
+        assert cp.commit().keys == ("since", "b")
+        cp.raw["since"] = "2024-05-01"
+        assert not cp.commit()
+        del cp.raw["a"]
+        with pytest.raises(KeyError):
+            cp.raw["a"]
+        with pytest.raises(TypeError, match="must be a str, not dict"):
+            cp.raw["since"] = A
+    assert {key: entry.value for key, entry in store.load("run").items()} == {"since": "2024-05-01", "b": encode(B)}
+
+
+def test_reserved_keys_are_hidden_and_refused(store):
+    store.commit("run", {"__lease__": "x", "a": encode(A)})
+    with Checkpointer("run", store) as cp:
+        assert (list(cp), len(cp), "__lease__" in cp, list(cp.raw)) == (["a"], 1, False, ["a"])
+        for mapping in (cp, cp.raw):
+            with pytest.raises(KeyError):
+                mapping["__lease__"]
+        with pytest.raises(ValueError, match="keys beginning with __ are reserved: '__lease__'"):
+            cp["__lease__"] = A
+        with pytest.raises(ValueError, match="reserved"):
+            cp.raw["__x"] = "1"
+        cp.clear()
+    assert list(store.load("run")) == ["__lease__"]
+
+
+@pytest.mark.parametrize("key", ["", ".", "..", "a\0", "a\n", "\x85", "\ud800"])
+def test_bad_names_are_refused_when_set(store, key):
+    with Checkpointer("run", store) as cp:
+        with pytest.raises(ValueError, match="key must not"):
+            cp[key] = A
+        assert cp.changed == set()
+    with pytest.raises(ValueError, match="state_key must not"):
+        Checkpointer(key)
+
+
+@pytest.mark.parametrize(
+    ("cursor", "error", "text"),
+    [
+        ({"at": float("nan")}, ValueError, r"cursor\['at'\] is nan: JSON has no form for it"),
+        (
+            {"at": [datetime(2024, 1, 1, tzinfo=timezone.utc)]},
+            TypeError,
+            r"cursor\['at'\]\[0\] is a datetime, which JSON has no form for: store its isoformat\(\)",
+        ),
+        ({1: 2}, TypeError, "cursor has the key 1: keys must be str, not int"),
+        ([], TypeError, "a cursor is a dict, not list"),
+        (None, TypeError, "a cursor is a dict, not NoneType"),
+    ],
+)
+def test_bad_cursors_are_refused_when_set_and_when_committed(store, cursor, error, text):
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+        cp["b"] = B
+        with pytest.raises(error, match=text):
+            cp["a"] = cursor
+        assert cp["a"] == A
+        if isinstance(cursor, dict):
+            cp["a"].update(cursor)
+            with pytest.raises(error, match=text):
+                cp.commit()
+            assert stored(store) == {}
+            cp["a"] = C
+    assert stored(store) == {"a": C if isinstance(cursor, dict) else A, "b": B}
+
+
+def test_a_large_cursor_warns(caplog):
+    with Checkpointer("run", MemoryStore()) as cp, caplog.at_level(logging.WARNING, "checkpoint"):
+        cp["a"] = {"seen": "x" * 1_000_000}
+    assert caplog.messages == ["'run': the cursor of 'a' is 1333348 bytes; a cursor should be small"]
+
+
+# Committing
+
+
+def test_commit_sends_what_changed_and_only_that(store):
+    seed(store, **{f"k{n}": {"n": n} for n in range(20)})
+    before = store.load("run")
+    with Checkpointer("run", store) as cp:
+        assert not cp.commit()
+        cp["k7"] = {"n": 70}
+        cp["k8"] = {"n": 8}
+        commit = cp.commit()
+        assert (commit.keys, bool(commit), commit.seconds > 0) == (("k7",), True, True)
+        assert cp.commit() == Commit()
+    after = store.load("run")
+    assert {key for key in after if after[key] != before[key]} == {"k7"}
+
+
+def test_commit_only_does_that_one_alone(store):
+    with Checkpointer("run", store) as cp:
+        cp["a"], cp["b"] = A, B
+        assert cp.commit("b", "nothing").keys == ("b",)
+        assert stored(store) == {"b": B}
+        assert cp.changed == {"a"}
+
+
+def test_deleting_is_a_change(store):
+    seed(store, a=A, b=B)
+    with Checkpointer("run", store) as cp:
+        del cp["a"]
+        assert cp.changed == {"a"}
+        assert cp.commit().keys == ("a",)
+        assert (cp.entry("a"), cp.get("a")) == (None, None)
+        cp["a"] = C
+    assert stored(store) == {"a": C, "b": B}
+
+
+def test_entry_is_what_the_store_is_known_to_hold(store):
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+        assert cp.entry("a") is None
+        cp.commit()
+        assert cp.entry("a") == store.load("run")["a"]
+        cp["a"] = B
+        assert cp.entry("a").value == encode(A)
+
+
+def test_run_id_is_recorded(tmp_path):
+    store = MemoryStore()
+    with Checkpointer("run", store, run_id="5a0e") as cp:
+        cp["a"] = A
+    assert store.load("run")["a"].sync_job_run_id == "5a0e"
+
+
+def test_a_second_writer_gets_a_conflict(store):
+    seed(store, a=A)
+    with Checkpointer("run", store) as one, Checkpointer("run", store) as two:
+        one["a"], two["a"], two["b"] = B, C, C
+        one.commit()
+        with pytest.raises(Conflict) as caught:
+            two.commit()
+        assert (caught.value.state_key, caught.value.key) == ("run", "a")
+        assert (caught.value.expected.value, caught.value.found.value) == (encode(A), encode(B))
+        assert stored(store) == {"a": B}
+        assert two.changed == {"a", "b"}
+        with pytest.raises(Conflict):
+            two.commit()
+        two.discard()
+        assert (two["a"], two.changed) == (B, set())
+        two["a"] = C
+        two.commit()
+    assert stored(store) == {"a": C}
+
+
+def test_a_conflict_over_a_deleted_and_a_created_key(store):
+    seed(store, a=A)
+    with Checkpointer("run", store) as one, Checkpointer("run", store) as two:
+        del one["a"]
+        one["b"] = B
+        one.commit()
+        two["a"] = C
+        with pytest.raises(Conflict, match="'a' in 'run' was deleted by another writer after this run") as caught:
+            two.commit()
+        assert caught.value.found is None
+        two.discard()
+        assert "a" not in two
+        two["b"] = C
+        with pytest.raises(Conflict, match="'b' in 'run' was created by another writer at 20") as caught:
+            two.commit()
+        assert caught.value.expected is None
+        two.discard()
+        assert two["b"] == B
+
+
+def test_writing_what_is_stored_already_is_no_conflict(store):
+    with Checkpointer("run", store) as one, Checkpointer("run", store) as two:
+        one["a"] = two["a"] = A
+        one.commit()
+        two.commit()
+        two["a"] = B
+        two.commit()
+    assert stored(store) == {"a": B}
+
+
+def test_overwrite_takes_no_notice_of_other_writers(store):
+    seed(store, a=A, b=A, d=A)
+    with Checkpointer("run", store) as one, Checkpointer("run", store, on_conflict="overwrite") as two:
+        del one["a"]
+        one["b"] = B
+        one["c"] = B
+        del one["d"]
+        one.commit()
+        two["a"] = two["b"] = two["c"] = C
+        del two["d"]
+        two.commit()
+    assert stored(store) == {"a": C, "b": C, "c": C}
+
+
+def test_discard_goes_back_to_what_was_committed(store):
+    seed(store, a=A, b=B)
+    with Checkpointer("run", store) as cp:
+        cp["a"] = B
+        cp.commit()
+        cp["a"] = C
+        cp["n"] = C
+        del cp["b"]
+        cp.discard()
+        assert (dict(cp), cp.changed) == ({"a": B, "b": B}, set())
+
+
+def test_reload_lists_again(store):
+    seed(store, a=A)
+    with Checkpointer("run", store) as cp:
+        cp["a"] = C
+        seed(store, a=B, b=B)
+        cp.reload()
+        assert (dict(cp), cp.changed) == ({"a": B, "b": B}, set())
+        cp["a"] = C
+    assert stored(store) == {"a": C, "b": B}
+
+
+# Entering and leaving
+
+
+def test_leaving_cleanly_commits(store):
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+    assert stored(store) == {"a": A}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_leaving_by_an_exception_drops_what_was_not_committed(store, error):
+    with pytest.raises(error), Checkpointer("run", store) as cp:
+        cp["a"] = A
+        cp.commit()
+        cp["a"] = B
+        raise error
+    assert stored(store) == {"a": A}
+
+
+def test_leaving_by_an_exception_sends_what_was_held_back(store):
+    with pytest.raises(ZeroDivisionError), Checkpointer("run", store, min_interval=60) as cp:
+        cp["a"] = A
+        assert cp.commit()
+        cp["a"] = B
+        assert cp.commit() == Commit()
+        cp["a"] = C
+        raise ZeroDivisionError
+    assert stored(store) == {"a": B}
+
+
+def test_a_store_given_is_left_open_and_one_opened_is_closed(tmp_path):
+    url = f"sqlite:///{tmp_path}/state.db"
+    with Checkpointer("run", url) as cp:
+        cp["a"] = A
+    with Checkpointer("run", url, missing="raise") as cp:
+        assert dict(cp) == {"a": A}
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+    assert stored(store) == {"a": A}
+
+
+def test_the_store_defaults_to_the_environment_and_then_to_the_state_folder(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/mine.db")
+    with Checkpointer("run") as cp:
+        cp["a"] = A
+    assert os.listdir(tmp_path) == ["mine.db"]
+    monkeypatch.delenv("CHECKPOINT_STORE")
+    with caplog.at_level(logging.INFO, "checkpoint"), Checkpointer("run") as cp:
+        assert dict(cp) == {}
+    assert caplog.messages == [f"'run': 0 keys in SQLiteStore('{tmp_path}/checkpoint/state.db')"]
+
+
+def test_missing_state_can_be_refused(store):
+    with pytest.raises(StateMissing) as caught, Checkpointer("run", store, missing="raise"):
+        pass
+    assert str(caught.value) == (
+        "nothing is stored under 'run': check state_key and store, or pass missing='new' to start over"
+    )
+    seed(store, a=A)
+    with Checkpointer("run", store, missing="raise") as cp:
+        assert dict(cp) == {"a": A}
+
+
+def test_it_is_used_once_and_inside_its_block(store):
+    cp = Checkpointer("run", store)
+    for use in (lambda: cp["a"], lambda: len(cp), cp.commit, cp.commit_soon, cp.flush, cp.discard, cp.reload):
+        with pytest.raises(RuntimeError, match="a Checkpointer is used inside its with block; this one is new"):
+            use()
+    with cp:
+        cp["a"] = A
+        with pytest.raises(RuntimeError, match="entered once"):
+            cp.__enter__()
+        assert cp["a"] == A
+    for use in (lambda: cp.update(a=A), lambda: cp.raw["a"], lambda: cp.changed, cp.commit):
+        with pytest.raises(RuntimeError, match="this one is closed"):
+            use()
+    with pytest.raises(RuntimeError, match="entered once"), cp:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"on_conflict": "ignore"}, ValueError, "on_conflict must be 'raise' or 'overwrite', not 'ignore'"),
+        ({"missing": "ok"}, ValueError, "missing must be 'new' or 'raise', not 'ok'"),
+        ({"min_interval": -1}, ValueError, "min_interval must be seconds, 0 or more, not -1"),
+        ({"min_interval": float("nan")}, ValueError, "min_interval must be"),
+        ({"store": 7}, TypeError, "store must be a Store, a URL or None, not int"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(arguments, error, text):
+    with pytest.raises(error, match=text):
+        Checkpointer("run", **arguments)
+
+
+def test_nothing_is_committed_by_a_destructor_or_at_interpreter_exit(tmp_path):
+    url = f"sqlite:///{tmp_path}/state.db"
+    abandoned = f"""
+from checkpoint import Checkpointer
+cp = Checkpointer("run", {url!r}, min_interval=60).__enter__()
+cp["a"] = {{"at": 1}}
+cp.commit()
+cp["a"] = {{"at": 2}}
+cp.commit()
+cp["a"] = {{"at": 3}}
+cp.commit_soon()
+"""
+    subprocess.run([sys.executable, "-c", abandoned], check=True, timeout=30)
+    with Checkpointer("run", url) as cp:
+        assert dict(cp) == {"a": A}
+
+
+def test_an_abandoned_generator_commits_nothing_by_itself():
+    store = MemoryStore()
+
+    def job():
+        with Checkpointer("run", store) as cp:
+            for at in range(1, 9):
+                cp["a"] = {"at": at}
+                yield
+                cp.commit()
+
+    rows = job()
+    next(rows), next(rows), next(rows)
+    del rows
+    gc.collect()
+    assert stored(store) == {"a": B}
+
+
+# Intervals, signals, threads, background
+
+
+def test_commits_closer_together_than_min_interval_are_held_back():
+    store = MemoryStore()
+    with freeze_time("2024-05-01") as clock, Checkpointer("run", store, min_interval=10) as cp:
+        cp["a"] = A
+        assert cp.commit().keys == ("a",)
+        cp["a"] = B
+        assert cp.commit() == Commit()
+        assert (cp["a"], cp.changed) == (B, {"a"})
+        clock.tick(9.9)
+        cp["b"] = B
+        assert cp.commit() == Commit()
+        cp.commit_soon()
+        assert stored(store) == {"a": A}
+        clock.tick(0.2)
+        assert cp.commit().keys == ("a", "b")
+        cp["a"] = C
+        cp.commit()
+        cp.flush()
+        assert stored(store) == {"a": C, "b": B}
+
+
+def test_the_first_stop_signal_asks_to_stop_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGTERM)
+    with Checkpointer("run", MemoryStore(), stop_signals=(signal.SIGTERM,)) as cp:
+        assert cp.stopping is False
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert cp.stopping is True
+        with pytest.raises(KeyboardInterrupt, match="second SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_stop_signals_are_for_the_main_thread():
+    errors = []
+
+    def run():
+        try:
+            with Checkpointer("run", MemoryStore(), stop_signals=(signal.SIGTERM,)):
+                pass
+        except ValueError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert errors == ["stop_signals work in the main thread only"]
+
+
+def test_commit_soon_returns_at_once_and_coalesces():
+    store = SlowStore()
+    with Checkpointer("run", store) as cp:
+        cp["a"] = {"at": 0}
+        cp.commit_soon()
+        assert store.begun.wait(10)
+        for at in range(1, 1000):
+            cp["a"]["at"] = at
+            cp.commit_soon()
+        cp["a"]["at"] = 1000  # live state, never queued
+        assert cp.entry("a") is None
+        store.go.set()
+        cp.flush()
+        assert decode(cp.entry("a").value) == {"at": 999}
+        assert [decode(batch["a"]) for batch in store.batches] == [{"at": 0}, {"at": 999}]
+        cp.discard()
+        assert cp["a"] == {"at": 999}
+    assert stored(store) == {"a": {"at": 999}}
+
+
+@pytest.mark.parametrize("raiser", ["commit", "commit_soon", "flush", "exit"])
+def test_a_background_failure_is_never_lost(raiser):
+    store = SlowStore()
+    store.go.set()
+    with pytest.raises(StoreError, match="disk on fire"), Checkpointer("run", store) as cp:
+        cp["a"] = A
+        store.error = StoreError("disk on fire")
+        cp.commit_soon()
+        cp._worker.submit(lambda: None).result()
+        assert cp.changed == {"a"}
+        store.error = None
+        if raiser != "exit":
+            getattr(cp, raiser)()
+    assert stored(store) == ({"a": A} if raiser == "exit" else {})
+
+
+def test_a_key_of_a_failed_background_commit_stays_changed():
+    store = SlowStore()
+    store.go.set()
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+        store.error = StoreError("disk on fire")
+        cp.commit_soon()
+        with pytest.raises(StoreError):
+            cp.flush()
+        store.error = None
+        cp["b"] = B
+        assert cp.commit("b").keys == ("b",)
+        assert cp.changed == {"a"}
+        assert cp.commit().keys == ("a",)
+
+
+def test_an_exception_and_a_failing_flush_are_both_told(caplog):
+    store = SlowStore()
+    store.go.set()
+    with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store, min_interval=60) as cp:
+        cp["a"] = A
+        cp.commit()
+        cp["a"] = B
+        cp.commit()
+        store.error = StoreError("disk on fire")
+        raise ZeroDivisionError
+    note = "checkpoint: 'run' was not committed either: disk on fire"
+    assert caught.value.__notes__ == [note]
+    assert caplog.messages == [note]
+
+
+def test_a_cursor_spoilt_in_place_still_lets_the_held_back_commit_out_at_exit():
+    store = MemoryStore()
+    with pytest.raises(TypeError, match="keys must be str"), Checkpointer("run", store, min_interval=60) as cp:
+        cp["a"] = A
+        cp.commit()
+        cp["a"] = B
+        cp.commit()
+        cp["a"][1] = 2
+    assert stored(store) == {"a": B}
+
+
+def test_sixteen_threads_on_one_checkpointer(store):
+    def work(cp, name):
+        for at in range(20):
+            cp[name] = {"at": at}
+            cp.commit(name)
+
+    with Checkpointer("run", store) as cp:
+        threads = [threading.Thread(target=work, args=(cp, f"t{n}")) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert cp.changed == set()
+    assert stored(store) == {f"t{n}": {"at": 19} for n in range(16)}
+
+
+def test_a_commit_of_one_thread_does_not_hide_the_failure_of_another():
+    store = SlowStore()
+    outcomes = {}
+
+    def commit(cp, key):
+        try:
+            outcomes[key] = cp.commit(key).keys
+        except StoreError as error:
+            outcomes[key] = str(error)
+
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+        first = threading.Thread(target=commit, args=(cp, "a"))
+        first.start()
+        assert store.begun.wait(10)
+        cp["b"] = B
+        second = threading.Thread(target=commit, args=(cp, "b"))
+        second.start()
+        store.error = StoreError("disk on fire")
+        store.go.set()
+        first.join()
+        second.join()
+        assert outcomes == {"a": "disk on fire", "b": "disk on fire"}
+        store.error = None
+    assert stored(store) == {"a": A, "b": B}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_commits_nothing_that_the_parent_queued(tmp_path):
+    job = f"""
+import os, sys
+from checkpoint import Checkpointer
+with Checkpointer("run", "sqlite:///{tmp_path}/state.db", min_interval=60) as cp:
+    cp["a"] = {{"at": 1}}
+    cp.commit()
+    cp["a"] = {{"at": 2}}
+    cp.commit()
+    if os.fork():
+        assert os.wait()[1] == 0
+        os._exit(0)  # the parent dies before it could send what it holds back
+    assert cp["a"] == {{"at": 2}}
+    cp["child"] = {{"at": 3}}
+    cp.flush()
+    cp["late"] = {{"at": 4}}
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", job], check=True, timeout=30)
+    with Checkpointer("run", f"sqlite:///{tmp_path}/state.db") as cp:
+        assert dict(cp) == {"a": A, "child": C, "late": {"at": 4}}
