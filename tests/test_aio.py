@@ -1,0 +1,261 @@
+"""AsyncCheckpointer: the same behaviour on an event loop that never waits."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from threading import Event, main_thread
+
+import pytest
+
+from checkpoint import AsyncCheckpointer, Commit, Conflict, CorruptState, StateMissing, StoreError
+from checkpoint.codec import decode, encode
+from checkpoint.stores.memory import MemoryStore
+from checkpoint.testing import Delay
+
+A, B, C = {"at": 1}, {"at": 2}, {"at": 3}
+
+
+def stored(store, state_key="run"):
+    return {key: decode(entry.value) for key, entry in store.load(state_key).items()}
+
+
+def test_it_is_the_same_mapping_with_awaited_commits(store):
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            assert (cp.state_key, cp.stopping) == ("run", False)
+            cp["a"] = A
+            assert cp.changed == {"a"}
+            assert (await cp.commit()).keys == ("a",)
+            assert await cp.commit() == Commit()
+            assert cp.entry("a") == store.load("run")["a"]
+            cp.setdefault("b", {})["at"] = 2
+            cp.raw["since"] = "2024"
+            cp.commit_soon()
+            await cp.flush()
+            assert cp.changed == set()
+            assert ("b" in cp, len(cp), sorted(cp)) == (True, 3, ["a", "b", "since"])
+            with pytest.raises(CorruptState):
+                cp["since"]
+            cp["b"] = C
+            cp.discard()
+            assert cp["b"] == B
+            del cp["since"]
+            await cp.commit("since")
+            store.commit("run", {"new": encode(C)})
+            await cp.reload()
+            assert dict(cp) == {"a": A, "b": B, "new": C}
+            cp.clear()
+            cp["last"] = C
+
+    asyncio.run(job())
+    assert stored(store) == {"last": C}
+
+
+def test_leaving_by_an_exception_drops_what_was_not_committed(store):
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            cp["a"] = A
+            await cp.commit()
+            cp["a"] = B
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(job())
+    assert stored(store) == {"a": A}
+
+
+def test_errors_are_the_same(store):
+    async def job():
+        with pytest.raises(StateMissing):
+            async with AsyncCheckpointer("run", store, missing="raise"):
+                pass
+        async with AsyncCheckpointer("run", store) as one, AsyncCheckpointer("run", store) as two:
+            one["a"], two["a"] = A, B
+            await one.commit()
+            with pytest.raises(Conflict):
+                await two.commit()
+            two.discard()
+            assert two["a"] == A
+        with pytest.raises(RuntimeError, match="this one is closed"):
+            two["a"]
+        with pytest.raises(RuntimeError, match="entered once"):
+            async with two:
+                pass
+
+    asyncio.run(job())
+
+
+def test_the_loop_does_not_wait_for_a_commit(api, truto):
+    async def job():
+        async with AsyncCheckpointer("run", truto) as cp:
+            cp["a"] = A
+            api.script(Delay(0.5), method="POST")
+            commit = asyncio.ensure_future(cp.commit())
+            turns = 0
+            while not commit.done():
+                turns += 1
+                await asyncio.sleep(0.01)
+            assert turns > 20
+            return commit.result().keys
+
+    assert asyncio.run(job()) == ("a",)
+
+
+def test_a_commit_is_a_snapshot_taken_at_the_call(api, truto):
+    async def job():
+        async with AsyncCheckpointer("run", truto) as cp:
+            cp["a"] = A
+            api.script(Delay(0.2), method="POST")
+            commit = asyncio.ensure_future(cp.commit())
+            await asyncio.sleep(0.05)
+            cp["a"] = B
+            await commit
+            assert decode(cp.entry("a").value) == A
+            cp.discard()
+
+    asyncio.run(job())
+    assert stored(api.store) == {"a": A}
+
+
+class GatedStore(MemoryStore):
+    """A store whose commits wait for a go."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go = Event(), Event()
+        self.error = None
+
+    def commit(self, *args, **kwargs):
+        self.begun.set()
+        assert self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        return super().commit(*args, **kwargs)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_cancelling_a_commit_settles_the_write_first(times):
+    store = GatedStore()
+
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            cp["a"] = A
+            task = asyncio.ensure_future(cp.commit())
+            await asyncio.to_thread(store.begun.wait, 10)
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0.01)
+                assert not task.done()
+            store.go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert stored(store) == {"a": A}
+            assert cp.changed == set()
+
+    asyncio.run(job())
+
+
+def test_a_cancelled_commit_that_fails_tells_both():
+    store = GatedStore()
+
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            cp["a"] = A
+            task = asyncio.ensure_future(cp.commit())
+            await asyncio.to_thread(store.begun.wait, 10)
+            task.cancel()
+            await asyncio.sleep(0)
+            store.error = StoreError("disk on fire")
+            store.go.set()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert caught.value.__notes__ == ["checkpoint: 'run': disk on fire"]
+            assert cp.changed == {"a"}
+            store.error = None
+
+    asyncio.run(job())
+    assert stored(store) == {"a": A}
+
+
+def test_a_cancelled_job_sends_what_it_had_claimed():
+    store = MemoryStore()
+
+    async def job():
+        async with AsyncCheckpointer("run", store, min_interval=60) as cp:
+            cp["a"] = A
+            await cp.commit()
+            cp["a"] = B
+            assert await cp.commit() == Commit()
+            cp["a"] = C
+            await asyncio.sleep(60)
+
+    async def main():
+        task = asyncio.ensure_future(job())
+        while "a" not in stored(store):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert stored(store) == {"a": B}
+
+
+def test_many_tasks_commit_their_own_key(store):
+    async def work(cp, name):
+        for at in range(5):
+            cp[name] = {"at": at}
+            await cp.commit(name)
+
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            await asyncio.gather(*(work(cp, f"t{n}") for n in range(10)))
+            assert cp.changed == set()
+
+    asyncio.run(job())
+    assert stored(store) == {f"t{n}": {"at": 4} for n in range(10)}
+
+
+def test_stop_signals_work_on_the_loop():
+    async def job():
+        async with AsyncCheckpointer("run", MemoryStore(), stop_signals=(signal.SIGTERM,)) as cp:
+            signal.raise_signal(signal.SIGTERM)
+            assert cp.stopping is True
+
+    before = signal.getsignal(signal.SIGTERM)
+    asyncio.run(job())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_no_thread_is_left_behind(store):
+    import threading
+
+    async def job():
+        async with AsyncCheckpointer("leaves nothing", store) as cp:
+            cp["a"] = A
+
+    asyncio.run(job())
+    assert main_thread().is_alive()
+    assert [thread.name for thread in threading.enumerate() if "leaves nothing" in thread.name] == []
+
+
+def test_entering_a_dead_service_can_be_cancelled(api, truto):
+    api.script(Delay(0.3), forever=True)
+
+    async def job():
+        async with AsyncCheckpointer("run", truto):
+            raise AssertionError
+
+    async def main():
+        task = asyncio.ensure_future(job())
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - began < 5
+
+    asyncio.run(main())

@@ -1,0 +1,35 @@
+"""What the package shows, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import checkpoint
+from checkpoint import errors
+
+
+def test_every_public_name_is_exported_and_nothing_else():
+    public = {name for name in vars(checkpoint) if not name.startswith("_")}
+    modules = {"aio", "checkpointer", "cli", "codec", "errors", "server", "stores", "testing", "worker"}
+    assert public - modules - {"TYPE_CHECKING"} == set(checkpoint.__all__) - {"AsyncCheckpointer"}
+    assert sorted(checkpoint.__all__) == sorted(set(checkpoint.__all__))
+    for name in checkpoint.__all__:
+        assert getattr(checkpoint, name).__name__ == name
+
+
+def test_every_error_is_exported():
+    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__}
+    assert tree <= set(checkpoint.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(checkpoint, "Nothing")
+
+
+def test_importing_it_imports_no_client_no_server_and_no_database():
+    code = "import sys, checkpoint; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60).stdout
+    loaded = {name.partition(".")[0] for name in printed.split()}
+    heavy = {"asyncio", "httpx", "httpx2", "tenacity", "fastapi", "uvicorn", "click", "rich", "sqlite3", "platformdirs"}
+    assert loaded & heavy == set()

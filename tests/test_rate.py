@@ -1,0 +1,80 @@
+"""The pace of requests, as plain arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoint.stores.rate import Pace, retry_after
+
+DATE = "Wed, 01 May 2024 10:00:00 GMT"
+
+
+def test_bursts_within_the_window_go_at_once():
+    pace = Pace(3, 10.0)
+    for _ in range(3):
+        assert pace.window(100.0) == 0
+        pace.take(100.0)
+    assert pace.window(100.0) == 10
+    assert pace.window(104.0) == 6
+    assert pace.window(110.0) == 0
+
+
+def test_a_request_counts_from_its_answer():
+    pace = Pace(1, 10.0)
+    pace.take(100.0).at = 103.0
+    assert pace.window(110.0) == 3
+
+
+def test_the_gate_stays_shut_for_the_longest_pause():
+    pace = Pace(3, 10.0)
+    assert pace.gate(100.0) == 0
+    pace.shut(105.0)
+    pace.shut(102.0)
+    assert pace.gate(100.0) == 5
+    assert pace.gate(106.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "requests", "seconds"), [(0, 500, 0), (0, 501, 10), (0, 1000, 10), (0, 1001, 20), (400, 101, 10), (0, 0, 0)]
+)
+def test_the_forecast_is_when_the_last_may_go(sent, requests, seconds):
+    pace = Pace(500, 10.0)
+    for _ in range(sent):
+        pace.take(100.0)
+    assert pace.forecast(100.0, requests) == seconds
+
+
+@given(st.integers(1, 5), st.floats(0.5, 20), st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3)), max_size=60))
+def test_never_more_than_the_limit_in_any_period(limit, period, gaps):
+    pace, now, counted = Pace(limit, period), 0.0, []
+    for gap, answered_after in gaps:
+        now += gap
+        now += pace.window(now)
+        slot = pace.take(now)
+        slot.at = now + answered_after
+        counted.append(now)
+    for first, beyond in zip(counted, counted[limit:]):
+        assert beyond - first >= period - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("header", "date", "seconds"),
+    [
+        (None, None, None),
+        ("7", None, 7.0),
+        ("0", None, 0.0),
+        ("1.5", None, 1.5),
+        ("-7", None, None),
+        ("nan", None, None),
+        ("soon", None, None),
+        ("", None, None),
+        ("Wed, 01 May 2024 10:00:07 GMT", DATE, 7.0),
+        ("Wed, 01 May 2024 09:59:59 GMT", DATE, None),
+        ("Wed, 01 May 2024 10:00:07 GMT", None, None),
+        ("Wed, 01 May 2024 10:00:07 GMT", "yesterday", None),
+    ],
+)
+def test_retry_after(header, date, seconds):
+    assert retry_after(header, date) == seconds
