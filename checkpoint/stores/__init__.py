@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +38,7 @@ def open_store(url: str | None = None) -> Store:
     url = url or os.environ.get("CHECKPOINT_STORE")
     if not url:
         return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
-    scheme = urlsplit(url).scheme
+    scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in _OPENERS:
         return _resolve(_OPENERS[scheme])(url)
     from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and rarely asked
