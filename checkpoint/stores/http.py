@@ -13,6 +13,8 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from checkpoint.errors import StoreError
 
@@ -80,9 +82,10 @@ class Clients:
     After a fork the child starts with none, and leaves the parent's connections alone.
     """
 
-    def __init__(self, token: Secret, timeout: float) -> None:
+    def __init__(self, base_url: str, token: Secret, timeout: float) -> None:
         self._token = token
         self._timeout = timeout
+        self._proxy = _proxy(base_url)
         self._idle: dict[int, deque[_Client]] = {}  # by process; the last one used is the first one lent
         try:
             self._context = httpx.create_ssl_context()
@@ -111,7 +114,7 @@ class Clients:
         try:
             client = idle.pop()
         except IndexError:
-            client = _Client(self._token, self._timeout, self._context)
+            client = _Client(self._token, self._timeout, self._context, self._proxy)
         try:
             yield client
         finally:
@@ -119,24 +122,25 @@ class Clients:
 
 
 class _Client:
-    """One httpx client, with a deadline for a request as a whole.
+    """A connection pool of one thread, with a deadline for a request as a whole.
 
-    httpx limits each single read; a service that drips a byte now and then would never trip it.
+    httpx limits each single read; a service that drips a byte now and then would never trip it. Its transport is used
+    without its client: what that adds, redirects and cookies, is not wanted here.
     """
 
-    def __init__(self, token: Secret, timeout: float, context: ssl.SSLContext) -> None:
+    def __init__(self, token: Secret, timeout: float, context: ssl.SSLContext, proxy: str | None) -> None:
         self._timeout = timeout
         self._until = 0.0
-        self._client = httpx.Client(
-            headers={
+        self._transport = httpx.HTTPTransport(
+            verify=context, proxy=proxy, limits=httpx.Limits(max_connections=1, keepalive_expiry=60.0)
+        )
+        self._headers = httpx.Headers(
+            {
                 "Authorization": f"Bearer {token.reveal()}",
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip",
                 "User-Agent": "checkpoint",
-            },
-            verify=context,
-            follow_redirects=False,
-            limits=httpx.Limits(keepalive_expiry=60.0),
+            }
         )
 
     def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
@@ -144,16 +148,13 @@ class _Client:
         limit = min(self._timeout, until - time.monotonic())
         if limit <= 0:
             raise TransportError("the deadline has passed", reached=False)
+        timeout = {"connect": limit, "read": limit, "write": limit, "pool": limit}
+        extensions = {"timeout": timeout, "trace": self._trace}
         try:
-            request = self._client.build_request(
-                method,
-                url,
-                content=body,
-                headers={"Content-Type": "application/json"} if body is not None else None,
-                timeout=limit,
-                extensions={"trace": self._trace},
-            )
-            response = self._client.send(request, stream=True)
+            request = httpx.Request(method, url, headers=self._headers, content=body, extensions=extensions)
+            if body is not None:
+                request.headers["Content-Type"] = "application/json"
+            response = self._transport.handle_request(request)
             try:
                 return Response(response.status_code, response.headers, _read(response))
             finally:
@@ -162,7 +163,7 @@ class _Client:
             raise _translated(error) from _without_frames(error)
 
     def close(self) -> None:
-        self._client.close()
+        self._transport.close()
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Put the deadline on each connection as it is made (the "trace" request extension of httpcore)."""
@@ -177,6 +178,12 @@ class _Client:
             return operation(data, left if timeout is None else min(timeout, left))
 
         return limited
+
+
+def _proxy(base_url: str) -> str | None:
+    """Return the proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY), None for none."""
+    parts = urlsplit(base_url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _read(response: httpx.Response) -> bytes:

@@ -114,7 +114,7 @@ class Service:
     ) -> None:
         self.base_url = base_url
         self._token = token
-        self._clients = Clients(token, timeout)
+        self._clients = Clients(base_url, token, timeout)
         self._concurrency = concurrency
         self._patience = patience
         self._throttle = _throttle(base_url, token, rate)

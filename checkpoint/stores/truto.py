@@ -117,8 +117,14 @@ class TrutoStore:
         }
         self._service.announce(len(writes))
         outcomes = self._service.each(run, lambda key: writes[key].settle(), writes)
-        errors = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, CheckpointError)}
-        landed |= {key: outcome for key, outcome in outcomes.items() if not isinstance(outcome, CheckpointError)}
+        errors: dict[str, CheckpointError] = {}
+        for key in writes:  # in the caller's order, not in that of the answers
+            if key in outcomes:
+                outcome = outcomes[key]
+                if isinstance(outcome, CheckpointError):
+                    errors[key] = outcome
+                else:
+                    landed[key] = outcome
         self._remember(state_key, landed)
         if len(landed) < len(changes):
             raise _failure(changes, landed, errors)
