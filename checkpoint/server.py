@@ -161,11 +161,16 @@ def serve(
     try:
         app = create_app(store, token, options)
         with _listening(host, port) as listener:
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app, log_config=None, access_log=False, proxy_headers=False, ws="none", timeout_graceful_shutdown=30
-                )
+            config = uvicorn.Config(
+                app,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,  # longer than clients keep one, so that none writes to a closed connection
+                timeout_graceful_shutdown=30,
             )
+            server = uvicorn.Server(config)
             _run_until_signalled(server, listener, lambda: ready(_base_url(listener)) if ready else None)
     finally:
         store.close()
@@ -189,8 +194,8 @@ def _run_until_signalled(server: uvicorn.Server, listener: socket.socket, starte
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
-    # asyncio does so only where a socket names its protocol, which this one does not: without it every answer waits 40 ms
-    # for a delayed acknowledgement. Accepted sockets inherit it.
+    # asyncio does so only where a socket names its protocol, which this one does not: without it every answer waits
+    # 40 ms for a delayed acknowledgement. Accepted sockets inherit it.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

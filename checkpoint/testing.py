@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
-from functools import partial
 from http import HTTPStatus
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from unittest import SkipTest
 from urllib.parse import parse_qs, unquote
 
 import orjson
 
+from checkpoint.errors import Conflict
+from checkpoint.stores.base import Entry, Store
 from checkpoint.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from checkpoint.server import Options
-    from checkpoint.stores.base import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ class ApiServer:
     `switches` are fields of `checkpoint.server.Options`, to be changed by `set` or by assigning `options`. Port 0 takes
     a free one. With a certificate it serves TLS. The store, a `MemoryStore` where none is given, is not closed.
 
-    freezegun may freeze the test: the server's delays and its rate go by the real clock, the `Date` it sends and the
-    times it stores by the frozen one.
+    freezegun may freeze the test, once this module is imported: the server's delays and its rate go by the real clock,
+    the `Date` it sends and the times it stores by the frozen one.
     """
 
     def __init__(
@@ -125,7 +128,10 @@ class ApiServer:
         self._loop = _RealTimeLoop()
         self._thread = Thread(target=self._loop.run_forever, name="ApiServer", daemon=True)
         self._thread.start()
-        connected = partial(protocol, config, self._state, {})
+
+        def connected() -> Any:
+            return protocol(config, self._state, {})
+
         self._listening = self._in_loop(
             self._loop.create_server(connected, "127.0.0.1", self._port, ssl=config.ssl, backlog=1024)
         )
@@ -544,3 +550,359 @@ async def _read(receive: Receive) -> bytes:
         body += message.get("body", b"")
         more = message.get("more_body", False)
     return bytes(body)
+
+
+# ruff: noqa: S101, PLR2004 - what follows is tests
+class StoreContract:
+    """The contract of `Store` as tests: inherit it, and give it a fixture `store` that returns an empty one.
+
+        class TestMyStore(StoreContract):
+            compares_and_swaps = False
+
+            @pytest.fixture
+            def store(self):
+                return MyStore()
+
+    The class attributes say what a store promises beyond the contract, and how much of it a test may ask for.
+    """
+
+    atomic = True
+    """All keys of a commit are seen at once, or none."""
+    compares_and_swaps = True
+    """Of two writers that know the same entry one gets a `Conflict`."""
+    versions = True
+    """Entries have versions."""
+    records_runs = True
+    """Entries keep the `run_id` of the commit that wrote them."""
+    many = 1_000
+    """Keys of a large commit."""
+    large = 1_000_000
+    """Characters of a large value."""
+
+    def reopen(self, store: Store) -> Store:
+        """Return the state of a store as the next process finds it; override it where that is another object."""
+        store.close()
+        return store
+
+    def test_a_store_is_a_store(self, store: Store) -> None:
+        assert isinstance(store, Store)
+
+    def test_an_unknown_namespace_is_empty(self, store: Store) -> None:
+        assert store.load("job") == {}
+
+    def test_what_was_written_is_loaded(self, store: Store) -> None:
+        receipt = store.commit("job", {"a": "1", "b": "2"})
+        assert _values(store) == {"a": "1", "b": "2"}
+        assert receipt.entries == store.load("job")
+        assert [entry.key for entry in receipt.entries.values()] == ["a", "b"]
+
+    def test_an_entry_tells_when_it_was_written_and_by_which_run(self, store: Store) -> None:
+        entry = store.commit("job", {"a": "1"}, run_id="run-1").entries["a"]
+        assert entry.created_at is None or _TIME.fullmatch(entry.created_at)
+        assert entry.updated_at == entry.created_at
+        assert entry.sync_job_run_id == ("run-1" if self.records_runs else None)
+        assert store.commit("job", {"a": "2"}).entries["a"].sync_job_run_id is None
+
+    def test_an_update_keeps_the_time_of_creation(self, store: Store) -> None:
+        first = store.commit("job", {"a": "1"}).entries["a"]
+        receipt = store.commit("job", {"a": "2"}, {"a": first})
+        assert receipt.entries == store.load("job")
+        assert receipt.entries["a"].value == "2"
+        assert receipt.entries["a"].created_at == first.created_at
+        assert (receipt.entries["a"].updated_at or "") >= (first.updated_at or "")
+
+    def test_only_the_changed_keys_are_touched(self, store: Store) -> None:
+        before = store.commit("job", {"a": "1", "b": "1", "c": "1"}, run_id="run-1").entries
+        receipt = store.commit("job", {"b": "2", "c": None}, before, run_id="run-2")
+        assert store.load("job") == {"a": before["a"], "b": receipt.entries["b"]}
+        assert list(receipt.entries) == ["b"]
+
+    def test_none_deletes_and_a_missing_key_is_no_error(self, store: Store) -> None:
+        store.commit("job", {"a": "1", "b": "1"})
+        assert store.commit("job", {"a": None, "missing": None}).entries == {}
+        assert store.commit("unknown", {"missing": None}).entries == {}
+        assert _values(store) == {"b": "1"}
+        assert _values(store, "unknown") == {}
+
+    def test_a_deleted_key_can_be_written_again(self, store: Store) -> None:
+        store.commit("job", {"a": "1"})
+        store.commit("job", {"a": None})
+        store.commit("job", {"a": "2"}, {"a": None})
+        assert _values(store) == {"a": "2"}
+
+    def test_an_empty_commit_changes_nothing(self, store: Store) -> None:
+        before = store.commit("job", {"a": "1"}).entries
+        assert store.commit("job", {}).entries == {}
+        assert store.commit("job", {}, before).entries == {}
+        assert store.load("job") == before
+        assert store.commit("unknown", {}).entries == {}
+
+    def test_a_loaded_namespace_is_the_callers_own(self, store: Store) -> None:
+        store.commit("job", {"a": "1"})
+        store.load("job").clear()
+        assert _values(store) == {"a": "1"}
+
+    def test_namespaces_are_separate(self, store: Store) -> None:
+        first = store.commit("job", {"a": "1"}).entries
+        store.commit("job-2", {"a": "2"}, {"a": None})
+        store.commit("JOB", {"a": "3"}, {"a": None})
+        store.commit("job-2", {"a": None})
+        assert store.load("job") == first
+        assert _values(store, "job-2") == {}
+        assert _values(store, "JOB") == {"a": "3"}
+
+    def test_any_text_is_a_key_and_none_is_taken_for_another(self, store: Store) -> None:
+        written = {name: f"value {number}" for number, name in enumerate(_NAMES)}
+        store.commit("job", written)
+        assert _values(store) == written
+        loaded = store.load("job")
+        updated = {name: value + ", updated" for name, value in written.items()}
+        store.commit("job", updated, loaded)
+        assert _values(store) == updated
+        left = dict(list(updated.items())[::2])
+        store.commit("job", {name: None for name in updated if name not in left}, store.load("job"))
+        assert _values(store) == left
+
+    def test_any_text_is_a_state_key_and_none_is_taken_for_another(self, store: Store) -> None:
+        for number, name in enumerate(_NAMES):
+            store.commit(name, {"a": f"value {number}"}, {"a": None})
+        for number, name in enumerate(_NAMES):
+            assert _values(store, name) == {"a": f"value {number}"}
+
+    def test_any_text_is_a_value(self, store: Store) -> None:
+        written = {f"key {number}": value for number, value in enumerate((*_VALUES, "x" * self.large))}
+        receipt = store.commit("job", written)
+        assert {key: entry.value for key, entry in receipt.entries.items()} == written
+        assert _values(store) == written
+
+    def test_bad_names_are_refused_and_nothing_is_written(self, store: Store) -> None:
+        before = store.commit("job", {"good": "1"}).entries
+        for name in _BAD_NAMES:
+            kind = ValueError if isinstance(name, str) else TypeError
+            _raised(kind, store.load, name)
+            _raised(kind, store.commit, name, {"good": "2"})
+            _raised(kind, store.commit, name, {})
+            _raised(kind, store.commit, "job", {name: "2"})
+            _raised(kind, store.commit, "job", {name: None})
+            _raised(kind, store.commit, "job", {"good": "2", "other": "2", name: "2"})
+        assert store.load("job") == before
+
+    def test_bad_values_are_refused_and_nothing_is_written(self, store: Store) -> None:
+        before = store.commit("job", {"good": "1"}).entries
+        for value in (1, 1.5, True, b"1", {"a": 1}, ["1"], "\ud800"):
+            kind = ValueError if isinstance(value, str) else TypeError
+            _raised(kind, store.commit, "job", {"bad": value})
+            _raised(kind, store.commit, "job", {"good": "2", "other": "2", "bad": value})
+        assert store.load("job") == before
+
+    def test_what_is_stored_as_expected_is_replaced(self, store: Store) -> None:
+        base = store.commit("job", {"a": "1", "b": "1"}).entries
+        base = store.commit("job", {"a": "2", "new": "1"}, {**base, "new": None, "absent": None}).entries
+        store.commit("job", {"a": None, "new": "2"}, base)
+        assert _values(store) == {"b": "1", "new": "2"}
+
+    def test_a_key_changed_elsewhere_is_a_conflict_and_nothing_is_written(self, store: Store) -> None:
+        base = store.commit("job", {"a": "1", "b": "1"}).entries
+        theirs = store.commit("job", {"b": "theirs"}).entries["b"]
+        after = store.load("job")
+        for ours in ("ours", None):
+            conflict = _raised(Conflict, store.commit, "job", {"a": "ours", "b": ours, "c": "ours"}, base)
+            assert conflict.args == ("job", "b", base["b"], theirs)
+        assert store.load("job") == after
+
+    def test_a_key_created_elsewhere_is_a_conflict(self, store: Store) -> None:
+        theirs = store.commit("job", {"a": "theirs"}).entries["a"]
+        conflict = _raised(Conflict, store.commit, "job", {"a": "ours", "b": "ours"}, {"a": None, "b": None})
+        assert conflict.args == ("job", "a", None, theirs)
+        assert store.load("job") == {"a": theirs}
+
+    def test_a_key_deleted_elsewhere_is_a_conflict(self, store: Store) -> None:
+        base = store.commit("job", {"a": "1"}).entries
+        store.commit("job", {"a": None})
+        conflict = _raised(Conflict, store.commit, "job", {"a": "ours", "b": "ours"}, base)
+        assert conflict.args == ("job", "a", base["a"], None)
+        assert store.load("job") == {}
+
+    def test_a_key_that_is_not_changed_is_compared_too(self, store: Store) -> None:
+        base = store.commit("job", {"guard": "1"}).entries
+        store.commit("job", {"a": "1"}, {**base, "absent": None})
+        theirs = store.commit("job", {"guard": "2"}).entries["guard"]
+        conflict = _raised(Conflict, store.commit, "job", {"a": "2"}, base)
+        assert conflict.args == ("job", "guard", base["guard"], theirs)
+        assert _raised(Conflict, store.commit, "job", {}, base).args == conflict.args
+        assert _raised(Conflict, store.commit, "job", {"a": "2"}, {"guard": None}).found == theirs
+        assert _values(store) == {"a": "1", "guard": "2"}
+
+    def test_a_key_that_is_not_named_is_not_checked(self, store: Store) -> None:
+        base = store.commit("job", {"a": "1", "b": "1"}).entries
+        store.commit("job", {"a": "theirs", "b": "theirs"})
+        store.commit("job", {"a": "ours"})
+        store.commit("job", {"a": "ours again"}, {"c": None})
+        assert _values(store) == {"a": "ours again", "b": "theirs"}
+        assert _raised(Conflict, store.commit, "job", {"b": "ours"}, base).key in {"a", "b"}
+
+    def test_what_is_stored_already_is_no_conflict(self, store: Store) -> None:
+        base = store.commit("job", {"a": "1", "b": "1"}).entries
+        store.commit("job", {"a": "same", "b": None, "c": "same"})
+        store.commit("job", {"a": "same", "b": None, "c": "same"}, {**base, "c": None})
+        assert _values(store) == {"a": "same", "c": "same"}
+
+    def test_an_entry_without_a_version_is_compared_by_value(self, store: Store) -> None:
+        store.commit("job", {"a": "1"})
+        store.commit("job", {"a": "2"}, {"a": Entry("a", "1")})
+        _raised(Conflict, store.commit, "job", {"a": "3"}, {"a": Entry("a", "1")})
+        assert _values(store) == {"a": "2"}
+
+    def test_versions_grow_and_are_never_used_again(self, store: Store) -> None:
+        if not self.versions:
+            assert store.commit("job", {"a": "1"}).entries["a"].version is None
+            raise SkipTest("this store keeps no versions")
+        seen = [0]
+        for changes in ({"a": "1", "b": "1"}, {"a": "1"}, {"a": None}, {"a": "1"}, {"a": None, "b": None}, {"b": "1"}):
+            receipt = store.commit("job", changes)
+            for version in {entry.version for entry in receipt.entries.values()}:
+                assert version is not None
+                seen.append(version)
+        assert seen == sorted(set(seen))
+        assert len(seen) == 5
+
+    def test_a_value_that_was_changed_and_changed_back_is_a_conflict(self, store: Store) -> None:
+        if not self.versions:
+            raise SkipTest("this store keeps no versions")
+        base = store.commit("job", {"a": "1", "b": "1"}).entries
+        store.commit("job", {"a": "2", "b": None})
+        store.commit("job", {"a": "1", "b": "1"})
+        for key in base:
+            _raised(Conflict, store.commit, "job", {key: "ours"}, {key: base[key]})
+
+    def test_many_keys_in_one_commit(self, store: Store) -> None:
+        written = {f"key {number}": str(number) for number in range(self.many)}
+        base = store.commit("job", written, dict.fromkeys(written)).entries
+        assert store.load("job") == base
+        last = f"key {self.many - 1}"
+        theirs = store.commit("job", {last: "theirs"}).entries[last]
+        conflict = _raised(Conflict, store.commit, "job", dict.fromkeys(written, "ours"), base)
+        assert conflict.args == ("job", last, base[last], theirs)
+        assert store.load("job") == {**base, last: theirs}
+        store.commit("job", dict.fromkeys(written), {**base, last: theirs})
+        assert store.load("job") == {}
+
+    def test_a_commit_is_seen_as_a_whole(self, store: Store) -> None:
+        if not self.atomic:
+            raise SkipTest("this store writes key by key")
+        keys = [f"key {number}" for number in range(20)]
+
+        def write() -> None:
+            for number in range(50):
+                store.commit("job", dict.fromkeys(keys, str(number)))
+
+        with ThreadPoolExecutor() as pool:
+            writing = pool.submit(write)
+            while not writing.done():
+                assert len({entry.value for entry in store.load("job").values()}) <= 1
+            writing.result()
+
+    def test_no_update_of_several_threads_is_lost(self, store: Store) -> None:
+        if not self.compares_and_swaps:
+            raise SkipTest("this store detects other writers, and cannot prevent them")
+
+        def count(worker: int) -> None:
+            for _ in range(10):
+                written = False
+                while not written:
+                    entry = store.load("job").get("count")
+                    number = int(entry.value.split()[0]) + 1 if entry else 1
+                    with suppress(Conflict):
+                        # No two workers write the same text: one that finds its own there is told of no conflict.
+                        store.commit("job", {"count": f"{number} by {worker}"}, {"count": entry})
+                        written = True
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(count, range(4)))
+        assert store.load("job")["count"].value.startswith("40 by ")
+
+    def test_the_next_process_finds_the_state(self, store: Store) -> None:
+        entries = store.commit("job", {"a": "1"}, run_id="run-1").entries
+        again = self.reopen(store)
+        assert again.load("job") == entries
+        assert again.commit("job", {"a": "2"}, entries).entries == again.load("job")
+        again.close()
+
+    def test_closing_twice_is_no_error(self, store: Store) -> None:
+        store.commit("job", {"a": "1"})
+        store.close()
+        store.close()
+
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+
+_NAMES = (
+    *(
+        "a",
+        "A",
+        "a b",
+        " a",
+        "a/b",
+        "a%2Fb",
+        "a%2fb",
+        "a%252Fb",
+        "a?b=c",
+        "a#b",
+        "a%",
+        "a;b",
+        "a:b",
+        "a@b",
+        "a+b",
+        "a&b",
+    ),
+    *("a=b", "a\\b", "a'b", 'a"b', "*", "_", "%", "...", "./a", "../a", "/", "//", "null", "0", "__a", "a.16-00"),
+    *(
+        "é",
+        "e\u0301",
+        "ß",
+        "ẞ",
+        "日本語",
+        "😀",
+        "👩‍👩‍👧",
+        "\u200b",
+        "\u2028",
+        "\ufeff",
+        "\U0010ffff",
+        "x" * 2_000,
+        "é" * 2_000,
+    ),
+)
+
+_VALUES = ("", " ", "null", "{}", "a\nb", "\r\n", "\x00", "a\x00b", "'", '"', "\\", "é", "😀", "\u2028", "\ufffd")
+
+_BAD_NAMES: tuple[Any, ...] = (
+    "",
+    ".",
+    "..",
+    "a\n",
+    "\x00",
+    "a\x00b",
+    "\x1f",
+    "\x7f",
+    "\x85",
+    "\ud800",
+    None,
+    1,
+    b"a",
+    ("a",),
+)
+
+
+def _values(store: Store, state_key: str = "job") -> dict[str, str]:
+    return {key: entry.value for key, entry in store.load(state_key).items()}
+
+
+def _raised(kind: type[_Error], call: Callable[..., Any], *arguments: Any) -> _Error:
+    """Call, and return the error that came of it; the contract needs no pytest."""
+    try:
+        call(*arguments)
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__} was raised by {arguments!r}")
