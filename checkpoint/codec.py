@@ -186,10 +186,11 @@ def _unbase64(value: str) -> bytes:
         pass  # not what encode() writes: the tolerant way says whether it is base64 at all
     compact = "".join(value.split()).translate(_URLSAFE)
     digits = compact.rstrip("=")
-    if digits != compact and len(compact) % 4:
+    padded = digits + "=" * (-len(digits) % 4)
+    if compact not in {digits, padded}:
         raise ValueError("it is not base64: wrong padding")
     try:
-        return b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+        return b64decode(padded, validate=True)
     except (BinasciiError, ValueError) as error:
         raise ValueError("it is not base64") from error
 

@@ -149,12 +149,12 @@ def _default_path() -> Path:
     advice = "pass a store, or set CHECKPOINT_STORE"
     try:
         folder = platformdirs.user_state_path("checkpoint")
-        if not folder.is_absolute():  # no home to be found: the path begins with a literal "~"
-            raise StoreError(f"this user has no home folder to keep state in: {advice}")
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_absolute():
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder / "state.db"
     except (OSError, RuntimeError) as error:
         raise StoreError(f"the user state folder cannot be created ({error}): {advice}") from error
-    return folder / "state.db"
+    raise StoreError(f"this user has no home folder ({folder}): {advice}")  # older platformdirs say so with a "~"
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -263,7 +263,8 @@ def _create(path: Path) -> None:
         raise StoreError(f"{path} cannot be created: {error.strerror}") from error
     finally:
         for leftover in (temporary, Path(f"{temporary}-journal")):
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):  # nothing reads it, should it stay
+                leftover.unlink()
 
 
 def _publish(temporary: Path, path: Path) -> None:

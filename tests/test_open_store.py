@@ -1,0 +1,98 @@
+"""`open_store`: which store a URL names."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from checkpoint.stores import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KNOWN = "its URL begins with one of http:, https:, memory:, sqlite:"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHECKPOINT_STORE", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TRUTO_API_TOKEN", "test-token")
+
+
+@pytest.mark.parametrize(
+    ("url", "store"),
+    [
+        ("sqlite:///state.db", "SQLiteStore('{folder}/state.db')"),
+        ("sqlite:////var/state.db", "SQLiteStore('/var/state.db')"),
+        ("memory://a", "MemoryStore()"),
+        ("https://api.truto.one", "TrutoStore('https://api.truto.one')"),
+        ("http://127.0.0.1:8080", "TrutoStore('http://127.0.0.1:8080')"),
+    ],
+)
+def test_the_scheme_names_the_store(url: str, store: str, tmp_path: Path) -> None:
+    assert repr(open_store(url)) == store.format(folder=tmp_path)
+
+
+def test_a_memory_store_is_shared_by_its_name() -> None:
+    store = open_store("memory://shared")
+    store.commit("job", {"a": "1"})
+    assert open_store("memory://shared") is store
+    assert open_store("memory://other") is not store
+    with pytest.raises(ValueError, match="URL") as caught:
+        open_store("memory://")
+    assert str(caught.value) == "a memory store's URL is memory://name, not 'memory://'"
+
+
+def test_without_a_url_the_environment_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CHECKPOINT_STORE", "sqlite:///of-the-environment.db")
+    assert repr(open_store()) == f"SQLiteStore('{tmp_path}/of-the-environment.db')"
+    assert repr(open_store("sqlite:///given.db")) == f"SQLiteStore('{tmp_path}/given.db')"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+@pytest.mark.parametrize("environment", [None, ""])
+def test_without_any_it_is_in_the_user_state_folder(
+    environment: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("CHECKPOINT_STORE", environment)
+    assert repr(open_store()) == f"SQLiteStore('{tmp_path}/checkpoint/state.db')"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://localhost", f"no store opens 'redis://localhost': {KNOWN}"),
+        ("state.db", f"no store opens 'state.db': {KNOWN}; a file is sqlite:///state.db"),
+        ("/var/state.db", f"no store opens '/var/state.db': {KNOWN}; a file is sqlite:////var/state.db"),
+    ],
+)
+def test_a_url_that_names_no_store_says_which_do(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match="no store opens") as caught:
+        open_store(url)
+    assert str(caught.value) == said
+
+
+def test_installed_packages_add_schemes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metadata = tmp_path / "theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[checkpoint.stores]\ntheirs = their_store:open_theirs\n")
+    (tmp_path / "their_store.py").write_text(
+        "from checkpoint.stores.memory import MemoryStore\n"
+        "def open_theirs(url):\n"
+        "    store = MemoryStore()\n"
+        "    store.url = url\n"
+        "    return store\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert open_store("theirs://host/path?a=b").url == "theirs://host/path?a=b"
+    with pytest.raises(ValueError, match=r"one of http:, https:, memory:, sqlite:, theirs:$"):
+        open_store("redis://localhost")
+    monkeypatch.delitem(sys.modules, "their_store")

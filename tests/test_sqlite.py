@@ -1,0 +1,691 @@
+"""The SQLite store: files found in any state, other processes, crashes, and what SQLite says when it fails."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import pwd
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
+from checkpoint.stores import sqlite
+from checkpoint.stores.sqlite import SQLiteStore, journal_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FIXED, VULNERABLE = (3, 51, 3), (3, 40, 1)
+KEPT = "it is kept as it is: put a good copy in its place, or move it away to start over"
+
+as_a_user = pytest.mark.skipif(os.geteuid() == 0, reason="root is denied nothing")
+in_parallel = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SQLiteStore]:
+    store = SQLiteStore(path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "TIMEOUT", 0.1)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None)
+
+
+def values(store: SQLiteStore) -> dict[str, str]:
+    return {key: entry.value for key, entry in store.load("job").items()}
+
+
+def load(path: Path) -> dict[str, str]:
+    with closing(SQLiteStore(path)) as store:
+        return values(store)
+
+
+def commit(path: Path, key: str) -> None:
+    with closing(SQLiteStore(path)) as store:
+        store.commit("job", {key: "1"})
+
+
+def make(path: Path, keys: int = 100) -> bytes:
+    with closing(SQLiteStore(path)) as store:
+        store.commit("job", {f"key {number}": "value" * 20 for number in range(keys)})
+    Path(f"{path}-journal").unlink(missing_ok=True)
+    return path.read_bytes()
+
+
+def in_children(count: int, work: Callable[[int], object]) -> None:
+    """Run the work in so many forked processes, which begin together."""
+    barrier = in_parallel.Barrier(count)
+
+    def begin(number: int) -> None:
+        barrier.wait(30)
+        work(number)
+
+    children = [in_parallel.Process(target=begin, args=(number,)) for number in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * count
+
+
+# What it is called
+
+
+def test_the_url_names_a_relative_or_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    urls = ("sqlite:///state.db", "sqlite:////var/state.db", "sqlite:///a%20b/%C3%A9%3F%2523.db")
+    assert [repr(SQLiteStore.from_url(url)) for url in urls] == [
+        f"SQLiteStore('{tmp_path}/state.db')",
+        "SQLiteStore('/var/state.db')",
+        f"SQLiteStore('{tmp_path}/a b/é?%23.db')",
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("sqlite:", "sqlite://", "sqlite:///", "sqlite://host/state.db", "sqlite:state.db", "sqlite:/state.db"),
+        *("sqlite:///state.db?mode=ro", "sqlite:///state.db#1", "state.db", ""),
+    ],
+)
+def test_any_other_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="URL") as caught:
+        SQLiteStore.from_url(url)
+    assert str(caught.value) == (
+        f"a SQLite store's URL is sqlite:///relative.db or sqlite:////absolute.db, not {url!r}"
+    )
+
+
+def test_a_relative_path_is_that_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SQLiteStore("state.db")
+    monkeypatch.chdir("/")
+    store.commit("job", {"a": "1"})
+    store.close()
+    assert load(tmp_path / "state.db") == {"a": "1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+def test_without_a_path_it_is_in_the_user_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", f"{tmp_path}/not/yet")
+    store = SQLiteStore()
+    assert repr(store) == f"SQLiteStore('{tmp_path}/not/yet/checkpoint/state.db')"
+    assert store.load("job") == {}
+    store.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+def test_without_a_user_state_folder_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", f"{tmp_path}/file")
+    with pytest.raises(StoreError) as caught:
+        SQLiteStore()
+    assert str(caught.value) == (
+        f"the user state folder cannot be created ([Errno 20] Not a directory: '{tmp_path}/file/checkpoint'): "
+        "pass a store, or set CHECKPOINT_STORE"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+def test_without_a_home_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "nowhere")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(StoreError, match=r"home.*: pass a store, or set CHECKPOINT_STORE$"):
+        SQLiteStore()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_platformdirs_is_imported_only_for_the_user_state_folder() -> None:
+    script = "import sys, checkpoint.stores.sqlite as s; s.SQLiteStore('x'); assert 'platformdirs' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# Journal
+
+
+@pytest.mark.parametrize(
+    ("version", "mode"),
+    [
+        ((3, 6, 23), "truncate"),  # no WAL yet
+        ((3, 7, 0), "truncate"),
+        ((3, 40, 1), "truncate"),
+        ((3, 44, 5), "truncate"),
+        ((3, 44, 6), "wal"),
+        ((3, 45, 0), "truncate"),
+        ((3, 50, 6), "truncate"),
+        ((3, 50, 7), "wal"),
+        ((3, 51, 0), "truncate"),
+        ((3, 51, 2), "truncate"),
+        ((3, 51, 3), "wal"),
+        ((3, 52, 0), "wal"),
+        ((4, 0, 0), "wal"),
+    ],
+)
+def test_wal_is_chosen_where_sqlite_is_safe_with_it(version: tuple[int, int, int], mode: str) -> None:
+    assert journal_mode(version) == mode
+
+
+@pytest.mark.parametrize(("version", "mode"), [(FIXED, "wal"), (VULNERABLE, "truncate")])
+def test_a_new_file_is_in_the_chosen_mode_and_durable(
+    path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], mode: str
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    with closing(SQLiteStore(path)) as store, store._connected() as connection:
+        pragmas = {
+            name: connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "fullfsync")
+        }
+    assert pragmas == {"journal_mode": mode, "synchronous": 3, "fullfsync": 1}
+
+
+@pytest.mark.parametrize(("found", "mode"), [("wal", "wal"), ("delete", "truncate")])
+def test_a_fixed_version_keeps_the_mode_it_finds(
+    path: Path, monkeypatch: pytest.MonkeyPatch, found: str, mode: str
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", FIXED)
+    make(path)
+    with closing(connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {found}")
+    with closing(SQLiteStore(path)) as store, store._connected() as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
+        assert len(store.load("job")) == 100
+
+
+def test_a_vulnerable_version_takes_a_file_out_of_wal_mode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", VULNERABLE)
+    make(path)
+    with closing(connect(path)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("UPDATE checkpoint_entries SET value = 'in the log'")
+    assert set(load(path).values()) == {"in the log"}
+    commit(path, "a")
+    assert path.read_bytes()[18:20] == b"\1\1"  # sqlite.org/fileformat.html: 1 is rollback, 2 is WAL
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_file_that_others_keep_in_wal_mode_is_refused(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", VULNERABLE)
+    make(path)
+    with closing(connect(path)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("SELECT * FROM checkpoint_entries").fetchall()
+        with pytest.raises(StoreError) as caught:
+            store.load("job")
+    assert str(caught.value) == (
+        f"{path} is in WAL mode, which SQLite {sqlite3.sqlite_version} may corrupt (sqlite.org/wal.html, the WAL-reset "
+        "bug), and other connections keep it so: close them, or use SQLite 3.51.3 or later"
+    )
+    assert len(store.load("job")) == 100
+
+
+def test_a_file_in_wal_mode_is_waited_for(path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", VULNERABLE)
+    make(path)
+    other = connect(path)
+    other.execute("PRAGMA journal_mode = WAL")
+    other.execute("SELECT * FROM checkpoint_entries").fetchall()
+    monkeypatch.setattr(time, "sleep", lambda seconds: other.close())
+    assert len(store.load("job")) == 100
+
+
+def test_eight_processes_take_a_file_out_of_wal_mode_at_once(path: Path) -> None:
+    make(path)
+    with closing(connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    in_children(8, lambda number: commit(path, f"child {number}"))
+    assert len(load(path)) == 108
+
+
+# Files found
+
+
+def refused(path: Path, reason: str) -> None:
+    """Neither reading nor writing takes the file for a store, or changes it or anything beside it."""
+    before, beside = path.read_bytes(), sorted(path.parent.iterdir())
+    for call in (lambda: load(path), lambda: commit(path, "a")):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert str(caught.value) == f"{path} is not a usable checkpoint database ({reason}); {KEPT}"
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == beside
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it was cut off"),
+        (b"\n", "it was cut off"),
+        (b"{}", "file is not a database"),
+        (b"garbage" * 5_000, "file is not a database"),
+        (bytes(4096), "file is not a database"),
+        (bytes(100_000), "file is not a database"),
+    ],
+)
+def test_an_empty_file_and_garbage_are_no_fresh_start(path: Path, content: bytes, reason: str) -> None:
+    path.write_bytes(content)
+    refused(path, reason)
+
+
+def test_a_file_cut_off_anywhere_is_no_fresh_start(path: Path) -> None:
+    whole = make(path)
+    lengths = {
+        1,
+        15,
+        16,
+        17,
+        99,
+        100,
+        101,
+        511,
+        512,
+        513,
+        *range(4096, len(whole), 4096),
+        *range(700, len(whole), 1999),
+    }
+    said = {"file is not a database", "database disk image is malformed", "it was cut off"}
+    for length in sorted({*lengths, len(whole) - 1}):
+        path.write_bytes(whole[:length])
+        for _ in range(2):
+            with pytest.raises(StoreError) as caught:
+                load(path)
+            assert str(caught.value) in {f"{path} is not a usable checkpoint database ({s}); {KEPT}" for s in said}
+        assert path.read_bytes() == whole[:length]
+
+
+def test_a_damaged_page_is_an_error_when_it_is_read(path: Path) -> None:
+    whole = make(path)
+    path.write_bytes(whole[:16_384] + b"\xff" * (len(whole) - 16_384))
+    refused(path, "database disk image is malformed")
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    make(path)
+    with closing(connect(path)) as connection:
+        connection.execute("UPDATE checkpoint_schema SET version = 2")
+    before = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(StoreError) as caught:
+            commit(path, "a")
+        assert str(caught.value) == (
+            f"{path} has schema version 2, and this release knows version 1: upgrade checkpoint-store; "
+            "the file is kept as it is"
+        )
+    assert path.read_bytes() == before
+
+
+def test_a_database_of_somebody_else_gets_our_tables(path: Path) -> None:
+    with closing(connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+        connection.execute("CREATE TABLE entries (id)")
+    assert load(path) == {}
+    commit(path, "a")
+    with closing(connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (7,)
+        assert sorted(name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql <> ''")) == [
+            "checkpoint_entries",
+            "checkpoint_namespaces",
+            "checkpoint_schema",
+            "entries",
+        ]
+
+
+def test_eight_processes_add_our_tables_at_once(path: Path) -> None:
+    with closing(connect(path)) as connection:
+        connection.execute("CREATE TABLE entries (id)")
+    in_children(8, lambda number: commit(path, f"child {number}"))
+    assert len(load(path)) == 8
+
+
+def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "state.db"
+    with pytest.raises(StoreError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path} cannot be created: its folder does not exist"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == f"{tmp_path} cannot be opened: it and its folder must exist and be writable"
+
+
+@as_a_user
+def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "state.db"
+    folder.chmod(0o500)
+    with pytest.raises(StoreError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path} cannot be opened: it and its folder must exist and be writable"
+    folder.chmod(0o700)
+    make(path)
+    folder.chmod(0o500)
+    with pytest.raises(StoreError) as caught:
+        commit(path, "a")
+    assert str(caught.value) == (
+        f"{path} cannot be written (attempt to write a readonly database): it and its folder must be writable"
+    )
+    assert len(load(path)) == 100
+    folder.chmod(0o700)
+
+
+@as_a_user
+def test_a_read_only_file_is_read(path: Path) -> None:
+    make(path)
+    path.chmod(0o400)
+    assert len(load(path)) == 100
+    with pytest.raises(StoreError) as caught:
+        commit(path, "a")
+    assert str(caught.value) == (
+        f"{path} cannot be written (attempt to write a readonly database): it and its folder must be writable"
+    )
+
+
+# Creation
+
+
+def test_creation_leaves_nothing_beside_the_file(path: Path, store: SQLiteStore) -> None:
+    assert store.load("job") == {}
+    store.close()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_eight_processes_create_one_file(path: Path, store: SQLiteStore) -> None:
+    in_children(8, lambda number: commit(path, f"child {number}"))
+    assert values(store) == {f"child {number}": "1" for number in range(8)}
+    assert sorted(entry.version for entry in store.load("job").values()) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert {other.name for other in path.parent.iterdir()} <= {"state.db", "state.db-journal"}
+
+
+def test_without_hard_links_it_is_renamed_into_place(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    store.commit("job", {"a": "1"})
+    assert values(store) == {"a": "1"}
+
+
+def test_without_hard_links_the_file_of_another_stays(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        shutil.copy(source, target)
+        with closing(connect(path)) as other:
+            other.execute("INSERT INTO checkpoint_entries VALUES ('job', 'theirs', '1', '', '', NULL, 1)")
+        raise OSError(errno.ENOTSUP, "Not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    assert values(store) == {"theirs": "1"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failed_creation_leaves_nothing(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", link)
+        with pytest.raises(StoreError) as caught:
+            store.load("job")
+    assert str(caught.value) == f"{path} cannot be created: {os.strerror(code)}"
+    assert list(path.parent.iterdir()) == []
+    assert store.load("job") == {}
+
+
+# Other processes
+
+
+def test_no_update_of_eight_processes_is_lost(store: SQLiteStore) -> None:
+    def count(worker: int) -> None:
+        for _ in range(15):
+            written = False
+            while not written:
+                entry = store.load("job").get("count")
+                number = int(entry.value.split()[0]) + 1 if entry else 1
+                with suppress(Conflict):
+                    store.commit("job", {"count": f"{number} by {worker}"}, {"count": entry})
+                    written = True
+
+    in_children(8, count)
+    entry = store.load("job")["count"]
+    assert (int(entry.value.split()[0]), entry.version) == (120, 120)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_file_that_stays_locked_is_unavailable(path: Path, store: SQLiteStore, begin: str) -> None:
+    store.commit("job", {"a": "1"})
+    with closing(connect(path)) as other:
+        other.execute(begin)
+        with pytest.raises(StoreUnavailable) as caught:
+            store.commit("job", {"a": "2"})
+    assert str(caught.value) == f"other connections kept {path} locked: nothing was written"
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+    store.commit("job", {"a": "3"})
+    assert values(store) == {"a": "3"}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_reader_that_stays_delays_the_commit_and_undoes_nothing_else(path: Path, store: SQLiteStore) -> None:
+    store.commit("job", {"a": "1"})
+    with closing(connect(path)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM checkpoint_entries").fetchall()
+        if journal_mode(sqlite3.sqlite_version_info) == "truncate":
+            with pytest.raises(StoreUnavailable):
+                store.commit("job", {"a": "2"})
+            assert values(store) == {"a": "1"}
+    store.commit("job", {"a": "3"})
+    assert values(store) == {"a": "3"}
+
+
+def test_waiting_for_a_lock_can_be_interrupted(path: Path, store: SQLiteStore) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    store.load("job")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with closing(connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                store.commit("job", {"a": "1"})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    store.commit("job", {"a": "2"})
+    assert values(store) == {"a": "2"}
+
+
+def test_an_interrupted_commit_is_rolled_back(path: Path, store: SQLiteStore) -> None:
+    class Interrupting(dict[str, None]):
+        def items(self):
+            assert store._connection.in_transaction
+            raise KeyboardInterrupt
+
+    store.commit("job", {"a": "1"})
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("job", {"a": "2"}, Interrupting(a=None))
+    assert values(store) == {"a": "1"}
+    with closing(SQLiteStore(path)) as other:
+        other.commit("job", {"a": "3"})
+
+
+def test_parent_and_child_use_it_after_a_fork(path: Path, store: SQLiteStore) -> None:
+    store.commit("job", {"parent": "1"})
+
+    def child(number: int) -> None:
+        assert store.load("job")["parent"].value == "1"
+        for turn in range(10):
+            store.commit("job", {f"child {number}": str(turn)})
+
+    in_children(2, child)
+    store.commit("job", {"parent": "2"})
+    assert values(store) == {"parent": "2", "child 0": "9", "child 1": "9"}
+    assert max(entry.version for entry in store.load("job").values()) == 22
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_in_the_middle_of_other_threads_commits_harms_nothing(path: Path, store: SQLiteStore) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not stop.is_set():
+            store.commit("job", {"parent": str(turn), "again": str(turn)})
+            turn += 1
+            os.sched_yield()
+
+    def child(number: int) -> None:
+        for _ in range(5):
+            loaded = store.load("job")
+            assert loaded["parent"].value == loaded["again"].value
+            store.commit("job", {f"child {number}": "1"})
+
+    store.commit("job", {"parent": "", "again": ""})
+    thread = threading.Thread(target=write)
+    thread.start()
+    for number in range(10):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(number)
+            finally:
+                os._exit(0 if sys.exc_info() == (None, None, None) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    stop.set()
+    thread.join()
+    assert {f"child {number}" for number in range(10)} <= set(values(store))
+    with store._connected() as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
+    script = (
+        "import sys; from checkpoint.stores.sqlite import SQLiteStore\n"
+        "store = SQLiteStore(sys.argv[1])\n"
+        "for number in range(1_000_000):\n"
+        "    store.commit('job', {f'key {number % 10}': str(number), 'last': str(number)})\n"
+        "    print(number, flush=True)\n"
+    )
+    for turn in range(3):
+        command = [sys.executable, "-c", script, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            lines = iter(child.stdout)
+            acknowledged = [int(next(lines)) for _ in range(20 + turn)][-1]
+            child.kill()
+            acknowledged = max([acknowledged, *map(int, lines)])
+        with closing(SQLiteStore(path)) as store:
+            found = values(store)
+            last = int(found["last"])
+            assert last in {acknowledged, acknowledged + 1}
+            assert found[f"key {last % 10}"] == found["last"]
+            with store._connected() as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+# What SQLite says
+
+
+def test_a_full_disk_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
+    store.commit("job", {"a": "1"})
+    with store._connected() as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError) as caught:
+        store.commit("job", {"a": "2", "b": "x" * 100_000})
+    assert str(caught.value) == f"the disk of {path} is full, and nothing was written: make room, then try again"
+    store.commit("job", {"b": "3"}, {"b": None})
+    assert values(store) == {"a": "1", "b": "3"}
+
+
+def test_a_disk_that_fails_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
+    store.commit("job", {"a": "1"})
+
+    def child(number: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, resource.RLIM_INFINITY))
+        with pytest.raises(StoreError) as caught:
+            store.commit("job", {"a": "2", "b": "x" * 100_000})
+        assert str(caught.value) == (
+            f"{path} could not be read or written (disk I/O error): check the disk, then try again"
+        )
+        assert values(store) == {"a": "1"}
+
+    in_children(1, child)
+    assert values(store) == {"a": "1"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Connection.setlimit came with Python 3.11")
+def test_a_value_past_the_limit_of_sqlite_is_named(store: SQLiteStore) -> None:
+    store.commit("job", {"a": "1"})
+    with store._connected() as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    with pytest.raises(ValueTooLarge) as caught:
+        store.commit("job", {"a": "2", "b": "é" * 60_000, "c": "3"})
+    assert caught.value.args == ("b", 120_000)
+    assert values(store) == {"a": "1"}
+
+
+def test_a_file_that_was_taken_away_acknowledges_nothing(path: Path, store: SQLiteStore) -> None:
+    store.commit("job", {"a": "1"})
+    path.unlink()
+    with pytest.raises(StoreError) as caught:
+        store.commit("job", {"a": "2"})
+    assert str(caught.value) == (
+        f"{path} cannot be written (attempt to write a readonly database): it and its folder must be writable"
+    )
+
+
+def test_missing_tables_are_an_error_not_a_fresh_start(path: Path) -> None:
+    make(path)
+    with closing(connect(path)) as connection:
+        connection.execute("DROP TABLE checkpoint_entries")
+    with pytest.raises(StoreError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: no such table: checkpoint_entries"
+
+
+def test_it_can_be_used_again_after_it_was_closed(store: SQLiteStore) -> None:
+    store.close()
+    store.commit("job", {"a": "1"})
+    store.close()
+    store.close()
+    assert values(store) == {"a": "1"}

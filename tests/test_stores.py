@@ -1,0 +1,84 @@
+"""The contract of `Store`, kept by every store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from freezegun import freeze_time
+
+from checkpoint import Entry
+from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.sqlite import SQLiteStore
+from checkpoint.testing import ApiServer, StoreContract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from checkpoint import Store
+    from checkpoint.stores.truto import TrutoStore
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()
+
+
+class TestSQLiteStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[SQLiteStore]:
+        self.path = tmp_path / "state.db"
+        store = SQLiteStore(self.path)
+        yield store
+        store.close()
+
+    def reopen(self, store: Store) -> SQLiteStore:
+        store.close()
+        return SQLiteStore(self.path)
+
+
+class TestTrutoStore(StoreContract):
+    atomic = compares_and_swaps = versions = records_runs = False
+    many = 200  # a commit of more would wait for the rate of a token
+
+    @pytest.fixture
+    def store(self, truto: TrutoStore) -> TrutoStore:
+        return truto
+
+
+class TestTrutoStoreOverPages(TestTrutoStore):
+    """A list of several pages, in no order, with stale duplicates; writes that echo nothing."""
+
+    @pytest.fixture
+    def store(self, api: ApiServer, truto: TrutoStore) -> TrutoStore:
+        api.set(
+            page_size=50, empty_page=True, shuffled=True, duplicates=True, unknown_namespace=404, delete_missing=200
+        )
+        return truto
+
+
+def test_entries_tell_the_time_of_each_write(store: Store) -> None:
+    with freeze_time("2024-05-01T10:00:00.123456Z") as clock:
+        store.commit("job", {"a": "1", "b": "1"})
+        clock.move_to("2024-05-02T10:00:00Z")
+        store.commit("job", {"a": "2"})
+    first, second = "2024-05-01T10:00:00.123Z", "2024-05-02T10:00:00.000Z"
+    times = {key: (entry.created_at, entry.updated_at) for key, entry in store.load("job").items()}
+    assert times == {"a": (first, second), "b": (first, first)}
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
+def test_versions_of_a_namespace_come_from_one_counter(store: Store) -> None:
+    with freeze_time("2024-05-01T10:00:00Z"):
+        store.commit("job", {"a": "1", "b": "1"}, run_id="run-1")
+        store.commit("other", {"a": "1"})
+        store.commit("job", {"b": None})
+        store.commit("job", {"b": "2"}, run_id="run-2")
+    now = "2024-05-01T10:00:00.000Z"
+    assert store.load("job") == {
+        "a": Entry("a", "1", now, now, "run-1", 1),
+        "b": Entry("b", "2", now, now, "run-2", 3),
+    }
+    assert store.load("other") == {"a": Entry("a", "1", now, now, None, 1)}
