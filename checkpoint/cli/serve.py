@@ -1,0 +1,68 @@
+"""`checkpoint serve`: the state API over any store."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from checkpoint.cli.options import opened, store_option
+
+
+def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, float] | None:
+    """Return the numbers of `N/SECONDS`, such as 500/10."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+(?:\.\d+)?)", value)
+    if match is None or not (int(match[1]) and float(match[2])):
+        raise click.BadParameter(f"{value!r} is not requests/seconds, such as 500/10.")
+    return int(match[1]), float(match[2])
+
+
+@click.command()
+@store_option("a SQLite file in your state folder")
+@click.option(
+    "--port", metavar="N", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one."
+)
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--token",
+    envvar="CHECKPOINT_SERVER_TOKEN",
+    help="What clients must bear. Better set $CHECKPOINT_SERVER_TOKEN: arguments show in the list of processes.",
+)
+@click.option("--page-size", type=click.IntRange(min=1), metavar="N", help="List at most N entries a page.")
+@click.option(
+    "--rate",
+    metavar="N/SECONDS",
+    callback=rate_of,
+    help="Allow N requests in any so many seconds, such as 500/10; more get 429.",
+)
+@click.option(
+    "--max-body", type=click.IntRange(min=1), metavar="BYTES", help="Refuse larger requests. Default: 16 MiB."
+)
+def serve(
+    *,
+    url: str | None,
+    port: int,
+    host: str,
+    token: str | None,
+    page_size: int | None,
+    rate: tuple[int, float] | None,
+    max_body: int | None,
+) -> None:
+    """Serve the state API over any store, to whoever bears the token.
+
+    Prints the URL once it listens, and stops on SIGTERM or Ctrl-C when the requests under way are answered.
+    """
+    if not token:
+        raise click.UsageError("a token is needed: set $CHECKPOINT_SERVER_TOKEN, or give --token")
+    try:
+        from checkpoint import server  # noqa: PLC0415 - fastapi and uvicorn are an extra
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"serving needs {error.name}: pip install 'checkpoint-store[server]'") from error
+    default = server.Options().max_body
+    options = server.Options(page_size=page_size, rate=rate, max_body=max_body or default)
+    try:
+        server.serve(opened(url), token, host, port, options, ready=lambda base: click.echo(f"Listening on {base}"))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error

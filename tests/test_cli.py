@@ -1,0 +1,255 @@
+"""The command line, as processes: screens, errors, exit statuses, and the server it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from checkpoint import Checkpointer
+from checkpoint.stores.truto import TrutoStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "a-token-nobody-may-see"
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("CHECKPOINT_", "TRUTO_"))},
+    "COLUMNS": "80",
+    "PYTHONWARNINGS": "error",
+}
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "checkpoint.cli", *arguments],
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "checkpoint.cli", "serve", "--port", "0", *arguments],
+        env={**ENVIRONMENT, "CHECKPOINT_SERVER_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            said, _, url = process.stdout.readline().rstrip("\n").rpartition(" ")
+            assert said == "Listening on", process.stderr.read()
+            yield process, url
+        finally:
+            process.kill()
+
+
+def status_of(url: str, *, token: str | None = TOKEN, body: bytes | None = None) -> int:
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    try:
+        with urlopen(Request(f"{url}/sync-job-run-state?state_key=ns", body, headers)) as response:
+            return response.status
+    except HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_help():
+    done = command("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "Usage: checkpoint [OPTIONS] COMMAND [ARGS]...\n"
+        "\n"
+        "  Checkpoints of incremental syncs: where a job stopped, and how far it is\n"
+        "  safely past.\n"
+        "\n"
+        "  Try it first: checkpoint demo\n"
+        "\n"
+        "Options:\n"
+        "  --version   Show the version and exit.\n"
+        "  -h, --help  Show this message and exit.\n"
+        "\n"
+        "Commands:\n"
+        "  demo   Run a real incremental sync, kill it halfway, start it again.\n"
+        "  serve  Serve the state API over any store, to whoever bears the token.\n"
+    )
+
+
+def test_help_of_serve():
+    done = command("serve", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "Usage: checkpoint serve [OPTIONS]\n"
+        "\n"
+        "  Serve the state API over any store, to whoever bears the token.\n"
+        "\n"
+        "  Prints the URL once it listens, and stops on SIGTERM or Ctrl-C when the\n"
+        "  requests under way are answered.\n"
+        "\n"
+        "Options:\n"
+        "  --store URL       Such as sqlite:///state.db or https://api.truto.one.\n"
+        "                    Default: $CHECKPOINT_STORE, else a SQLite file in your\n"
+        "                    state folder.\n"
+        "  --port N          0 takes a free one.  [default: 8080; 0<=x<=65535]\n"
+        "  --host ADDRESS    Where to listen.  [default: 127.0.0.1]\n"
+        "  --token TEXT      What clients must bear. Better set\n"
+        "                    $CHECKPOINT_SERVER_TOKEN: arguments show in the list of\n"
+        "                    processes.\n"
+        "  --page-size N     List at most N entries a page.  [x>=1]\n"
+        "  --rate N/SECONDS  Allow N requests in any so many seconds, such as 500/10;\n"
+        "                    more get 429.\n"
+        "  --max-body BYTES  Refuse larger requests. Default: 16 MiB.  [x>=1]\n"
+        "  -h, --help        Show this message and exit.\n"
+    )
+
+
+def test_help_of_demo():
+    done = command("demo", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "Usage: checkpoint demo [OPTIONS]\n"
+        "\n"
+        "  Run a real incremental sync, kill it halfway, start it again.\n"
+        "\n"
+        "  Copies files of Python's standard library into a scratch folder, and syncs\n"
+        "  the copy into a SQLite table: in full, with nothing changed, with some files\n"
+        "  touched; then once more from the start, in a process that is killed with\n"
+        "  SIGKILL halfway. Each time it compares source and sink, and exits with 1 if\n"
+        "  a row is missing or wrong.\n"
+        "\n"
+        "Options:\n"
+        "  --store URL  Such as sqlite:///state.db or https://api.truto.one. Default:\n"
+        "               $CHECKPOINT_STORE, else a SQLite file of its own, gone\n"
+        "               afterwards.\n"
+        "  --serve      Go over HTTP: start `checkpoint serve` over the store, sync\n"
+        "               through it.\n"
+        "  --limit N    Sync N files instead of all.  [x>=1]\n"
+        "  --keep DIR   Work in DIR, keep it.\n"
+        "  -h, --help   Show this message and exit.\n"
+    )
+
+
+def test_version():
+    done = command("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"checkpoint {version('checkpoint-store')}\n", "")
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_one_sentence_names_it(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from checkpoint.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"The command line needs {missing}: pip install 'checkpoint-store[cli]'\n"
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
+def test_serving_without_the_extra_one_sentence_names_it(missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "sys.argv[1:] = ['serve', '--token', 't']\n"
+        "from checkpoint.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: serving needs {missing}: pip install 'checkpoint-store[server]'\n"
+
+
+@pytest.mark.parametrize("verb", [("demo",), ("serve", "--token", "t")])
+@pytest.mark.parametrize("arguments", [("--store", "nosuch://x"), ()])
+def test_a_bad_url_is_one_sentence(verb, arguments):
+    done = command(*verb, *arguments, CHECKPOINT_STORE="nosuch://x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: no store opens 'nosuch://x': its URL begins with one of http:, https:, memory:, sqlite:\n"
+    )
+
+
+def test_a_store_that_cannot_be_had_is_one_sentence(tmp_path):
+    (tmp_path / "state.db").write_bytes(b"not a database, " * 1000)
+    done = command("demo", "--store", f"sqlite:///{tmp_path}/state.db", "--limit", "10")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "state.db" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    done = command("demo", "--keep", str(tmp_path / "file" / "kept"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: [Errno 20] Not a directory: '{tmp_path}/file/kept'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nosuch"], "No such command 'nosuch'."),
+        (["demo", "--limit", "0"], "Invalid value for '--limit': 0 is not in the range x>=1."),
+        (["serve"], "a token is needed: set $CHECKPOINT_SERVER_TOKEN, or give --token"),
+        *[
+            (
+                ["serve", "--rate", rate],
+                f"Invalid value for '--rate': {rate!r} is not requests/seconds, such as 500/10.",
+            )
+            for rate in ("fast", "500", "0/10", "500/0", "-1/10")
+        ],
+    ],
+)
+def test_usage_errors_end_with_2(arguments, sentence):
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"Error: {sentence}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_keeps_state_in_its_store_and_stops_cleanly(tmp_path, number):
+    for expected in ({}, {"updated_at": "2024-05-01"}):
+        with serving("--store", f"sqlite:///{tmp_path}/state.db") as (process, url):
+            with closing(TrutoStore(url, TOKEN)) as store, Checkpointer("ns", store) as cp:
+                assert cp.get("files", {}) == expected
+                cp["files"] = {"updated_at": "2024-05-01"}
+            process.send_signal(number)
+            stdout, stderr = process.communicate(timeout=30)
+        assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_serve_asks_for_the_token():
+    with serving("--store", "memory://x") as (_, url):
+        assert [status_of(url, token=token) for token in (TOKEN, "other", None)] == [200, 401, 401]
+
+
+def test_serve_limits_rate_and_body():
+    with serving("--store", "memory://x", "--rate", "2/60", "--max-body", "100") as (_, url):
+        assert [status_of(url, body=b"x" * 101), status_of(url), status_of(url)] == [413, 200, 429]
+
+
+def test_serve_pages_its_lists():
+    with serving("--store", "memory://x", "--page-size", "2") as (_, url), closing(TrutoStore(url, TOKEN)) as store:
+        store.commit("ns", {"a": "1", "b": "2", "c": "3"})
+        request = Request(f"{url}/sync-job-run-state?state_key=ns", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urlopen(request) as response:
+            assert b"next_cursor" in response.read()
+        assert sorted(store.load("ns")) == ["a", "b", "c"]
+
+
+def test_a_port_in_use_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = command("serve", "--store", "memory://x", "--port", port, CHECKPOINT_SERVER_TOKEN=TOKEN)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ")
+    assert "in use" in done.stderr
+    assert done.stderr.count("\n") == 1

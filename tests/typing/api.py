@@ -1,0 +1,150 @@
+"""The public API as a typed job uses it; read by the type checkers, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, KeysView, Mapping, MutableMapping, Sequence
+from signal import SIGTERM
+from typing import Any
+
+from typing_extensions import assert_type
+
+import checkpoint
+from checkpoint import AsyncCheckpointer, Checkpointer, Commit, Conflict, Entry, PartialCommit, Receipt, Store
+from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.sqlite import SQLiteStore
+from checkpoint.stores.truto import TrutoStore
+from checkpoint.testing import ApiServer
+
+
+def run_of_one_job() -> None:
+    with Checkpointer("ns") as cp:
+        assert_type(cp, Checkpointer)
+        assert_type(cp["files"], dict[str, Any])
+        assert_type(cp.get("files"), dict[str, Any] | None)
+        assert_type(cp.get("files", {}), dict[str, Any])
+        assert_type(cp.setdefault("files", {"page": 1}), dict[str, Any])
+        assert_type(cp.pop("files"), dict[str, Any])
+        assert_type(list(cp), list[str])
+        assert_type(cp.keys(), KeysView[str])
+        assert_type(cp.raw, MutableMapping[str, str])
+        assert_type(cp.entry("files"), Entry | None)
+        assert_type(cp.changed, set[str])
+        assert_type(cp.stopping, bool)
+        assert_type(cp.state_key, str)
+        cp["files"] = {"updated_at": "2024-05-01T10:00:00Z", "seen": [1, 2.5, None, {"deep": True}]}
+        assert_type(cp.commit(), Commit)
+        assert_type(cp.commit("files", "users"), Commit)
+        cp.commit_soon("files")
+        cp.flush()
+        cp.discard()
+        cp.reload()
+
+
+def run_with_every_argument(store: Store, url: str | None) -> None:
+    Checkpointer("ns", url)
+    Checkpointer(
+        "ns",
+        store,
+        on_conflict="overwrite",
+        missing="raise",
+        min_interval=0.5,
+        stop_signals=(SIGTERM,),
+        run_id="6f0f9c3e",
+    )
+    Checkpointer("ns", on_conflict="ignore")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    Checkpointer("ns", missing="ignore")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    Checkpointer("ns", None, "overwrite")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    Checkpointer(None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def what_is_no_cursor(cp: Checkpointer) -> None:
+    cp["files"] = "2024-05-01"  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
+    cp[1] = {}  # type: ignore[index] # pyright: ignore[reportArgumentType]
+    cp.raw["files"] = {}  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
+
+
+async def run_in_asyncio() -> None:
+    async with AsyncCheckpointer("ns", MemoryStore(), stop_signals=[SIGTERM]) as cp:
+        assert_type(cp, AsyncCheckpointer)
+        assert_type(cp["files"], dict[str, Any])
+        assert_type(cp.raw, MutableMapping[str, str])
+        assert_type(cp.entry("files"), Entry | None)
+        assert_type(await cp.commit("files"), Commit)
+        cp.commit_soon()
+        await cp.flush()
+        cp.discard()
+        await cp.reload()
+
+
+def what_a_commit_says(commit: Commit) -> None:
+    assert_type(bool(commit), bool)
+    assert_type(commit.keys, tuple[str, ...])
+    assert_type(commit.requests, int)
+    assert_type(commit.retries, int)
+    assert_type(commit.seconds, float)
+    commit.requests = 1  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+
+
+def what_an_entry_says(entry: Entry) -> None:
+    assert_type(entry.key, str)
+    assert_type(entry.value, str)
+    assert_type(entry.created_at, str | None)
+    assert_type(entry.updated_at, str | None)
+    assert_type(entry.sync_job_run_id, str | None)
+    assert_type(entry.version, int | None)
+
+
+def every_store_is_one() -> Sequence[Store]:
+    with ApiServer(latency=0.05) as server:
+        truto = TrutoStore(server.url, server.token, timeout=1.0, deadline=5.0, concurrency=4, rate=(10, 1.0))
+    assert_type(checkpoint.open_store(), Store)
+    return [MemoryStore(), SQLiteStore("state.db"), truto, checkpoint.open_store("memory://x"), OwnStore()]
+
+
+def what_a_store_does(store: Store) -> None:
+    entries = store.load("ns")
+    assert_type(entries, dict[str, Entry])
+    receipt = store.commit(
+        "ns", {"files": "e30=", "users": None}, {"files": entries["files"], "users": None}, run_id="r"
+    )
+    assert_type(receipt, Receipt)
+    assert_type(receipt.entries, Mapping[str, Entry])
+    assert_type(store.close(), None)
+
+
+class OwnStore:
+    """A store of somebody else: no base class."""
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        return {}
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+    ) -> Receipt:
+        return Receipt()
+
+    def close(self) -> None: ...
+
+
+def what_errors_carry(cp: Checkpointer) -> Iterator[str]:
+    try:
+        cp.commit()
+    except Conflict as conflict:
+        assert_type(conflict.key, str)
+        assert_type(conflict.expected, Entry | None)
+        assert_type(conflict.found, Entry | None)
+    except PartialCommit as partial:
+        assert_type(partial.pending, tuple[str, ...])
+        assert_type(partial.committed, Mapping[str, Entry | None])
+        assert_type(partial.errors, dict[str, checkpoint.CheckpointError])
+    except checkpoint.CommitUnknown as unknown:
+        yield from unknown.keys
+    except checkpoint.ValueTooLarge as large:
+        assert_type(large.size, int)
+    except checkpoint.CheckpointError as error:
+        assert_type(error.committed, Mapping[str, Entry | None])
