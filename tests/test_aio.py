@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+import threading
 import time
-from threading import Event, main_thread
+from threading import Event
 
 import pytest
 
@@ -157,7 +159,7 @@ def test_cancelling_a_commit_settles_the_write_first(times):
     asyncio.run(job())
 
 
-def test_a_cancelled_commit_that_fails_tells_both():
+def test_a_cancelled_commit_that_fails_tells_both(caplog):
     store = GatedStore()
 
     async def job():
@@ -171,7 +173,10 @@ def test_a_cancelled_commit_that_fails_tells_both():
             store.go.set()
             with pytest.raises(asyncio.CancelledError) as caught:
                 await task
-            assert caught.value.__notes__ == ["checkpoint: 'run': disk on fire"]
+            note = "checkpoint: 'run': disk on fire"
+            assert caplog.messages == [note]
+            if sys.version_info >= (3, 11):  # before, a task makes a CancelledError of its own
+                assert caught.value.__notes__ == [note]
             assert cp.changed == {"a"}
             store.error = None
 
@@ -180,7 +185,7 @@ def test_a_cancelled_commit_that_fails_tells_both():
 
 
 def test_a_cancelled_job_sends_what_it_had_claimed():
-    store = MemoryStore()
+    store, reached = MemoryStore(), asyncio.Event()
 
     async def job():
         async with AsyncCheckpointer("run", store, min_interval=60) as cp:
@@ -189,13 +194,12 @@ def test_a_cancelled_job_sends_what_it_had_claimed():
             cp["a"] = B
             assert await cp.commit() == Commit()
             cp["a"] = C
+            reached.set()
             await asyncio.sleep(60)
 
     async def main():
         task = asyncio.ensure_future(job())
-        while "a" not in stored(store):
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        await reached.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -231,14 +235,11 @@ def test_stop_signals_work_on_the_loop():
 
 
 def test_no_thread_is_left_behind(store):
-    import threading
-
     async def job():
         async with AsyncCheckpointer("leaves nothing", store) as cp:
             cp["a"] = A
 
     asyncio.run(job())
-    assert main_thread().is_alive()
     assert [thread.name for thread in threading.enumerate() if "leaves nothing" in thread.name] == []
 
 

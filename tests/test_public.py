@@ -19,7 +19,9 @@ def test_every_public_name_is_exported_and_nothing_else():
 
 
 def test_every_error_is_exported():
-    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__}
+    tree = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+    }
     assert tree <= set(checkpoint.__all__)
 
 
@@ -29,7 +31,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_importing_it_imports_no_client_no_server_and_no_database():
     code = "import sys, checkpoint; print(*sys.modules)"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60
+    ).stdout
     loaded = {name.partition(".")[0] for name in printed.split()}
     heavy = {"asyncio", "httpx", "httpx2", "tenacity", "fastapi", "uvicorn", "click", "rich", "sqlite3", "platformdirs"}
     assert loaded & heavy == set()

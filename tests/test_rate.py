@@ -37,7 +37,8 @@ def test_the_gate_stays_shut_for_the_longest_pause():
 
 
 @pytest.mark.parametrize(
-    ("sent", "requests", "seconds"), [(0, 500, 0), (0, 501, 10), (0, 1000, 10), (0, 1001, 20), (400, 101, 10), (0, 0, 0)]
+    ("sent", "requests", "seconds"),
+    [(0, 500, 0), (0, 501, 10), (0, 1000, 10), (0, 1001, 20), (400, 101, 10), (0, 0, 0)],
 )
 def test_the_forecast_is_when_the_last_may_go(sent, requests, seconds):
     pace = Pace(500, 10.0)
@@ -55,7 +56,7 @@ def test_never_more_than_the_limit_in_any_period(limit, period, gaps):
         slot = pace.take(now)
         slot.at = now + answered_after
         counted.append(now)
-    for first, beyond in zip(counted, counted[limit:]):
+    for first, beyond in zip(counted, counted[limit:], strict=False):
         assert beyond - first >= period - 1e-6
 
 

@@ -575,7 +575,7 @@ def test_a_token_refused_half_way_stops_the_commit(api):  # row 11
         assert len(cp.changed) == 39
         assert methods(api).count("PATCH") == 2
         assert cp.commit().keys == tuple(f"k{n}" for n in range(40) if f"k{n}" not in caught.value.committed)
-    assert set(decode(entry.value)["n"] for entry in api.store.load("run").values()) == {-1}
+    assert {decode(entry.value)["n"] for entry in api.store.load("run").values()} == {-1}
     store.close()
 
 
