@@ -133,7 +133,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._store: Store | None = None
         self._phase: Literal["new", "open", "closed"] = "new"
 
-        self._draft: dict[str, Cursor | str | None] = {}  # a dict is a cursor, a str a raw value, None a deletion
+        self._draft: dict[str, Cursor | str | None] = {}  # a dict is a cursor that was read, None a deletion
         self._claimed: Changes = {}  # None deletes
         self._known: dict[str, Entry] = {}
         self._failed: set[str] = set()  # claimed keys whose last flush failed: sent again only when asked
@@ -249,7 +249,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 "%r: the cursor of %r is %d bytes; a cursor should be small", self.state_key, key, len(value)
             )
         with self._open():
-            self._draft[key] = codec.decode(value)
+            below = self._below(key)
+            if below is not None and codec.same(value, below):
+                self._draft.pop(key, None)
+            else:
+                self._draft[key] = value
 
     def __delitem__(self, key: str) -> None:
         with self._open():
