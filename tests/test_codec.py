@@ -32,8 +32,8 @@ def value_of(text: str | bytes) -> str:
     return b64encode(text if isinstance(text, bytes) else text.encode()).decode()
 
 
-def nested(depth: int) -> dict[str, Any]:
-    cursor: dict[str, Any] = {}
+def nested(depth: int, **innermost: Any) -> dict[str, Any]:
+    cursor = innermost
     for _ in range(depth - 1):
         cursor = {"a": cursor}
     return cursor
@@ -184,10 +184,17 @@ def test_lone_surrogates_are_refused(cursor: dict[str, Any]) -> None:
 
 
 def test_depth_has_a_limit_and_cycles_have_no_form() -> None:
-    assert decode(encode(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
+    for deepest in (nested(MAX_DEPTH), nested(MAX_DEPTH, id=2**70)):
+        assert decode(encode(deepest)) == deepest
     cycle: dict[str, Any] = {}
     cycle["a"] = [cycle, {"b": cycle}]
-    for cursor in (nested(MAX_DEPTH + 1), nested(10_000), cycle, {"big": 2**70, "a": cycle}):
+    for cursor in (
+        nested(MAX_DEPTH + 1),
+        nested(MAX_DEPTH + 1, id=2**70),
+        nested(10_000),
+        cycle,
+        {"big": 2**70, "a": cycle},
+    ):
         with pytest.raises(ValueError, match="levels") as caught:
             encode(cursor)
         assert str(caught.value).startswith("a cursor has at most 254 levels, and no cycles: see cursor['a'][")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import pwd
@@ -16,8 +17,10 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import platformdirs
 import pytest
 
 from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 FIXED, VULNERABLE = (3, 51, 3), (3, 40, 1)
 KEPT = "it is kept as it is: put a good copy in its place, or move it away to start over"
+CANNOT_BE_OPENED = "cannot be opened: it and its folder must exist and be writable"
 
 as_a_user = pytest.mark.skipif(os.geteuid() == 0, reason="root is denied nothing")
 in_parallel = multiprocessing.get_context("fork")
@@ -120,6 +124,22 @@ def test_any_other_url_is_refused(url: str) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have no such names")
+def test_the_url_reaches_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite:///a%20b%3Fmode%3Dro.db", "sqlite:///%2523.db", "sqlite:///%FF.db"):
+        with closing(SQLiteStore.from_url(url)) as store:
+            assert store.load("job") == {}
+    assert sorted(os.fsencode(found.name) for found in tmp_path.iterdir()) == [b"%23.db", b"a b?mode=ro.db", b"\xff.db"]
+
+
+@pytest.mark.parametrize("create", [SQLiteStore, lambda path: SQLiteStore.from_url("sqlite:///a%00b")])
+def test_a_path_holds_no_nul(create: Callable[[str], SQLiteStore]) -> None:
+    with pytest.raises(ValueError, match="NUL") as caught:
+        create("a\0b")
+    assert str(caught.value) == "a path must not hold a NUL: 'a\\x00b'"
+
+
 def test_a_relative_path_is_that_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = SQLiteStore("state.db")
@@ -161,6 +181,17 @@ def test_without_a_home_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(StoreError, match=r"home.*: pass a store, or set CHECKPOINT_STORE$"):
         SQLiteStore()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_that_was_not_found_is_no_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(platformdirs, "user_state_path", lambda name: Path("~/.local/state") / name)
+    with pytest.raises(StoreError) as caught:
+        SQLiteStore()
+    assert str(caught.value) == (
+        "this user has no home folder (~/.local/state/checkpoint): pass a store, or set CHECKPOINT_STORE"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -367,6 +398,35 @@ def test_eight_processes_add_our_tables_at_once(path: Path) -> None:
     assert len(load(path)) == 8
 
 
+def test_tables_that_another_adds_meanwhile_are_used(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = connect(path)
+    other.execute("CREATE TABLE entries (id)")
+    other.execute("BEGIN IMMEDIATE")
+    asked = itertools.count()  # when the file is opened, then when it is found locked
+
+    def clock() -> float:
+        if next(asked) == 1:
+            for statement in sqlite._SCHEMA:
+                other.execute(statement)
+            other.execute("INSERT INTO checkpoint_entries VALUES ('job', 'theirs', '1', '', '', NULL, 1)")
+            other.execute("COMMIT")
+            other.close()
+        return 0
+
+    monkeypatch.setattr(sqlite, "time", SimpleNamespace(monotonic=clock))
+    assert values(store) == {"theirs": "1"}
+
+
+def test_a_link_to_nothing_is_an_error(path: Path) -> None:
+    path.symlink_to("missing.db")
+    with pytest.raises(StoreError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path} {CANNOT_BE_OPENED}"
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "state.db"
     with pytest.raises(StoreError) as caught:
@@ -378,7 +438,7 @@ def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         load(tmp_path)
-    assert str(caught.value) == f"{tmp_path} cannot be opened: it and its folder must exist and be writable"
+    assert str(caught.value) == f"{tmp_path} {CANNOT_BE_OPENED}"
 
 
 @as_a_user
@@ -389,7 +449,7 @@ def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     folder.chmod(0o500)
     with pytest.raises(StoreError) as caught:
         load(path)
-    assert str(caught.value) == f"{path} cannot be opened: it and its folder must exist and be writable"
+    assert str(caught.value) == f"{path} {CANNOT_BE_OPENED}"
     folder.chmod(0o700)
     make(path)
     folder.chmod(0o500)
@@ -399,6 +459,10 @@ def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
         f"{path} cannot be written (attempt to write a readonly database): it and its folder must be writable"
     )
     assert len(load(path)) == 100
+    folder.chmod(0)
+    with pytest.raises(StoreError) as caught:
+        load(path)
+    assert str(caught.value) in {f"{path} {said}" for said in ("cannot be used: Permission denied", CANNOT_BE_OPENED)}
     folder.chmod(0o700)
 
 
@@ -465,7 +529,7 @@ def test_a_failed_creation_leaves_nothing(
         patched.setattr(os, "link", link)
         with pytest.raises(StoreError) as caught:
             store.load("job")
-    assert str(caught.value) == f"{path} cannot be created: {os.strerror(code)}"
+    assert str(caught.value) == f"{path} cannot be used: {os.strerror(code)}"
     assert list(path.parent.iterdir()) == []
     assert store.load("job") == {}
 
@@ -561,6 +625,18 @@ def test_parent_and_child_use_it_after_a_fork(path: Path, store: SQLiteStore) ->
     store.commit("job", {"parent": "2"})
     assert values(store) == {"parent": "2", "child 0": "9", "child 1": "9"}
     assert max(entry.version for entry in store.load("job").values()) == 22
+
+
+def test_no_connection_and_no_lock_is_carried_into_a_child(store: SQLiteStore) -> None:
+    def child(number: int) -> None:
+        assert store._connection is None
+        thread = threading.Thread(target=store.load, args=("job",), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    store.load("job")
+    in_children(1, child)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

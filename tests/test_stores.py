@@ -75,6 +75,7 @@ def test_versions_of_a_namespace_come_from_one_counter(store: Store) -> None:
         store.commit("job", {"a": "1", "b": "1"}, run_id="run-1")
         store.commit("other", {"a": "1"})
         store.commit("job", {"b": None})
+        store.commit("job", {})
         store.commit("job", {"b": "2"}, run_id="run-2")
     now = "2024-05-01T10:00:00.000Z"
     assert store.load("job") == {

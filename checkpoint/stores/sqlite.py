@@ -61,6 +61,8 @@ class SQLiteStore:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = (_default_path() if path is None else Path(path)).absolute()
+        if "\0" in str(self._path):
+            raise ValueError(f"a path must not hold a NUL: {path!r}")
         self._connection: sqlite3.Connection | None = None
         self._lock = RLock()
         _stores.add(self)
@@ -74,7 +76,7 @@ class SQLiteStore:
         path = url.removeprefix("sqlite:///")
         if path in {url, ""} or "?" in path or "#" in path:
             raise ValueError(f"a SQLite store's URL is sqlite:///relative.db or sqlite:////absolute.db, not {url!r}")
-        return cls(unquote(path, errors="strict"))
+        return cls(unquote(path, errors="surrogateescape"))
 
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""
@@ -259,8 +261,6 @@ def _create(path: Path) -> None:
             if journal_mode(sqlite3.sqlite_version_info) == "wal":
                 connection.execute("PRAGMA journal_mode = WAL")
         _publish(temporary, path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be created: {error.strerror}") from error
     finally:
         for leftover in (temporary, Path(f"{temporary}-journal")):
             with suppress(OSError):  # nothing reads it, should it stay
@@ -356,9 +356,11 @@ def _code(error: sqlite3.Error) -> int:
 
 @contextmanager
 def _translated(path: Path) -> Generator[None]:
-    """Raise this library's errors for SQLite's."""
+    """Raise this library's errors for those of SQLite and of the file system."""
     try:
         yield
+    except OSError as error:
+        raise StoreError(f"{path} cannot be used: {error.strerror}") from error
     except sqlite3.Error as error:
         _, kind, text = _FAILURES.get(_code(error), ("", StoreError, "{path}: {said}"))
         raise kind(text.format(path=path, said=error)) from error
