@@ -63,7 +63,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             self._cp._watch_signals()
             await self._hop(self._cp._load)
         except BaseException:
-            await self._end()
+            self._cp._end()
             raise
         return self
 
@@ -72,12 +72,11 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     ) -> None:
         try:
             await self._hop(self._cp._leave, exc)
+        except BaseException as error:
+            self._cp._note_failure(error)
+            raise
         finally:
-            await self._end()
-
-    async def _end(self) -> None:
-        await self._hop(self._cp._close)
-        self._cp._end()
+            self._cp._end()
 
     @property
     def state_key(self) -> str:
@@ -135,8 +134,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def commit(self, *only: str) -> Commit:
         """Claim what changed, and flush it; see `Checkpointer.commit`."""
-        again = self._cp._begin_commit(only)
-        return Commit() if again is None else await self._hop(self._cp._flush, again)
+        keys = self._cp._begin_commit(only)
+        return Commit() if keys is None else await self._hop(self._cp._flush, keys)
 
     def commit_soon(self, *only: str) -> None:
         """Claim what changed and return at once; see `Checkpointer.commit_soon`."""
@@ -144,6 +143,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def flush(self) -> None:
         """Wait until everything claimed so far is stored; see `Checkpointer.flush`."""
+        with self._cp._open():
+            pass  # outside the block there is no worker to hop to
         await self._hop(self._cp.flush)
 
     def discard(self) -> None:
@@ -152,6 +153,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def reload(self) -> None:
         """Discard, and list the namespace again; see `Checkpointer.reload`."""
+        with self._cp._open():
+            pass  # as in flush
         await self._hop(self._cp.reload)
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,14 +18,22 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CheckpointError, Conflict, CorruptState, PartialCommit, StateMissing
+from checkpoint.errors import (
+    CheckpointError,
+    CommitUnknown,
+    Conflict,
+    CorruptState,
+    PartialCommit,
+    StateMissing,
+    StoreError,
+)
 from checkpoint.stores import open_store
 from checkpoint.stores.base import Entry, Store, check_changes, check_name
 from checkpoint.worker import Worker
@@ -112,7 +120,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
     ) -> None:
         check_name("state_key", state_key)
         if not (store is None or isinstance(store, (str, Store))):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"store must be a Store, a URL or None, not {type(store).__name__}")
+            raise TypeError(
+                f"store must be a Store, a URL such as 'sqlite:///state.db', or None, not {type(store).__name__}"
+            )
         if on_conflict not in ("raise", "overwrite"):
             raise ValueError(f"on_conflict must be 'raise' or 'overwrite', not {on_conflict!r}")
         if missing not in ("new", "raise"):
@@ -127,25 +137,27 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._on_conflict = on_conflict
         self._missing = missing
         self._min_interval = min_interval
-        self._stop_signals = tuple(stop_signals)
+        self._stop_signals = tuple(signal.Signals(number) for number in stop_signals)
         self._run_id = run_id
         self._handlers: dict[int, Any] = {}
         self._store: Store | None = None
         self._phase: Literal["new", "open", "closed"] = "new"
 
-        self._draft: dict[str, Cursor | str | None] = {}  # a dict is a cursor that was read, None a deletion
+        self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
+        self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
         self._claimed: Changes = {}  # None deletes
         self._known: dict[str, Entry] = {}
         self._failed: set[str] = set()  # claimed keys whose last flush failed: sent again only when asked
         self._found: dict[str, Entry | None] = {}  # what conflicts found, for discard() to adopt
         self._unsettled: dict[str, set[str | None]] = {}  # own values that may have landed, or may yet
+        self._doubtful: set[str] = set()  # keys of which `known` may be wrong, for the last send was not confirmed
 
         self._lock = threading.RLock()  # guards the layers; never held during a request
         self._flushing = threading.Lock()  # held by the one flush under way; taken before _lock
         self._worker = Worker(f"checkpoint {state_key}")
         self._soon = False  # a background flush is queued and has not begun
         self._failure: BaseException | None = None  # of a background flush, not yet raised
-        self._flushed_at = float("-inf")
+        self._flushed_at = self._claimed_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"Checkpointer({self.state_key!r}, {self._store if self._store is not None else self._given!r})"
@@ -158,7 +170,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._watch_signals()
             self._load()
         except BaseException:
-            self._close()
             self._end()
             raise
         return self
@@ -168,8 +179,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
     ) -> None:
         try:
             self._leave(exc)
+        except BaseException as error:
+            self._worker.stop()
+            self._note_failure(error)
+            raise
         finally:
-            self._close()
             self._end()
 
     def _enter_once(self) -> None:
@@ -187,7 +201,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def _load(self) -> None:
         self._store = self._given if isinstance(self._given, Store) else open_store(self._given)
         self._known = self._store.load(self.state_key)
-        if not self._known and self._missing == "raise":
+        if self._missing == "raise" and not len(self):
             raise StateMissing(self.state_key)
         logger.info("%r: %d keys in %r", self.state_key, len(self), self._store)
 
@@ -195,29 +209,44 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
         if error is None:
             try:
-                self._claim(())
+                with self._lock:
+                    self._claim(())
+                    self._phase = "closed"
             except (TypeError, ValueError) as refused:
                 self._leave(refused)  # what was claimed before is still safe to say
                 raise
-            self._flush(self._claimed)
+            self._flush(frozenset(self._claimed))
             self._raise_failure()
             return
+        self._phase = "closed"
         try:
-            self._flush(())
-            self._raise_failure()
+            self._flush()
         except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
             add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
+        self._note_failure(error)
 
-    def _close(self) -> None:
-        if self._store is not None and self._store is not self._given:
-            self._store.close()
+    def _note_failure(self, error: BaseException) -> None:
+        """Tell of a background failure that nobody has seen yet beside the error that goes on."""
+        with self._lock:
+            failure, self._failure = self._failure, None
+        if failure is not None and failure is not error:
+            add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
 
     def _end(self) -> None:
-        self._phase = "closed"
-        _entered.pop(id(self), None)
+        """Let go of everything that entering took."""
+        try:
+            self._worker.stop()
+            if self._store is not None and self._store is not self._given:
+                self._store.close()
+        finally:
+            self._phase = "closed"
+            _entered.pop(id(self), None)
+            self._restore_signals()
+
+    def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._worker.stop()
+        self._handlers.clear()
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.stopping:
@@ -238,6 +267,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 cursor = codec.decode(value)
             except ValueError as reason:
                 raise CorruptState(self.state_key, key, value) from reason
+            if draft is not None:
+                self._spelled[key] = value
             self._draft[key] = cursor
             return cursor
 
@@ -250,20 +281,22 @@ class Checkpointer(MutableMapping[str, Cursor]):
             )
         with self._open():
             below = self._below(key)
-            if below is not None and codec.same(value, below):
+            if below is not None and key not in self._doubtful and codec.same(value, below):
                 self._draft.pop(key, None)
             else:
                 self._draft[key] = value
 
     def __delitem__(self, key: str) -> None:
         with self._open():
-            if self._value(key) is None:
+            if key not in self:
                 raise KeyError(key)
             self._draft[key] = None
 
     def __contains__(self, key: object) -> bool:
         with self._open():
-            return self._value(key) is not None
+            if not isinstance(key, str) or key.startswith(RESERVED):
+                return False
+            return (self._draft[key] if key in self._draft else self._below(key)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys())
@@ -298,7 +331,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def changed(self) -> set[str]:
         """The keys that were set, changed or deleted, and are not flushed."""
         with self._open():
-            return {*self._claimed, *self._differences(self._draft)}
+            return {*self._claimed, *(key for key, draft in self._draft.items() if self._differs(key, draft))}
 
     # Committing
 
@@ -319,8 +352,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             StoreError: the store refused or failed.
 
         """
-        again = self._begin_commit(only)
-        return Commit() if again is None else self._flush(again)
+        keys = self._begin_commit(only)
+        return Commit() if keys is None else self._flush(keys)
 
     def commit_soon(self, *only: str) -> None:
         """Claim what changed and return at once; the run's worker thread flushes it.
@@ -340,7 +373,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 self._worker.submit(self._flush_soon)
 
     def flush(self) -> None:
-        """Wait until everything claimed so far is stored, held back or queued.
+        """Wait until everything claimed so far is stored, what was held back or had failed included.
 
         Raises:
             As `commit`.
@@ -348,7 +381,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """
         with self._open():
             self._raise_failure()
-        self._flush(())
+            keys = frozenset(self._claimed)
+        self._flush(keys)
         self._raise_failure()
 
     def discard(self) -> None:
@@ -358,6 +392,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """
         with self._open():
             self._draft.clear()
+            self._spelled.clear()
             for key in self._failed:
                 self._claimed.pop(key, None)
             self._failed.clear()
@@ -379,39 +414,37 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 waiting = {key: self._known.get(key) for key in self._claimed}
                 self._known = loaded
                 self._know(waiting)
+                self._doubtful.intersection_update(waiting)
 
-    def _begin_commit(self, only: tuple[str, ...]) -> Iterable[str] | None:
-        """Claim, and return the failed keys that the flush is to send again; None where it is held back."""
+    def _begin_commit(self, only: tuple[str, ...]) -> frozenset[str] | None:
+        """Claim, and return the keys to flush; None where they are held back."""
         with self._open():
             self._raise_failure()
             self._claim(only)
-            return (only or self._claimed) if self._due() else None
+            return frozenset(only or self._claimed) if self._due() else None
 
     # Layers
 
-    def _claim(self, only: Iterable[str]) -> None:
+    def _claim(self, only: Collection[str]) -> None:
         """Take the differences of the drafts, all or none, down into `_claimed`."""
         with self._lock:
-            drafts = {key: self._draft[key] for key in only if key in self._draft} if only else self._draft
-            differences = self._differences(drafts)
+            differences: Changes = {}
+            for key in only or list(self._draft):
+                if key in self._draft and self._differs(key, self._draft[key]):
+                    differences[key] = self._value(key)
             self._claimed.update(differences)
-            self._failed.difference_update(differences)
+            self._failed.difference_update(only or list(self._claimed))
             for key in differences:
+                self._spelled.pop(key, None)
                 if not isinstance(self._draft[key], dict):
                     del self._draft[key]
 
-    def _differences(self, drafts: dict[str, Cursor | str | None]) -> Changes:
-        """Return what those drafts would change in the layers below them."""
-        differences: Changes = {}
-        for key, draft in drafts.items():
-            below = self._below(key)
-            if isinstance(draft, dict):
-                value = codec.encode(draft)
-                if below is None or not codec.same(value, below):
-                    differences[key] = value
-            elif draft != below:
-                differences[key] = draft
-        return differences
+    def _differs(self, key: str, draft: Cursor | str | None) -> bool:
+        """Tell whether a draft would change the layers below it."""
+        below = self._below(key)
+        if not isinstance(draft, dict):
+            return draft != below or key in self._doubtful
+        return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
 
     def _value(self, key: object) -> str | None:
         """Return the value of a key as the job sees it, None where it is absent, reserved or deleted."""
@@ -421,10 +454,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if key not in self._draft:
             return below
         draft = self._draft[key]
-        if isinstance(draft, dict):
-            value = codec.encode(draft)
-            return below if below is not None and codec.same(value, below) else value
-        return draft
+        if not isinstance(draft, dict):
+            return draft
+        value = codec.encode(draft)
+        spelled = self._spelled.get(key, below)
+        return spelled if spelled is not None and codec.same(value, spelled) else value
 
     def _below(self, key: str) -> str | None:
         if key in self._claimed:
@@ -451,20 +485,26 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     # Flushing
 
-    def _flush(self, again: Iterable[str]) -> Commit:
-        """Send what is claimed; keys whose last flush failed only where `again` names them."""
+    def _flush(self, only: frozenset[str] | None = None) -> Commit:
+        """Send these claimed keys; None: all but those whose last flush failed."""
         with self._flushing:
             with self._lock:
-                store, again = self._opened(), set(again)
-                batch = {key: value for key, value in self._claimed.items() if key in again or key not in self._failed}
-                for key in [key for key, value in batch.items() if _value_of(self._known.get(key)) == value]:
+                store = self._opened()
+                batch = {
+                    key: value
+                    for key, value in self._claimed.items()
+                    if (key in only if only is not None else key not in self._failed)
+                }
+                for key in [key for key, value in batch.items() if self._holds(key, value)]:
                     del batch[key], self._claimed[key]  # taken back before it was ever sent
                     self._failed.discard(key)
+                base = {key: self._known.get(key) for key in batch} if self._on_conflict == "raise" else {}
+                due_at = self._claimed_at
             if not batch:
                 return Commit()
-            started = self._flushed_at = time.monotonic()
-            keys = tuple(batch)
-            requests, retries = self._send(store, batch)
+            started, keys = time.monotonic(), tuple(batch)
+            requests, retries = self._send(store, batch, base)
+            self._flushed_at = due_at
             commit = Commit(keys, requests, retries, time.monotonic() - started)
             logger.debug(
                 "%r: committed %d keys, %d requests, %d retries, %.3f s",
@@ -472,24 +512,22 @@ class Checkpointer(MutableMapping[str, Cursor]):
             )  # fmt: skip
             return commit
 
-    def _send(self, store: Store, batch: Changes) -> tuple[int, int]:
+    def _send(self, store: Store, batch: Changes, base: dict[str, Entry | None]) -> tuple[int, int]:
         """Commit a batch, taking own writes that landed late for what they are; return requests and retries."""
         rounds = LATE_WRITES + len(batch)
         while True:
             rounds -= 1
-            base: dict[str, Entry | None] = {}
-            if self._on_conflict == "raise":
-                with self._lock:
-                    base = {key: self._known.get(key) for key in batch}
             try:
                 receipt = store.commit(self.state_key, batch, base, run_id=self._run_id)
             except CheckpointError as error:
                 with self._lock:
+                    self._unsettle({key: batch[key] for key in error.unsettled})
                     self._settle(batch, error.committed)
                     batch = {key: value for key, value in batch.items() if key not in error.committed}
                     conflicts = self._blame(batch, error)
                     if conflicts is not None and rounds:
                         self._know(conflicts)
+                        base = {key: conflicts.get(key, base[key]) for key in batch}
                         continue
                     self._failed.update(key for key, value in batch.items() if self._claimed.get(key, "") == value)
                 raise
@@ -497,6 +535,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 with self._lock:  # interrupted half-way: any of it may have landed
                     self._failed.update(batch)
                     self._unsettle(batch)
+                    self._doubtful.update(batch)
                 raise
             with self._lock:
                 self._unsettle({key: batch[key] for key in receipt.unsettled})
@@ -508,6 +547,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._know(landed)
         for key in landed:
             self._found.pop(key, None)
+            self._doubtful.discard(key)
             if key in self._claimed and self._claimed[key] == batch[key]:
                 del self._claimed[key]
                 self._failed.discard(key)
@@ -517,15 +557,17 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         Return what was found where the error is nothing but own writes that landed late, None where there is more.
         """
-        errors = list(error.errors.values()) if isinstance(error, PartialCommit) else [error]
-        conflicts = {one.key: one.found for one in errors if isinstance(one, Conflict)}
-        if len(conflicts) == len(errors) and all(
+        errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(batch, error)
+        conflicts = {one.key: one.found for one in errors.values() if isinstance(one, Conflict)}
+        if all(isinstance(one, Conflict) for one in errors.values()) and all(
             _value_of(found) in self._unsettled.get(key, ()) for key, found in conflicts.items()
         ):
             return conflicts
         self._found.update(conflicts)
-        if not isinstance(error, Conflict):  # which promises that nothing was written
-            self._unsettle({key: value for key, value in batch.items() if key not in conflicts})
+        # What a store says of a failure it has no name for leaves open whether anything was written.
+        doubtful = {key: batch[key] for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}}
+        self._unsettle(doubtful)
+        self._doubtful.update(key for key in batch if key in doubtful or key in error.unsettled)
         return None
 
     def _unsettle(self, batch: Changes) -> None:
@@ -537,11 +579,13 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._lock:
             self._soon = False
         try:
-            self._flush(())
+            self._flush()
         except BaseException as error:  # noqa: BLE001 - raised in the job's thread, see commit_soon
             with self._lock:
                 if self._failure is None:
                     self._failure = error
+                else:
+                    add_note(self._failure, f"checkpoint: {self.state_key!r} failed again: {error}")
 
     def _raise_failure(self) -> None:
         with self._lock:
@@ -550,7 +594,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise failure
 
     def _due(self) -> bool:
-        return time.monotonic() - self._flushed_at >= self._min_interval
+        self._claimed_at = time.monotonic()
+        return self._claimed_at - self._flushed_at >= self._min_interval
+
+    def _holds(self, key: str, value: str | None) -> bool:
+        return key not in self._doubtful and _value_of(self._known.get(key)) == value
 
     @contextmanager
     def _open(self) -> Generator[None]:
@@ -571,6 +619,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         What the parent has claimed it will send: here it counts as known already.
         """
         self._lock, self._flushing = threading.RLock(), threading.Lock()
+        self._restore_signals()
         self._worker = Worker(f"checkpoint {self.state_key}")
         self._soon, self._failure = False, None
         for key, value in self._claimed.items():
@@ -624,6 +673,14 @@ def _check_key(key: str) -> None:
     check_name("key", key)
     if key.startswith(RESERVED):
         raise ValueError(f"keys beginning with {RESERVED} are reserved: {key!r}")
+
+
+def _encoded(cursor: Cursor) -> str:
+    """Return the value of a cursor, and of one that was spoilt in place a value that equals no other."""
+    try:
+        return codec.encode(cursor)
+    except (TypeError, ValueError):
+        return ""
 
 
 def _value_of(entry: Entry | None) -> str | None:

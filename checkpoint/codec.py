@@ -152,9 +152,9 @@ def _strict_loads(data: bytes) -> Any:
             parse_float=_finite,
         )
     except UnicodeDecodeError as error:
-        raise ValueError("its bytes are not UTF-8 text") from error
+        raise ValueError("what its base64 stands for is not UTF-8 text") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"its text is not JSON: {error}") from error
+        raise ValueError(f"what its base64 stands for is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
 
@@ -167,7 +167,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Cursor:
 
 
 def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"its text is not JSON: {constant}")
+    raise ValueError(f"what its base64 stands for is not JSON: {constant}")
 
 
 def _finite(digits: str) -> float:

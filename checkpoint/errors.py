@@ -33,10 +33,12 @@ class CheckpointError(Exception):
     """Whatever keeps a checkpoint from being read or written.
 
     `committed` maps the keys that had landed before the error ended their commit to the entries they left, None for a
-    deleted one; it is empty where nothing was written.
+    deleted one; it is empty where nothing was written. `unsettled` names the keys of which an attempt, its outcome
+    never seen, may have landed or may land yet.
     """
 
     committed: Mapping[str, Entry | None] = {}
+    unsettled: frozenset[str] = frozenset()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception.__reduce__ calls the class with `args`, which must therefore stay the constructor's own arguments;
@@ -101,8 +103,8 @@ class Conflict(CheckpointError):
             if self.found.sync_job_run_id:
                 what += f" (run {self.found.sync_job_run_id})"
         return (
-            f"{self.key!r} in {self.state_key!r} {what} after this run had read it: cp.discard() adopts what is "
-            "stored, on_conflict='overwrite' replaces it"
+            f"{self.key!r} in {self.state_key!r} {what} after this run had read it: does the job run twice? Stop one; "
+            "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
         )
 
 

@@ -209,7 +209,7 @@ class Api:
     """The five calls over one store; `options` may be replaced at any time."""
 
     def __init__(self, store: Store, token: str, options: Options = DEFAULTS) -> None:
-        if not (token and token.isascii() and token.isprintable() and token.strip() == token):
+        if not (token and token.isascii() and token.isprintable() and " " not in token):
             raise ValueError("the token must be printable ASCII text without white space around it")
         self.store = store
         self.options = options

@@ -16,7 +16,16 @@ from threading import Event
 import pytest
 from freezegun import freeze_time
 
-from checkpoint import Checkpointer, Commit, Conflict, CorruptState, StateMissing, StoreError
+from checkpoint import (
+    Checkpointer,
+    Commit,
+    CommitUnknown,
+    Conflict,
+    CorruptState,
+    StateMissing,
+    StoreError,
+    StoreUnavailable,
+)
 from checkpoint.codec import decode, encode
 from checkpoint.stores.memory import MemoryStore
 
@@ -461,7 +470,7 @@ def test_it_is_used_once_and_inside_its_block(store):
         ({"missing": "ok"}, ValueError, "missing must be 'new' or 'raise', not 'ok'"),
         ({"min_interval": -1}, ValueError, "min_interval must be seconds, 0 or more, not -1"),
         ({"min_interval": float("nan")}, ValueError, "min_interval must be"),
-        ({"store": 7}, TypeError, "store must be a Store, a URL or None, not int"),
+        ({"store": 7}, TypeError, "store must be a Store, a URL such as 'sqlite:///state.db', or None, not int"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(arguments, error, text):
@@ -696,3 +705,234 @@ with Checkpointer("run", "sqlite:///{tmp_path}/state.db", min_interval=60) as cp
     subprocess.run([sys.executable, "-W", "ignore", "-c", job], check=True, timeout=30)
     with Checkpointer("run", f"sqlite:///{tmp_path}/state.db") as cp:
         assert dict(cp) == {"a": A, "child": C, "late": {"at": 4}}
+
+
+# After a failure
+
+
+class FaultyStore(MemoryStore):
+    """A store that fails as it is told to, after it has written or without."""
+
+    def __init__(self):
+        super().__init__()
+        self.errors = []
+        self.batches = []
+        self.closed = False
+
+    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+        self.batches.append(dict(changes))
+        applied, error = self.errors.pop(0) if self.errors else (True, None)
+        if applied:
+            receipt = super().commit(state_key, changes, base, run_id=run_id)
+        if error is not None:
+            raise error
+        return receipt
+
+    def close(self):
+        self.closed = True
+
+
+def unknown(*keys):
+    return CommitUnknown("run", keys)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_going_back_after_an_unknown_write_is_sent(background):
+    store = FaultyStore()
+    seed(store, a=A)
+    store.batches.clear()
+    store.errors = [(True, unknown("a", "new"))]
+    with Checkpointer("run", store) as cp:
+        cp["a"] = cp["new"] = B
+        if background:
+            cp.commit_soon()
+            cp._worker.submit(lambda: None).result()
+        with pytest.raises(CommitUnknown):
+            cp.commit()
+        cp["a"] = A
+        del cp["new"]
+        assert cp.changed == {"a", "new"}
+        assert set(cp.commit().keys) == {"a", "new"}
+    assert stored(store) == {"a": A}
+
+
+def test_going_back_after_discarding_an_unknown_write_is_sent():
+    store = FaultyStore()
+    seed(store, a=A)
+    store.errors = [(True, unknown("a"))]
+    with Checkpointer("run", store) as cp:
+        cp["a"] = B
+        with pytest.raises(CommitUnknown):
+            cp.commit()
+        cp.discard()
+        assert cp["a"] == A
+        assert cp.changed == set()
+        cp["a"] = A
+        assert cp.commit().keys == ("a",)
+    assert stored(store) == {"a": A}
+
+
+def test_an_error_that_promises_that_nothing_was_written_leaves_no_value_of_ours_to_accept():
+    store = FaultyStore()
+    seed(store, a=A)
+    store.errors = [(False, StoreUnavailable("down"))]
+    with Checkpointer("run", store) as cp:
+        cp["a"] = B
+        with pytest.raises(StoreUnavailable):
+            cp.commit()
+        seed(store, a=B)  # another run, with the very same value
+        cp["a"] = C
+        with pytest.raises(Conflict):
+            cp.commit()
+        cp.discard()
+
+
+def test_a_failed_commit_is_sent_again_although_min_interval_holds_others_back():
+    store = FaultyStore()
+    with Checkpointer("run", store, min_interval=3600) as cp:
+        cp["a"] = A
+        store.errors = [(False, StoreUnavailable("down"))]
+        with pytest.raises(StoreUnavailable):
+            cp.commit()
+        assert cp.commit().keys == ("a",)
+        cp["a"] = B
+        assert cp.commit() == Commit()
+        store.errors = [(False, StoreUnavailable("down"))]
+        with pytest.raises(StoreUnavailable):
+            cp.flush()
+        assert cp.commit() == Commit()
+        cp.flush()
+        assert stored(store) == {"a": B}
+
+
+def test_flush_sends_again_what_failed_in_the_background():
+    store = FaultyStore()
+    store.errors = [(False, StoreUnavailable("down"))]
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+        cp.commit_soon()
+        with pytest.raises(StoreUnavailable):
+            cp.flush()
+        cp.flush()
+        assert (stored(store), cp.changed) == ({"a": A}, set())
+
+
+def test_a_commit_of_one_key_is_not_kept_from_it_by_another(store):
+    seed(store, a=A, b=A)
+    with Checkpointer("run", store, min_interval=3600) as cp:
+        cp["z"] = A
+        cp.commit()
+        cp["a"] = B
+        assert cp.commit("a") == Commit()
+        seed(store, a=C)
+        cp._flushed_at = float("-inf")
+        cp["b"] = B
+        assert cp.commit("b").keys == ("b",)
+        cp._flushed_at = float("-inf")
+        with pytest.raises(Conflict):
+            cp.commit("a")
+        cp.discard()
+    assert stored(store) == {"a": C, "b": B, "z": A}
+
+
+def test_a_later_background_failure_is_told_with_the_first():
+    store = FaultyStore()
+    store.errors = [(False, StoreError("first")), (False, StoreError("second"))]
+    with Checkpointer("run", store) as cp:
+        cp["a"] = A
+        cp.commit_soon()
+        cp._worker.submit(lambda: None).result()
+        cp["b"] = B
+        cp._claim(())
+        cp._worker.submit(cp._flush_soon).result()
+        with pytest.raises(StoreError, match="first") as caught:
+            cp.commit()
+        assert caught.value.__notes__ == ["checkpoint: 'run' failed again: second"]
+
+
+def test_a_background_failure_is_told_beside_the_exception_that_ends_the_block():
+    store = FaultyStore()
+    store.errors = [(False, StoreError("disk on fire"))]
+    with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
+        cp["a"] = A
+        cp.commit_soon()
+        cp._worker.submit(lambda: None).result()
+        raise ZeroDivisionError
+    assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]
+
+
+def test_only_a_store_of_its_own_is_closed_and_after_the_last_write(monkeypatch):
+    store = FaultyStore()
+    with Checkpointer("run", store):
+        pass
+    assert store.closed is False
+    monkeypatch.setattr("checkpoint.checkpointer.open_store", lambda url: store)
+    with Checkpointer("run", "fake://") as cp:
+        cp["a"] = A
+        cp.commit_soon()
+    assert (store.closed, stored(store)) == (True, {"a": A})
+
+
+def test_a_store_that_cannot_be_closed_leaves_no_handler_and_no_open_run(monkeypatch):
+    class Unclosable(MemoryStore):
+        def close(self):
+            raise StoreError("cannot close")
+
+    monkeypatch.setattr("checkpoint.checkpointer.open_store", lambda url: Unclosable())
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoreError, match="cannot close"), Checkpointer("run", "x://", stop_signals=[15]) as cp:
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(RuntimeError, match="this one is closed"):
+        cp.commit()
+
+
+def test_reserved_entries_alone_are_no_state(store):
+    store.commit("run", {"__lease__": "x"})
+    with pytest.raises(StateMissing), Checkpointer("run", store, missing="raise"):
+        pass
+
+
+def test_reading_a_key_that_was_set_raw_keeps_its_spelling(store):
+    spaced = "eyJhdCI6IDF9"  # {"at": 1}
+    seed(store, a=A)
+    with Checkpointer("run", store) as cp:
+        cp.raw["a"] = cp.raw["new"] = spaced
+        assert cp["a"] == cp["new"] == A
+        assert cp.changed == {"a", "new"}
+        assert cp.raw["a"] == spaced
+    assert {entry.value for entry in store.load("run").values()} == {spaced}
+
+
+def test_a_cursor_spoilt_in_place_can_be_deleted(store):
+    seed(store, a=A, b=A)
+    with Checkpointer("run", store) as cp:
+        cp["a"][1] = cp["b"][1] = 2
+        assert "a" in cp
+        assert cp.changed == {"a", "b"}
+        del cp["a"]
+        cp.clear()
+    assert stored(store) == {}
+
+
+def test_reload_keeps_the_base_of_what_is_held_back():
+    store = MemoryStore()
+    seed(store, a=A)
+    with Checkpointer("run", store, min_interval=3600) as cp:
+        cp["z"] = A
+        cp.commit()
+        cp["a"] = B
+        cp.commit()
+        seed(store, a=C)
+        cp.reload()
+        assert cp["a"] == B
+        with pytest.raises(Conflict):
+            cp.flush()
+        cp.discard()
+        assert cp["a"] == C
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], [signal.SIGTERM, 10_000]])
+def test_what_is_no_signal_is_refused_at_construction(signals):
+    with pytest.raises(ValueError, match="is not a valid Signals"):
+        Checkpointer("run", stop_signals=signals)

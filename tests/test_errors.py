@@ -30,7 +30,10 @@ from checkpoint.stores.base import Entry
 
 OLD = Entry("contacts", "1", version=1)
 NEW = Entry("contacts", "2", updated_at="2024-05-01T10:00:00.000Z", sync_job_run_id="run-2", version=2)
-HINT = "after this run had read it: cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
+HINT = (
+    "after this run had read it: does the job run twice? Stop one; "
+    "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
+)
 
 EVERY = [
     (

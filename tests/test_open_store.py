@@ -48,6 +48,13 @@ def test_a_memory_store_is_shared_by_its_name() -> None:
     assert str(caught.value) == "a memory store's URL is memory://name, not 'memory://'"
 
 
+def test_an_empty_url_is_no_fresh_start_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHECKPOINT_STORE", "")
+    for url in ("", None):
+        with pytest.raises(ValueError, match="the store's URL is empty"):
+            open_store(url)
+
+
 def test_without_a_url_the_environment_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHECKPOINT_STORE", "sqlite:///of-the-environment.db")
     assert repr(open_store()) == f"SQLiteStore('{tmp_path}/of-the-environment.db')"
@@ -55,12 +62,7 @@ def test_without_a_url_the_environment_names_it(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
-@pytest.mark.parametrize("environment", [None, ""])
-def test_without_any_it_is_in_the_user_state_folder(
-    environment: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    if environment is not None:
-        monkeypatch.setenv("CHECKPOINT_STORE", environment)
+def test_without_any_it_is_in_the_user_state_folder(tmp_path: Path) -> None:
     assert repr(open_store()) == f"SQLiteStore('{tmp_path}/checkpoint/state.db')"
 
 

@@ -27,6 +27,16 @@ def test_a_request_counts_from_its_answer():
     assert pace.window(110.0) == 3
 
 
+def test_of_two_rates_the_lower_counts():
+    pace = Pace(5, 10.0)
+    for at in range(5):
+        pace.take(100.0 + at)
+    pace.tighten(10, 10.0)
+    assert (pace.limit, pace.window(104.0)) == (5, 6)
+    pace.tighten(2, 10.0)
+    assert (pace.limit, pace.window(104.0), pace.window(114.0)) == (2, 9, 0)
+
+
 def test_the_gate_stays_shut_for_the_longest_pause():
     pace = Pace(3, 10.0)
     assert pace.gate(100.0) == 0
@@ -75,6 +85,7 @@ def test_never_more_than_the_limit_in_any_period(limit, period, gaps):
         ("Wed, 01 May 2024 09:59:59 GMT", DATE, None),
         ("Wed, 01 May 2024 10:00:07 GMT", None, None),
         ("Wed, 01 May 2024 10:00:07 GMT", "yesterday", None),
+        ("0 Jan  10:00:00 99999999999 GMT", DATE, None),
     ],
 )
 def test_retry_after(header, date, seconds):

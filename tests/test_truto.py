@@ -11,8 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
+from freezegun import freeze_time
 
 from checkpoint import (
     Checkpointer,
@@ -50,8 +53,17 @@ def seed(api, **cursors):
     api.store.commit("run", {key: encode(cursor) for key, cursor in cursors.items()})
 
 
-def impatient(api, deadline=1.0, timeout=0.3):
-    return TrutoStore(api.url, api.token, deadline=deadline, timeout=timeout)
+@pytest.fixture
+def impatient(api):
+    stores = []
+
+    def make(deadline=1.0, timeout=0.3):
+        stores.append(TrutoStore(api.url, api.token, deadline=deadline, timeout=timeout))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
 
 
 # What is sent
@@ -178,7 +190,10 @@ def test_any_2xx_is_success_with_or_without_an_echo(api, truto, answer):
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [("wrong key", "wrote 'a', the service answered with"), ("wrong value", "answered with another value of 'a' than")],
+    [
+        (answer, "wrote 'a', and the service answered with another key or value")
+        for answer in ("wrong key", "wrong value")
+    ],
 )
 def test_an_echo_of_something_else_is_an_error(api, truto, answer, text):  # row 17
     api.set(write_answer=answer)
@@ -227,7 +242,7 @@ def test_a_post_refused_for_another_reason_says_the_services_reason(api, truto):
         cp["a"] = A
         with pytest.raises(StoreError) as caught:
             cp.commit()
-        assert str(caught.value) == "'a' was refused: 400 Bad Request: value is odd"
+        assert str(caught.value) == f"{api.url} refused 'a': 400 Bad Request: value is odd"
         cp.discard()
     assert methods(api).count("POST") == 1
 
@@ -430,9 +445,9 @@ def test_overwriting_sends_an_unanswered_write_again_whatever_is_found(api, trut
     assert held(api) == {"a": B}
 
 
-def test_a_write_that_lands_late_is_unknown_and_never_failed(api):  # row 5
+def test_a_write_that_lands_late_is_unknown_and_never_failed(api, impatient):  # row 5
     seed(api, a=A)
-    store = impatient(api)
+    store = impatient()
     with Checkpointer("run", store) as cp:
         cp["a"] = B
         api.script(Drop(late=2.0), *[Drop()] * 20, method="PATCH")
@@ -446,7 +461,6 @@ def test_a_write_that_lands_late_is_unknown_and_never_failed(api):  # row 5
         cp["a"] = C
         assert cp.commit().keys == ("a",)
     assert held(api) == {"a": C}
-    store.close()
 
 
 def test_an_own_late_write_over_a_newer_one_is_sent_over_again(api, truto):  # row 21
@@ -464,25 +478,23 @@ def test_an_own_late_write_over_a_newer_one_is_sent_over_again(api, truto):  # r
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_a_dripping_answer_meets_the_deadline(api, part):  # row 6
+def test_a_dripping_answer_meets_the_deadline(api, part, impatient):  # row 6
     seed(api, a=A)
-    store = impatient(api)
+    store = impatient()
     api.script(Drip(0.05, part), forever=True)
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="gave up after 1 attempt in"):
         store.load("run")
     assert 0.8 < time.monotonic() - began < 3
-    store.close()
 
 
-def test_a_service_that_never_answers_is_given_up_within_the_deadline(api):
-    store = impatient(api)
+def test_a_service_that_never_answers_is_given_up_within_the_deadline(api, impatient):
+    store = impatient()
     api.script(Hang(), forever=True)
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="ReadTimeout"):
         store.load("run")
     assert time.monotonic() - began < 3
-    store.close()
 
 
 def test_a_429_shuts_the_gate_for_all_requests(api, truto):  # row 7
@@ -515,30 +527,28 @@ def test_retry_after_is_honoured(api, truto, headers, least):  # rows 7, 8
     assert least <= time.monotonic() - began < least + 3
 
 
-def test_a_retry_after_past_the_deadline_fails_at_once(api):  # row 8
-    store = impatient(api, deadline=2.0)
+def test_a_retry_after_past_the_deadline_fails_at_once(api, impatient):  # row 8
+    store = impatient(deadline=2.0)
     api.script(Answer(429, headers={"Retry-After": "31536000"}))
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="gave up after 1 attempt in .*: 429 Too Many Requests"):
         store.load("run")
     assert time.monotonic() - began < 1
     with pytest.raises(StoreUnavailable, match="asked to wait 2 s, past the deadline"):
-        impatient(api).load("run")
-    store.close()
+        impatient().load("run")
 
 
-def test_a_503_storm_ends_after_bounded_attempts(api):  # row 9
-    store = impatient(api, deadline=3.0)
+def test_a_503_storm_ends_after_bounded_attempts(api, impatient):  # row 9
+    store = impatient(deadline=3.0)
     api.script(Answer(503), forever=True)
     with pytest.raises(StoreUnavailable, match=r"gave up after \d attempts in \d\.\d s: 503 Service Unavailable"):
         store.load("run")
     assert 2 <= len(api.requests) <= 8
-    store.close()
 
 
-def test_a_refused_write_that_cannot_have_landed_is_unavailable(api):  # row 9
+def test_a_refused_write_that_cannot_have_landed_is_unavailable(api, impatient):  # row 9
     seed(api, a=A)
-    store = impatient(api)
+    store = impatient()
     api.script(Answer(503), method="PATCH", forever=True)
     with Checkpointer("run", store) as cp:
         cp["a"] = B
@@ -546,7 +556,6 @@ def test_a_refused_write_that_cannot_have_landed_is_unavailable(api):  # row 9
             cp.commit()
         assert cp.changed == {"a"}
         cp.discard()
-    store.close()
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 422, 501])
@@ -555,7 +564,7 @@ def test_what_is_refused_for_good_is_not_tried_again(api, truto, status):  # row
     with Checkpointer("run", truto) as cp:
         cp["a"] = B
         api.script(Answer(status), method="PATCH")
-        with pytest.raises(StoreError, match=f"'a' was refused: {status} "):
+        with pytest.raises(StoreError, match=f"refused 'a': {status} "):
             cp.commit()
         cp.discard()
     assert methods(api).count("PATCH") == 1
@@ -795,8 +804,9 @@ def test_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):  # ro
     assert held(api) == {f"k{n}": {"n": -2} for n in range(5)}
 
 
-def test_urls_open_it(api):
-    store = open_store(api.url + "/") if os.environ.get("TRUTO_API_TOKEN") else TrutoStore(api.url + "/", api.token)
+def test_urls_open_it(api, monkeypatch):
+    monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
+    store = open_store(api.url + "/")
     assert repr(store) == f"TrutoStore('{api.url}')"
     store.close()
 
@@ -806,3 +816,238 @@ def test_an_entry_knows_when_and_by_whom_it_was_written(api, truto):
     entry = truto.load("run")["a"]
     stored = api.store.load("run")["a"]
     assert entry == Entry("a", encode(A), stored.created_at, stored.updated_at, "5a0e", None)
+
+
+def test_a_slow_upload_meets_the_deadline():  # row 36, and the deadline of every key's write
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        store = TrutoStore(f"http://127.0.0.1:{listener.getsockname()[1]}", "token", timeout=0.5, deadline=1.5)
+        slowed = []
+
+        def read_slowly():
+            connection, _ = listener.accept()
+            slowed.append(connection)
+            with suppress(OSError):
+                while not done.wait(0.1):
+                    connection.recv(100_000)
+
+        done = threading.Event()
+        thread = threading.Thread(target=read_slowly)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(CommitUnknown):
+            store.commit("run", {"a": "x" * 60_000_000})
+        assert time.monotonic() - began < 5
+        done.set()
+        thread.join()
+        slowed[0].close()
+        store.close()
+
+
+@pytest.mark.parametrize("answer", [Answer(200, "<html>"), Answer(400), Answer(418)])
+def test_a_read_back_that_is_refused_leaves_the_write_unknown(api, truto, answer):  # row 5
+    seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        api.script(Drop(applied=True), method="PATCH")
+        api.script(None, answer, method="GET", key="a")
+        with pytest.raises(CommitUnknown):
+            cp.commit()
+        cp["a"] = C
+        cp.commit()
+    assert held(api) == {"a": C}
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("status", [501, 507, 508])
+def test_another_5xx_is_read_back_and_not_tried_again(api, truto, status, applied):
+    seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        api.script(Answer(status, applied=applied), method="PATCH")
+        if applied:
+            assert cp.commit().keys == ("a",)
+        else:
+            with pytest.raises(StoreError, match=f"refused 'a': {status}"):
+                cp.commit()
+            cp.discard()
+    assert held(api) == {"a": B if applied else A}
+    assert methods(api)[2:] == ["PATCH", "GET"]
+
+
+def test_an_own_late_write_after_a_partial_commit_is_no_conflict(api, truto):  # row 21
+    seed(api, a=A)
+    api.set(max_value=200)
+    with Checkpointer("run", truto) as cp:
+        cp["a"], cp["big"] = B, {"x": "x" * 300}
+        api.script(Drop(), method="PATCH")
+        with pytest.raises(PartialCommit) as caught:
+            cp.commit()
+        assert set(caught.value.committed) == {"a"}
+        del cp["big"]
+        cp["a"] = C
+        cp.commit("a")
+        seed(api, a=B)  # the first attempt arrives now
+        cp["a"] = {"at": 4}
+        cp.commit("a")
+    assert held(api) == {"a": {"at": 4}}
+
+
+def test_after_a_refused_token_nothing_more_is_sent(api):
+    seed(api, **{f"k{n}": {"n": n} for n in range(4)})
+    store = TrutoStore(api.url, api.token, concurrency=4)
+    together = threading.Barrier(4, timeout=10)
+    api.script(
+        Hook(before=together.wait, then=Answer(401)),
+        *[Hook(before=together.wait, then=Delay(0.3, then=Drop()))] * 3,
+        method="PATCH",
+    )
+    with Checkpointer("run", store) as cp:
+        for key in cp:
+            cp[key] = {"n": -1}
+        with pytest.raises(Unauthorized) as caught:
+            cp.commit()
+        assert len(caught.value.unsettled) == 3
+        assert methods(api)[2:] == ["PATCH"] * 4
+        cp.discard()
+    store.close()
+
+
+@pytest.mark.parametrize("body", [{}, {"success": True}])
+def test_a_json_body_that_echoes_nothing_is_success(api, truto, body):
+    api.script(Answer(200, body, applied=True), method="POST")
+    assert truto.commit("run", {"a": "x"}).entries == {"a": Entry("a", "x")}
+
+
+def test_gzip_cut_off_at_its_start_is_no_empty_answer(api, truto):  # row 19
+    start = gzip.compress(b'{"result": []}')[:10]
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    api.script(Answer(200, start, headers), method="POST")
+    receipt = truto.commit("run", {"a": "x"})
+    assert receipt.retries == 1
+    assert api.store.load("run")["a"].value == "x"
+
+
+def test_a_key_that_a_paged_list_missed_is_confirmed_when_many_keys_are_committed(api, truto):  # row 23
+    seed(api, **{f"k{n}": {"n": n} for n in range(9)})
+    api.set(page_size=3)
+    with Checkpointer("run", truto) as cp:
+        for n in range(9):
+            cp[f"new{n}"] = {"n": n}
+        seed(api, new4=A)
+        entries = [{"key": f"k{n}", "value": encode({"n": n})} for n in range(9)]
+        api.script(
+            Answer(200, {"result": entries[:5], "next_cursor": "5"}),
+            Answer(200, {"result": entries[5:], "next_cursor": None}),
+            match=lambda call: call.method == "GET" and call.key is None,
+        )
+        with pytest.raises(Conflict, match="'new4' in 'run' was created by another writer"):
+            cp.commit()
+        cp.discard()
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("2024-05-01T10:00:00.5Z", "2024-05-01T10:00:00.75Z"),
+        ("2024-05-01T10:00:00Z", "2024-05-01T10:00:00.1234567Z"),
+        ("2024-05-01T10:00:00+00:00", "2024-05-01T11:00:01+01:00"),
+        ("never", "2024-05-01T10:00:00Z"),
+        (None, "2024-05-01T10:00:00Z"),
+    ],
+)
+def test_of_duplicates_the_newest_wins(api, truto, older, newer):  # row 23
+    entries = [{"key": "a", "value": "new", "updated_at": newer}, {"key": "a", "value": "old", "updated_at": older}]
+    for listed in (entries, entries[::-1]):
+        api.script(Answer(200, {"result": listed}))
+        assert truto.load("run")["a"].value == "new"
+
+
+def test_a_404_of_the_list_is_no_state_and_is_told(api, truto, caplog):
+    api.set(unknown_namespace=404)
+    assert truto.load("run") == {}
+    assert caplog.messages == [f"{api.url}: 404 for 'run', taken as no state: is the base URL right?"]
+
+
+def test_stores_of_one_token_share_the_gate_and_the_lower_rate(api, impatient):
+    one, two = TrutoStore(api.url, api.token), TrutoStore(api.url, api.token, rate=(100, 10.0))
+    assert one._service._throttle is two._service._throttle
+    assert one._service._throttle._pace.limit == 100
+    api.script(Answer(429, headers={"Retry-After": "1"}))
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        impatient(deadline=0.5).load("run")
+    two.load("run")
+    assert time.monotonic() - began >= 0.4
+    one.close()
+    two.close()
+
+
+def test_a_pause_ends_although_a_test_has_frozen_time(api, truto):
+    api.script(Answer(429, headers={"Retry-After": "1"}))
+    with freeze_time("2024-05-01"):
+        assert truto.load("run") == {}
+
+
+def test_a_key_too_long_for_a_url_is_a_store_error(api, truto):
+    with pytest.raises(PartialCommit) as caught:
+        truto.commit("run", {"a": "x", "k" * 70_000: None})
+    assert set(caught.value.committed) == {"a"}
+    assert "URL too long" in str(caught.value.errors["k" * 70_000])
+
+
+def test_a_proxy_may_be_named_without_a_scheme(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        store = TrutoStore("http://api.invalid", "token", timeout=0.3, deadline=0.5)
+        with pytest.raises(StoreUnavailable, match="ReadTimeout"):
+            store.load("run")
+        store.close()
+
+
+def test_a_bad_token_is_in_no_frame_of_ours():  # row 26
+    with pytest.raises(ValueError, match="not shown") as caught:
+        TrutoStore(token="sEcReT\n")
+    frame = caught.value.__traceback__.tb_next
+    while frame is not None:
+        assert "sEcReT" not in repr(frame.tb_frame.f_locals)
+        frame = frame.tb_next
+
+
+@pytest.mark.parametrize(
+    "fault", [Answer(401, "x" * 70 + "sEcReT-0123456789"), Raw(b"HTTP/1.1 200 OK\r\nsEcReT-0123456789 x\r\n\r\n")]
+)
+def test_an_echoed_token_is_taken_out_before_the_text_is_cut(api, fault):  # row 50
+    store = TrutoStore(api.url, "sEcReT-0123456789", deadline=0.5, timeout=0.3)
+    api.script(fault, forever=True)
+    with pytest.raises(StoreError) as caught:
+        store.load("run")
+    assert "sEc" not in str(caught.value)
+    store.close()
+
+
+def test_tls_where_none_is_spoken_fails_at_once(api):
+    store = TrutoStore(api.url.replace("http:", "https:"), api.token)
+    with pytest.raises(StoreError, match="no TLS is spoken there, so try http://"):
+        store.load("run")
+    store.close()
+
+
+def test_an_interrupted_submission_begins_nothing_more(api, monkeypatch):  # row 45
+    store = TrutoStore(api.url, api.token, concurrency=2)
+    submitted = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args):
+            if len(submitted) == 6:
+                raise KeyboardInterrupt
+            submitted.append(super().submit(*args))
+            return submitted[-1]
+
+    monkeypatch.setattr("checkpoint.stores.service.ThreadPoolExecutor", Pool)
+    api.set(latency=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("run", {f"k{n}": "x" for n in range(20)})
+    assert all(future.done() for future in submitted)
+    assert len(api.requests) <= 4
+    store.close()

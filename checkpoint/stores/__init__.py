@@ -31,12 +31,15 @@ def open_store(url: str | None = None) -> Store:
     in the platform's user state folder.
 
     Raises:
-        ValueError: no store has this scheme, or the rest of the URL is not what it expects.
+        ValueError: no store has this scheme, the rest of the URL is not what it expects, or it is empty.
         StoreError: the default folder cannot be had.
 
     """
-    url = url or os.environ.get("CHECKPOINT_STORE")
-    if not url:
+    if url is None:
+        url = os.environ.get("CHECKPOINT_STORE")
+    if url == "":  # what a template made of a missing variable must not be a fresh start in another place
+        raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
+    if url is None:
         return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in _OPENERS:
@@ -48,7 +51,7 @@ def open_store(url: str | None = None) -> Store:
         opener: Callable[[str], Store] = found[scheme].load()
         return opener(url)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
-    hint = "" if scheme else f"; a file is sqlite:///{url}"
+    hint = "" if ":" in url else f"; a file is sqlite:///{url}"
     raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
 
 

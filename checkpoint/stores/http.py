@@ -38,6 +38,11 @@ _CHUNK = 64 * 1024
 _url = lru_cache(1024)(httpx.URL)
 
 
+def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
+    """Return the seconds of the real monotonic clock: before a test's frozen one no pause would ever end."""
+    return _read()
+
+
 class Secret:
     """A string that no repr, log or pickle shows."""
 
@@ -51,6 +56,10 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a secret is not pickled")
+
+    def fits_a_header(self) -> bool:
+        """Tell whether it can be sent: printable ASCII without spaces, and not empty."""
+        return bool(self._text) and self._text.isascii() and self._text.isprintable() and " " not in self._text
 
     def reveal(self) -> str:
         """Return the string itself."""
@@ -150,7 +159,7 @@ class _Client:
 
     def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
         self._until = until
-        limit = min(self._timeout, until - time.monotonic())
+        limit = min(self._timeout, until - monotonic())
         if limit <= 0:
             raise TransportError("the deadline has passed", reached=False)
         timeout = {"connect": limit, "read": limit, "write": limit, "pool": limit}
@@ -163,8 +172,8 @@ class _Client:
                 return Response(response.status_code, response.headers, _read(response))
             finally:
                 response.close()
-        except httpx.HTTPError as error:
-            raise _translated(error) from _without_frames(error)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _translated(error) from _bare(error)
 
     def close(self) -> None:
         self._transport.close()
@@ -173,21 +182,27 @@ class _Client:
         """Put the deadline on each connection as it is made (the "trace" request extension of httpcore)."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             stream = info["return_value"]
-            stream.read = self._within_deadline(stream.read)
-            stream.write = self._within_deadline(stream.write)
+            read, write = stream.read, stream.write
 
-    def _within_deadline(self, operation: Callable[..., Any]) -> Callable[..., Any]:
-        def limited(data: Any, timeout: float | None = None) -> Any:
-            left = max(0.001, self._until - time.monotonic())
-            return operation(data, left if timeout is None else min(timeout, left))
+            def read_in_time(size: int, timeout: float | None = None) -> Any:
+                return read(size, self._left(timeout))
 
-        return limited
+            def write_in_time(data: bytes, timeout: float | None = None) -> None:
+                for start in range(0, len(data), _CHUNK):  # one call may wait for every packet anew
+                    write(data[start : start + _CHUNK], self._left(timeout))
+
+            stream.read, stream.write = read_in_time, write_in_time
+
+    def _left(self, timeout: float | None) -> float:
+        left = max(0.001, self._until - monotonic())
+        return left if timeout is None else min(timeout, left)
 
 
 def _proxy(base_url: str) -> str | None:
     """Return the proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY), None for none."""
     parts = urlsplit(base_url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def _read(response: httpx.Response) -> bytes:
@@ -197,9 +212,10 @@ def _read(response: httpx.Response) -> bytes:
         raise TransportError(f"the answer has the unwanted encoding {encoding!r}", reached=True, again=False)
     inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
     parts: list[bytes] = []
-    size = 0
+    size, began = 0, False
     try:
         for chunk in response.iter_raw(_CHUNK):
+            began = True
             for part in _inflated(inflate, chunk) if inflate is not None else (chunk,):
                 size += len(part)
                 if size > MAX_BODY:
@@ -207,7 +223,7 @@ def _read(response: httpx.Response) -> bytes:
                 parts.append(part)
     except zlib.error as error:
         raise TransportError(f"the answer's gzip is damaged: {error}", reached=True) from error
-    if inflate is not None and size and not inflate.eof:
+    if inflate is not None and began and not inflate.eof:
         raise TransportError("the answer's gzip is cut off", reached=True)
     return b"".join(parts)
 
@@ -218,14 +234,15 @@ def _inflated(inflate: Any, chunk: bytes) -> Iterator[bytes]:
         chunk = inflate.unconsumed_tail
 
 
-def _translated(error: httpx.HTTPError) -> TransportError:
+def _translated(error: Exception) -> TransportError:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    certificate = _caused_by(error, ssl.SSLCertVerificationError)
-    if certificate is not None:
+    if certificate := _caused_by(error, ssl.SSLCertVerificationError):
         return TransportError(f"the service's certificate is not trusted: {certificate}", reached=False, again=False)
+    if isinstance(error, httpx.ConnectError) and "WRONG_VERSION_NUMBER" in text:
+        return TransportError(f"no TLS is spoken there, so try http://: {text}", reached=False, again=False)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
         return TransportError(text, reached=False)
-    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL):
         return TransportError(text, reached=False, again=False)
     return TransportError(text, reached=True)
 
@@ -236,10 +253,7 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> BaseEx
     return error
 
 
-def _without_frames(error: BaseException) -> BaseException:
-    """Drop the HTTP library's frames: their locals hold the request's headers, and so the token."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
+def _bare(error: BaseException) -> BaseException:
+    """Drop an error's frames, whose locals hold the request's headers and so the token, and the errors behind it."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

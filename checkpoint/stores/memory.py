@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
 
@@ -19,6 +21,7 @@ class MemoryStore:
         self._namespaces: dict[str, dict[str, Entry]] = {}
         self._versions: dict[str, int] = {}
         self._lock = Lock()
+        _stores.add(self)
 
     def __repr__(self) -> str:
         return "MemoryStore()"
@@ -70,3 +73,13 @@ class MemoryStore:
 
 
 _named: dict[str, MemoryStore] = {}
+_stores: WeakSet[MemoryStore] = WeakSet()
+
+
+def _after_fork() -> None:
+    for store in _stores:
+        store._lock = Lock()  # noqa: SLF001 - it may be held by a thread that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

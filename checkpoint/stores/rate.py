@@ -50,6 +50,12 @@ class Pace:
         """Keep the gate shut until then at least."""
         self._shut_until = max(self._shut_until, until)
 
+    def tighten(self, limit: int, period: float) -> None:
+        """Take over another pace where that is the slower one."""
+        if limit / period < self.limit / self.period:
+            self.limit, self.period = limit, period
+            self._slots = deque(self._slots, maxlen=limit)
+
     def forecast(self, now: float, requests: int) -> float:
         """Return the seconds until the last of so many requests may go, sent as early as the window lets them."""
         if len(self._slots) + requests <= self.limit:
@@ -76,6 +82,6 @@ def retry_after(header: str | None, date: str | None) -> float | None:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(header) - parsedate_to_datetime(date or "")).total_seconds()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
     return seconds if seconds >= 0 else None

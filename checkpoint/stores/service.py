@@ -8,17 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from checkpoint.errors import CheckpointError, StoreError, StoreUnavailable, Unauthorized
-from checkpoint.stores.http import Clients, Response, Secret, TransportError
+from checkpoint.stores.http import Clients, Response, Secret, TransportError, monotonic
 from checkpoint.stores.rate import Pace, Slot, retry_after
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ TRANSIENT = {500, 502, 503, 504}
 UNANSWERED = {502, 504}
 """Of these, the ones given by a gateway behind which the service may still be at work."""
 
-ATTEMPTS = 8
+ATTEMPTS = 12
 """Attempts of one request before it counts as failed; the deadline may end it earlier."""
 
 PAUSE = 1.0
@@ -62,17 +62,17 @@ class Deadline:
     """The time that is left for one thing, and what was spent of it."""
 
     def __init__(self, seconds: float) -> None:
-        self.began = time.monotonic()
+        self.began = monotonic()
         self.at = self.began + seconds
         self.attempts = 1
 
     def left(self) -> float:
         """Return the seconds that are left."""
-        return self.at - time.monotonic()
+        return self.at - monotonic()
 
     def spent(self) -> str:
         """Return what it took, in words."""
-        return f"{self.attempts} attempt{'s' if self.attempts > 1 else ''} in {time.monotonic() - self.began:.1f} s"
+        return f"{self.attempts} attempt{'s' if self.attempts > 1 else ''} in {monotonic() - self.began:.1f} s"
 
 
 class Run:
@@ -81,7 +81,12 @@ class Run:
     def __init__(self) -> None:
         self.requests = 0
         self.retries = 0
+        self.waiting = False
+        """Whether it was logged that the rate makes it wait."""
         self.stop = threading.Event()
+        """Set: nothing more is begun."""
+        self.refused = False
+        """Whether the token was refused."""
         self._lock = threading.Lock()
 
     def count_request(self) -> None:
@@ -131,16 +136,17 @@ class Service:
 
         """
         body = orjson.dumps(document) if document is not None else None
-        slot = self._turn(run, deadline)
+        slot = self._wait_for_turn(run, deadline)
         run.count_request()
         try:
             response = self._clients.send(method, self.base_url + path, body, deadline.at)
         except TransportError as error:
+            said = str(error).replace(self._token.reveal(), "***")
             if not error.again:
-                raise StoreError(f"{self.base_url}: {error}") from error
-            raise Again(str(error), reached=error.reached, unanswered=error.reached) from error
+                raise StoreError(f"{self.base_url}: {said}") from error.__cause__
+            raise Again(said, reached=error.reached, unanswered=error.reached) from error.__cause__
         finally:
-            slot.at = time.monotonic()
+            slot.at = monotonic()
         return self._judge(response)
 
     def retry(self, run: Run, deadline: Deadline, attempt: Callable[[], T]) -> T:
@@ -185,6 +191,7 @@ class Service:
             except CheckpointError as error:
                 outcomes[item] = error
                 if isinstance(error, Unauthorized):
+                    run.refused = True
                     run.stop.set()
 
         outcomes: dict[K, T | CheckpointError] = {}
@@ -192,11 +199,12 @@ class Service:
         if len(items) == 1:
             one(items[0])
         elif items:
-            pool = self._pools.get(os.getpid())
-            if pool is None:
-                pool = self._pools[os.getpid()] = ThreadPoolExecutor(self._concurrency, "checkpoint")
-            futures = [pool.submit(one, item) for item in items]
+            # Of pools that two threads make at once one is kept; the other never starts a thread.
+            pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
+            futures: list[Future[None]] = []
             try:
+                for item in items:
+                    futures.append(pool.submit(one, item))  # noqa: PERF401 - what was submitted is to be waited for
                 wait(futures)
             except BaseException:
                 run.stop.set()  # what is in flight is settled, nothing more is begun
@@ -213,19 +221,21 @@ class Service:
     def announce(self, requests: int) -> None:
         """Warn where the rate alone makes so many requests take longer than one of its windows."""
         seconds = self._throttle.forecast(requests)
-        if seconds > self._throttle.period:
+        if seconds > self._throttle.period and not self._throttle.warned:
+            self._throttle.warned = True
             logger.warning("%d requests take %.0f s at this token's rate: commit fewer keys", requests, seconds)
 
     def said(self, response: Response) -> str:
         """Return what the service said, in a few words and without the token, whatever it echoes."""
+        body = response.body.replace(self._token.reveal().encode(), b"***")
         try:
-            document = orjson.loads(response.body)
+            document = orjson.loads(body)
             said = f"{document['error']}: {document['message']}"
         except (orjson.JSONDecodeError, KeyError, TypeError):
             kind = response.headers.get("content-type", "no content type")
-            start = response.body[:80].decode("utf-8", "replace")
+            start = body[:80].decode("utf-8", "replace")
             said = f"({kind}) {start!r}" if start else f"({kind}, empty)"
-        return f"{response.status} {said}".replace(self._token.reveal(), "***")[:400]
+        return f"{response.status} {said}"[:400]
 
     def document(self, response: Response) -> dict[str, Any]:
         """Return the JSON object of a successful answer.
@@ -234,15 +244,14 @@ class Service:
             StoreError: the answer is something else; the text says what came.
 
         """
-        said = self.said(response)
         if not 200 <= response.status < 300:  # noqa: PLR2004
-            raise StoreError(f"{self.base_url} answered {said}")
+            raise StoreError(f"{self.base_url} answered {self.said(response)}")
         document: object = None
         if "json" in response.headers.get("content-type", ""):
             with suppress(orjson.JSONDecodeError):
                 document = orjson.loads(response.body)
         if not isinstance(document, dict):
-            raise StoreError(f"{self.base_url} answered {said}, not the JSON object that was expected")
+            raise StoreError(f"{self.base_url} answered {self.said(response)}, not the JSON object that was expected")
         return cast("dict[str, Any]", document)
 
     def close(self) -> None:
@@ -252,7 +261,7 @@ class Service:
             pool.shutdown()
         self._clients.close()
 
-    def _turn(self, run: Run, deadline: Deadline) -> Slot:
+    def _wait_for_turn(self, run: Run, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
         while True:
             slot, window, gate = self._throttle.take()
@@ -260,6 +269,9 @@ class Service:
                 return slot
             if gate >= deadline.left():
                 raise Again(f"the service asked to wait {gate:.0f} s, past the deadline", pause=gate)
+            if window > 1 and not run.waiting:
+                run.waiting = True
+                logger.info("waiting %.0f s for the rate of this token", window)
             run.sleep(max(window, gate))
             if run.stop.is_set():
                 raise Again("stopped while waiting for its turn")
@@ -271,10 +283,11 @@ class Service:
             pause = retry_after(response.headers.get("retry-after"), response.headers.get("date"))
             if pause is None and status == 429:  # noqa: PLR2004
                 pause = PAUSE
+            said = self.said(response)
             if pause is not None:
                 self._throttle.shut(min(pause, self._patience))
-            reached, unanswered = status in TRANSIENT, status in UNANSWERED
-            raise Again(self.said(response), reached=reached, unanswered=unanswered, pause=pause or 0.0)
+                said += f" (to be asked again in {pause:.0f} s)"
+            raise Again(said, reached=status in TRANSIENT, unanswered=status in UNANSWERED, pause=pause or 0.0)
         if status in {401, 403}:
             raise Unauthorized(f"{self.base_url} refused the token: {self.said(response)}")
         if 300 <= status < 400:  # noqa: PLR2004
@@ -286,29 +299,52 @@ class _Throttle:
     """The one pace of a token in this process."""
 
     def __init__(self, rate: tuple[int, float]) -> None:
-        self.period = rate[1]
+        self.warned = False
+        """Whether a commit that takes longer than a window was warned of."""
         self._pace = Pace(*rate)
         self._lock = threading.Lock()
+
+    @property
+    def period(self) -> float:
+        return self._pace.period
 
     def take(self) -> tuple[Slot | None, float, float]:
         """Return a slot, or None and the seconds to wait for the window and for the gate."""
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             window, gate = self._pace.window(now), self._pace.gate(now)
             return (self._pace.take(now) if window == gate == 0 else None), window, gate
 
     def shut(self, seconds: float) -> None:
         with self._lock:
-            self._pace.shut(time.monotonic() + seconds)
+            self._pace.shut(monotonic() + seconds)
 
     def forecast(self, requests: int) -> float:
         with self._lock:
-            return self._pace.forecast(time.monotonic(), requests)
+            return self._pace.forecast(monotonic(), requests)
+
+    def tighten(self, rate: tuple[int, float]) -> None:
+        with self._lock:
+            self._pace.tighten(*rate)
+
+    def forked(self) -> None:
+        self._lock = threading.Lock()
 
 
-_throttles: dict[tuple[str, bytes, tuple[int, float]], _Throttle] = {}
+_throttles: WeakValueDictionary[tuple[str, bytes], _Throttle] = WeakValueDictionary()
 
 
 def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttle:
-    key = (base_url, sha256(token.reveal().encode()).digest(), rate)
-    return _throttles.setdefault(key, _Throttle(rate))
+    """Return the pace of a token; of several rates that its stores were given the lowest counts."""
+    throttle = _throttles.setdefault((base_url, sha256(token.reveal().encode()).digest()), _Throttle(rate))
+    throttle.tighten(rate)
+    return throttle
+
+
+def _after_fork() -> None:
+    for throttle in list(_throttles.values()):
+        throttle.forked()  # its lock may be held by a thread that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,8 +7,10 @@ whether a POST of an existing key overwrites it, is taken either way.
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
@@ -30,6 +32,8 @@ from checkpoint.stores.service import Again, Deadline, Run, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+logger = logging.getLogger("checkpoint")
 
 ENTRIES_PER_GET = 1_000
 """Listed entries that cost about as much as one request for a single entry."""
@@ -65,19 +69,23 @@ class TrutoStore:
         concurrency: int = 32,
         rate: tuple[int, float] = (500, 10.0),
     ) -> None:
+        self._base_url = base_url
         secret = _secret(token)
         del token  # so that no rendered traceback shows it
+        if not secret.fits_a_header():
+            raise ValueError("the API token must be printable ASCII without spaces, not empty; it is not shown here")
         if not (timeout > 0 and deadline > 0 and concurrency >= 1 and rate[0] >= 1 and rate[1] > 0):
             raise ValueError("timeout, deadline, concurrency and rate must be greater than 0")
+        self._base_url = _checked_url(base_url)
         self._service = Service(
-            _checked_url(base_url), secret, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
+            self._base_url, secret, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
         )
         self._timeout = timeout
         self._deadline = deadline
         self._seen: dict[str, _Seen] = {}
 
     def __repr__(self) -> str:
-        return f"TrutoStore({self._service.base_url!r})"
+        return f"TrutoStore({self._base_url!r})"
 
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
@@ -101,13 +109,15 @@ class TrutoStore:
         run = Run()
         stored = self._look(run, state_key, changes, base)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
+        seen = self._seen.setdefault(state_key, _Seen())
         landed = {key: stored[key] for key, value in changes.items() if key in stored and holds(stored[key], value)}
         writes = {
             key: _Write(
                 _Api(self._service, run, state_key),
                 key,
                 value,
-                base[key] if key in base else self._hint(state_key, key),
+                base.get(key),
+                exists=base[key] is not None if key in base else key in seen.keys,
                 checked=key in base,
                 seconds=self._deadline,
                 last_look=min(self._timeout, self._deadline / 2),
@@ -126,14 +136,13 @@ class TrutoStore:
                 else:
                     landed[key] = outcome
         self._remember(state_key, landed)
+        unsettled = frozenset(key for key, write in writes.items() if write.unsettled)
         if len(landed) < len(changes):
-            raise _failure(changes, landed, errors)
-        return Receipt(
-            {key: entry for key, entry in landed.items() if entry is not None},
-            run.requests,
-            run.retries,
-            frozenset(key for key, write in writes.items() if write.unanswered),
-        )
+            error = _failure(changes, landed, errors)
+            error.unsettled = unsettled
+            raise error
+        entries = {key: entry for key, entry in landed.items() if entry is not None}
+        return Receipt(entries, run.requests, run.retries, unsettled)
 
     def close(self) -> None:
         """End this process's threads and connections."""
@@ -170,7 +179,7 @@ class TrutoStore:
             try:
                 return self._service.retry(run, deadline, lambda: api.get(key, deadline))
             except Again as last:
-                raise self._service.gave_up(deadline, last) from last
+                raise self._service.gave_up(deadline, last) from last.__cause__
 
         found: dict[str, Entry | None] = {}
         for key, outcome in self._service.each(run, get, keys).items():
@@ -188,7 +197,7 @@ class TrutoStore:
             try:
                 listed, cursor = self._service.retry(run, deadline, lambda: api.page(cursors[-1], deadline))  # noqa: B023
             except Again as last:
-                raise self._service.gave_up(deadline, last) from last
+                raise self._service.gave_up(deadline, last) from last.__cause__
             for entry in listed:
                 known = entries.get(entry.key)
                 if known is None or _moment(entry) >= _moment(known):
@@ -199,10 +208,6 @@ class TrutoStore:
             if cursor in cursors:
                 raise StoreError(f"the list of {state_key!r} repeats its page {cursor!r}: it would never end")
             cursors.append(cursor)
-
-    def _hint(self, state_key: str, key: str) -> Entry | None:
-        """Return an entry where the key was there when last seen; good enough to choose the first call."""
-        return Entry(key, "") if key in self._seen.get(state_key, _Seen()).keys else None
 
     def _remember(self, state_key: str, landed: Mapping[str, Entry | None]) -> None:
         keys = self._seen.setdefault(state_key, _Seen()).keys
@@ -230,6 +235,9 @@ class _Api:
         """List the entries of one page; return them and the cursor of the next page, None after the last."""
         response = self._send(deadline, "GET", None, cursor=cursor)
         if cursor is None and _is_missing(response):
+            logger.warning(
+                "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
+            )
             return [], None
         document = self.service.document(response)
         result, following = document.get("result"), document.get("next_cursor")
@@ -278,9 +286,9 @@ class _Api:
 class _Write:
     """One key's way to the service: what is sent, what came of it, and what is read back where nobody saw.
 
-    `known` is the entry last known, None for none. Where it was not `checked` the key is overwritten whatever it holds,
-    and `known` only tells which call to begin with. `seconds` are for everything, `last_look` of them for reading back
-    at the end.
+    `known` is the entry last known, None for none; where it was not `checked` the key is overwritten whatever it holds.
+    `exists` tells which call to begin with. `seconds` are for everything, `last_look` of them for reading back at the
+    end.
     """
 
     def __init__(
@@ -290,12 +298,13 @@ class _Write:
         value: str | None,
         known: Entry | None,
         *,
+        exists: bool,
         checked: bool,
         seconds: float,
         last_look: float,
     ) -> None:
-        self.unanswered = False
-        """Whether an attempt that was never answered may still land."""
+        self.unsettled = False
+        """Whether an attempt, its outcome never seen, may have landed or may land yet."""
         self._api = api
         self._key = key
         self._value = value
@@ -303,7 +312,7 @@ class _Write:
         self._checked = checked
         self._seconds = seconds
         self._last_look = last_look
-        self._exists = known is not None
+        self._exists = exists
         self._in_doubt = False
         self._turned = False
 
@@ -326,7 +335,7 @@ class _Write:
         if self._api.run.stop.is_set():
             raise Again("stopped before it was sent")
         if self._in_doubt:
-            found = self._api.get(self._key, deadline)
+            found = self._read_back(deadline)
             if holds(found, self._value):
                 return found
             self._accept(found)
@@ -335,8 +344,25 @@ class _Write:
             return self._send(deadline)
         except Again as again:
             self._in_doubt = again.reached
-            self.unanswered |= again.unanswered
+            self.unsettled |= again.unanswered
             raise
+
+    def _read_back(self, deadline: Deadline) -> Entry | None:
+        """Return what became of a write whose outcome nobody saw.
+
+        Raises:
+            Again: the service cannot say now.
+            CommitUnknown: it will not.
+
+        """
+        try:
+            return self._api.get(self._key, deadline)
+        except Unauthorized:
+            self.unsettled = True
+            raise
+        except StoreError as refused:
+            self.unsettled = True
+            raise CommitUnknown(self._api.state_key, [self._key]) from refused
 
     def _send(self, deadline: Deadline) -> Entry | None:
         if self._value is None:
@@ -351,6 +377,11 @@ class _Write:
             response = self._api.post(self._key, self._value, deadline)
             if response.status in {400, 409}:
                 return self._turn(response, deadline)
+        if response.status >= 500:  # noqa: PLR2004 - not one to try again, and yet it may have been done
+            found = self._read_back(deadline)
+            if holds(found, self._value):
+                return found
+            self.unsettled = True
         if not 200 <= response.status < 300:  # noqa: PLR2004
             raise self._refusal(response)
         return self._echo(response)
@@ -379,54 +410,55 @@ class _Write:
         error = self._api.service.gave_up(deadline, last)
         unknown = CommitUnknown(self._api.state_key, [self._key])
         if self._in_doubt:
-            try:
-                found = self._api.get(self._key, Deadline(self._last_look))
-            except Again:
+            if self._api.run.refused:  # nothing more is sent under this token
+                self.unsettled = True
                 raise unknown from error
-            except StoreError as refused:
-                raise unknown from refused
+            try:
+                found = self._read_back(Deadline(self._last_look))
+            except Again:
+                self.unsettled = True
+                raise unknown from error
             if holds(found, self._value):
                 return found
             self._accept(found)
-        if self.unanswered:
+        if self.unsettled:
             raise unknown from error
-        raise error from last
+        raise error from last.__cause__
 
     def _refusal(self, response: Response) -> StoreError:
         if response.status == TOO_LARGE and self._value is not None:
             return ValueTooLarge(self._key, len(self._value.encode()))
-        return StoreError(f"{self._key!r} was refused: {self._api.service.said(response)}")
+        service = self._api.service
+        return StoreError(f"{service.base_url} refused {self._key!r}: {service.said(response)}")
 
     def _echo(self, response: Response) -> Entry | None:
         """Check what the service says it has stored; an answer without a body says nothing."""
-        document = self._api.service.document(response) if response.body else {"key": self._key, "value": self._value}
-        if document.get("key", self._key) != self._key:
-            raise StoreError(f"wrote {self._key!r}, the service answered with {document['key']!r}")
+        told = self._api.service.document(response) if response.body else {}
+        same_value = self._value is None or told.get("value", self._value) == self._value
+        if told.get("key", self._key) != self._key or not same_value:
+            self.unsettled = True
+            raise StoreError(f"wrote {self._key!r}, and the service answered with another key or value")
         if self._value is None:
             return None
-        told = _entry(document)
-        if told.value != self._value:
-            raise StoreError(f"the service answered with another value of {self._key!r} than was written")
-        created_at = told.created_at or (self._known.created_at if self._known is not None else None)
-        return replace(told, created_at=created_at)
+        created_at = self._known.created_at if self._known is not None else None
+        return _entry({"created_at": created_at, **told, "key": self._key, "value": self._value})
 
 
 def _secret(token: str | None) -> Secret:
     if token is None:
         token = os.environ.get("TRUTO_API_TOKEN")
-        if token is None:
-            raise ValueError("no API token: set TRUTO_API_TOKEN, or pass token=")
-    secret = Secret(token)
-    usable = bool(token) and token.isascii() and token.isprintable() and " " not in token
-    del token  # so that no rendered traceback shows it
-    if not usable:
-        raise ValueError("the API token must be printable ASCII without spaces, and not empty; it is not shown here")
-    return secret
+    if token is None:
+        raise ValueError("no API token: set TRUTO_API_TOKEN, or pass token=")
+    return Secret(token)
 
 
 def _checked_url(base_url: str) -> str:
     parts = urlsplit(base_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        named = False
+    if not named:
         raise ValueError(f"the API's base URL is like https://api.truto.one, not {base_url!r}")
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError("the API's base URL has no user, query or fragment")
@@ -479,7 +511,9 @@ def _text(value: object) -> str | None:
 def _moment(entry: Entry) -> tuple[float, str]:
     """Return a sort key for `updated_at`; what is not ISO 8601 sorts as text, before what is."""
     text = entry.updated_at or ""
+    # Python 3.10 reads fractions of three or six digits only, and no Z.
+    known = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.replace("Z", "+00:00"))
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp(), text
+        return datetime.fromisoformat(known).timestamp(), text
     except ValueError:
         return float("-inf"), text
