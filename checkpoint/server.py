@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 import signal
 import socket
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Entry, Store
 
     Result = TypeVar("Result")
+
+logger = logging.getLogger("checkpoint")
 
 PATH = "/sync-job-run-state"
 DOCUMENT = "/openapi.json"
@@ -210,7 +213,7 @@ class Api:
 
     def __init__(self, store: Store, token: str, options: Options = DEFAULTS) -> None:
         if not (token and token.isascii() and token.isprintable() and " " not in token):
-            raise ValueError("the token must be printable ASCII text without white space around it")
+            raise ValueError("the token must be printable ASCII without spaces, and not empty")
         self.store = store
         self.options = options
         self._token = token.encode()
@@ -351,7 +354,10 @@ class _Route(APIRoute):
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return _refusal(request, error).response()
+    refusal = _refusal(request, error)
+    if isinstance(error, CheckpointError) and refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s %s: %s", request.method, refusal.status, error)
+    return refusal.response()
 
 
 _STATUSES = ((ClientDisconnect, 400), (ValueTooLarge, 413), (StoreUnavailable, 503), (CheckpointError, 500))

@@ -20,6 +20,7 @@ from checkpoint.stores.truto import TrutoStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TOKEN = "a-token-nobody-may-see"
 ENVIRONMENT = {
@@ -253,3 +254,30 @@ def test_a_port_in_use_is_one_sentence():
     assert done.stderr.startswith("Error: ")
     assert "in use" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_serve_refuses_a_store_that_cannot_be_used(tmp_path: Path):
+    done = command("serve", "--port", "0", "--store", f"sqlite:///{tmp_path}/none/x.db", "--token", TOKEN)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: {tmp_path}/none/x.db cannot be created: its folder does not exist\n"
+
+
+def test_serve_refuses_a_token_that_no_client_can_send(tmp_path: Path):
+    done = command("serve", "--port", "0", "--store", f"sqlite:///{tmp_path}/x.db", "--token", "a b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: the token must be printable ASCII without spaces, and not empty\n"
+
+
+def test_serve_says_that_the_port_is_taken(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = command("serve", "--port", port, "--store", f"sqlite:///{tmp_path}/x.db", "--token", TOKEN)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: 127.0.0.1:{port} cannot be listened on, so try another --port: ")
+
+
+def test_the_package_is_the_command_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "checkpoint", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("checkpoint ")

@@ -62,7 +62,11 @@ def serve(
         raise click.ClickException(f"serving needs {error.name}: pip install 'checkpoint-store[server]'") from error
     default = server.Options().max_body
     options = server.Options(page_size=page_size, rate=rate, max_body=max_body or default)
+    store = opened(url)
     try:
-        server.serve(opened(url), token, host, port, options, ready=lambda base: click.echo(f"Listening on {base}"))
+        store.load("checkpoint serve")  # a store that cannot be used is told now, not to every client
+        server.serve(store, token, host, port, options, ready=lambda base: click.echo(f"Listening on {base}"))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{host}:{port} cannot be listened on, so try another --port: {error}") from error
