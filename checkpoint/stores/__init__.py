@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pkgutil import resolve_name
+from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,5 +57,6 @@ def open_store(url: str | None = None) -> Store:
 
 
 def _resolve(name: str) -> Callable[..., Store]:
-    opener: Callable[..., Store] = resolve_name(name)
+    module, _, path = name.partition(":")
+    opener: Callable[..., Store] = attrgetter(path)(import_module(module))
     return opener
