@@ -1,0 +1,1009 @@
+"""One stream's cursor: what to ask the source for, what was handed out, and how far it is safe to say.
+
+Every row is judged by its key (see `checkpoint.values`). That is the slow way, and the truth. After a row was handed
+out a `Lane` is opened behind it: rows that are spelled alike, and fall inside it, are handed out as well without a
+look at their keys. What the lane does not know goes the slow way.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, cast, overload
+
+import orjson
+
+from checkpoint.errors import CursorExpired, CursorRegressed
+from checkpoint.values import Key, Lane, Scale, Step, clock, wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import tzinfo
+    from types import TracebackType
+
+    from typing_extensions import Self, TypeVar
+
+    from checkpoint.codec import Cursor
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+logger = logging.getLogger("checkpoint")
+
+RowOrder: TypeAlias = Literal["asc", "desc"] | None
+Field: TypeAlias = str | Callable[[Any], Any]
+Memo: TypeAlias = Any
+"""A delivered row to remember: its digest, or a copy to digest when it is claimed; None where there is no key."""
+
+SKEW = 300
+"""Seconds that a source's clock may be ahead of ours."""
+
+SEEN, WINDOWS = "seen", "windows"
+
+_NOTHING: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Rows of this run."""
+
+    seen: int
+    """All that were fed."""
+    delivered: int
+    """Handed out."""
+    dropped: int
+    """Not handed out: `seen - delivered`."""
+    late: int
+    """Of the dropped ones, those before `start_value`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a stream was opened with; see `Checkpointer.incremental`."""
+
+    cursor_field: Field
+    initial_value: Any = None
+    end_value: Any = None
+    lookback: Step | None = None
+    primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None
+    row_order: RowOrder = None
+    range_start: Literal["closed", "open"] = "closed"
+    on_cursor_value_missing: Literal["raise", "include", "exclude"] = "raise"
+    timezone: str | tzinfo | None = None
+    oldest_available: Any = None
+    max_seen: int = 1_000
+
+    def __post_init__(self) -> None:
+        _check("row_order", self.row_order, (None, "asc", "desc"))
+        _check("range_start", self.range_start, ("closed", "open"))
+        _check("on_cursor_value_missing", self.on_cursor_value_missing, ("raise", "include", "exclude"))
+        if not (callable(self.cursor_field) or isinstance(self.cursor_field, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"cursor_field must be a name, a path or a callable, not {self.cursor_field!r}")
+        if self.cursor_field in ("", SEEN, WINDOWS):
+            raise ValueError(f"cursor_field must not be {self.cursor_field!r}: pass a callable")
+        if self.lookback is not None and self.lookback < type(self.lookback)():
+            raise ValueError(f"lookback must not be negative: {self.lookback!r}")
+        if self.max_seen < 0:
+            raise ValueError(f"max_seen must be 0 or more, not {self.max_seen!r}")
+
+    @property
+    def field(self) -> str:
+        """The name the position is stored under."""
+        return self.cursor_field if isinstance(self.cursor_field, str) else "cursor"
+
+
+class _Feed:
+    """A `track` or `pages` under way, or abandoned."""
+
+    __slots__ = ("hand", "high", "lane", "memo", "pins", "stale")
+
+    def __init__(self, high: Any) -> None:
+        self.high = high  # the highest value that a claim covers, as far as this feed knows
+        self.hand: Any = _NOTHING  # the value of the row in hand, which no claim covers yet
+        self.memo: Memo = None
+        self.pins = False  # it handed out rows: while it is not exhausted, "asc" goes no further than its rows did
+        self.lane: Lane | None = None
+        self.stale = False  # its stream went back to its last claim
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row that counts for the position."""
+
+    key: Key
+    value: Any
+    memo: Memo
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a commit says of a stream."""
+
+    cursor: Cursor | None
+    position: Any
+    reached: Any
+    """The highest value covered that may become the position; None: nothing was covered."""
+
+
+class Incremental(Generic[T]):
+    """One stream of rows with a cursor field: from where to read on, which rows are new, what a commit may say.
+
+        contacts = cp.incremental("contacts", "updated_at", initial_value="1970-01-01T00:00:00Z", primary_key="id")
+        for rows in contacts.pages(api.contacts(updated_since=contacts.start_value)):
+            sink.write(rows)
+            cp.commit()
+
+    Made by `Checkpointer.incremental`, which claims it. As a context manager it is finished where its block is left
+    cleanly, and goes back to its last claim, detached, where an exception leaves it. It belongs to one thread at a
+    time.
+    """
+
+    __slots__ = (
+        "_ahead", "_asc", "_base", "_bound", "_coarse", "_delivered", "_detached", "_dropped",
+        "_end_key", "_feeds", "_finished", "_get", "_get_primary", "_high", "_highest", "_islands", "_keyed",
+        "_lane", "_last", "_late", "_left", "_name", "_open", "_opened_at", "_opened_key", "_options", "_pending", "_position",
+        "_reached", "_remembered", "_scale", "_start", "_start_key", "_stops", "_ties", "_under", "_under_ties",
+        "_unexhausted", "_unfinished", "_warned", "_windows", "key",
+    )  # fmt: skip
+
+    _position: Any  # the last one claimed or stored, as it came
+    _last: Cursor | None  # the last claim, or what was stored
+    _base: Cursor | None  # what the next claim starts from: the same, until the stream is rewound
+    _start: Any
+    _start_key: Key | None  # _NOTHING while no value has told what kind they are
+    _end_key: Key | None
+    _opened_key: Key | None
+    _bound: tuple[Key, Any] | None  # what this run last claimed of a sorted stream
+    _opened_at: Key
+    _remembered: frozenset[str]
+    _coarse: bool  # the memory reaches back before the position
+    _high: Any  # the highest value covered that may become the position, of what no feed holds
+    _highest: Any  # the highest of the others that were handed out
+    _under: Any  # the highest but one
+    _ties: list[tuple[Any, Memo]]
+    _under_ties: list[tuple[Any, Memo]]
+    _ahead: list[_Row]  # above the ceiling, lowest first
+    _feeds: list[_Feed]
+    _unexhausted: int
+    _finished: bool
+    _unfinished: bool
+    _lane: Lane | None
+    _pending: _Claim
+    _windows: Any
+
+    def __init__(self, key: str, options: Options, stored: Cursor | None, stops: Sequence[object] = ()) -> None:
+        self.key = key
+        """The key the cursor is stored under."""
+        self._options = options
+        self._stops = stops  # not empty: the run is to stop
+        self._asc = options.row_order == "asc"
+        self._open = options.range_start == "open"
+        self._get = _getter(options.cursor_field)
+        field = options.cursor_field
+        self._name = field if isinstance(field, str) and "." not in field and not self._open else None
+        self._get_primary = _primary_getter(options.primary_key)
+        self._keyed = self._get_primary is not None and options.max_seen > 0
+        self._delivered = self._dropped = self._late = 0
+        self._detached = self._left = self._warned = False
+        self._high = self._highest = None
+        self._feeds = []
+        self._last = stored
+        self._seat(stored)
+
+    def __repr__(self) -> str:
+        return f"Incremental({self.key!r}, {self._options.field!r})"
+
+    # Where to start
+
+    @property
+    def start_value(self) -> Any:
+        """What to ask the source for: rows at this value and after it; None: all.
+
+        The stored position less `lookback`, or `initial_value`; in the type of `initial_value`.
+        """
+        return self._start
+
+    @property
+    def end_value(self) -> Any:
+        """Rows before this value are read; None: all there are."""
+        return self._options.end_value
+
+    @property
+    def last_value(self) -> Any:
+        """The highest value handed out in this run, as it came; None: there was none."""
+        values = [self._highest, self._high, *(value for feed in self._feeds for value in (feed.high, feed.hand))]
+        return self._max(value for value in values if value is not None and value is not _NOTHING)
+
+    @property
+    def stats(self) -> Stats:
+        """How many rows were seen, delivered and dropped in this run."""
+        return Stats(self._delivered + self._dropped, self._delivered, self._dropped, self._late)
+
+    # Feeding
+
+    @overload
+    def pages(self, batches: AsyncIterable[Iterable[T]]) -> AsyncIterator[list[T]]: ...
+    @overload
+    def pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]: ...
+    def pages(
+        self, batches: Iterable[Iterable[T]] | AsyncIterable[Iterable[T]]
+    ) -> Iterator[list[T]] | AsyncIterator[list[T]]:
+        """Yield each page with the rows that are new, empty pages left out.
+
+        A page handed out is covered by the next claim. Of a `"desc"` stream the pages end with the first row before
+        `start_value`. Async iterables give async iterators.
+
+        Raises:
+            As `filter`.
+
+        """
+        if isinstance(batches, AsyncIterable):
+            return self._pages_async(batches)
+        return self._pages(batches)
+
+    def _pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]:
+        feed = self._begin()
+        for batch in batches:
+            rows, ended = self._page(batch, feed)
+            if rows:
+                yield rows
+            if ended:
+                break
+        self._exhaust(feed)
+
+    async def _pages_async(self, batches: AsyncIterable[Iterable[T]]) -> AsyncIterator[list[T]]:
+        feed = self._begin()
+        async for batch in batches:
+            rows, ended = self._page(batch, feed)
+            if rows:
+                yield rows
+            if ended:
+                break
+        self._exhaust(feed)
+
+    def filter(self, batch: Iterable[T]) -> list[T]:
+        """Return the rows of a batch that are new; the next claim covers them.
+
+        All or nothing: when it raises, nothing of the batch was observed.
+
+        Raises:
+            ValueError: a row has no cursor value, and `on_cursor_value_missing` says raise.
+            TypeError: a cursor value does not compare with the others.
+            CursorRegressed: the stream is `"asc"`, and the batch is not in order or goes behind the last claim.
+            RuntimeError: the stream is detached, or cut into windows.
+
+        """
+        return self._page(batch, None)[0]
+
+    @overload
+    def track(self, records: AsyncIterable[T]) -> AsyncIterator[T]: ...
+    @overload
+    def track(self, records: Iterable[T]) -> Iterator[T]: ...
+    def track(self, records: Iterable[T] | AsyncIterable[T]) -> Iterator[T] | AsyncIterator[T]:
+        """Yield the records that are new, one by one.
+
+        A claim covers those before the one in hand. Of a `"desc"` stream they end with the first one before
+        `start_value`. Async iterables give async iterators.
+
+        Raises:
+            As `filter`, at the record.
+
+        """
+        if isinstance(records, AsyncIterable):
+            return self._track_async(records)
+        return self._track(records)
+
+    def _track(self, records: Iterable[T]) -> Iterator[T]:
+        feed = self._begin()
+        name, asc, keyed = self._name, self._asc, self._keyed
+        lane: Lane | None = None
+        low: Any = None
+        top: Any = None
+        high: Any = None
+        mark, separator, plain, memo = 0, "", None, None
+        for record in records:
+            if feed.lane is not lane:
+                lane = feed.lane
+                if lane is not None:
+                    low, top, high = lane.low, lane.top, lane.high
+                    mark, separator, plain = lane.mark, lane.separator, lane.plain
+            if lane is not None:
+                try:
+                    value = cast("Any", record)[name]
+                    inside = low <= value < top and (
+                        (value[mark] == "Z" and value[10] == separator)
+                        if mark
+                        else type(value) is plain or lane.holds(value)
+                    )
+                    if keyed and inside:
+                        memo = cast("Any", record).copy()
+                except (LookupError, TypeError, AttributeError, ArithmeticError):
+                    inside = False
+                if inside:
+                    feed.hand = value
+                    feed.memo = memo
+                    self._delivered += 1
+                    yield record
+                    if feed.stale:
+                        self._refuse_stale()
+                    feed.hand = _NOTHING
+                    if value > high:
+                        high = feed.high = value
+                        if asc:
+                            low = value
+                        if keyed:
+                            self._tie(value, memo, rises=True)
+                    elif keyed and (self._coarse or value == high):
+                        self._tie(value, memo, rises=False)
+                    continue
+            verdict = self._offer(feed, record)
+            if verdict:
+                yield record
+                self._take(feed)
+            elif verdict is None:
+                break
+        self._exhaust(feed)
+
+    async def _track_async(self, records: AsyncIterable[T]) -> AsyncIterator[T]:
+        feed = self._begin()
+        async for record in records:
+            verdict = self._offer(feed, record)
+            if verdict:
+                yield record
+                self._take(feed)
+            elif verdict is None:
+                break
+        self._exhaust(feed)
+
+    def observe(self, record: T) -> bool:
+        """Tell whether a record is new, and is to be delivered; the next claim covers it.
+
+        Raises:
+            As `filter`.
+
+        """
+        lane = self._lane
+        if lane is not None:
+            try:
+                value = cast("Any", record)[self._name]
+                if lane.low <= value < lane.top and (
+                    (value[lane.mark] == "Z" and value[10] == lane.separator)
+                    if lane.mark
+                    else type(value) is lane.plain or lane.holds(value)
+                ):
+                    if self._keyed:
+                        memo = cast("Any", record).copy()
+                        if value > lane.high:
+                            self._tie(value, memo, rises=True)
+                        elif self._coarse or value == lane.high:
+                            self._tie(value, memo, rises=False)
+                    if value > lane.high:
+                        lane.high = self._high = value
+                        if self._asc:
+                            lane.low = value
+                    self._delivered += 1
+                    return True
+            except (LookupError, TypeError, AttributeError, ArithmeticError):
+                pass  # what it is, its key tells
+        self._check_fed()
+        deliver, late, row = self._judge(record)
+        self._resume()
+        self._count(deliver, late)
+        if row is not None:
+            self._cover(row, None, deliver=deliver)
+        return deliver
+
+    def _begin(self) -> _Feed:
+        self._check_fed()
+        self._resume()
+        self._lane = None  # which knows of one feed
+        self._unexhausted += 1
+        feed = _Feed(self._max(self._highs()))
+        self._feeds.append(feed)
+        return feed
+
+    def _exhaust(self, feed: _Feed) -> None:
+        if feed.stale:
+            self._refuse_stale()
+        self._unexhausted = max(0, self._unexhausted - 1)
+        self._high = self._max(value for value in (self._high, feed.high) if value is not None)
+        self._feeds.remove(feed)
+        self._lane = None
+
+    def _check_fed(self) -> None:
+        if self._detached:
+            raise RuntimeError(f"{self.key!r} is detached: open it again with cp.incremental")
+        if self._windows is not None:
+            raise RuntimeError(f"{self.key!r} is cut into windows: feed those, or open it again to go on row by row")
+
+    def _refuse_stale(self) -> None:
+        self._check_fed()
+        raise RuntimeError(f"{self.key!r} went back to its last claim: ask the source again from start_value")
+
+    def _resume(self) -> None:
+        """Take note that there is more: what was finished is not any longer."""
+        self._finished = False
+
+    # One row: judged, then covered
+
+    def _judge(self, record: Any, index: int | None = None) -> tuple[bool, bool, _Row | None]:
+        """Tell whether to deliver a record, whether it is late, and what of it counts for the position."""
+        value = self._get(record)
+        if value is None:
+            if self._options.on_cursor_value_missing == "raise":
+                where = "" if index is None else f" (row {index} of the batch)"
+                raise ValueError(
+                    f"{self.key!r}: a row has no {self._options.field!r}{where}: filter it out, or choose "
+                    "on_cursor_value_missing='include' or 'exclude'"
+                )
+            return self._options.on_cursor_value_missing == "include", False, None
+        key = self._key(value)
+        if self._start_key is not None and key < self._start_key:
+            return False, True, None
+        if self._end_key is not None and key >= self._end_key:
+            return False, False, None
+        if self._bound is not None and key < self._bound[0]:
+            raise CursorRegressed(self.key, self._bound[1], value)
+        if self._options.initial_value is not None and type(value) is not type(self._options.initial_value):
+            self._coarse = self._coarse or not isinstance(value, str)
+        memo: Memo = None
+        if self._keyed:
+            if self._remembered and key <= self._opened_key:
+                memo = self._digest(record, key)
+                if memo in self._remembered:
+                    return False, False, _Row(key, value, memo)
+            else:
+                memo = copy.copy(record)
+        return True, False, _Row(key, value, memo)
+
+    def _offer(self, feed: _Feed, record: Any) -> bool | None:
+        """Judge a record of a `track` and take it in hand; None: a descending stream ends here."""
+        if feed.stale:
+            self._refuse_stale()
+        deliver, late, row = self._judge(record)
+        self._resume()
+        self._count(deliver, late)
+        if row is not None and not deliver:
+            self._cover(row, feed, deliver=False)
+        elif row is not None:
+            self._reach(row.key, feed)
+            feed.hand, feed.memo = row.value, row.memo
+        return None if late and self._options.row_order == "desc" else deliver
+
+    def _take(self, feed: _Feed) -> None:
+        """Cover the row in hand: the next one was asked for."""
+        if feed.stale:
+            self._refuse_stale()
+        value, feed.hand = feed.hand, _NOTHING
+        if value is not _NOTHING:
+            self._cover(_Row(self._key(value), value, feed.memo), feed, deliver=True)
+
+    def _page(self, batch: Iterable[Any], feed: _Feed | None) -> tuple[list[Any], bool]:
+        """Return what is new of a batch, and whether a descending stream ends with it."""
+        if feed is not None and feed.stale:
+            self._refuse_stale()
+        rows: list[Any] = batch if isinstance(batch, list) else list(batch)
+        if self._lane is not None and self._page_in_lane(rows, self._lane, feed):
+            self._delivered += len(rows)
+            return rows[:], False
+        self._check_fed()
+        judged = [self._judge(record, index) for index, record in enumerate(rows)]
+        covered = [(row, deliver) for deliver, _, row in judged if row is not None]
+        if self._asc:
+            for (row, _), (after, _) in zip(covered, covered[1:], strict=False):
+                if after.key < row.key:
+                    raise CursorRegressed(self.key, row.value, after.value)
+        self._resume()
+        for deliver, late, _ in judged:
+            self._count(deliver, late)
+        for row, deliver in covered:
+            self._cover(row, feed, deliver=deliver)
+        ended = self._options.row_order == "desc" and any(late for _, late, _ in judged)
+        return [record for record, (deliver, _, _) in zip(rows, judged, strict=True) if deliver], ended
+
+    def _page_in_lane(self, rows: list[Any], lane: Lane, feed: _Feed | None) -> bool:
+        """Cover a page that is inside the lane as a whole; tell whether it is."""
+        name = self._name
+        try:
+            values = [row[name] for row in rows]
+            if not values or not lane.holds_all(values):
+                return False
+            if self._asc:
+                if sorted(values) != values:
+                    return False
+                lowest, highest = values[0], values[-1]
+            else:
+                lowest, highest = min(values), max(values)
+            if not lane.low <= lowest <= highest < lane.top:
+                return False
+        except (LookupError, TypeError, AttributeError, ArithmeticError):
+            return False
+        if self._keyed:
+            if self._coarse:
+                for row, value in zip(rows, values, strict=True):
+                    self._tie(value, copy.copy(row), rises=False)
+            elif highest >= lane.high:
+                at = [row for row, value in zip(rows, values, strict=True) if value == highest]
+                for index, row in enumerate(at[: self._options.max_seen + 1]):
+                    self._tie(highest, copy.copy(row), rises=index == 0 and highest > lane.high)
+        if highest > lane.high:
+            lane.high = highest
+            if feed is None:
+                self._high = highest
+            else:
+                feed.high = highest
+            if self._asc:
+                lane.low = highest
+        return True
+
+    def _count(self, deliver: bool, late: bool) -> None:
+        if deliver:
+            self._delivered += 1
+        else:
+            self._dropped += 1
+            self._late += late
+
+    def _reach(self, key: Key, feed: _Feed | None) -> None:
+        """Let go of feeds that stopped at a row which is read again, or after it: this one has the rest."""
+        for other in self._feeds:
+            if other is feed:
+                other.pins = True
+            elif other.pins:
+                at = other.high if other.hand is _NOTHING else other.hand
+                other.pins = at is None or key > self._key(at)
+
+    def _cover(self, row: _Row, feed: _Feed | None, *, deliver: bool) -> None:
+        """Count a row for the position: a claim says that it is delivered."""
+        self._reach(row.key, feed)
+        if not deliver:  # delivered by an earlier run, so not above the position
+            self._tie(row.value, row.memo, rises=False)
+            return
+        ceiling = self._ceiling_key()
+        if ceiling is not None and row.key > ceiling:
+            self._highest = self._max(value for value in (self._highest, row.value) if value is not None)
+            if self._asc and len(self._ahead) < self._options.max_seen:
+                self._ahead.append(row)
+            self._enter_lane(None, feed)
+            return
+        self._rise(row, feed)
+        self._enter_lane(row, feed)
+
+    def _rise(self, row: _Row, feed: _Feed | None) -> None:
+        high = self._max(self._highs())
+        before = None if high is None else self._key(high)
+        rises = before is None or row.key > before
+        if rises:
+            if self._open and high is not None:
+                self._under, self._under_ties = high, self._ties
+            if feed is None:
+                self._high = row.value
+            else:
+                feed.high = row.value
+        if self._keyed and (self._coarse or rises or row.key == before):
+            self._tie(row.value, row.memo, rises=rises)
+
+    def _enter_lane(self, row: _Row | None, feed: _Feed | None) -> None:
+        """Open a lane behind a row that was handed out, where nothing but its place in it decides about the next."""
+        lane = self._new_lane(row, feed) if row is not None else None
+        if feed is not None:
+            feed.lane = lane
+        if feed is None or self._feeds == [feed]:
+            self._lane = lane
+
+    def _new_lane(self, row: _Row, feed: _Feed | None) -> Lane | None:
+        others = [other for other in self._feeds if other is not feed]
+        if self._name is None or others or (self._remembered and row.key <= self._opened_key):
+            return None
+        high = self._max(self._highs())
+        if self._asc:
+            row = _Row(self._key(high), high, None)
+        ends = [key for key in (self._end_key, self._ceiling_key()) if key is not None]
+        lane = self._scale.lane(row.value, min(ends, default=None))
+        if lane is None:
+            return None
+        lane.high = high if lane.holds(high) else self._scale.spell(self._key(high), row.value)
+        before = self._lane if feed is None else feed.lane
+        if not self._asc and before is not None and before.like(lane) and before.low < lane.low:
+            lane.low = before.low
+        return lane
+
+    # The memory of boundary rows
+
+    def _tie(self, value: Any, memo: Memo, *, rises: bool) -> None:
+        """Remember a row at the highest value so far, or near enough to it to be asked for again."""
+        if self._coarse:
+            self._ties.append((value, memo))
+            if len(self._ties) > 4 * self._options.max_seen + 1_000:
+                self._thin()
+        elif rises:
+            self._ties = [(value, memo)]
+        elif len(self._ties) <= self._options.max_seen:
+            self._ties.append((value, memo))
+
+    def _thin(self) -> None:
+        """Keep the highest rows of the memory: one more than it may hold, which tells that there were too many."""
+        self._ties.sort(key=lambda tie: self._key(tie[0]))
+        del self._ties[: -self._options.max_seen - 1]
+
+    def _digest(self, record: Any, key: Key) -> str:
+        get = cast("Callable[[Any], Any]", self._get_primary)
+        return blake2b(_json([get(record), self._scale.digestible(key), record]), digest_size=8).hexdigest()
+
+    # The position
+
+    def finish(self) -> None:
+        """Say that the source was read to its end: everything from `start_value` on was handed out."""
+        self._check_fed()
+        self._finished, self._unfinished = True, False
+        self._drop_lanes()
+
+    def unfinished(self) -> None:
+        """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
+        self._finished, self._unfinished = False, True
+
+    def rewind(self, value: Any, reason: str) -> None:
+        """Move the position back to `value`; the next commit stores it.
+
+        Raises:
+            ValueError: it lies after the position.
+
+        """
+        self._check_fed()
+        if self._position is not None and self._compare(value, self._position) > 0:
+            raise ValueError(f"{self.key!r}: {value!r} lies after the position {self._position!r}: that is no rewind")
+        logger.info("%r: rewound: %s", self.key, reason)
+        self._seat({**(self._base or {}), self._options.field: wire(value)}, fresh=True)
+
+    def reset(self, reason: str) -> None:
+        """Forget the position, and start from `initial_value` again; the next commit deletes or replaces it."""
+        self._check_fed()
+        logger.info("%r: reset: %s", self.key, reason)
+        self._seat(None)
+
+    def __enter__(self) -> Self:
+        self._check_fed()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is None:
+            self.leave()
+        else:
+            self.detach()
+
+    # What a Checkpointer does with a stream
+
+    @property
+    def live(self) -> bool:
+        """Whether commits claim the stream: not once it was left by an exception, or opened again."""
+        return not self._detached
+
+    def leave(self) -> None:
+        """Finish the stream, at the end of its block, unless something says that there is more to read."""
+        if self._left or self._detached:
+            return
+        self._left = True
+        if not (self._stops or self._unexhausted or self._unfinished or self._windows is not None):
+            self.finish()
+
+    def detach(self) -> None:
+        """Go back to the last claim, for good."""
+        self._seat(self._last)
+        self._detached = True
+
+    def back(self, cursor: Cursor | None) -> None:
+        """Go back to a claim, and go on from there."""
+        self._last = cursor
+        self._seat(cursor)
+
+    def claim(self) -> Cursor | None:
+        """Return what the stream's key is to hold once all rows handed out are delivered; None: nothing.
+
+        It becomes the last claim with `claimed`.
+        """
+        reached = self._covered()
+        position, moved = self._position, False
+        if reached is not None and (position is None or self._key(reached) > self._key_written(position)):
+            position, moved = reached, True
+        cursor = self._base
+        if moved or (self._ties and position is not None):
+            cursor = self._cursor(position, moved=moved)
+        self._pending = _Claim(cursor, position, reached)
+        return cursor
+
+    def claimed(self) -> None:
+        """Take what `claim` returned for said."""
+        claim = self._pending
+        self._last = self._base = claim.cursor
+        self._position = claim.position
+        if self._asc and claim.reached is not None:
+            self._bound = self._key(claim.reached), claim.reached
+
+    def _covered(self) -> Any:
+        """Return the highest value that the rows handed out allow as the position; None: there is none."""
+        if not (self._asc or self._finished):
+            return None
+        hands = [feed.hand for feed in self._feeds if feed.hand is not _NOTHING]
+        if self._finished:
+            self._cover_hands()
+        self._settle_ahead()
+        high = self._max(self._highs())
+        if high is None or not self._asc:
+            return high
+        if self._open and not self._finished and not self._ahead:
+            key = self._key(high)
+            if not any(self._key(hand) > key for hand in hands):
+                high = self._under
+        pins = [feed.high for feed in self._feeds if feed.pins and not self._finished]
+        for pin in pins:
+            if high is not None and (pin is None or self._key(pin) < self._key(high)):
+                high = None if self._open else pin
+        return high
+
+    def _cover_hands(self) -> None:
+        for feed in self._feeds:
+            if feed.hand is not _NOTHING:
+                self._take(feed)
+
+    def _settle_ahead(self) -> None:
+        """Count rows that were above the ceiling when they came, and are not any more."""
+        ceiling = self._ceiling_key()
+        while self._ahead and ceiling is not None and self._ahead[0].key <= ceiling:
+            self._rise(self._ahead.pop(0), None)
+
+    def _cursor(self, position: Any, *, moved: bool) -> Cursor:
+        cursor: Cursor = dict(self._base or {})
+        seen = [] if moved else self._seen(self._base)
+        cursor.pop(SEEN, None)
+        if moved:
+            cursor[self._options.field] = wire(position)
+        if self._keyed and position is not None:
+            seen = [*dict.fromkeys([*seen, *self._digests(position)])]
+            if len(seen) > self._options.max_seen:
+                self._warn()
+                seen = seen[-self._options.max_seen :] if moved else seen[: self._options.max_seen]
+        if seen:
+            cursor[SEEN] = {"at": cursor[self._options.field], "rows": seen}
+        if moved and WINDOWS in cursor:
+            self._drop_passed(cursor, position)
+        return cursor
+
+    def _digests(self, position: Any) -> list[str]:
+        """Return the digests of the rows that are asked for again from a position, in the order of their keys."""
+        key, floor = self._key_written(position), self._key_written(self._floor(position))
+        digests: list[tuple[Key, str]] = []
+        for ties in (self._under_ties, self._ties):
+            for index, (value, memo) in enumerate(ties):
+                at = self._key(value)
+                if floor <= at <= key:
+                    if not isinstance(memo, str):
+                        memo = self._digest(memo, at)  # noqa: PLW2901 - kept, so that it is made once
+                        ties[index] = value, memo
+                    digests.append((at, memo))
+        digests.sort(key=lambda pair: pair[0])
+        return [digest for _, digest in digests]
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%r: more than %d rows at its position: the next run hands some of them out again; raise max_seen",
+                self.key, self._options.max_seen,
+            )  # fmt: skip
+
+    def _drop_passed(self, cursor: Cursor, position: Any) -> None:
+        """Leave out finished windows that the position has passed."""
+        key = self._key(position)
+        left = [island for island in cursor[WINDOWS] if self._key_written(island[1]) > key]
+        if left:
+            cursor[WINDOWS] = left
+        else:
+            del cursor[WINDOWS]
+
+    # Values and their keys
+
+    def _highs(self) -> Iterator[Any]:
+        return (value for value in (self._high, *(feed.high for feed in self._feeds)) if value is not None)
+
+    def _max(self, values: Iterable[Any]) -> Any:
+        return max(values, key=self._key, default=None)
+
+    def _ceiling_key(self) -> Key | None:
+        """Return the key above which nothing becomes the position; None: there is no such bound."""
+        if self._options.end_value is not None:
+            return None  # nothing at it or above is handed out
+        if self._asc:
+            return self._scale.now(SKEW)
+        return self._opened_at if self._scale.kind == "instant" else None
+
+    def _key(self, value: Any) -> Key:
+        if self._start_key is _NOTHING:
+            self._bind(value)
+        return self._scale.key(value)
+
+    def _key_written(self, value: Any) -> Key:
+        if self._start_key is _NOTHING:
+            self._bind(value)
+        return self._scale.key(value, written=True)
+
+    def _compare(self, one: Any, other: Any) -> int:
+        scale = self._new_scale()
+        scale.settle(one, other)
+        key, against = scale.key(one, written=True), scale.key(other, written=True)
+        return int(key > against) - int(key < against)
+
+    def _bind(self, value: Any) -> None:
+        """Fix what kind the values are, and with it the keys of the bounds."""
+        scale = self._scale
+        known = scale.kind is not None
+        try:
+            if not scale.settle(value):
+                scale.key(value)  # text, for all that is known
+            start, end = self._start, self._options.end_value
+            start_key = None if start is None else scale.key(start, written=True)
+            self._end_key = None if end is None else scale.key(end)
+            self._opened_key = None if self._position is None else scale.key(self._position, written=True)
+            self._start_key = start_key
+        except BaseException:
+            if not known:
+                scale.kind = None
+            raise
+
+    def _new_scale(self) -> Scale:
+        options = self._options
+        scale = Scale(f"{self.key!r}, {options.field!r}", options.timezone)
+        step = None if isinstance(options.lookback, timedelta) else options.lookback
+        scale.settle(options.initial_value, options.end_value, options.oldest_available, step)
+        return scale
+
+    def _floor(self, position: Any) -> Any:
+        """Return what a run that starts from a position asks the source for."""
+        options = self._options
+        start = position
+        if options.lookback is not None:
+            start = self._scale.shift(position, options.lookback, -1, written=True)
+            floors = (options.initial_value, options.oldest_available)
+            for floor in floors:
+                if floor is not None and self._compare(start, floor) < 0:
+                    start = floor
+            if self._compare(start, position) > 0:
+                start = position
+        initial = options.initial_value
+        if initial is None or isinstance(initial, str):
+            return start
+        return self._scale.spell(self._scale.key(start, written=True), initial)
+
+    # Opening, and going back
+
+    def _seat(self, stored: Cursor | None, *, fresh: bool = False) -> None:
+        """Start from a stored cursor; None: from `initial_value`. Rows handed out and not claimed are forgotten."""
+        options = self._options
+        position = self._position_of(stored)
+        highest = self.last_value
+        scale = self._new_scale()
+        scale.settle(position)
+        oldest = options.oldest_available
+        self._scale = scale
+        if position is not None and oldest is not None and self._compare(position, oldest) < 0:
+            raise CursorExpired(self.key, position, oldest)
+        self._coarse = options.lookback is not None
+        self._start = options.initial_value if position is None else self._floor(position)
+        self._position, self._base = position, stored
+        self._remembered = frozenset[str]() if fresh or not self._keyed else frozenset(self._seen(stored))
+        if fresh and stored is not None:
+            self._base = {self._options.field: stored[self._options.field]}
+        self._opened_at = clock()
+        self._start_key = _NOTHING
+        self._end_key = self._opened_key = self._bound = None
+        if scale.kind is not None:
+            self._bind(None)
+        for feed in self._feeds:
+            feed.stale, feed.lane = True, None
+        self._feeds = []
+        self._lane = None
+        self._high, self._highest = None, highest
+        self._under = None
+        self._ties = []
+        self._under_ties = []
+        self._ahead = []
+        self._unexhausted = 0
+        self._finished = self._unfinished = False
+        self._windows = None
+
+    def _position_of(self, stored: Cursor | None) -> Any:
+        if stored is None:
+            return None
+        position = stored.get(self._options.field)
+        if position is None and WINDOWS not in stored:
+            raise ValueError(
+                f"{self.key!r} is stored by {', '.join(map(repr, stored)) or 'nothing'}, not by "
+                f"{self._options.field!r}: delete the key to start over, or set it to a cursor of this field"
+            )
+        return position
+
+    def _seen(self, stored: Cursor | None) -> list[str]:
+        """Return the digests stored with a position; those of another position count for nothing."""
+        seen: Any = (stored or {}).get(SEEN)
+        if not isinstance(seen, dict) or stored is None:
+            return []
+        memory = cast("dict[str, Any]", seen)
+        rows = memory.get("rows")
+        if memory.get("at") != stored.get(self._options.field) or not isinstance(rows, list):
+            return []
+        return cast("list[str]", rows)
+
+    def _drop_lanes(self) -> None:
+        self._lane = None
+        for feed in self._feeds:
+            feed.lane = None
+
+
+def _check(what: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+
+
+def _getter(field: Field) -> Callable[[Any], Any]:
+    """Return what reads a field of a record, None where there is none; a name with dots is a name first, then a path."""
+    if callable(field):
+        return field
+    path = field.split(".")
+
+    def get(record: Any) -> Any:
+        try:
+            return record[field]
+        except KeyError:
+            for name in path if len(path) > 1 else [field]:
+                if record is None:
+                    return None
+                try:
+                    record = record[name]
+                except KeyError:
+                    return None
+            return record
+
+    return get
+
+
+def _primary_getter(primary: str | Sequence[str] | Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    if primary is None or callable(primary) or isinstance(primary, str):
+        return None if primary is None else _getter(primary)
+    getters = [_getter(name) for name in primary]
+    return lambda record: [get(record) for get in getters]
+
+
+def _json(content: Any) -> bytes:
+    """Return a row as JSON that is the same in every process."""
+    try:
+        return orjson.dumps(content, _plain, orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # integers beyond 64 bits
+        return repr(_canonical(content)).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[Any, Any]", value))
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, cast("set[Any]", value)))
+    if hasattr(value, "__dict__"):
+        return vars(value)
+    return str(value)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        return sorted((repr(key), repr(_canonical(item))) for key, item in mapping.items())
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in cast("list[Any]", value)]
+    if isinstance(value, int | float | str | None):
+        return value
+    return _canonical(_plain(value))
