@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, cast, overload
@@ -148,7 +148,7 @@ class Incremental(Generic[T]):
     __slots__ = (
         "_ahead", "_asc", "_base", "_bound", "_coarse", "_delivered", "_detached", "_dropped",
         "_end_key", "_feeds", "_finished", "_get", "_get_primary", "_high", "_highest", "_islands", "_keyed",
-        "_lane", "_last", "_late", "_left", "_name", "_open", "_opened_at", "_opened_key", "_options", "_pending", "_position",
+        "_lane", "_last", "_late", "_left", "_name", "_old_ties", "_open", "_opened_at", "_opened_key", "_options", "_pending", "_position",
         "_reached", "_remembered", "_scale", "_start", "_start_key", "_stops", "_ties", "_under", "_under_ties",
         "_unexhausted", "_unfinished", "_warned", "_windows", "key",
     )  # fmt: skip
@@ -169,6 +169,7 @@ class Incremental(Generic[T]):
     _under: Any  # the highest but one
     _ties: list[tuple[Any, Memo]]
     _under_ties: list[tuple[Any, Memo]]
+    _old_ties: list[tuple[Any, Memo]]  # of rows at the position the stream was opened with, or before it
     _ahead: list[_Row]  # above the ceiling, lowest first
     _feeds: list[_Feed]
     _unexhausted: int
@@ -562,8 +563,11 @@ class Incremental(Generic[T]):
     def _cover(self, row: _Row, feed: _Feed | None, *, deliver: bool) -> None:
         """Count a row for the position: a claim says that it is delivered."""
         self._reach(row.key, feed)
+        if self._is_old(row.key):
+            if len(self._old_ties) <= self._options.max_seen:
+                self._old_ties.append((row.value, row.memo))
+            row = replace(row, memo=None)
         if not deliver:  # delivered by an earlier run, so not above the position
-            self._tie(row.value, row.memo, rises=False)
             return
         ceiling = self._ceiling_key()
         if ceiling is not None and row.key > ceiling:
@@ -586,7 +590,7 @@ class Incremental(Generic[T]):
                 self._high = row.value
             else:
                 feed.high = row.value
-        if self._keyed and (self._coarse or rises or row.key == before):
+        if row.memo is not None and (self._coarse or rises or row.key == before):
             self._tie(row.value, row.memo, rises=rises)
 
     def _enter_lane(self, row: _Row | None, feed: _Feed | None) -> None:
@@ -599,7 +603,7 @@ class Incremental(Generic[T]):
 
     def _new_lane(self, row: _Row, feed: _Feed | None) -> Lane | None:
         others = [other for other in self._feeds if other is not feed]
-        if self._name is None or others or (self._remembered and row.key <= self._opened_key):
+        if self._name is None or others or self._is_old(row.key):
             return None
         high = self._max(self._highs())
         if self._asc:
@@ -615,6 +619,10 @@ class Incremental(Generic[T]):
         return lane
 
     # The memory of boundary rows
+
+    def _is_old(self, key: Key) -> bool:
+        """Tell whether a row may have been handed out by an earlier run."""
+        return self._keyed and self._opened_key is not None and bool(key <= self._opened_key)
 
     def _tie(self, value: Any, memo: Memo, *, rises: bool) -> None:
         """Remember a row at the highest value so far, or near enough to it to be asked for again."""
@@ -714,7 +722,7 @@ class Incremental(Generic[T]):
         if reached is not None and (position is None or self._key(reached) > self._key_written(position)):
             position, moved = reached, True
         cursor = self._base
-        if moved or (self._ties and position is not None):
+        if moved or (position is not None and (self._ties or self._old_ties)):
             cursor = self._cursor(position, moved=moved)
         self._pending = _Claim(cursor, position, reached)
         return cursor
@@ -780,7 +788,7 @@ class Incremental(Generic[T]):
         """Return the digests of the rows that are asked for again from a position, in the order of their keys."""
         key, floor = self._key_written(position), self._key_written(self._floor(position))
         digests: list[tuple[Key, str]] = []
-        for ties in (self._under_ties, self._ties):
+        for ties in (self._old_ties, self._under_ties, self._ties):
             for index, (value, memo) in enumerate(ties):
                 at = self._key(value)
                 if floor <= at <= key:
@@ -913,6 +921,7 @@ class Incremental(Generic[T]):
         self._under = None
         self._ties = []
         self._under_ties = []
+        self._old_ties = []
         self._ahead = []
         self._unexhausted = 0
         self._finished = self._unfinished = False
