@@ -13,15 +13,17 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import blake2b
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, cast, overload
 
 import orjson
 
 from checkpoint.errors import CursorExpired, CursorRegressed
 from checkpoint.values import Key, Lane, Scale, Step, clock, wire
+from checkpoint.windows import Frontier, Window
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Generator
     from datetime import tzinfo
     from types import TracebackType
 
@@ -46,6 +48,9 @@ SKEW = 300
 """Seconds that a source's clock may be ahead of ours."""
 
 SEEN, WINDOWS = "seen", "windows"
+
+RUN = 1_000
+"""Records of a list that are tracked at once."""
 
 _NOTHING: Any = object()
 
@@ -102,7 +107,7 @@ class Options:
 class _Feed:
     """A `track` or `pages` under way, or abandoned."""
 
-    __slots__ = ("hand", "high", "lane", "memo", "pins", "stale")
+    __slots__ = ("hand", "high", "lane", "memo", "memos", "pins", "rows", "run", "settled", "stale", "values")
 
     def __init__(self, high: Any) -> None:
         self.high = high  # the highest value that a claim covers, as far as this feed knows
@@ -111,6 +116,11 @@ class _Feed:
         self.pins = False  # it handed out rows: while it is not exhausted, "asc" goes no further than its rows did
         self.lane: Lane | None = None
         self.stale = False  # its stream went back to its last claim
+        self.run: Iterator[Any] | None = None  # over `rows`; how far it is, it tells by its length
+        self.rows: list[Any] = []
+        self.values: list[Any] = []
+        self.memos: list[Any] | None = None
+        self.settled = 0  # how many of them were covered already
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +158,7 @@ class Incremental(Generic[T]):
     __slots__ = (
         "_ahead", "_asc", "_base", "_bound", "_coarse", "_delivered", "_detached", "_dropped",
         "_end_key", "_feeds", "_finished", "_get", "_get_primary", "_high", "_highest", "_islands", "_keyed",
-        "_lane", "_last", "_late", "_left", "_name", "_old_ties", "_open", "_opened_at", "_opened_key", "_options", "_pending", "_position",
+        "_lane", "_last", "_late", "_least", "_left", "_low", "_mark", "_plain", "_holds", "_top", "_name", "_old_ties", "_open", "_opened_at", "_opened_key", "_options", "_pending", "_position",
         "_reached", "_remembered", "_scale", "_start", "_start_key", "_stops", "_ties", "_under", "_under_ties",
         "_unexhausted", "_unfinished", "_warned", "_windows", "key",
     )  # fmt: skip
@@ -175,9 +185,15 @@ class Incremental(Generic[T]):
     _unexhausted: int
     _finished: bool
     _unfinished: bool
-    _lane: Lane | None
+    _least: tuple[Key, Any] | None  # the lowest row handed out in this run that no earlier run can have handed out
+    _lane: Lane | None  # of `filter` and `observe`; what follows is its own, for speed, and `_low` moves
+    _low: Any
+    _top: Any
+    _mark: int
+    _plain: type | None
+    _holds: Callable[[Any], bool]
     _pending: _Claim
-    _windows: Any
+    _windows: Frontier | None
 
     def __init__(self, key: str, options: Options, stored: Cursor | None, stops: Sequence[object] = ()) -> None:
         self.key = key
@@ -219,12 +235,14 @@ class Incremental(Generic[T]):
     @property
     def last_value(self) -> Any:
         """The highest value handed out in this run, as it came; None: there was none."""
-        values = [self._highest, self._high, *(value for feed in self._feeds for value in (feed.high, feed.hand))]
+        values = [self._highest, *self._highs(), *(feed.hand for feed in self._feeds)]
         return self._max(value for value in values if value is not None and value is not _NOTHING)
 
     @property
     def stats(self) -> Stats:
         """How many rows were seen, delivered and dropped in this run."""
+        for feed in self._feeds:
+            self._settle(feed)
         return Stats(self._delivered + self._dropped, self._delivered, self._dropped, self._late)
 
     # Feeding
@@ -303,45 +321,63 @@ class Incremental(Generic[T]):
 
     def _track(self, records: Iterable[T]) -> Iterator[T]:
         feed = self._begin()
-        name, asc, keyed = self._name, self._asc, self._keyed
+        if isinstance(records, list):
+            yield from self._track_list(feed, cast("list[T]", records))
+        else:
+            yield from self._track_each(feed, records)
+        self._exhaust(feed)
+
+    def _track_list(self, feed: _Feed, records: list[T]) -> Generator[T, None, None]:
+        """Track what is in memory already: whole runs of it at once, where a lane holds them."""
+        index, size = 0, 1
+        while index < len(records):
+            rows = records[index : index + size]
+            index += size
+            if self._begin_run(feed, rows):
+                yield from cast("Iterator[T]", feed.run)
+                self._end_run(feed)
+            elif (yield from self._track_each(feed, rows)):
+                return
+            size = RUN if feed.lane is not None else 1
+
+    def _track_each(self, feed: _Feed, records: Iterable[T]) -> Generator[T, None, bool]:
+        """Track one by one; return whether a descending stream ended."""
+        name, keyed, asc = self._name, self._keyed, self._asc
+        row: Any
         lane: Lane | None = None
         low: Any = None
         top: Any = None
-        high: Any = None
-        mark, separator, plain, memo = 0, "", None, None
+        mark, plain, memo = 0, None, None
         for record in records:
+            row = record
             if feed.lane is not lane:
                 lane = feed.lane
                 if lane is not None:
-                    low, top, high = lane.low, lane.top, lane.high
-                    mark, separator, plain = lane.mark, lane.separator, lane.plain
+                    low, top, mark, plain = lane.low, lane.top, lane.mark, lane.plain
             if lane is not None:
                 try:
-                    value = cast("Any", record)[name]
+                    value = row[name]
                     inside = low <= value < top and (
-                        (value[mark] == "Z" and value[10] == separator)
-                        if mark
-                        else type(value) is plain or lane.holds(value)
+                        value[mark] == "Z" if mark else type(value) is plain or lane.holds(value)
                     )
                     if keyed and inside:
-                        memo = cast("Any", record).copy()
+                        memo = row.copy()
                 except (LookupError, TypeError, AttributeError, ArithmeticError):
                     inside = False
                 if inside:
-                    feed.hand = value
-                    feed.memo = memo
+                    feed.hand, feed.memo = value, memo
                     self._delivered += 1
                     yield record
                     if feed.stale:
                         self._refuse_stale()
                     feed.hand = _NOTHING
-                    if value > high:
-                        high = feed.high = value
+                    if value >= feed.high:
+                        if keyed:
+                            self._tie(value, memo, rises=value > feed.high)
+                        feed.high = value
                         if asc:
                             low = value
-                        if keyed:
-                            self._tie(value, memo, rises=True)
-                    elif keyed and (self._coarse or value == high):
+                    elif self._coarse and keyed:
                         self._tie(value, memo, rises=False)
                     continue
             verdict = self._offer(feed, record)
@@ -349,8 +385,39 @@ class Incremental(Generic[T]):
                 yield record
                 self._take(feed)
             elif verdict is None:
-                break
-        self._exhaust(feed)
+                return True
+        return False
+
+    def _begin_run(self, feed: _Feed, rows: list[Any]) -> bool:
+        """Take a run of records in hand, where the lane holds all of them."""
+        lane = feed.lane
+        values = None if lane is None else self._values_in(lane, rows, feed.high)
+        if values is None:
+            return False
+        feed.values, feed.rows = values, rows
+        feed.memos = [row.copy() for row in rows] if self._keyed else None
+        feed.run, feed.settled = iter(rows), 0
+        return True
+
+    def _end_run(self, feed: _Feed) -> None:
+        if feed.stale:
+            self._refuse_stale()
+        self._settle(feed, done=True)
+        feed.run = None
+
+    def _settle(self, feed: _Feed, *, done: bool = False) -> None:
+        """Count what was taken from the run in hand; the last of it is in hand still, unless the run is done."""
+        if feed.run is None:
+            return
+        taken = len(feed.rows) - length_hint(feed.run)
+        covered = taken if done else max(taken - 1, 0)
+        feed.hand = feed.values[taken - 1] if covered < taken else _NOTHING
+        feed.memo = feed.memos[taken - 1] if covered < taken and feed.memos else None
+        if covered > feed.settled:
+            part = slice(feed.settled, covered)
+            self._delivered += covered - feed.settled
+            feed.settled = covered
+            self._cover_values(feed.values[part], feed.memos and feed.memos[part], feed)
 
     async def _track_async(self, records: AsyncIterable[T]) -> AsyncIterator[T]:
         feed = self._begin()
@@ -370,41 +437,39 @@ class Incremental(Generic[T]):
             As `filter`.
 
         """
-        lane = self._lane
-        if lane is not None:
-            try:
-                value = cast("Any", record)[self._name]
-                if lane.low <= value < lane.top and (
-                    (value[lane.mark] == "Z" and value[10] == lane.separator)
-                    if lane.mark
-                    else type(value) is lane.plain or lane.holds(value)
-                ):
-                    if self._keyed:
-                        memo = cast("Any", record).copy()
-                        if value > lane.high:
-                            self._tie(value, memo, rises=True)
-                        elif self._coarse or value == lane.high:
-                            self._tie(value, memo, rises=False)
-                    if value > lane.high:
-                        lane.high = self._high = value
-                        if self._asc:
-                            lane.low = value
-                    self._delivered += 1
-                    return True
-            except (LookupError, TypeError, AttributeError, ArithmeticError):
-                pass  # what it is, its key tells
+        row: Any = record
+        try:
+            value = row[self._name]
+            if self._low <= value < self._top and (
+                value[self._mark] == "Z" if self._mark else type(value) is self._plain or self._holds(value)
+            ):
+                if self._keyed:
+                    memo = row.copy()
+                    if value > self._high and not self._coarse:
+                        self._ties = [(value, memo)]
+                    elif value >= self._high or self._coarse:
+                        self._tie(value, memo, rises=False)
+                if self._asc:
+                    self._low = self._high = value
+                elif value > self._high:
+                    self._high = value
+                self._delivered += 1
+                return True
+        except (LookupError, TypeError, AttributeError, ArithmeticError):
+            pass  # there is no lane, or it is something else: its key tells
         self._check_fed()
-        deliver, late, row = self._judge(record)
+        deliver, late, judged = self._judge(record)
         self._resume()
         self._count(deliver, late)
-        if row is not None:
-            self._cover(row, None, deliver=deliver)
+        if judged is not None:
+            self._cover(judged, None, deliver=deliver)
+            self._enter_lane(None)
         return deliver
 
     def _begin(self) -> _Feed:
         self._check_fed()
         self._resume()
-        self._lane = None  # which knows of one feed
+        self._leave_lane()  # which knows of one feed
         self._unexhausted += 1
         feed = _Feed(self._max(self._highs()))
         self._feeds.append(feed)
@@ -416,7 +481,7 @@ class Incremental(Generic[T]):
         self._unexhausted = max(0, self._unexhausted - 1)
         self._high = self._max(value for value in (self._high, feed.high) if value is not None)
         self._feeds.remove(feed)
-        self._lane = None
+        self._leave_lane()
 
     def _check_fed(self) -> None:
         if self._detached:
@@ -485,14 +550,18 @@ class Incremental(Generic[T]):
         value, feed.hand = feed.hand, _NOTHING
         if value is not _NOTHING:
             self._cover(_Row(self._key(value), value, feed.memo), feed, deliver=True)
+            self._enter_lane(feed)
 
     def _page(self, batch: Iterable[Any], feed: _Feed | None) -> tuple[list[Any], bool]:
         """Return what is new of a batch, and whether a descending stream ends with it."""
         if feed is not None and feed.stale:
             self._refuse_stale()
         rows: list[Any] = batch if isinstance(batch, list) else list(batch)
-        if self._lane is not None and self._page_in_lane(rows, self._lane, feed):
+        lane = self._lane if feed is None else feed.lane
+        values = None if lane is None else self._values_in(lane, rows, self._high if feed is None else feed.high)
+        if values is not None:
             self._delivered += len(rows)
+            self._cover_values(values, [copy.copy(row) for row in rows] if self._coarse else rows, feed)
             return rows[:], False
         self._check_fed()
         judged = [self._judge(record, index) for index, record in enumerate(rows)]
@@ -506,43 +575,47 @@ class Incremental(Generic[T]):
             self._count(deliver, late)
         for row, deliver in covered:
             self._cover(row, feed, deliver=deliver)
+        self._enter_lane(feed)
         ended = self._options.row_order == "desc" and any(late for _, late, _ in judged)
         return [record for record, (deliver, _, _) in zip(rows, judged, strict=True) if deliver], ended
 
-    def _page_in_lane(self, rows: list[Any], lane: Lane, feed: _Feed | None) -> bool:
-        """Cover a page that is inside the lane as a whole; tell whether it is."""
+    def _values_in(self, lane: Lane, rows: list[Any], high: Any) -> list[Any] | None:
+        """Return the cursor values of rows that the lane holds, all of them; None: it does not."""
         name = self._name
         try:
             values = [row[name] for row in rows]
             if not values or not lane.holds_all(values):
-                return False
+                return None
             if self._asc:
                 if sorted(values) != values:
-                    return False
+                    return None
                 lowest, highest = values[0], values[-1]
             else:
-                lowest, highest = min(values), max(values)
-            if not lane.low <= lowest <= highest < lane.top:
-                return False
+                lowest, highest = _extremes(values)
+            low = max(lane.low, high) if self._asc else lane.low
+            return values if low <= lowest and highest < lane.top else None
         except (LookupError, TypeError, AttributeError, ArithmeticError):
-            return False
-        if self._keyed:
+            return None
+
+    def _cover_values(self, values: list[Any], memos: list[Memo] | None, feed: _Feed | None) -> None:
+        """Cover rows that are in the lane; `memos` are the rows themselves."""
+        highest = values[-1] if self._asc else _extremes(values)[1]
+        high = self._high if feed is None else feed.high
+        if self._keyed and memos is not None:
             if self._coarse:
-                for row, value in zip(rows, values, strict=True):
-                    self._tie(value, copy.copy(row), rises=False)
-            elif highest >= lane.high:
-                at = [row for row, value in zip(rows, values, strict=True) if value == highest]
-                for index, row in enumerate(at[: self._options.max_seen + 1]):
-                    self._tie(highest, copy.copy(row), rises=index == 0 and highest > lane.high)
-        if highest > lane.high:
-            lane.high = highest
+                self._ties.extend(zip(values, memos, strict=True))
+                self._thin()
+            elif highest >= high:
+                at = [index for index, value in enumerate(values) if value == highest]
+                for index in at[: self._options.max_seen + 1]:
+                    self._tie(highest, copy.copy(memos[index]), rises=index == at[0] and highest > high)
+        if highest > high:
             if feed is None:
                 self._high = highest
+                if self._asc:
+                    self._low = highest
             else:
                 feed.high = highest
-            if self._asc:
-                lane.low = highest
-        return True
 
     def _count(self, deliver: bool, late: bool) -> None:
         if deliver:
@@ -574,14 +647,14 @@ class Incremental(Generic[T]):
             self._highest = self._max(value for value in (self._highest, row.value) if value is not None)
             if self._asc and len(self._ahead) < self._options.max_seen:
                 self._ahead.append(row)
-            self._enter_lane(None, feed)
             return
         self._rise(row, feed)
-        self._enter_lane(row, feed)
 
     def _rise(self, row: _Row, feed: _Feed | None) -> None:
         high = self._max(self._highs())
         before = None if high is None else self._key(high)
+        if not self._is_old(row.key) and (self._least is None or row.key < self._least[0]):
+            self._least = row.key, row.value
         rises = before is None or row.key > before
         if rises:
             if self._open and high is not None:
@@ -593,30 +666,33 @@ class Incremental(Generic[T]):
         if row.memo is not None and (self._coarse or rises or row.key == before):
             self._tie(row.value, row.memo, rises=rises)
 
-    def _enter_lane(self, row: _Row | None, feed: _Feed | None) -> None:
-        """Open a lane behind a row that was handed out, where nothing but its place in it decides about the next."""
-        lane = self._new_lane(row, feed) if row is not None else None
+    def _enter_lane(self, feed: _Feed | None) -> None:
+        """Open a lane behind the rows handed out so far."""
+        lane = self._new_lane(feed)
         if feed is not None:
             feed.lane = lane
-        if feed is None or self._feeds == [feed]:
-            self._lane = lane
+        elif lane is None:
+            self._leave_lane()
+        else:
+            self._lane, self._low, self._top = lane, lane.low, lane.top
+            self._mark, self._plain, self._holds = lane.mark, lane.plain, lane.holds
 
-    def _new_lane(self, row: _Row, feed: _Feed | None) -> Lane | None:
-        others = [other for other in self._feeds if other is not feed]
-        if self._name is None or others or self._is_old(row.key):
+    def _leave_lane(self) -> None:
+        self._lane = self._low = self._top = None
+
+    def _new_lane(self, feed: _Feed | None) -> Lane | None:
+        """Return the lane of rows that are spelled as the highest one; low enough for all that were handed out."""
+        high = self._high if feed is None else feed.high
+        if self._name is None or high is None or self._least is None or any(other is not feed for other in self._feeds):
             return None
-        high = self._max(self._highs())
-        if self._asc:
-            row = _Row(self._key(high), high, None)
+        if self._is_old(self._key(high)):
+            return None
         ends = [key for key in (self._end_key, self._ceiling_key()) if key is not None]
-        lane = self._scale.lane(row.value, min(ends, default=None))
-        if lane is None:
-            return None
-        lane.high = high if lane.holds(high) else self._scale.spell(self._key(high), row.value)
-        before = self._lane if feed is None else feed.lane
-        if not self._asc and before is not None and before.like(lane) and before.low < lane.low:
-            lane.low = before.low
-        return lane
+        lane = self._scale.lane(high, min(ends, default=None), to_the_day=self._end_key is not None)
+        if lane is None or self._asc:
+            return lane
+        lane.low = self._least[1]
+        return lane if lane.holds(lane.low) else None
 
     # The memory of boundary rows
 
@@ -675,6 +751,97 @@ class Incremental(Generic[T]):
         logger.info("%r: reset: %s", self.key, reason)
         self._seat(None)
 
+    # Windows
+
+    def windows(self, step: Step | Literal["month"], until: Any = None) -> Iterator[Window[T]]:
+        """Cut what is to be read into windows: from `start_value` to `until`, `step` long each, the last one shorter.
+
+        The position is the end of the first windows that are finished without a gap. Those finished beyond it are
+        stored beside it; the next run skips them, whatever its step. From here on the windows are fed, and not the
+        stream.
+
+        Args:
+            step: a timedelta, a number, or `"month"`.
+            until: the end of the last window; None: `end_value`.
+
+        Raises:
+            ValueError: there is no start or no end, the end is in the future, or the step is none.
+
+        """
+        self._check_fed()
+        until = self._options.end_value if until is None else until
+        if self._start is None or until is None:
+            raise ValueError(f"{self.key!r}: windows need a start (initial_value) and an end (until, or end_value)")
+        if step != "month" and (isinstance(step, str) or not step > type(step)()):
+            raise ValueError(f"step must be a timedelta or number above zero, or 'month', not {step!r}")
+        scale = self._new_scale()
+        scale.settle(self._start, until)
+        now = scale.now()
+        if now is not None and scale.key(until) > now:
+            raise ValueError(f"{self.key!r}: until={until!r} is in the future: what happens until then would be lost")
+        scale.shift(self._start, step, written=True) if step != "month" else scale.months(self._start, 1)
+        islands: list[list[Any]] = (self._base or {}).get(WINDOWS) or []
+        frontier = Frontier(scale, self._start, [(self._typed(start), self._typed(end)) for start, end in islands])
+        self._windows = frontier
+        return (self._window(frontier, start, end) for start, end in frontier.cut(step, until))
+
+    def _typed(self, value: Any) -> Any:
+        """Return a stored value in the type of `initial_value`, where that is exact."""
+        initial = self._options.initial_value
+        if initial is None or isinstance(initial, str):
+            return value
+        key = self._key_written(value)
+        typed = self._scale.spell(key, initial)
+        return typed if self._key(typed) == key else value
+
+    def _window(self, frontier: Frontier, start: Any, end: Any) -> Window[T]:
+        def begin() -> Incremental[T]:
+            if self._detached or self._windows is not frontier:
+                raise RuntimeError(f"{self.key!r} was opened again or went back to its last claim: cut new windows")
+            options = replace(
+                self._options,
+                initial_value=start, end_value=end, lookback=None, oldest_available=None, range_start="closed",
+            )  # fmt: skip
+            rows: Incremental[T] = Incremental(self.key, options, None, self._stops)
+            rows._bind(start)
+            rows._remembered, rows._opened_key = self._remembered, self._opened_key
+            return rows
+
+        def end_(window: Window[T], rows: Incremental[T], *, failed: bool) -> None:
+            if not failed:
+                rows.leave()
+                if rows._finished:
+                    frontier.finish((window.start, window.end))
+            with frontier.lock:
+                self._delivered += rows._delivered
+                self._dropped += rows._dropped
+                self._late += rows._late
+                self._highest = self._max(value for value in (self._highest, rows.last_value) if value is not None)
+
+        return Window(start, end, begin, end_)
+
+    def _claim_windows(self, frontier: Frontier) -> Cursor | None:
+        reached, islands = frontier.reach()
+        moved = reached is not None and (
+            self._position is None or self._key_written(reached) > self._key_written(self._position)
+        )
+        cursor: Cursor = dict(self._base or {})
+        before = cursor.pop(WINDOWS, None)
+        if moved:
+            cursor[self._options.field] = wire(reached)
+            cursor.pop(SEEN, None)
+        position = reached if moved else self._position
+        left = [
+            [wire(start), wire(end)]
+            for start, end in islands
+            if position is None or self._key_written(end) > self._key_written(position)
+        ]
+        if left:
+            cursor[WINDOWS] = left
+        elif before is None and not moved:
+            return self._base
+        return cursor
+
     def __enter__(self) -> Self:
         self._check_fed()
         return self
@@ -717,6 +884,10 @@ class Incremental(Generic[T]):
 
         It becomes the last claim with `claimed`.
         """
+        if self._windows is not None:
+            cursor = self._claim_windows(self._windows)
+            self._pending = _Claim(cursor, (cursor or {}).get(self._options.field), None)
+            return cursor
         reached = self._covered()
         position, moved = self._position, False
         if reached is not None and (position is None or self._key(reached) > self._key_written(position)):
@@ -739,12 +910,16 @@ class Incremental(Generic[T]):
         """Return the highest value that the rows handed out allow as the position; None: there is none."""
         if not (self._asc or self._finished):
             return None
-        hands = [feed.hand for feed in self._feeds if feed.hand is not _NOTHING]
-        if self._finished:
-            self._cover_hands()
         self._settle_ahead()
         high = self._max(self._highs())
-        if high is None or not self._asc:
+        if self._finished:
+            self._cover_hands()
+            high = self._max(self._highs())
+        hands = [feed.hand for feed in self._feeds if feed.hand is not _NOTHING]
+        ceiling = self._ceiling_key()
+        if high is None or (ceiling is not None and self._key(high) > ceiling):
+            return None
+        if not self._asc:
             return high
         if self._open and not self._finished and not self._ahead:
             key = self._key(high)
@@ -819,6 +994,8 @@ class Incremental(Generic[T]):
     # Values and their keys
 
     def _highs(self) -> Iterator[Any]:
+        for feed in self._feeds:
+            self._settle(feed)
         return (value for value in (self._high, *(feed.high for feed in self._feeds)) if value is not None)
 
     def _max(self, values: Iterable[Any]) -> Any:
@@ -915,8 +1092,10 @@ class Incremental(Generic[T]):
             self._bind(None)
         for feed in self._feeds:
             feed.stale, feed.lane = True, None
+            feed.rows.clear()  # which ends its run
         self._feeds = []
-        self._lane = None
+        self._leave_lane()
+        self._least = None
         self._high, self._highest = None, highest
         self._under = None
         self._ties = []
@@ -950,7 +1129,7 @@ class Incremental(Generic[T]):
         return cast("list[str]", rows)
 
     def _drop_lanes(self) -> None:
-        self._lane = None
+        self._leave_lane()
         for feed in self._feeds:
             feed.lane = None
 
@@ -958,6 +1137,14 @@ class Incremental(Generic[T]):
 def _check(what: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{what} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+
+
+def _extremes(values: list[Any]) -> tuple[Any, Any]:
+    """Return the lowest and the highest."""
+    if values[0] <= values[len(values) // 2] <= values[-1]:  # in order, by the look of it: then sorting is one pass
+        values = sorted(values)
+        return values[0], values[-1]
+    return min(values), max(values)
 
 
 def _getter(field: Field) -> Callable[[Any], Any]:

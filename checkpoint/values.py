@@ -127,8 +127,11 @@ class Scale:
 
     def spell(self, key: Key, like: Any) -> Any:
         """Return the greatest value in the type and spelling of `like` whose key is not above this one."""
+        return self._spell(key, like, self.kind)
+
+    def _spell(self, key: Key, like: Any, kind: Kind | None) -> Any:
         if isinstance(like, str):
-            return self._spell_text(key, like)
+            return self._spell_text(key, like, kind)
         if isinstance(like, int):
             return math.floor(key)
         if isinstance(like, float):
@@ -137,20 +140,20 @@ class Scale:
             return _decimal_below(Fraction(key), like)
         seconds, fraction = key
         if not isinstance(like, datetime):
-            return date.fromordinal(self._local(seconds) // _DAY + _EPOCH_DAY)
+            return date.fromordinal(self._local(seconds, kind) // _DAY + _EPOCH_DAY)
         micros = int(fraction[:_MICRO].ljust(_MICRO, "0"))
         if like.tzinfo is None:
-            return _EPOCH + timedelta(seconds=self._local(seconds), microseconds=micros)
+            return _EPOCH + timedelta(seconds=self._local(seconds, kind), microseconds=micros)
         moment = _EPOCH.replace(tzinfo=timezone.utc) + timedelta(seconds=seconds, microseconds=micros)
         return moment.astimezone(like.tzinfo)
 
-    def _spell_text(self, key: Key, like: str) -> str:
+    def _spell_text(self, key: Key, like: str, kind: Kind | None) -> str:
         parts = _parse(like)
         if parts is None and _day(like) is None:
             return str(key)
         seconds, fraction = key
         offset = None if parts is None else parts.offset
-        local = self._local(seconds) if offset is None else seconds + offset
+        local = self._local(seconds, kind) if offset is None else seconds + offset
         days, rest = divmod(local, _DAY)
         day = date.fromordinal(days + _EPOCH_DAY).isoformat()
         if parts is None:
@@ -161,11 +164,9 @@ class Scale:
         digits = "." + fraction[: parts.digits].ljust(parts.digits, "0") if parts.digits else ""
         return f"{clock}:{rest % _MINUTE:02}{digits}{parts.zone}"
 
-    def _local(self, seconds: int) -> int:
+    def _local(self, seconds: int, kind: Kind | None) -> int:
         """Return what the wall clock shows, where it is not the key itself."""
-        if self.kind != "instant":
-            return seconds
-        if self._zone is None:
+        if kind != "instant" or self._zone is None:
             return seconds
         moment = _EPOCH.replace(tzinfo=timezone.utc) + timedelta(seconds=seconds)
         offset = moment.astimezone(self._zone).utcoffset() or timedelta()
@@ -184,23 +185,19 @@ class Scale:
             kind, key, value = "number", self.key(value, written=True), Decimal(value)
         if kind == "text" or (kind == "number") == isinstance(step, timedelta):
             raise TypeError(f"{self._where}: {_shown(value, kind)} cannot be moved by {step!r}")
-        before, self.kind = self.kind, kind
-        try:
-            if not isinstance(step, timedelta):
-                return self.spell(Fraction(key) + times * Fraction(step), value)
-            return self._spell_clamped(_moved(key, times * step), value)
-        finally:
-            self.kind = before
+        if not isinstance(step, timedelta):
+            return self._spell(Fraction(key) + times * Fraction(step), value, kind)
+        return self._spell_clamped(_moved(key, times * step), value, kind)
 
-    def _spell_clamped(self, key: Key, like: Any) -> Any:
+    def _spell_clamped(self, key: Key, like: Any, kind: Kind) -> Any:
         try:
-            return self.spell(key, like)
+            return self._spell(key, like, kind)
         except (ValueError, OverflowError) as error:
             if key[0] > 0:
                 raise OverflowError(f"{self._where}: past the year 9999") from error
             if isinstance(like, str):
                 parts = _parse(like)
-                return self._spell_text((_YEAR_ONE - ((parts.offset if parts else None) or 0), ""), like)
+                return self._spell_text((_YEAR_ONE - ((parts.offset if parts else None) or 0), ""), like, "wall")
             return datetime.min.replace(tzinfo=like.tzinfo) if isinstance(like, datetime) else date.min
 
     def months(self, value: Any, count: int) -> Any:
@@ -228,26 +225,31 @@ class Scale:
             return str(Fraction(key))
         return str(key) if self.kind == "text" else f"{key[0]}.{key[1]}"
 
-    def lane(self, value: Any, top: Key | None) -> Lane | None:
-        """Return the lane of a value up to the key `top`; None: its like are compared by their keys only."""
+    def lane(self, value: Any, top: Key | None, *, to_the_day: bool = False) -> Lane | None:
+        """Return the lane of a value up to the key `top`; None: its like are compared by their keys only.
+
+        `to_the_day` makes it end before the day of `top`.
+        """
         kind, _ = self._classify(value)
         if kind != self.kind:
             return None
         if isinstance(value, str):
-            return self._text_lane(value, top)
+            return self._text_lane(value, top, to_the_day=to_the_day)
         tz = value.tzinfo if isinstance(value, datetime) else None
         if type(value) not in _PLAIN or not _fixed(tz) or not (kind == "number" or _fixed(self._zone)):
             return None
         highest = _highest(value) if top is None else top if kind == "number" else self._spell_or_highest(top, value)
         return Lane(type(value), value, highest, tz=tz)
 
-    def _text_lane(self, value: str, top: Key | None) -> Lane | None:
+    def _text_lane(self, value: str, top: Key | None, *, to_the_day: bool) -> Lane | None:
         parts = _parse(value)
         if parts is None:
             return Lane(str, value, _TEXT_END if top is None else top) if ":" not in value else None
         if parts.offset is None and not _fixed(self._zone):
             return None
         highest = "~" if top is None else self._spell_or_highest(top, value)
+        if to_the_day:
+            highest = highest[:10]
         shape = value.encode().translate(_DIGITS)
         return Lane(str, value, highest, shape=shape, tail=parts.zone)
 
@@ -264,7 +266,7 @@ class Lane:
     It knows too little rather than too much: a value outside it is not wrong, but has to be compared by its key.
     """
 
-    __slots__ = ("high", "low", "mark", "plain", "separator", "shape", "tail", "text", "top", "type", "tz")
+    __slots__ = ("low", "mark", "plain", "separator", "shape", "size", "tail", "text", "top", "type", "tz")
 
     def __init__(
         self, of: type, low: Any, top: Any, *, tz: tzinfo | None = None, shape: bytes = b"", tail: str = ""
@@ -273,31 +275,26 @@ class Lane:
         self.plain = of if of in (int, float, Decimal, date) else None
         """The type, where it is all there is to look at."""
         self.low = low
-        self.high = low
-        """The highest value so far, for whoever keeps it."""
         self.top = top
         self.tz = tz
         self.shape = shape
         self.tail = tail
         self.text = of is str and not shape
-        self.mark = len(shape) - 1 if tail == "Z" else 0
+        self.mark = len(shape) - 1 if tail == "Z" and shape[10:11] == b"T" else 0
+        self.size = len(shape)
         self.separator = chr(shape[10]) if shape else ""
 
     def holds(self, value: Any) -> bool:
         """Tell whether a value is spelled as the lane's are; its place between low and top is another question."""
         if type(value) is not self.type:
             return False
+        if self.tail:  # a valid instant has its offset at the end, and before it the length tells all
+            return len(value) == self.size and value[10] == self.separator and value.endswith(self.tail)
         if self.shape:
-            if self.mark:  # a valid instant has no Z but at its end
-                return len(value) == len(self.shape) and value[-1] == "Z" and value[10] == self.separator
-            return value.isascii() and _same_shape(value, self.shape) and value.endswith(self.tail)
+            return value.isascii() and value.encode().translate(_DIGITS) == self.shape
         if self.text:
             return ":" not in value
         return value.tzinfo is self.tz if self.type is datetime else True
-
-    def like(self, other: Lane) -> bool:
-        """Tell whether both are of the same spelling."""
-        return (self.type, self.shape, self.tail, self.tz) == (other.type, other.shape, other.tail, other.tz)
 
     def holds_all(self, values: list[Any]) -> bool:
         """Tell whether all of them are spelled so."""
@@ -316,7 +313,7 @@ class Lane:
             return False
         if not self.shape:
             return ":" not in joined
-        size, count = len(self.shape), len(values)
+        size, count = self.size, len(values)
         if len(joined) != size * count:
             return False
         if self.mark:  # with one Z in each, this is all of them having one length
@@ -421,10 +418,6 @@ def _highest(like: Any) -> Any:
     if isinstance(like, datetime):
         return datetime.max.replace(tzinfo=like.tzinfo)
     return date.max if isinstance(like, date) else "~" if isinstance(like, str) else math.inf
-
-
-def _same_shape(value: str, shape: bytes) -> bool:
-    return value.encode().translate(_DIGITS) == shape
 
 
 def _shown(value: Any, kind: Kind | None) -> str:
