@@ -247,7 +247,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             value = self._value(key)
             if value is None:
                 raise KeyError(key)
-            cursor = self._decode(key, value)
+            cursor: Cursor = self._decode(key, value)
             if key not in self._live():  # of whose cursor this is a copy
                 self._draft[key] = cursor
             return cursor

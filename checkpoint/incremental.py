@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import blake2b
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, cast, overload
 
 import orjson
 
@@ -32,12 +32,24 @@ if TYPE_CHECKING:
     from checkpoint.codec import Cursor
 
     T = TypeVar("T", default=Any)
+    Table = TypeVar("Table", bound="Tabular")
 else:
     from typing import TypeVar
 
     T = TypeVar("T")
 
 logger = logging.getLogger("checkpoint")
+
+
+class Tabular(Protocol):
+    """A pyarrow Table or RecordBatch."""
+
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def schema(self) -> Any: ...
+    def to_pylist(self) -> list[dict[str, Any]]: ...
+
 
 RowOrder: TypeAlias = Literal["asc", "desc"] | None
 Field: TypeAlias = str | Callable[[Any], Any]
@@ -93,7 +105,7 @@ class Options:
             raise TypeError(f"cursor_field must be a name, a path or a callable, not {self.cursor_field!r}")
         if self.cursor_field in ("", SEEN, WINDOWS):
             raise ValueError(f"cursor_field must not be {self.cursor_field!r}: pass a callable")
-        if self.lookback is not None and self.lookback < type(self.lookback)():
+        if self.lookback is not None and cast("Any", self.lookback) < type(self.lookback)():
             raise ValueError(f"lookback must not be negative: {self.lookback!r}")
         if self.max_seen < 0:
             raise ValueError(f"max_seen must be 0 or more, not {self.max_seen!r}")
@@ -154,14 +166,6 @@ class Incremental(Generic[T]):
     cleanly, and goes back to its last claim, detached, where an exception leaves it. It belongs to one thread at a
     time.
     """
-
-    __slots__ = (
-        "_ahead", "_asc", "_base", "_bound", "_coarse", "_delivered", "_detached", "_dropped",
-        "_end_key", "_feeds", "_finished", "_get", "_get_primary", "_high", "_highest", "_islands", "_keyed",
-        "_lane", "_last", "_late", "_least", "_left", "_low", "_mark", "_plain", "_holds", "_top", "_name", "_old_ties", "_open", "_opened_at", "_opened_key", "_options", "_pending", "_position",
-        "_reached", "_remembered", "_scale", "_start", "_start_key", "_stops", "_ties", "_under", "_under_ties",
-        "_unexhausted", "_unfinished", "_warned", "_windows", "key",
-    )  # fmt: skip
 
     _position: Any  # the last one claimed or stored, as it came
     _last: Cursor | None  # the last claim, or what was stored
@@ -248,13 +252,15 @@ class Incremental(Generic[T]):
     # Feeding
 
     @overload
+    def pages(self, batches: AsyncIterable[Table]) -> AsyncIterator[Table]: ...  # type: ignore[overload-overlap,unused-ignore]
+    @overload
+    def pages(self, batches: Iterable[Table]) -> Iterator[Table]: ...  # type: ignore[overload-overlap,unused-ignore]
+    @overload
     def pages(self, batches: AsyncIterable[Iterable[T]]) -> AsyncIterator[list[T]]: ...
     @overload
     def pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]: ...
-    def pages(
-        self, batches: Iterable[Iterable[T]] | AsyncIterable[Iterable[T]]
-    ) -> Iterator[list[T]] | AsyncIterator[list[T]]:
-        """Yield each page with the rows that are new, empty pages left out.
+    def pages(self, batches: Any) -> Any:
+        """Yield each page with the rows that are new, empty pages left out; pyarrow tables and batches as such.
 
         A page handed out is covered by the next claim. Of a `"desc"` stream the pages end with the first row before
         `start_value`. Async iterables give async iterators.
@@ -267,28 +273,32 @@ class Incremental(Generic[T]):
             return self._pages_async(batches)
         return self._pages(batches)
 
-    def _pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]:
+    def _pages(self, batches: Iterable[Any]) -> Iterator[Any]:
         feed = self._begin()
         for batch in batches:
             rows, ended = self._page(batch, feed)
-            if rows:
+            if len(rows):
                 yield rows
             if ended:
                 break
         self._exhaust(feed)
 
-    async def _pages_async(self, batches: AsyncIterable[Iterable[T]]) -> AsyncIterator[list[T]]:
+    async def _pages_async(self, batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
         feed = self._begin()
         async for batch in batches:
             rows, ended = self._page(batch, feed)
-            if rows:
+            if len(rows):
                 yield rows
             if ended:
                 break
         self._exhaust(feed)
 
-    def filter(self, batch: Iterable[T]) -> list[T]:
-        """Return the rows of a batch that are new; the next claim covers them.
+    @overload
+    def filter(self, batch: Table) -> Table: ...  # type: ignore[overload-overlap,unused-ignore]
+    @overload
+    def filter(self, batch: Iterable[T]) -> list[T]: ...
+    def filter(self, batch: Any) -> Any:
+        """Return the rows of a batch that are new; the next claim covers them. A pyarrow table or batch gives one.
 
         All or nothing: when it raises, nothing of the batch was observed.
 
@@ -552,10 +562,12 @@ class Incremental(Generic[T]):
             self._cover(_Row(self._key(value), value, feed.memo), feed, deliver=True)
             self._enter_lane(feed)
 
-    def _page(self, batch: Iterable[Any], feed: _Feed | None) -> tuple[list[Any], bool]:
+    def _page(self, batch: Any, feed: _Feed | None) -> tuple[Any, bool]:
         """Return what is new of a batch, and whether a descending stream ends with it."""
         if feed is not None and feed.stale:
             self._refuse_stale()
+        if type(batch).__module__.partition(".")[0] == "pyarrow":
+            return self._arrow_page(batch, feed)
         rows: list[Any] = batch if isinstance(batch, list) else list(batch)
         lane = self._lane if feed is None else feed.lane
         values = None if lane is None else self._values_in(lane, rows, self._high if feed is None else feed.high)
@@ -563,6 +575,30 @@ class Incremental(Generic[T]):
             self._delivered += len(rows)
             self._cover_values(values, [copy.copy(row) for row in rows] if self._coarse else rows, feed)
             return rows[:], False
+        mask, ended = self._judge_page(rows, feed)
+        return [row for row, deliver in zip(rows, mask, strict=True) if deliver], ended
+
+    def _arrow_page(self, batch: Any, feed: _Feed | None) -> tuple[Any, bool]:
+        """As `_page`, of a table or record batch: looked at as columns in a lane, as rows outside it."""
+        from checkpoint import arrow  # noqa: PLC0415 - an extra
+
+        lane, name = (self._lane if feed is None else feed.lane), self._name
+        found = None
+        if lane is not None and name is not None and not self._coarse:
+            found = arrow.extremes(batch, name, lane, ordered=self._asc)
+        if lane is not None and found is not None and lane.low <= found[0] and found[1] < lane.top:
+            high = self._high if feed is None else feed.high
+            if not self._asc or found[0] >= high:
+                memos = arrow.at(batch, cast("str", name), found[1]) if self._keyed and found[1] >= high else [None]
+                self._delivered += batch.num_rows
+                self._cover_values([found[1]] * len(memos), memos, feed)
+                return batch, False
+        mask, ended = self._judge_page(arrow.rows(batch), feed)
+        kept = batch if all(mask) else arrow.choose(batch, mask)
+        return kept, ended
+
+    def _judge_page(self, rows: list[Any], feed: _Feed | None) -> tuple[list[bool], bool]:
+        """Judge the rows of a page and cover them; return which to deliver, and whether a descending stream ends."""
         self._check_fed()
         judged = [self._judge(record, index) for index, record in enumerate(rows)]
         covered = [(row, deliver) for deliver, _, row in judged if row is not None]
@@ -577,7 +613,7 @@ class Incremental(Generic[T]):
             self._cover(row, feed, deliver=deliver)
         self._enter_lane(feed)
         ended = self._options.row_order == "desc" and any(late for _, late, _ in judged)
-        return [record for record, (deliver, _, _) in zip(rows, judged, strict=True) if deliver], ended
+        return [deliver for deliver, _, _ in judged], ended
 
     def _values_in(self, lane: Lane, rows: list[Any], high: Any) -> list[Any] | None:
         """Return the cursor values of rows that the lane holds, all of them; None: it does not."""
@@ -772,7 +808,7 @@ class Incremental(Generic[T]):
         until = self._options.end_value if until is None else until
         if self._start is None or until is None:
             raise ValueError(f"{self.key!r}: windows need a start (initial_value) and an end (until, or end_value)")
-        if step != "month" and (isinstance(step, str) or not step > type(step)()):
+        if step != "month" and (isinstance(step, str) or not cast("Any", step) > type(step)()):
             raise ValueError(f"step must be a timedelta or number above zero, or 'month', not {step!r}")
         scale = self._new_scale()
         scale.settle(self._start, until)
@@ -1186,7 +1222,7 @@ def _json(content: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return dict(cast("Mapping[Any, Any]", value))
+        return dict(value)
     if isinstance(value, set | frozenset):
         return sorted(map(repr, cast("set[Any]", value)))
     if hasattr(value, "__dict__"):
@@ -1196,8 +1232,7 @@ def _plain(value: Any) -> Any:
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)
-        return sorted((repr(key), repr(_canonical(item))) for key, item in mapping.items())
+        return sorted((repr(key), repr(_canonical(item))) for key, item in value.items())
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in cast("list[Any]", value)]
     if isinstance(value, int | float | str | None):
