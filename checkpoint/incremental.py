@@ -119,7 +119,7 @@ class Options:
 class _Feed:
     """A `track` or `pages` under way, or abandoned."""
 
-    __slots__ = ("hand", "high", "lane", "memo", "memos", "pins", "rows", "run", "settled", "stale", "values")
+    __slots__ = ("counted", "hand", "high", "lane", "memo", "memos", "pins", "rows", "run", "settled", "stale", "values")
 
     def __init__(self, high: Any) -> None:
         self.high = high  # the highest value that a claim covers, as far as this feed knows
@@ -132,7 +132,8 @@ class _Feed:
         self.rows: list[Any] = []
         self.values: list[Any] = []
         self.memos: list[Any] | None = None
-        self.settled = 0  # how many of them were covered already
+        self.settled = 0  # how many of them are covered
+        self.counted = 0  # how many were counted as delivered
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +407,7 @@ class Incremental(Generic[T]):
             return False
         feed.values, feed.rows = values, rows
         feed.memos = [row.copy() for row in rows] if self._keyed else None
-        feed.run, feed.settled = iter(rows), 0
+        feed.run, feed.settled, feed.counted = iter(rows), 0, 0
         return True
 
     def _end_run(self, feed: _Feed) -> None:
@@ -423,9 +424,10 @@ class Incremental(Generic[T]):
         covered = taken if done else max(taken - 1, 0)
         feed.hand = feed.values[taken - 1] if covered < taken else _NOTHING
         feed.memo = feed.memos[taken - 1] if covered < taken and feed.memos else None
+        self._delivered += taken - feed.counted
+        feed.counted = taken
         if covered > feed.settled:
             part = slice(feed.settled, covered)
-            self._delivered += covered - feed.settled
             feed.settled = covered
             self._cover_values(feed.values[part], feed.memos and feed.memos[part], feed)
 
