@@ -814,8 +814,8 @@ class Incremental(Generic[T]):
             raise ValueError(f"step must be a timedelta or number above zero, or 'month', not {step!r}")
         scale = self._new_scale()
         scale.settle(self._start, until)
-        now = scale.now()
-        if now is not None and scale.key(until) > now:
+        end, now = scale.key(until), scale.now()
+        if now is not None and end > now:
             raise ValueError(f"{self.key!r}: until={until!r} is in the future: what happens until then would be lost")
         scale.shift(self._start, step, written=True) if step != "month" else scale.months(self._start, 1)
         islands: list[list[Any]] = (self._base or {}).get(WINDOWS) or []
