@@ -144,7 +144,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         *,
         initial_value: Any = None,
         end_value: Any = None,
-        lookback: timedelta | int | float | Decimal | None = None,
+        lookback: timedelta | float | Decimal | None = None,
         primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None,
         row_order: Literal["asc", "desc"] | None = None,
         range_start: Literal["closed", "open"] = "closed",

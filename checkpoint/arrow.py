@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow  # noqa: ICN001  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 if TYPE_CHECKING:
     from checkpoint.values import Lane
+
+pa: Any = pyarrow  # which has no types
+pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType]
 
 
 def rows(batch: Any) -> list[dict[str, Any]]:

@@ -322,7 +322,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         *,
         initial_value: Any = None,
         end_value: Any = None,
-        lookback: timedelta | int | float | Decimal | None = None,
+        lookback: timedelta | float | Decimal | None = None,
         primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None,
         row_order: Literal["asc", "desc"] | None = None,
         range_start: Literal["closed", "open"] = "closed",
@@ -491,17 +491,25 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def _claim(self, only: Iterable[str]) -> None:
         """Take the differences of the drafts, all or none, down into `_claimed`."""
         with self._lock:
-            streams = {key: stream for key, stream in self._live().items() if not only or key in only}
+            streams = [stream for key, stream in self._live().items() if not only or key in only]
             drafts = {key: self._draft[key] for key in only if key in self._draft} if only else self._draft
-            differences = self._differences({**drafts, **{key: stream.claim() for key, stream in streams.items()}})
+            differences = self._differences({**drafts, **{stream.key: self._claim_of(stream) for stream in streams}})
             self._claimed.update(differences)
             self._failed.difference_update(differences)
-            for key, stream in streams.items():
+            for stream in streams:
                 stream.claimed()
-                self._draft.pop(key, None)
+                self._draft.pop(stream.key, None)
             for key in differences:
                 if not isinstance(self._draft.get(key, {}), dict):
                     del self._draft[key]
+
+    def _claim_of(self, stream: Incremental[Any]) -> str | None:
+        """Return what a stream's key is to hold; where that is no change, as it is spelled."""
+        cursor, below = stream.claim(), self._below(stream.key)
+        if cursor is None:
+            return None
+        value = codec.encode(cursor)
+        return below if below is not None and codec.same(value, below) else value
 
     def _differences(self, drafts: dict[str, Cursor | str | None]) -> Changes:
         """Return what those drafts would change in the layers below them."""

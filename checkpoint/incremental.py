@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from hashlib import blake2b
+from itertools import pairwise
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, cast, overload
 
-import orjson
-
 from checkpoint.errors import CursorExpired, CursorRegressed
+from checkpoint.rows import Field, Primary, digest, getter, primary_getter
 from checkpoint.values import Key, Lane, Scale, Step, clock, wire
 from checkpoint.windows import Frontier, Window
 
@@ -44,15 +43,12 @@ logger = logging.getLogger("checkpoint")
 class Tabular(Protocol):
     """A pyarrow Table or RecordBatch."""
 
-    @property
-    def num_rows(self) -> int: ...
-    @property
-    def schema(self) -> Any: ...
-    def to_pylist(self) -> list[dict[str, Any]]: ...
+    num_rows: Any
+    schema: Any
+    to_pylist: Any
 
 
 RowOrder: TypeAlias = Literal["asc", "desc"] | None
-Field: TypeAlias = str | Callable[[Any], Any]
 Memo: TypeAlias = Any
 """A delivered row to remember: its digest, or a copy to digest when it is claimed; None where there is no key."""
 
@@ -89,7 +85,7 @@ class Options:
     initial_value: Any = None
     end_value: Any = None
     lookback: Step | None = None
-    primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None
+    primary_key: Primary | None = None
     row_order: RowOrder = None
     range_start: Literal["closed", "open"] = "closed"
     on_cursor_value_missing: Literal["raise", "include", "exclude"] = "raise"
@@ -101,7 +97,7 @@ class Options:
         _check("row_order", self.row_order, (None, "asc", "desc"))
         _check("range_start", self.range_start, ("closed", "open"))
         _check("on_cursor_value_missing", self.on_cursor_value_missing, ("raise", "include", "exclude"))
-        if not (callable(self.cursor_field) or isinstance(self.cursor_field, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not callable(self.cursor_field) and not isinstance(cast("object", self.cursor_field), str):
             raise TypeError(f"cursor_field must be a name, a path or a callable, not {self.cursor_field!r}")
         if self.cursor_field in ("", SEEN, WINDOWS):
             raise ValueError(f"cursor_field must not be {self.cursor_field!r}: pass a callable")
@@ -119,7 +115,20 @@ class Options:
 class _Feed:
     """A `track` or `pages` under way, or abandoned."""
 
-    __slots__ = ("counted", "hand", "high", "lane", "memo", "memos", "pins", "rows", "run", "settled", "stale", "values")
+    __slots__ = (
+        "counted",
+        "hand",
+        "high",
+        "lane",
+        "memo",
+        "memos",
+        "pins",
+        "rows",
+        "run",
+        "settled",
+        "stale",
+        "values",
+    )
 
     def __init__(self, high: Any) -> None:
         self.high = high  # the highest value that a claim covers, as far as this feed knows
@@ -207,10 +216,10 @@ class Incremental(Generic[T]):
         self._stops = stops  # not empty: the run is to stop
         self._asc = options.row_order == "asc"
         self._open = options.range_start == "open"
-        self._get = _getter(options.cursor_field)
+        self._get = getter(options.cursor_field)
         field = options.cursor_field
         self._name = field if isinstance(field, str) and "." not in field and not self._open else None
-        self._get_primary = _primary_getter(options.primary_key)
+        self._get_primary = primary_getter(options.primary_key)
         self._keyed = self._get_primary is not None and options.max_seen > 0
         self._delivered = self._dropped = self._late = 0
         self._detached = self._left = self._warned = False
@@ -271,7 +280,7 @@ class Incremental(Generic[T]):
 
         """
         if isinstance(batches, AsyncIterable):
-            return self._pages_async(batches)
+            return self._pages_async(cast("AsyncIterable[Any]", batches))  # type: ignore[redundant-cast]
         return self._pages(batches)
 
     def _pages(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -333,7 +342,7 @@ class Incremental(Generic[T]):
     def _track(self, records: Iterable[T]) -> Iterator[T]:
         feed = self._begin()
         if isinstance(records, list):
-            yield from self._track_list(feed, cast("list[T]", records))
+            yield from self._track_list(feed, records)
         else:
             yield from self._track_each(feed, records)
         self._exhaust(feed)
@@ -351,13 +360,16 @@ class Incremental(Generic[T]):
                 return
             size = RUN if feed.lane is not None else 1
 
-    def _track_each(self, feed: _Feed, records: Iterable[T]) -> Generator[T, None, bool]:
+    def _track_each(  # noqa: C901, PLR0912 - a loop over millions, without calls
+        self, feed: _Feed, records: Iterable[T]
+    ) -> Generator[T, None, bool]:
         """Track one by one; return whether a descending stream ended."""
         name, keyed, asc = self._name, self._keyed, self._asc
         row: Any
         lane: Lane | None = None
         low: Any = None
         top: Any = None
+        value: Any = None
         mark, plain, memo = 0, None, None
         for record in records:
             row = record
@@ -570,7 +582,7 @@ class Incremental(Generic[T]):
             self._refuse_stale()
         if type(batch).__module__.partition(".")[0] == "pyarrow":
             return self._arrow_page(batch, feed)
-        rows: list[Any] = batch if isinstance(batch, list) else list(batch)
+        rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType]
         lane = self._lane if feed is None else feed.lane
         values = None if lane is None else self._values_in(lane, rows, self._high if feed is None else feed.high)
         if values is not None:
@@ -605,7 +617,7 @@ class Incremental(Generic[T]):
         judged = [self._judge(record, index) for index, record in enumerate(rows)]
         covered = [(row, deliver) for deliver, _, row in judged if row is not None]
         if self._asc:
-            for (row, _), (after, _) in zip(covered, covered[1:], strict=False):
+            for (row, _), (after, _) in pairwise(covered):
                 if after.key < row.key:
                     raise CursorRegressed(self.key, row.value, after.value)
         self._resume()
@@ -756,7 +768,7 @@ class Incremental(Generic[T]):
 
     def _digest(self, record: Any, key: Key) -> str:
         get = cast("Callable[[Any], Any]", self._get_primary)
-        return blake2b(_json([get(record), self._scale.digestible(key), record]), digest_size=8).hexdigest()
+        return digest(get(record), self._scale.digestible(key), record)
 
     # The position
 
@@ -1183,60 +1195,3 @@ def _extremes(values: list[Any]) -> tuple[Any, Any]:
         values = sorted(values)
         return values[0], values[-1]
     return min(values), max(values)
-
-
-def _getter(field: Field) -> Callable[[Any], Any]:
-    """Return what reads a field of a record, None where there is none; a name with dots is a name first, then a path."""
-    if callable(field):
-        return field
-    path = field.split(".")
-
-    def get(record: Any) -> Any:
-        try:
-            return record[field]
-        except KeyError:
-            for name in path if len(path) > 1 else [field]:
-                if record is None:
-                    return None
-                try:
-                    record = record[name]
-                except KeyError:
-                    return None
-            return record
-
-    return get
-
-
-def _primary_getter(primary: str | Sequence[str] | Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    if primary is None or callable(primary) or isinstance(primary, str):
-        return None if primary is None else _getter(primary)
-    getters = [_getter(name) for name in primary]
-    return lambda record: [get(record) for get in getters]
-
-
-def _json(content: Any) -> bytes:
-    """Return a row as JSON that is the same in every process."""
-    try:
-        return orjson.dumps(content, _plain, orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # integers beyond 64 bits
-        return repr(_canonical(content)).encode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, cast("set[Any]", value)))
-    if hasattr(value, "__dict__"):
-        return vars(value)
-    return str(value)
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return sorted((repr(key), repr(_canonical(item))) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in cast("list[Any]", value)]
-    if isinstance(value, int | float | str | None):
-        return value
-    return _canonical(_plain(value))

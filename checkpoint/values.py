@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
 Key: TypeAlias = Any
 """What a value compares by; see the module."""
-Step: TypeAlias = "timedelta | int | float | Decimal"
+Step: TypeAlias = "timedelta | float | Decimal"
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)([T ])(\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?(Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -129,7 +129,7 @@ class Scale:
         """Return the greatest value in the type and spelling of `like` whose key is not above this one."""
         return self._spell(key, like, self.kind)
 
-    def _spell(self, key: Key, like: Any, kind: Kind | None) -> Any:
+    def _spell(self, key: Key, like: Any, kind: Kind | None) -> Any:  # noqa: PLR0911 - a type each
         if isinstance(like, str):
             return self._spell_text(key, like, kind)
         if isinstance(like, int):
@@ -239,7 +239,7 @@ class Scale:
         if type(value) not in _PLAIN or not _fixed(tz) or not (kind == "number" or _fixed(self._zone)):
             return None
         highest = _highest(value) if top is None else top if kind == "number" else self._spell_or_highest(top, value)
-        return Lane(type(value), value, highest, tz=tz)
+        return Lane(type(value), value, highest, tz=tz)  # pyright: ignore[reportUnknownArgumentType]
 
     def _text_lane(self, value: str, top: Key | None, *, to_the_day: bool) -> Lane | None:
         parts = _parse(value)
@@ -269,7 +269,7 @@ class Lane:
     __slots__ = ("low", "mark", "plain", "separator", "shape", "size", "tail", "text", "top", "type", "tz")
 
     def __init__(
-        self, of: type, low: Any, top: Any, *, tz: tzinfo | None = None, shape: bytes = b"", tail: str = ""
+        self, of: type[Any], low: Any, top: Any, *, tz: tzinfo | None = None, shape: bytes = b"", tail: str = ""
     ) -> None:
         self.type = of
         self.plain = of if of in (int, float, Decimal, date) else None
@@ -289,12 +289,12 @@ class Lane:
         if type(value) is not self.type:
             return False
         if self.tail:  # a valid instant has its offset at the end, and before it the length tells all
-            return len(value) == self.size and value[10] == self.separator and value.endswith(self.tail)
+            return bool(len(value) == self.size and value[10] == self.separator and value.endswith(self.tail))
         if self.shape:
-            return value.isascii() and value.encode().translate(_DIGITS) == self.shape
+            return bool(value.isascii() and value.encode().translate(_DIGITS) == self.shape)
         if self.text:
             return ":" not in value
-        return value.tzinfo is self.tz if self.type is datetime else True
+        return self.type is not datetime or value.tzinfo is self.tz
 
     def holds_all(self, values: list[Any]) -> bool:
         """Tell whether all of them are spelled so."""

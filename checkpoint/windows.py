@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, cast, overload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -64,7 +64,7 @@ class Window(Generic[T]):
     def pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]: ...
     def pages(self, batches: Any) -> Any:
         """Yield each page with the rows that are in the window; see `Incremental.pages`."""
-        return self._entered().pages(batches)
+        return cast("Any", self._entered()).pages(batches)
 
     def filter(self, batch: Iterable[T]) -> list[T]:
         """Return the rows of a batch that are in the window; see `Incremental.filter`."""
@@ -76,7 +76,7 @@ class Window(Generic[T]):
     def track(self, records: Iterable[T]) -> Iterator[T]: ...
     def track(self, records: Any) -> Any:
         """Yield the records that are in the window, one by one; see `Incremental.track`."""
-        return self._entered().track(records)
+        return cast("Any", self._entered()).track(records)
 
     def observe(self, record: T) -> bool:
         """Tell whether a record is in the window, and is to be delivered; see `Incremental.observe`."""

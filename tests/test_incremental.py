@@ -475,7 +475,11 @@ def test_kinds_that_do_not_compare_say_which_and_where(cp, initial, bad):
 def test_start_value_comes_in_the_type_of_initial_value_rounded_down(memory):
     berlin = ZoneInfo("Europe/Berlin")
     for position, initial, expected in (
-        ("2024-05-01T10:00:00.123456789Z", datetime(1970, 1, 1, tzinfo=UTC), datetime(2024, 5, 1, 10, 0, 0, 123456, UTC)),
+        (
+            "2024-05-01T10:00:00.123456789Z",
+            datetime(1970, 1, 1, tzinfo=UTC),
+            datetime(2024, 5, 1, 10, 0, 0, 123456, UTC),
+        ),
         ("2024-05-01T10:00:00Z", datetime(1970, 1, 1, tzinfo=berlin), datetime(2024, 5, 1, 12, tzinfo=berlin)),
         ("2024-05-01T10:00:00", date(1970, 1, 1), date(2024, 5, 1)),
         ("2024-05-01", date(1970, 1, 1), date(2024, 5, 1)),
@@ -612,7 +616,11 @@ def test_wire_format_is_a_plain_dict(memory):
         cp.incremental("a", "updated_at").filter([{"updated_at": "2024-05-01T10:00:00Z"}])
         cp.incremental("b", lambda record: record["n"]).filter([{"n": 5}])
         cp.incremental("c", "meta.at").filter([{"meta": {"at": 5}}, {"meta.at": 6}])
-    assert [stored(memory, key) for key in "abc"] == [{"updated_at": "2024-05-01T10:00:00Z"}, {"cursor": 5}, {"meta.at": 6}]
+    assert [stored(memory, key) for key in "abc"] == [
+        {"updated_at": "2024-05-01T10:00:00Z"},
+        {"cursor": 5},
+        {"meta.at": 6},
+    ]
 
 
 # Changes of mind

@@ -272,7 +272,9 @@ def test_every_row_at_least_once_and_boundary_rows_exactly_once(part):
             missing = stream.expected - {identity(row) for row in stream.sink} - superseded(stream)
             assert not missing
         except AssertionError as error:
-            raise AssertionError(f"stream {number}, {stream.kind}, {stream.options()}, {stream.how}: {error}") from error
+            raise AssertionError(
+                f"stream {number}, {stream.kind}, {stream.options()}, {stream.how}: {error}"
+            ) from error
 
 
 def superseded(stream):

@@ -58,11 +58,18 @@ def test_what_is_no_number(value):
         key(value)
 
 
-@given(st.lists(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.decimals(allow_nan=False, allow_infinity=False)), min_size=2))
-def test_numbers_compare_exactly(values):
-    assert sorted(values, key=Fraction) == sorted(
-        values, key=lambda value: keys(0, value)[1]
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.decimals(allow_nan=False, allow_infinity=False),
+        ),
+        min_size=2,
     )
+)
+def test_numbers_compare_exactly(values):
+    assert sorted(values, key=Fraction) == sorted(values, key=lambda value: keys(0, value)[1])
 
 
 MOMENTS = st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29))  # noqa: DTZ001
@@ -95,7 +102,9 @@ def test_digits_beyond_those_of_datetime_count():
 
 
 def test_a_naive_value_is_an_instant_where_the_zone_is_stated():
-    assert keys("2024-07-01T10:00:00", "2024-07-01T08:00:00Z", zone="Europe/Berlin")[0] == keys("2024-07-01T08:00:00Z")[0]
+    assert (
+        keys("2024-07-01T10:00:00", "2024-07-01T08:00:00Z", zone="Europe/Berlin")[0] == keys("2024-07-01T08:00:00Z")[0]
+    )
     assert keys("2024-01-01T10:00:00", zone=BERLIN) == keys("2024-01-01T09:00:00Z")
     assert keys(date(2024, 1, 1), zone=UTC) == keys("2024-01-01T00:00:00Z")
     assert keys("2024-10-27T02:30:00", zone=BERLIN) == keys("2024-10-27T00:30:00Z")  # of two, the earlier
@@ -149,7 +158,11 @@ def test_numbers_are_converted_downwards(value, like, expected):
     [
         ("2024-05-01T10:00:59.999999999Z", "2024-01-01T00:00Z", "2024-05-01T10:00Z"),
         ("2024-05-01T10:00:59.999999999Z", "2024-01-01T00:00:00+05:30", "2024-05-01T15:30:59+05:30"),
-        ("2024-05-01T10:00:59.999999999Z", datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 5, 1, 10, 0, 59, 999999, UTC)),
+        (
+            "2024-05-01T10:00:59.999999999Z",
+            datetime(2024, 1, 1, tzinfo=UTC),
+            datetime(2024, 5, 1, 10, 0, 59, 999999, UTC),
+        ),
         ("2024-05-01T23:00:00Z", date(2024, 1, 1), date(2024, 5, 2)),
         ("2024-05-01T23:00:00Z", "2024-01-01 00:00", "2024-05-02 01:00"),
         ("2024-05-01T23:00:00Z", WALL, datetime(2024, 5, 2, 1)),  # noqa: DTZ001
@@ -235,7 +248,9 @@ def test_what_has_no_months(value):
 # Lanes
 
 
-@given(st.lists(MOMENTS, min_size=2, max_size=6), st.lists(st.tuples(OFFSETS, STYLES), min_size=1, max_size=3), st.data())
+@given(
+    st.lists(MOMENTS, min_size=2, max_size=6), st.lists(st.tuples(OFFSETS, STYLES), min_size=1, max_size=3), st.data()
+)
 def test_what_a_lane_holds_compares_as_the_keys_do(moments, spellings, data):
     values = [
         spelled(moment.replace(tzinfo=offset), style)

@@ -163,7 +163,12 @@ def test_windows_are_fed_inside_their_block_and_the_stream_not_at_all(memory):
         [window] = inc.windows(10, until=10)
         with pytest.raises(RuntimeError, match="fed inside its with block"):
             window.filter(rows(1))
-        for use in (lambda: inc.filter(rows(1)), lambda: inc.observe(rows(1)[0]), lambda: list(inc.track([])), inc.finish):
+        for use in (
+            lambda: inc.filter(rows(1)),
+            lambda: inc.observe(rows(1)[0]),
+            lambda: list(inc.track([])),
+            inc.finish,
+        ):
             with pytest.raises(RuntimeError, match="cut into windows"):
                 use()
         with window:
@@ -206,7 +211,10 @@ def test_windows_begin_at_the_position_less_the_lookback_and_drop_remembered_row
 
 def test_typed_starts(memory):
     utc = timezone.utc
-    memory.commit("run", {"s": encode({"at": "2024-01-01T00:00:00Z", "windows": [["2024-01-03T00:00:00Z", "2024-01-04T00:00:00Z"]]})})
+    memory.commit(
+        "run",
+        {"s": encode({"at": "2024-01-01T00:00:00Z", "windows": [["2024-01-03T00:00:00Z", "2024-01-04T00:00:00Z"]]})},
+    )
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=datetime(2020, 1, 1, tzinfo=utc))
         days = [datetime(2024, 1, day, tzinfo=utc) for day in range(1, 6)]
