@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from checkpoint.checkpointer import Checkpointer, Commit, add_note
 from checkpoint.codec import Cursor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta, tzinfo
+    from decimal import Decimal
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from checkpoint.incremental import Incremental
     from checkpoint.stores.base import Entry, Store
 
 P = ParamSpec("P")
@@ -130,14 +134,48 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         """The keys that were set, changed or deleted, and are not flushed."""
         return self._cp.changed
 
+    # Streams
+
+    def incremental(
+        self,
+        key: str,
+        cursor_field: str | Callable[[Any], Any],
+        *,
+        initial_value: Any = None,
+        end_value: Any = None,
+        lookback: timedelta | float | Decimal | None = None,
+        primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None,
+        row_order: Literal["asc", "desc"] | None = None,
+        range_start: Literal["closed", "open"] = "closed",
+        on_cursor_value_missing: Literal["raise", "include", "exclude"] = "raise",
+        timezone: str | tzinfo | None = None,
+        oldest_available: Any = None,
+        max_seen: int = 1_000,
+    ) -> Incremental[Any]:
+        """Open the stream whose cursor is stored under `key`; see `Checkpointer.incremental`."""
+        return self._cp.incremental(
+            key,
+            cursor_field,
+            initial_value=initial_value,
+            end_value=end_value,
+            lookback=lookback,
+            primary_key=primary_key,
+            row_order=row_order,
+            range_start=range_start,
+            on_cursor_value_missing=on_cursor_value_missing,
+            timezone=timezone,
+            oldest_available=oldest_available,
+            max_seen=max_seen,
+        )
+
     # Committing
 
-    async def commit(self, *only: str) -> Commit:
+    async def commit(self, *only: str | Incremental[Any]) -> Commit:
         """Claim what changed, and flush it; see `Checkpointer.commit`."""
         keys = self._cp._begin_commit(only)
         return Commit() if keys is None else await self._hop(self._cp._flush, keys)
 
-    def commit_soon(self, *only: str) -> None:
+    def commit_soon(self, *only: str | Incremental[Any]) -> None:
         """Claim what changed and return at once; see `Checkpointer.commit_soon`."""
         self._cp.commit_soon(*only)
 

@@ -7,7 +7,7 @@ A key is held in up to three layers, the upper hiding the lower:
     known    the entries as the store is known to hold them
 
 Claiming takes the differences of the drafts down into `claimed`; a flush takes `claimed` to the store and, once it is
-confirmed there, into `known`.
+confirmed there, into `known`. The draft of a key that a live stream holds is made by the stream, when it is claimed.
 """
 
 from __future__ import annotations
@@ -39,10 +39,14 @@ from checkpoint.stores.base import Entry, Store, check_changes, check_name
 from checkpoint.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Sequence
+    from datetime import timedelta, tzinfo
+    from decimal import Decimal
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from checkpoint.incremental import Incremental
 
 logger = logging.getLogger("checkpoint")
 
@@ -131,18 +135,18 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
         self.state_key = state_key
         """The namespace of this run."""
-        self.stopping = False
-        """Whether a stop signal came: finish the page in hand, then leave."""
         self._given = store
         self._on_conflict = on_conflict
         self._missing = missing
         self._min_interval = min_interval
         self._stop_signals = tuple(signal.Signals(number) for number in stop_signals)
         self._run_id = run_id
+        self._stops: list[int] = []  # signals that came; streams look at it too
         self._handlers: dict[int, Any] = {}
         self._store: Store | None = None
         self._phase: Literal["new", "open", "closed"] = "new"
 
+        self._streams: dict[str, Incremental[Any]] = {}  # by the key they hold; some are detached by now
         self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
         self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
         self._claimed: Changes = {}  # None deletes
@@ -161,6 +165,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def __repr__(self) -> str:
         return f"Checkpointer({self.state_key!r}, {self._store if self._store is not None else self._given!r})"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop signal came: finish the page in hand, then leave."""
+        return bool(self._stops)
 
     # Entering and leaving
 
@@ -210,6 +219,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if error is None:
             try:
                 with self._lock:
+                    for stream in self._live().values():
+                        stream.leave()
                     self._claim(())
                     self._phase = "closed"
             except (TypeError, ValueError) as refused:
@@ -219,6 +230,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._raise_failure()
             return
         self._phase = "closed"
+        for stream in self._live().values():
+            stream.detach()
         try:
             self._flush()
         except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
@@ -249,9 +262,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._handlers.clear()
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if self.stopping:
+        if self._stops:
             raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
-        self.stopping = True
+        self._stops.append(number)
 
     # The mapping
 
@@ -263,13 +276,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
             value = self._value(key)
             if value is None:
                 raise KeyError(key)
-            try:
-                cursor = codec.decode(value)
-            except ValueError as reason:
-                raise CorruptState(self.state_key, key, value) from reason
-            if draft is not None:
-                self._spelled[key] = value
-            self._draft[key] = cursor
+            cursor: Cursor = self._decode(key, value)
+            if key not in self._live():  # of whose cursor this is a copy
+                if draft is not None:
+                    self._spelled[key] = value
+                self._draft[key] = cursor
             return cursor
 
     def __setitem__(self, key: str, cursor: Cursor) -> None:
@@ -280,6 +291,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 "%r: the cursor of %r is %d bytes; a cursor should be small", self.state_key, key, len(value)
             )
         with self._open():
+            self._check_free(key)
             below = self._below(key)
             if below is not None and key not in self._doubtful and codec.same(value, below):
                 self._draft.pop(key, None)
@@ -290,6 +302,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._open():
             if key not in self:
                 raise KeyError(key)
+            self._check_free(key)
             self._draft[key] = None
 
     def __contains__(self, key: object) -> bool:
@@ -333,16 +346,88 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._open():
             return {*self._claimed, *(key for key, draft in self._draft.items() if self._differs(key, draft))}
 
+    # Streams
+
+    def incremental(
+        self,
+        key: str,
+        cursor_field: str | Callable[[Any], Any],
+        *,
+        initial_value: Any = None,
+        end_value: Any = None,
+        lookback: timedelta | float | Decimal | None = None,
+        primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None,
+        row_order: Literal["asc", "desc"] | None = None,
+        range_start: Literal["closed", "open"] = "closed",
+        on_cursor_value_missing: Literal["raise", "include", "exclude"] = "raise",
+        timezone: str | tzinfo | None = None,
+        oldest_available: Any = None,
+        max_seen: int = 1_000,
+    ) -> Incremental[Any]:
+        """Open the stream whose cursor is stored under `key`; see `checkpoint.incremental.Incremental`.
+
+        The key is the stream's until it is opened again, which detaches the earlier one, or left by an exception. It
+        reads as the last claim, and setting it is a ValueError.
+
+        Args:
+            key: the key in the mapping.
+            cursor_field: what rows are ordered by: a name, a dotted path, or a callable of the row (stored as
+                `"cursor"`). int, float, Decimal, date, datetime, or text; ISO 8601 text compares as the instant it is.
+            initial_value: where to start when nothing is stored, and the floor of the lookback; None: everywhere.
+            end_value: rows at it or after it are left out. None: there is no end.
+            lookback: how far before the position to ask again, for rows that appear late: a timedelta or a number.
+            primary_key: what tells rows apart: a name or path, several, or a callable. Rows at the position that were
+                delivered are then remembered, and dropped when they come again unchanged.
+            row_order: `"asc"` where the source sorts by the cursor field: the position follows the rows. Otherwise it
+                moves when the stream is finished. `"desc"`: newest first; reading ends at what is known.
+            range_start: whether the source's answer has rows at `start_value` (`"closed"`) or only after it.
+            on_cursor_value_missing: what to do with a row that has no cursor value.
+            timezone: whose clock naive times and dates are: a tzinfo, or a name such as `"Europe/Berlin"`.
+            oldest_available: what the source reaches back to.
+            max_seen: how many boundary rows are remembered at most.
+
+        Raises:
+            CursorExpired: the stored position is before `oldest_available`.
+            CorruptState: what is stored is no cursor.
+            ValueError, TypeError: the arguments, or what is stored, do not fit together.
+
+        """
+        from checkpoint.incremental import Incremental, Options  # noqa: PLC0415 - a job without streams needs it not
+
+        _check_key(key)
+        options = Options(
+            cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
+            on_cursor_value_missing, timezone, oldest_available, max_seen,
+        )  # fmt: skip
+        with self._open():
+            value = self._value(key)
+            stream: Incremental[Any] = Incremental(key, options, self._decode(key, value), self._stops)
+            if earlier := self._live().get(key):
+                earlier.detach()
+            if key in self._draft:
+                self._draft[key] = value  # no longer to be changed in place
+            self._streams[key] = stream
+            return stream
+
+    def _live(self) -> dict[str, Incremental[Any]]:
+        """Return the streams that commits claim, by the keys they hold."""
+        return {key: stream for key, stream in self._streams.items() if stream.live}
+
+    def _check_free(self, key: str) -> None:
+        if key in self._live():
+            raise ValueError(f"{key!r} is held by a live stream, which sets it: open it again after it, or rewind it")
+
     # Committing
 
-    def commit(self, *only: str) -> Commit:
+    def commit(self, *only: str | Incremental[Any]) -> Commit:
         """Claim what changed, and flush it: once this returns, the store has it.
 
-        Call it when the rows behind the cursors are safe in their sink. What has not changed is not sent; where nothing
+        Call it when the rows behind the cursors are safe in their sink: all that streams have handed out is then said
+        to be delivered. What has not changed is not sent; where nothing
         has, there is no request. A commit is a snapshot taken at the call.
 
         Args:
-            only: the keys to commit; none: all of them.
+            only: the keys or streams to commit; none: all of them.
 
         Raises:
             TypeError, ValueError: a cursor changed in place is none any more; nothing was sent.
@@ -355,7 +440,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         keys = self._begin_commit(only)
         return Commit() if keys is None else self._flush(keys)
 
-    def commit_soon(self, *only: str) -> None:
+    def commit_soon(self, *only: str | Incremental[Any]) -> None:
         """Claim what changed and return at once; the run's worker thread flushes it.
 
         Snapshots that wait are coalesced: the newest of a key is the one that is sent. A failure raises at the next
@@ -367,7 +452,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """
         with self._open():
             self._raise_failure()
-            self._claim(only)
+            self._claim(self._keys_of(only))
             if self._claimed and not self._soon and self._due():
                 self._soon = True
                 self._worker.submit(self._flush_soon)
@@ -388,7 +473,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def discard(self) -> None:
         """Drop what was set and not committed; after a `Conflict`, adopt what was found.
 
-        What `commit_soon` or `min_interval` still hold stays claimed.
+        What `commit_soon` or `min_interval` still hold stays claimed. Streams go back to what the mapping then says,
+        as if they were opened again.
         """
         with self._open():
             self._draft.clear()
@@ -398,6 +484,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._failed.clear()
             self._know(self._found)
             self._found.clear()
+            self._take_back()
+
+    def _take_back(self) -> None:
+        for key, stream in self._live().items():
+            stream.back(self._decode(key, self._value(key)))
 
     def reload(self) -> None:
         """Discard, and list the namespace again.
@@ -415,28 +506,42 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 self._known = loaded
                 self._know(waiting)
                 self._doubtful.intersection_update(waiting)
+                self._take_back()
 
-    def _begin_commit(self, only: tuple[str, ...]) -> frozenset[str] | None:
+    def _begin_commit(self, only: tuple[str | Incremental[Any], ...]) -> frozenset[str] | None:
         """Claim, and return the keys to flush; None where they are held back."""
         with self._open():
             self._raise_failure()
-            self._claim(only)
-            return frozenset(only or self._claimed) if self._due() else None
+            keys = self._keys_of(only)
+            self._claim(keys)
+            return frozenset(keys or self._claimed) if self._due() else None
+
+    def _keys_of(self, only: tuple[str | Incremental[Any], ...]) -> tuple[str, ...]:
+        for one in only:
+            if not isinstance(one, str) and self._live().get(one.key) is not one:
+                raise ValueError(f"{one!r} is not a live stream of this run")
+        return tuple(one if isinstance(one, str) else one.key for one in only)
 
     # Layers
 
     def _claim(self, only: Collection[str]) -> None:
         """Take the differences of the drafts, all or none, down into `_claimed`."""
         with self._lock:
+            streams = {key: stream for key, stream in self._live().items() if not only or key in only}
+            drafts = {key: self._draft[key] for key in only or self._draft if key in self._draft and key not in streams}
+            drafts.update((key, self._claim_of(stream)) for key, stream in streams.items())
             differences: Changes = {}
-            for key in only or list(self._draft):
-                if key in self._draft and self._differs(key, self._draft[key]):
-                    differences[key] = self._value(key)
+            for key, draft in drafts.items():
+                if self._differs(key, draft):
+                    differences[key] = draft if not isinstance(draft, dict) else self._value(key)
             self._claimed.update(differences)
             self._failed.difference_update(only or list(self._claimed))
+            for key, stream in streams.items():
+                stream.claimed()
+                self._draft.pop(key, None)
             for key in differences:
                 self._spelled.pop(key, None)
-                if not isinstance(self._draft[key], dict):
+                if not isinstance(self._draft.get(key, {}), dict):
                     del self._draft[key]
 
     def _differs(self, key: str, draft: Cursor | str | None) -> bool:
@@ -445,6 +550,21 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if not isinstance(draft, dict):
             return draft != below or key in self._doubtful
         return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
+
+    def _claim_of(self, stream: Incremental[Any]) -> str | None:
+        """Return what a stream's key is to hold; where that is no change, as it is spelled."""
+        cursor, below = stream.claim(), self._below(stream.key)
+        if cursor is None:
+            return None
+        value = codec.encode(cursor)
+        return below if below is not None and codec.same(value, below) else value
+
+    def _decode(self, key: str, value: str | None) -> Any:
+        """Return the cursor in a value, None for None."""
+        try:
+            return None if value is None else codec.decode(value)
+        except ValueError as reason:
+            raise CorruptState(self.state_key, key, value or "") from reason
 
     def _value(self, key: object) -> str | None:
         """Return the value of a key as the job sees it, None where it is absent, reserved or deleted."""
@@ -648,6 +768,7 @@ class _Raw(MutableMapping[str, str]):
         _check_key(key)
         check_changes(self._cp.state_key, {key: value})
         with self._cp._open():
+            self._cp._check_free(key)
             self._cp._draft[key] = value
 
     def __delitem__(self, key: str) -> None:

@@ -1,0 +1,313 @@
+"""Cursor values: what they compare as, how they are spelled, and how they move."""
+
+from __future__ import annotations
+
+import math
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoint.values import Scale, clock, wire
+
+UTC = timezone.utc
+BERLIN = ZoneInfo("Europe/Berlin")
+WALL = datetime(2024, 5, 1, 10)  # noqa: DTZ001
+
+
+def key(value, zone=None):
+    scale = Scale("here", zone)
+    return scale.kind, scale.key(value), scale.kind
+
+
+def keys(*values, zone=None):
+    scale = Scale("here", zone)
+    scale.settle(*values)
+    return [scale.key(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (1, "number"), (1.5, "number"), (Decimal("1.5"), "number"), (2**70, "number"),
+        (WALL, "wall"), (date(2024, 5, 1), "wall"), ("2024-05-01T10:00", "wall"), ("2024-05-01 10:00:00.5", "wall"),
+        (WALL.replace(tzinfo=UTC), "instant"), ("2024-05-01T10:00Z", "instant"), ("2024-05-01T10:00:00+02", "instant"),
+        ("2024-05-01T10:00:00-0230", "instant"), ("2024-05-01T10:00:00.123456789012+02:00", "instant"),
+        ("2024-05-01", "text"), ("2024-02-30T10:00:00Z", "text"), ("2024-05-01T24:00:00Z", "text"), ("", "text"),
+        ("2024-05-01T10:00:00z", "text"), ("2024-05-01T10:00:00 Z", "text"), ("\u0662024-05-01T10:00:00Z", "text"),
+        ("2024-05-01T10:00:00+24:00", "text"), ("12", "text"),
+    ],
+)  # fmt: skip
+def test_kinds(value, kind):
+    assert key(value)[2] == kind
+
+
+@pytest.mark.parametrize("value", [True, None, b"x", [1], {}, object(), timedelta(1), 1j])
+def test_what_is_no_value(value):
+    with pytest.raises(TypeError, match="here: "):
+        key(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, Decimal("NaN"), Decimal("-Infinity")])
+def test_what_is_no_number(value):
+    with pytest.raises(ValueError, match="here: "):
+        key(value)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.decimals(allow_nan=False, allow_infinity=False),
+        ),
+        min_size=2,
+    )
+)
+def test_numbers_compare_exactly(values):
+    assert sorted(values, key=Fraction) == sorted(values, key=lambda value: keys(0, value)[1])
+
+
+MOMENTS = st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29))  # noqa: DTZ001
+OFFSETS = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+def spelled(moment, style):
+    text = moment.isoformat(timespec="microseconds")
+    return {
+        "iso": moment.isoformat(), "space": text.replace("T", " "), "nanos": text[:26] + "000" + text[26:], "full": text,
+        "zulu": moment.astimezone(UTC).isoformat().replace("+00:00", "Z"), "datetime": moment,
+        "compact": text[:-3] + text[-2:],
+    }[style]  # fmt: skip
+
+
+STYLES = st.sampled_from(["iso", "space", "nanos", "full", "zulu", "datetime", "compact"])
+
+
+@given(MOMENTS, OFFSETS, STYLES, MOMENTS, OFFSETS, STYLES)
+def test_instants_compare_whatever_their_spelling(one, offset, style, two, offset_two, style_two):
+    one, two = one.replace(tzinfo=offset), two.replace(tzinfo=offset_two)
+    first, second = keys(spelled(one, style), spelled(two, style_two))
+    assert (first < second, first == second) == (one < two, one == two)
+
+
+def test_digits_beyond_those_of_datetime_count():
+    values = [f"2024-05-01T10:00:00.{digits}Z" for digits in ("1", "10", "1000000001", "100000001", "11")]
+    assert keys(*values)[0] == keys(*values)[1]
+    assert sorted(values, key=lambda value: keys(value)[0])[-3:] == [values[2], values[3], values[4]]
+
+
+def test_a_naive_value_is_an_instant_where_the_zone_is_stated():
+    assert (
+        keys("2024-07-01T10:00:00", "2024-07-01T08:00:00Z", zone="Europe/Berlin")[0] == keys("2024-07-01T08:00:00Z")[0]
+    )
+    assert keys("2024-01-01T10:00:00", zone=BERLIN) == keys("2024-01-01T09:00:00Z")
+    assert keys(date(2024, 1, 1), zone=UTC) == keys("2024-01-01T00:00:00Z")
+    assert keys("2024-10-27T02:30:00", zone=BERLIN) == keys("2024-10-27T00:30:00Z")  # of two, the earlier
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, "1"), ("2024-05-01T10:00:00Z", "x"), (WALL, 5), ("x", WALL), ("2024-05-01T10:00:00Z", "2024-13-01T10:00:00Z")],
+)
+def test_kinds_that_do_not_compare(one, other):
+    with pytest.raises(TypeError, match="here: .* does not compare with"):
+        keys(one, other)
+
+
+@pytest.mark.parametrize("naive", [WALL, "2024-05-01T10:00:00", date(2024, 5, 1), "2024-05-01"])
+def test_naive_and_aware(naive):
+    with pytest.raises(TypeError, match="say whose clock the first is, such as timezone='UTC'"):
+        keys("2024-05-01T10:00:00Z", naive)
+
+
+def test_days_are_midnights_and_text_of_a_day_is_read_beside_times():
+    assert keys(WALL, date(2024, 5, 1), "2024-05-01")[1:] == keys(datetime(2024, 5, 1)) * 2  # noqa: DTZ001
+
+
+# Spelling
+
+
+@given(MOMENTS, OFFSETS, STYLES)
+def test_a_value_is_spelled_as_another(moment, offset, style):
+    value = spelled(moment.replace(tzinfo=offset), style)
+    scale = Scale("here")
+    assert scale.spell(scale.key(value), value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "expected"),
+    [
+        (2.7, 1, 2), (-2.7, 1, -3), (Decimal("2.75"), Decimal("0.1"), Decimal("2.75")), (7, Decimal("0.10"), Decimal("7.00")),
+        (2**60 + 1, 1.0, float(2**60)), (Fraction(1, 3), Decimal(1), Decimal("0." + "3" * 100)),
+    ],
+)  # fmt: skip
+def test_numbers_are_converted_downwards(value, like, expected):
+    scale = Scale("here")
+    scale.key(1)
+    found = scale.spell(value, like)
+    assert (found, type(found), str(found)) == (expected, type(expected), str(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "expected"),
+    [
+        ("2024-05-01T10:00:59.999999999Z", "2024-01-01T00:00Z", "2024-05-01T10:00Z"),
+        ("2024-05-01T10:00:59.999999999Z", "2024-01-01T00:00:00+05:30", "2024-05-01T15:30:59+05:30"),
+        (
+            "2024-05-01T10:00:59.999999999Z",
+            datetime(2024, 1, 1, tzinfo=UTC),
+            datetime(2024, 5, 1, 10, 0, 59, 999999, UTC),
+        ),
+        ("2024-05-01T23:00:00Z", date(2024, 1, 1), date(2024, 5, 2)),
+        ("2024-05-01T23:00:00Z", "2024-01-01 00:00", "2024-05-02 01:00"),
+        ("2024-05-01T23:00:00Z", WALL, datetime(2024, 5, 2, 1)),  # noqa: DTZ001
+    ],
+)
+def test_instants_are_converted_downwards(value, like, expected):
+    scale = Scale("here", BERLIN)
+    assert scale.spell(scale.key(value), like) == expected
+
+
+# Moving
+
+
+@given(MOMENTS, OFFSETS, STYLES, st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=3650)))
+def test_shifting_is_exact_and_keeps_the_spelling(moment, offset, style, step):
+    moment = moment.replace(tzinfo=offset)
+    value = spelled(moment, style)
+    scale = Scale("here")
+    at = scale.key(value)
+    moved = scale.shift(value, step, -1)
+    if isinstance(moved, str):
+        assert len(moved) == len(value) or moved.startswith("0001")
+        assert moved[19:20] == value[19:20]
+    try:
+        expected = moment.astimezone(UTC) - step
+    except OverflowError:
+        return
+    [wanted] = keys(expected)
+    assert scale.key(moved) <= wanted <= at
+    if step.microseconds == 0 or style not in ("iso", "zulu"):
+        assert scale.key(moved) == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "moved"),
+    [
+        ("2024-03-01T00:00:00Z", timedelta(days=1), "2024-02-29T00:00:00Z"),
+        ("2023-03-01T00:00:00Z", timedelta(days=1), "2023-02-28T00:00:00Z"),
+        ("2024-01-01T00:00:00.000000000Z", timedelta(microseconds=1), "2023-12-31T23:59:59.999999000Z"),
+        ("0001-01-01T05:00:00+05:00", timedelta(days=1), "0001-01-01T00:00:00+05:00"),
+        (datetime(1, 1, 1, tzinfo=UTC), timedelta(days=1), datetime(1, 1, 1, tzinfo=UTC)),
+        (datetime(2024, 3, 31, 12, tzinfo=BERLIN), timedelta(days=1), datetime(2024, 3, 30, 11, tzinfo=BERLIN)),
+        ("2024-03-31", timedelta(hours=1), "2024-03-30"),
+        (date(2024, 3, 1), timedelta(days=1), date(2024, 2, 29)),
+        (10, 3, 7), (10, 0.5, 9), (1.5, 1, 0.5), (Decimal("1.50"), Decimal("0.125"), Decimal("1.375")),
+    ],
+)  # fmt: skip
+def test_shifting_back(value, step, moved):
+    found = Scale("here").shift(value, step, -1)
+    assert (found, type(found)) == (moved, type(moved))
+
+
+@pytest.mark.parametrize(("value", "step"), [("x", timedelta(1)), (5, timedelta(1)), (WALL, 5), ("5", 1)])
+def test_what_does_not_move(value, step):
+    with pytest.raises(TypeError, match="cannot be moved"):
+        Scale("here").shift(value, step)
+
+
+def test_past_the_last_year():
+    with pytest.raises(OverflowError, match="past the year 9999"):
+        Scale("here").shift("9999-12-31T00:00:00Z", timedelta(days=2))
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "moved"),
+    [
+        ("2024-01-31T10:00:00.5+02:00", 1, "2024-02-29T10:00:00.5+02:00"),
+        ("2023-01-31", 1, "2023-02-28"), ("2024-12-15T00:00Z", 1, "2025-01-15T00:00Z"),
+        (date(2024, 10, 31), 16, date(2026, 2, 28)),
+        (datetime(2024, 3, 1, tzinfo=BERLIN), 1, datetime(2024, 4, 1, tzinfo=BERLIN)),
+    ],
+)  # fmt: skip
+def test_months_are_those_of_the_calendar(value, count, moved):
+    assert Scale("here").months(value, count) == moved
+
+
+@pytest.mark.parametrize("value", [5, "x", 1.5])
+def test_what_has_no_months(value):
+    with pytest.raises(TypeError, match="cannot be moved by months"):
+        Scale("here").months(value, 1)
+
+
+# Lanes
+
+
+@given(
+    st.lists(MOMENTS, min_size=2, max_size=6), st.lists(st.tuples(OFFSETS, STYLES), min_size=1, max_size=3), st.data()
+)
+def test_what_a_lane_holds_compares_as_the_keys_do(moments, spellings, data):
+    values = [
+        spelled(moment.replace(tzinfo=offset), style)
+        for moment in moments
+        for offset, style in [data.draw(st.sampled_from(spellings))]
+    ]
+    scale = Scale("here")
+    scale.key(values[0])
+    top = scale.key(values[1])
+    lane = scale.lane(values[0], top)
+    if lane is None:
+        return
+    held = [value for value in values if type(value) is lane.type and lane.holds(value)]
+    assert sorted(held) == sorted(held, key=scale.key)
+    assert lane.holds_all(held) or not held
+    assert lane.holds_all(values) == (len(held) == len(values))
+    for value in held:
+        if value < lane.top:
+            assert scale.key(value) < top
+
+
+@pytest.mark.parametrize(
+    ("value", "others"),
+    [
+        ("2024-05-01T10:00:00Z", ["2024-05-01T10:00:00.0Z", "2024-05-01 10:00:00Z", "x" * 20, None, 5]),
+        ("2024-05-01T10:00:00+02:00", ["2024-05-01T10:00:00+01:00", "2024-05-01T10:00:00.00000"]),
+        ("2024-05-01T10:00:00.1", ["2024-05-01T10:00:00+1", "2024-05-01T10:00+02", "2024-05-01T10:00:00Z"]),
+        ("abc", ["2024-05-01T10:00:00Z", 5]),
+        (5, [5.0, True, Decimal(5), "5"]),
+        (1.5, [1, math.nan]),
+        (datetime(2024, 5, 1, tzinfo=UTC), [WALL, datetime(2024, 5, 1, tzinfo=BERLIN)]),
+    ],
+)
+def test_what_a_lane_does_not_hold(value, others):
+    scale = Scale("here")
+    scale.key(value)
+    lane = scale.lane(value, None)
+    assert lane.holds_all([value, value])
+    for other in others:
+        assert not lane.holds_all([value, other])
+
+
+@pytest.mark.parametrize("value", [datetime(2024, 5, 1, tzinfo=BERLIN)])
+def test_clocks_that_are_put_back_have_no_lane(value):
+    scale = Scale("here")
+    scale.key(value)
+    assert scale.lane(value, None) is None
+
+
+def test_the_wire_keeps_every_digit():
+    values = [5, 1.5, Decimal("1.50"), date(2024, 5, 1), WALL, "2024-05-01T10:00:00.500Z", 2**70]
+    assert list(map(wire, values)) == [
+        5, 1.5, "1.50", "2024-05-01", "2024-05-01T10:00:00", "2024-05-01T10:00:00.500Z", 2**70,
+    ]  # fmt: skip
+
+
+def test_the_clock_is_the_key_of_now():
+    before, now, after = datetime.now(UTC), clock(), datetime.now(UTC)
+    assert keys(before)[0] <= now
+    assert now[0] <= keys(after)[0][0]
