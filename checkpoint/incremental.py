@@ -177,10 +177,20 @@ class Incremental(Generic[T]):
     time.
     """
 
+    # More attributes than a dict of instances shares, and some are read for every row.
+    __slots__ = (
+        "_ahead", "_asc", "_base", "_bound", "_coarse", "_delivered", "_detached", "_dropped", "_end_key", "_feeds",
+        "_finished", "_get", "_get_primary", "_high", "_highest", "_holds", "_keyed", "_lane", "_last", "_late",
+        "_least", "_left", "_light", "_low", "_mark", "_name", "_old_ties", "_open", "_opened_at", "_opened_key",
+        "_options", "_pending", "_plain", "_position", "_remembered", "_scale", "_single", "_start", "_start_key", "_stops",
+        "_ties", "_top", "_under", "_under_ties", "_unexhausted", "_unfinished", "_warned", "_windows", "key",
+    )  # fmt: skip
+
     _position: Any  # the last one claimed or stored, as it came
     _last: Cursor | None  # the last claim, or what was stored
     _base: Cursor | None  # what the next claim starts from: the same, until the stream is rewound
     _start: Any
+    _scale: Scale
     _start_key: Key | None  # _NOTHING while no value has told what kind they are
     _end_key: Key | None
     _opened_key: Key | None
@@ -206,6 +216,8 @@ class Incremental(Generic[T]):
     _mark: int
     _plain: type | None
     _holds: Callable[[Any], bool]
+    _light: bool  # no row is remembered
+    _single: Any  # the row at the highest value, where `observe` found it alone there
     _pending: _Claim
     _windows: Frontier | None
 
@@ -223,7 +235,7 @@ class Incremental(Generic[T]):
         self._keyed = self._get_primary is not None and options.max_seen > 0
         self._delivered = self._dropped = self._late = 0
         self._detached = self._left = self._warned = False
-        self._high = self._highest = None
+        self._high = self._highest = self._lane = self._single = None
         self._feeds = []
         self._last = stored
         self._seat(stored)
@@ -467,16 +479,16 @@ class Incremental(Generic[T]):
             if self._low <= value < self._top and (
                 value[self._mark] == "Z" if self._mark else type(value) is self._plain or self._holds(value)
             ):
-                if self._keyed:
-                    memo = row.copy()
-                    if value > self._high and not self._coarse:
-                        self._ties = [(value, memo)]
-                    elif value >= self._high or self._coarse:
-                        self._tie(value, memo, rises=False)
-                if self._asc:
-                    self._low = self._high = value
-                elif value > self._high:
-                    self._high = value
+                if self._light:
+                    if self._asc:
+                        self._low = value
+                    elif value > self._high:
+                        self._high = value
+                elif value > (self._low if self._asc else self._high) and not self._coarse:
+                    self._single = row.copy()
+                    self._low, self._high = (value if self._asc else self._low), value
+                else:
+                    self._observe_tie(value, row.copy())
                 self._delivered += 1
                 return True
         except (LookupError, TypeError, AttributeError, ArithmeticError):
@@ -489,6 +501,24 @@ class Incremental(Generic[T]):
             self._cover(judged, None, deliver=deliver)
             self._enter_lane(None)
         return deliver
+
+    def _observe_tie(self, value: Any, memo: Memo) -> None:
+        """Cover a row that is remembered beside others, or after which is no telling."""
+        self._sync()
+        if value > self._high:
+            self._tie(value, memo, rises=True)
+            self._high = value
+            if self._asc:
+                self._low = value
+        elif self._coarse or value == self._high:
+            self._tie(value, memo, rises=False)
+
+    def _sync(self) -> None:
+        """Bring in what `observe` left where it was quickest to leave: the highest value, and its row."""
+        if self._lane is not None and self._asc:
+            self._high = self._low
+        if self._single is not None:
+            self._ties, self._single = [(self._high, self._single)], None
 
     def _begin(self) -> _Feed:
         self._check_fed()
@@ -583,6 +613,7 @@ class Incremental(Generic[T]):
         if type(batch).__module__.partition(".")[0] == "pyarrow":
             return self._arrow_page(batch, feed)
         rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType]
+        self._sync()
         lane = self._lane if feed is None else feed.lane
         values = None if lane is None else self._values_in(lane, rows, self._high if feed is None else feed.high)
         if values is not None:
@@ -594,6 +625,7 @@ class Incremental(Generic[T]):
 
     def _arrow_page(self, batch: Any, feed: _Feed | None) -> tuple[Any, bool]:
         """As `_page`, of a table or record batch: looked at as columns in a lane, as rows outside it."""
+        self._sync()
         from checkpoint import arrow  # noqa: PLC0415 - an extra
 
         lane, name = (self._lane if feed is None else feed.lane), self._name
@@ -710,6 +742,7 @@ class Incremental(Generic[T]):
             if self._open and high is not None:
                 self._under, self._under_ties = high, self._ties
             if feed is None:
+                self._leave_lane()
                 self._high = row.value
             else:
                 feed.high = row.value
@@ -726,12 +759,15 @@ class Incremental(Generic[T]):
         else:
             self._lane, self._low, self._top = lane, lane.low, lane.top
             self._mark, self._plain, self._holds = lane.mark, lane.plain, lane.holds
+            self._light = not self._keyed
 
     def _leave_lane(self) -> None:
+        self._sync()
         self._lane = self._low = self._top = None
 
     def _new_lane(self, feed: _Feed | None) -> Lane | None:
         """Return the lane of rows that are spelled as the highest one; low enough for all that were handed out."""
+        self._sync()
         high = self._high if feed is None else feed.high
         if self._name is None or high is None or self._least is None or any(other is not feed for other in self._feeds):
             return None
@@ -752,6 +788,7 @@ class Incremental(Generic[T]):
 
     def _tie(self, value: Any, memo: Memo, *, rises: bool) -> None:
         """Remember a row at the highest value so far, or near enough to it to be asked for again."""
+        self._sync()
         if self._coarse:
             self._ties.append((value, memo))
             if len(self._ties) > 4 * self._options.max_seen + 1_000:
@@ -1044,6 +1081,7 @@ class Incremental(Generic[T]):
     # Values and their keys
 
     def _highs(self) -> Iterator[Any]:
+        self._sync()
         for feed in self._feeds:
             self._settle(feed)
         return (value for value in (self._high, *(feed.high for feed in self._feeds)) if value is not None)
@@ -1144,6 +1182,7 @@ class Incremental(Generic[T]):
             feed.stale, feed.lane = True, None
             feed.rows.clear()  # which ends its run
         self._feeds = []
+        self._single = None
         self._leave_lane()
         self._least = None
         self._high, self._highest = None, highest

@@ -436,7 +436,7 @@ def test_an_abandoned_track_holds_a_sorted_position_until_its_rest_is_read_again
 @pytest.mark.parametrize(
     ("values", "highest"),
     [
-        ([1, 2.5, Decimal("2.500000000000000000001"), Decimal("-3")], "2.500000000000000000001"),
+        ([1, 2.5, Decimal("2.500000000000000000001"), Decimal(-3)], "2.500000000000000000001"),
         ([2**60, float(2**60), 2**60 + 1], 2**60 + 1),
         ([date(2024, 2, 29), date(2023, 12, 31)], "2024-02-29"),
         ([datetime(2024, 1, 1), datetime(2023, 1, 1)], "2024-01-01T00:00:00"),  # noqa: DTZ001

@@ -146,7 +146,7 @@ def job(tmp_path):
 
     def run(title, index=0):
         names = {"Checkpointer": Checkpointer, "CursorExpired": CursorExpired, "api": api, "sink": sink, "STORE": store}
-        exec(recipe(title, index), names)  # noqa: S102
+        exec(recipe(title, index), names)
 
     run.api, run.sink, run.store = api, sink, store
     yield run
