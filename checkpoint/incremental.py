@@ -182,8 +182,8 @@ class Incremental(Generic[T]):
         "_ahead", "_asc", "_base", "_bound", "_coarse", "_delivered", "_detached", "_dropped", "_end_key", "_feeds",
         "_finished", "_get", "_get_primary", "_high", "_highest", "_holds", "_keyed", "_lane", "_last", "_late",
         "_least", "_left", "_light", "_low", "_mark", "_name", "_old_ties", "_open", "_opened_at", "_opened_key",
-        "_options", "_pending", "_plain", "_position", "_remembered", "_scale", "_single", "_start", "_start_key", "_stops",
-        "_ties", "_top", "_under", "_under_ties", "_unexhausted", "_unfinished", "_warned", "_windows", "key",
+        "_options", "_pending", "_plain", "_position", "_remembered", "_scale", "_single", "_start", "_start_key",
+        "_stops", "_ties", "_top", "_under", "_under_ties", "_unexhausted", "_unfinished", "_warned", "_windows", "key",
     )  # fmt: skip
 
     _position: Any  # the last one claimed or stored, as it came

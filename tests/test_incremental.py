@@ -543,7 +543,8 @@ def test_digests_are_stable_across_processes(memory):
         "from checkpoint import Checkpointer; from checkpoint.stores.memory import MemoryStore\n"
         "from checkpoint.codec import decode; import json; store = MemoryStore()\n"
         "with Checkpointer('run', store) as cp:\n"
-        "    cp.incremental('s', 'at', primary_key='id').filter([{'big': 2**70, 'set': {'b', 'a'}, 'id': 'x', 'at': 1}])\n"
+        "    stream = cp.incremental('s', 'at', primary_key='id')\n"
+        "    stream.filter([{'big': 2**70, 'set': {'b', 'a'}, 'id': 'x', 'at': 1}])\n"
         "print(json.dumps(decode(store.load('run')['s'].value)))"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -907,8 +908,9 @@ def test_the_fast_way_gives_the_answers_of_the_slow_one(monkeypatch, how, order,
             lambda n: (datetime(2024, 5, 1, tzinfo=UTC) + timedelta(seconds=n)).isoformat().replace("+00:00", "Z"),
             lambda n: (datetime(2024, 5, 1, tzinfo=UTC) + timedelta(seconds=n)).isoformat(" "),
             lambda n: f"2024-05-01T{n % 24:02}:00:00{rng.choice(['Z', '+01:00', '-02:00', ''][:3])}",
-            lambda n: n, lambda n: n / 4, lambda n: Decimal(n) / 8, lambda n: f"x{n:04}", lambda n: n if n % 2 else float(n),
-            lambda n: datetime(2024, 5, 1, tzinfo=UTC) + timedelta(seconds=n), lambda n: date(2024, 5, 1) + timedelta(n),
+            lambda n: n, lambda n: n / 4, lambda n: Decimal(n) / 8, lambda n: f"x{n:04}",
+            lambda n: n if n % 2 else float(n), lambda n: date(2024, 5, 1) + timedelta(n),
+            lambda n: datetime(2024, 5, 1, tzinfo=UTC) + timedelta(seconds=n),
         ]
     )  # fmt: skip
     numbers = [rng.randrange(60) for _ in range(120)]

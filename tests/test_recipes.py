@@ -15,8 +15,9 @@ import pytest
 
 from checkpoint import Checkpointer, CursorExpired
 
-RECIPES = Path(__file__).parent.parent / "RECIPES.md"
-BLOCKS = re.findall(r"^### ([^\n]*)\n|^```python\n(.*?)^```", RECIPES.read_text(), re.DOTALL | re.MULTILINE)
+README = Path(__file__).parent.parent / "README.md"
+RECIPES = README.read_text("utf-8").partition("## Recipes")[2]
+BLOCKS = re.findall(r"^### ([^\n]*)\n|^```python\n(.*?)^```", RECIPES, re.DOTALL | re.MULTILINE)
 
 
 def recipe(title, index=0):
@@ -26,7 +27,7 @@ def recipe(title, index=0):
         current = heading or current
         if code and current == title:
             found.append(code)
-    return compile(found[index], f"RECIPES.md, {title}", "exec")
+    return compile(found[index], f"README.md, {title}", "exec")
 
 
 def stamp(number):
@@ -197,6 +198,14 @@ def test_in_no_order(job):
     before = job.sink.counts
     job(title)
     assert job.sink.counts == before
+
+
+def test_without_a_stream(job):
+    dies_and_goes_on(job, "Without a stream", [25])
+    assert set(job.sink.counts) == set(expected(TABLES["contacts"]))
+    before = len(job.sink.rows)
+    job("Without a stream")
+    assert [row["id"] for row in job.sink.rows[before:]] == [98, 99]
 
 
 def test_page_tokens(job):

@@ -79,7 +79,8 @@ OFFSETS = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(
 def spelled(moment, style):
     text = moment.isoformat(timespec="microseconds")
     return {
-        "iso": moment.isoformat(), "space": text.replace("T", " "), "nanos": text[:26] + "000" + text[26:], "full": text,
+        "iso": moment.isoformat(), "space": text.replace("T", " "), "full": text,
+        "nanos": text[:26] + "000" + text[26:],
         "zulu": moment.astimezone(UTC).isoformat().replace("+00:00", "Z"), "datetime": moment,
         "compact": text[:-3] + text[-2:],
     }[style]  # fmt: skip
@@ -142,7 +143,8 @@ def test_a_value_is_spelled_as_another(moment, offset, style):
 @pytest.mark.parametrize(
     ("value", "like", "expected"),
     [
-        (2.7, 1, 2), (-2.7, 1, -3), (Decimal("2.75"), Decimal("0.1"), Decimal("2.75")), (7, Decimal("0.10"), Decimal("7.00")),
+        (2.7, 1, 2), (-2.7, 1, -3), (7, Decimal("0.10"), Decimal("7.00")),
+        (Decimal("2.75"), Decimal("0.1"), Decimal("2.75")),
         (2**60 + 1, 1.0, float(2**60)), (Fraction(1, 3), Decimal(1), Decimal("0." + "3" * 100)),
     ],
 )  # fmt: skip
