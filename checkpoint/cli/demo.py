@@ -344,7 +344,9 @@ def demo(url: str | None, serve: bool, limit: int | None, keep: Path | None) -> 
 
 def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: bool, sink_type: type[Sink] = Sink) -> int:
     """Do the whole demo on the screen; return the exit status."""
-    from rich.console import Console  # noqa: PLC0415 - rich is needed by this verb alone
+    # Before anything is shown or started: a signal that comes during an import leaves a file open.
+    import rich.progress  # noqa: PLC0415 - rich is needed by this verb alone
+    from rich.console import Console  # noqa: PLC0415
 
     console = Console(highlight=False)
     if url and url.startswith("memory:") and not serve:

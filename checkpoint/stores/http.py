@@ -100,10 +100,7 @@ class Clients:
         self._timeout = timeout
         self._proxy = _proxy(base_url)
         self._idle: dict[int, deque[_Client]] = {}  # by process; the last one used is the first one lent
-        try:
-            self._context = httpx.create_ssl_context()
-        except OSError as error:
-            raise StoreError(f"no trusted certificates: {error}; see SSL_CERT_FILE and SSL_CERT_DIR") from error
+        self._context = _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
     def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
         """Send one request and read its answer, not later than `until` (monotonic seconds).
@@ -196,6 +193,15 @@ class _Client:
     def _left(self, timeout: float | None) -> float:
         left = max(0.001, self._until - monotonic())
         return left if timeout is None else min(timeout, left)
+
+
+@lru_cache(8)
+def _context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    """Return what trusts the certificates that these variables of the environment name, or the usual ones."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise StoreError(f"no trusted certificates: {error}; see SSL_CERT_FILE and SSL_CERT_DIR") from error
 
 
 def _proxy(base_url: str) -> str | None:
