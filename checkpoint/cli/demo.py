@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from rich.console import Console
+    from rich.progress import Progress
 
     from checkpoint.stores.base import Store
 
@@ -345,10 +346,11 @@ def demo(url: str | None, serve: bool, limit: int | None, keep: Path | None) -> 
 def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: bool, sink_type: type[Sink] = Sink) -> int:
     """Do the whole demo on the screen; return the exit status."""
     # Before anything is shown or started: a signal that comes during an import leaves a file open.
-    import rich.progress  # noqa: PLC0415 - rich is needed by this verb alone
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415 - rich is needed by this verb alone
+    from rich.progress import Progress  # noqa: PLC0415
 
     console = Console(highlight=False)
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     if url and url.startswith("memory:") and not serve:
         raise click.ClickException(
             "a memory store dies with the process that the demo kills: take another, or add --serve"
@@ -363,7 +365,7 @@ def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: boo
         python = ".".join(platform.python_version_tuple()[:2])
         rows, size = len(source.files()), source.page_size()
         console.print(f"Syncing {rows:,} files of Python {python}'s standard library, {size} a page")
-        phases = _watch(console, rows, lambda meter: play(scratch, store, source, meter, sink_type))
+        phases = _watch(progress, rows, lambda meter: play(scratch, store, source, meter, sink_type))
     return _report(console, phases)
 
 
@@ -378,11 +380,9 @@ def _folder(keep: Path) -> Path:
     return keep
 
 
-def _watch(console: Console, rows: int, begin: Callable[[Meter], Iterator[Phase]]) -> list[Phase]:
+def _watch(progress: Progress, rows: int, begin: Callable[[Meter], Iterator[Phase]]) -> list[Phase]:
     """Go through the phases under a progress bar, where somebody is looking."""
-    from rich.progress import Progress  # noqa: PLC0415 - as above
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress:
         task = progress.add_task("", total=rows * 2)
         return list(begin(Meter(lambda count: progress.advance(task, count))))
 
