@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 PEER = "requests.patch loop"
+TOKEN = "a-token"
 SERVER = """
 import sys
-from checkpoint.testing import ApiServer
-with ApiServer(latency=float(sys.argv[1])) as server:
-    print(server.url, server.token, flush=True)
-    sys.stdin.read()
+from functools import partial
+from checkpoint.server import Options, serve
+from checkpoint.stores.memory import MemoryStore
+options = Options(latency=float(sys.argv[1]), in_threads=False)
+serve(MemoryStore(), sys.argv[2], port=0, options=options, ready=partial(print, flush=True))
 """
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     keys = [f"stream_{number:03}" for number in range(10 if quick else 100)]
     rounds = {50: 3, 5: 3, 0: 3} if quick else {50: 9, 5: 25, 0: 25}
     cases = [flush(latency, keys, count) for latency, count in rounds.items()]
-    packages = ["checkpoint-store", "httpx", "httpx2", "requests", "uvicorn"]
+    packages = ["checkpoint-store", "httpx", "httpx2", "requests", "uvicorn", "httptools", "uvloop"]
     report("flush", "peer's median / ours: above 1, ours is faster", cases, packages, write=not quick)
 
 
@@ -105,14 +107,13 @@ def cursor(number: int) -> dict[str, Any]:
 @contextmanager
 def server(latency: float) -> Generator[tuple[str, str]]:
     """Serve the state API from another process; its URL and token."""
-    command = [sys.executable, "-c", SERVER, str(latency)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
+    command = [sys.executable, "-c", SERVER, str(latency), TOKEN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip() if process.stdout else ""
+        if not url:
             fail("the server did not start")
-        url, token = line.split()
-        yield url, token
-        process.communicate()  # the end of its input ends it
+        yield url, TOKEN
+        process.terminate()
 
 
 if __name__ == "__main__":

@@ -179,12 +179,20 @@ class _Client:
         """Put the deadline on each connection as it is made (the "trace" request extension of httpcore)."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             stream = info["return_value"]
-            read, write = stream.read, stream.write
+            read, write, unsent = stream.read, stream.write, bytearray()
 
             def read_in_time(size: int, timeout: float | None = None) -> Any:
+                send(timeout)
                 return read(size, self._left(timeout))
 
             def write_in_time(data: bytes, timeout: float | None = None) -> None:
+                unsent.extend(data)  # head and body go out in one packet
+                if not data or len(unsent) > _CHUNK:  # nothing: the request has ended
+                    send(timeout)
+
+            def send(timeout: float | None) -> None:
+                data = bytes(unsent)
+                unsent.clear()
                 for start in range(0, len(data), _CHUNK):  # one call may wait for every packet anew
                     write(data[start : start + _CHUNK], self._left(timeout))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from hashlib import sha256
@@ -182,29 +183,17 @@ class Service:
         A single item needs no thread. Items not begun when the run is stopped, as it is by `Unauthorized`, are left
         out.
         """
-
-        def one(item: K) -> None:
-            if run.stop.is_set():
-                return
-            try:
-                outcomes[item] = call(item)
-            except CheckpointError as error:
-                outcomes[item] = error
-                if isinstance(error, Unauthorized):
-                    run.refused = True
-                    run.stop.set()
-
         outcomes: dict[K, T | CheckpointError] = {}
-        items = list(items)
-        if len(items) == 1:
-            one(items[0])
-        elif items:
+        waiting = deque(items)
+        if len(waiting) == 1:
+            _work(run, call, waiting, outcomes)
+        elif waiting:
             # Of pools that two threads make at once one is kept; the other never starts a thread.
             pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
             futures: list[Future[None]] = []
             try:
-                for item in items:
-                    futures.append(pool.submit(one, item))  # noqa: PERF401 - what was submitted is to be waited for
+                for _ in range(min(self._concurrency, len(waiting))):
+                    futures.append(pool.submit(_work, run, call, waiting, outcomes))  # noqa: PERF401 - what was submitted is to be waited for
                 wait(futures)
             except BaseException:
                 run.stop.set()  # what is in flight is settled, nothing more is begun
@@ -293,6 +282,22 @@ class Service:
         if 300 <= status < 400:  # noqa: PLR2004
             raise StoreError(f"{self.base_url} redirects ({status}), which is not followed: correct the base URL")
         return response
+
+
+def _work(run: Run, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
+    """Call for one item after the other that no other thread has taken."""
+    while not run.stop.is_set():
+        try:
+            item = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            outcomes[item] = call(item)
+        except CheckpointError as error:
+            outcomes[item] = error
+            if isinstance(error, Unauthorized):
+                run.refused = True
+                run.stop.set()
 
 
 class _Throttle:
