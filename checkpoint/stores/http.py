@@ -72,7 +72,7 @@ class Response:
 
     status: int
     headers: Mapping[str, str]
-    """Names in any case."""
+    """Names in lower case."""
     body: bytes = field(repr=False)
     """Not shown: a service may echo what it was sent."""
 
@@ -144,15 +144,10 @@ class _Client:
         self._transport = httpx.HTTPTransport(
             verify=context, proxy=proxy, limits=httpx.Limits(max_connections=1, keepalive_expiry=60.0)
         )
-        self._headers = httpx.Headers(
-            {
-                "Authorization": f"Bearer {token.reveal()}",
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-                "User-Agent": "checkpoint",
-            }
-        )
-        self._headers_of_json = httpx.Headers([*self._headers.items(), ("Content-Type", "application/json")])
+        # Each header is checked by every layer on its way: only the needed ones are sent.
+        always = {"Authorization": f"Bearer {token.reveal()}", "User-Agent": "checkpoint"}
+        self._headers = httpx.Headers({**always, "Accept-Encoding": "gzip"})
+        self._headers_of_json = httpx.Headers({**always, "Content-Type": "application/json"})
 
     def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
         self._until = until
@@ -166,7 +161,8 @@ class _Client:
             request = httpx.Request(method, _url(url), headers=headers, content=body, extensions=extensions)
             response = self._transport.handle_request(request)
             try:
-                return Response(response.status_code, response.headers, _read(response))
+                told = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw}
+                return Response(response.status_code, told, _read(response, told))
             finally:
                 response.close()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -219,9 +215,9 @@ def _proxy(base_url: str) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
-def _read(response: httpx.Response) -> bytes:
+def _read(response: httpx.Response, headers: Mapping[str, str]) -> bytes:
     """Return the body, decompressed in small steps: a few bytes may stand for gigabytes."""
-    encoding = response.headers.get("content-encoding", "identity").lower()
+    encoding = headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip"):
         raise TransportError(f"the answer has the unwanted encoding {encoding!r}", reached=True, again=False)
     inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
