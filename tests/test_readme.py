@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from checkpoint.testing import ApiServer
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT, _, RECIPES = README.read_text("utf-8").partition("## Recipes")  # these have tests of their own
+TEXT_AND_REST = README.read_text("utf-8")
+RESULTS = README.parent / "benchmarks" / "results"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT + RECIPES.partition("\n## ")[2], re.DOTALL | re.MULTILINE)
 
 
@@ -57,3 +60,15 @@ def test_the_first_block_syncs_once_and_then_only_what_is_new(names):
     store = open_store()
     assert len(store.load("sync_job_123")) == 1
     store.close()
+
+
+def test_the_figures_are_those_that_the_benchmarks_wrote():
+    rows = []
+    for name in ("flush", "commit"):
+        for case in json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["cases"]:
+            ours, peer = case["figures"].items()
+            rows.append(
+                f"| {case['name']} | {ours[1]['median'] * 1000:.2f} ms | {peer[1]['median'] * 1000:.2f} ms, {peer[0]} "
+                f"| {peer[1]['ratio']:.2f} |"
+            )
+    assert [row for row in TEXT_AND_REST.splitlines() if " ms |" in row] == rows
