@@ -64,7 +64,7 @@ def test_the_first_block_syncs_once_and_then_only_what_is_new(names):
 
 def test_the_figures_are_those_that_the_benchmarks_wrote():
     rows = []
-    for name in ("flush", "commit"):
+    for name in ("flush", "flush_overwrite", "commit"):
         for case in json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["cases"]:
             ours, peer = case["figures"].items()
             rows.append(
