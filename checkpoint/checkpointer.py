@@ -423,8 +423,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Claim what changed, and flush it: once this returns, the store has it.
 
         Call it when the rows behind the cursors are safe in their sink: all that streams have handed out is then said
-        to be delivered. What has not changed is not sent; where nothing
-        has, there is no request. A commit is a snapshot taken at the call.
+        to be delivered. What has not changed is not sent; where nothing has, there is no request. A commit is a
+        snapshot taken at the call.
 
         Args:
             only: the keys or streams to commit; none: all of them.
