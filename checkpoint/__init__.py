@@ -1,33 +1,72 @@
 """Incremental-sync checkpoints: where a job stopped, and how far it is safely past."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
 
-from checkpoint.checkpointer import Checkpointer as Checkpointer
-from checkpoint.checkpointer import Commit as Commit
-from checkpoint.errors import CheckpointError as CheckpointError
-from checkpoint.errors import CommitUnknown as CommitUnknown
-from checkpoint.errors import Conflict as Conflict
-from checkpoint.errors import CorruptState as CorruptState
-from checkpoint.errors import CursorExpired as CursorExpired
-from checkpoint.errors import CursorRegressed as CursorRegressed
-from checkpoint.errors import LeaseLost as LeaseLost
-from checkpoint.errors import Locked as Locked
-from checkpoint.errors import PartialCommit as PartialCommit
-from checkpoint.errors import StateMissing as StateMissing
-from checkpoint.errors import StoreError as StoreError
-from checkpoint.errors import StoreUnavailable as StoreUnavailable
-from checkpoint.errors import Unauthorized as Unauthorized
-from checkpoint.errors import ValueTooLarge as ValueTooLarge
-from checkpoint.stores import open_store as open_store
-from checkpoint.stores.base import Entry as Entry
-from checkpoint.stores.base import Receipt as Receipt
-from checkpoint.stores.base import Store as Store
+TYPE_CHECKING = False  # what type checkers know as typing's, which is slow to import
 
 if TYPE_CHECKING:
     from checkpoint.aio import AsyncCheckpointer as AsyncCheckpointer
+    from checkpoint.checkpointer import Checkpointer as Checkpointer
+    from checkpoint.checkpointer import Commit as Commit
+    from checkpoint.errors import CheckpointError as CheckpointError
+    from checkpoint.errors import CommitUnknown as CommitUnknown
+    from checkpoint.errors import Conflict as Conflict
+    from checkpoint.errors import CorruptState as CorruptState
+    from checkpoint.errors import CursorExpired as CursorExpired
+    from checkpoint.errors import CursorRegressed as CursorRegressed
+    from checkpoint.errors import LeaseLost as LeaseLost
+    from checkpoint.errors import Locked as Locked
+    from checkpoint.errors import PartialCommit as PartialCommit
+    from checkpoint.errors import StateMissing as StateMissing
+    from checkpoint.errors import StoreError as StoreError
+    from checkpoint.errors import StoreUnavailable as StoreUnavailable
+    from checkpoint.errors import Unauthorized as Unauthorized
+    from checkpoint.errors import ValueTooLarge as ValueTooLarge
+    from checkpoint.incremental import Incremental as Incremental
+    from checkpoint.stores import open_store as open_store
+    from checkpoint.stores.base import Change as Change
+    from checkpoint.stores.base import Entry as Entry
+    from checkpoint.stores.base import Receipt as Receipt
+    from checkpoint.stores.base import Store as Store
+    from checkpoint.stores.memory import MemoryStore as MemoryStore
+    from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
+    from checkpoint.stores.truto import TrutoStore as TrutoStore
+    from checkpoint.windows import Window as Window
+
+# Where each name lives: a program pays for what it uses, when it first uses it.
+_HOMES = {
+    "AsyncCheckpointer": "checkpoint.aio",
+    "Checkpointer": "checkpoint.checkpointer",
+    "Commit": "checkpoint.checkpointer",
+    "CheckpointError": "checkpoint.errors",
+    "CommitUnknown": "checkpoint.errors",
+    "Conflict": "checkpoint.errors",
+    "CorruptState": "checkpoint.errors",
+    "CursorExpired": "checkpoint.errors",
+    "CursorRegressed": "checkpoint.errors",
+    "LeaseLost": "checkpoint.errors",
+    "Locked": "checkpoint.errors",
+    "PartialCommit": "checkpoint.errors",
+    "StateMissing": "checkpoint.errors",
+    "StoreError": "checkpoint.errors",
+    "StoreUnavailable": "checkpoint.errors",
+    "Unauthorized": "checkpoint.errors",
+    "ValueTooLarge": "checkpoint.errors",
+    "Incremental": "checkpoint.incremental",
+    "open_store": "checkpoint.stores",
+    "Change": "checkpoint.stores.base",
+    "Entry": "checkpoint.stores.base",
+    "Receipt": "checkpoint.stores.base",
+    "Store": "checkpoint.stores.base",
+    "MemoryStore": "checkpoint.stores.memory",
+    "SQLiteStore": "checkpoint.stores.sqlite",
+    "TrutoStore": "checkpoint.stores.truto",
+    "Window": "checkpoint.windows",
+}
 
 __all__ = [
     "AsyncCheckpointer",
+    "Change",
     "CheckpointError",
     "Checkpointer",
     "Commit",
@@ -37,23 +76,31 @@ __all__ = [
     "CursorExpired",
     "CursorRegressed",
     "Entry",
+    "Incremental",
     "LeaseLost",
     "Locked",
+    "MemoryStore",
     "PartialCommit",
     "Receipt",
+    "SQLiteStore",
     "StateMissing",
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "TrutoStore",
     "Unauthorized",
     "ValueTooLarge",
+    "Window",
     "open_store",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name == "AsyncCheckpointer":  # asyncio costs more than all the rest, and most jobs do not use it
-        from checkpoint.aio import AsyncCheckpointer  # noqa: PLC0415
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
 
-        return AsyncCheckpointer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,8 +20,7 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
@@ -62,8 +61,7 @@ RESERVED = "__"
 Changes: TypeAlias = dict[str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What a commit sent; falsy when it sent nothing."""
 
     keys: tuple[str, ...] = ()
@@ -746,7 +744,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             if value is None:
                 self._known.pop(key, None)
             else:
-                self._known[key] = replace(self._known.get(key, Entry(key, value)), value=value)
+                self._known[key] = self._known.get(key, Entry(key, value))._replace(value=value)
         self._claimed.clear()
         self._failed.clear()
 

@@ -14,7 +14,7 @@ import re
 import signal
 import socket
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from math import ceil
@@ -458,7 +458,7 @@ def _check_size(key: str, value: str, options: Options) -> None:
 
 def _arranged(entries: list[Entry], options: Options) -> list[Entry]:
     if options.duplicates:
-        older = [replace(entry, value="", updated_at="1970-01-01T00:00:00.000Z") for entry in entries]
+        older = [entry._replace(value="", updated_at="1970-01-01T00:00:00.000Z") for entry in entries]
         entries = [*older, *entries, *older]
     if options.shuffled:
         entries.sort(key=lambda entry: crc32(f"{entry.updated_at} {entry.key}".encode()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -60,10 +59,8 @@ class MemoryStore:
                 if value is None:
                     after.pop(key, None)
                 else:
-                    entry = after.get(key) or Entry(key, value, created_at=now)
-                    after[key] = written[key] = replace(
-                        entry, value=value, updated_at=now, sync_job_run_id=run_id, version=version
-                    )
+                    created_at = after[key].created_at if key in after else now
+                    after[key] = written[key] = Entry(key, value, created_at, now, run_id, version)
             if changes:
                 self._namespaces[state_key], self._versions[state_key] = after, version
             return Receipt(written)

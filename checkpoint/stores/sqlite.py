@@ -82,7 +82,7 @@ class SQLiteStore:
         """Return every entry of a namespace; see `Store.load`."""
         check_name("state_key", state_key)
         with self._connected() as connection, closing(_execute(connection, _LOAD, (state_key,))) as rows:
-            return {row[0]: Entry(*row) for row in rows}
+            return {row[0]: Entry._make(row) for row in rows}
 
     def commit(
         self,
@@ -324,7 +324,7 @@ def _read(connection: sqlite3.Connection, state_key: str, keys: list[str]) -> di
     for start in range(0, len(keys), _CHUNK):
         some = keys[start : start + _CHUNK]
         rows = connection.execute(f"{_LOAD} AND key IN ({','.join('?' * len(some))})", (state_key, *some))
-        stored.update((row[0], Entry(*row)) for row in rows)
+        stored.update((row[0], Entry._make(row)) for row in rows)
     return stored
 
 
