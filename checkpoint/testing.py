@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import struct
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -22,7 +24,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from checkpoint.errors import Conflict
-from checkpoint.stores.base import Entry, Store
+from checkpoint.stores.base import KEEP, Atomic, Change, Entry, KeepsHistory, ListsNamespaces, Store, host
 from checkpoint.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -567,7 +569,7 @@ class StoreContract:
     """
 
     atomic = True
-    """All keys of a commit are seen at once, or none."""
+    """All keys of a commit are seen at once, or none: the store says so itself (`Atomic`)."""
     compares_and_swaps = True
     """Of two writers that know the same entry one gets a `Conflict`."""
     versions = True
@@ -578,6 +580,8 @@ class StoreContract:
     """Keys of a large commit."""
     large = 1_000_000
     """Characters of a large value."""
+    keep = KEEP
+    """Commits of a namespace that the store remembers, where it keeps history."""
 
     def reopen(self, store: Store) -> Store:
         """Return the state of a store as the next process finds it; override it where that is another object."""
@@ -821,6 +825,148 @@ class StoreContract:
             list(pool.map(count, range(4)))
         assert store.load("job")["count"].value.startswith("40 by ")
 
+    def test_the_store_says_itself_that_it_is_atomic(self, store: Store) -> None:
+        assert getattr(store, "atomic", None) is (True if self.atomic else None)
+        assert isinstance(store, Atomic) == self.atomic
+
+    def test_the_namespaces_that_hold_a_key_are_listed(self, store: Store) -> None:
+        if not isinstance(store, ListsNamespaces):
+            raise SkipTest("this store does not list its namespaces")
+        assert store.namespaces() == []
+        for state_key in ("job b", "job/a", "Job", "é", "日本", "job", "emptied"):
+            store.commit(state_key, {"a": "1", "b": "1"})
+        store.commit("emptied", {"a": None, "b": None})
+        store.commit("job", {"a": None})
+        store.commit("never filled", {"a": None})
+        store.commit("nothing changed", {})
+        assert store.load("only loaded") == {}
+        assert store.namespaces() == ["Job", "job", "job b", "job/a", "é", "日本"]
+        store.commit("emptied", {"a": "2"})
+        store.commit("job", {"b": None})
+        assert store.namespaces() == ["Job", "emptied", "job b", "job/a", "é", "日本"]
+
+    def test_history_tells_what_each_commit_did_to_each_key(self, store: Store) -> None:
+        history = _history(store)
+        entries = [
+            store.commit("job", {"b": "1", "a": "1"}, run_id="run-1").entries["a"],
+            store.commit("job", {"a": "2"}).entries["a"],
+            store.commit("job", {"c": "1", "a": None}, run_id="run-3").entries["c"],
+            store.commit("job", {"a": "4"}, run_id="run-4").entries["a"],
+        ]
+        store.commit("other", {"a": "elsewhere"})
+        told: list[tuple[Any, ...]] = [
+            (entry.version, "", entry.sync_job_run_id, host(), os.getpid()) for entry in entries
+        ]
+        assert [change._replace(at="") for change in history("job")] == [
+            Change("a", None, "4", *told[3]),
+            Change("a", "2", None, *told[2]),
+            Change("c", None, "1", *told[2]),
+            Change("a", "1", "2", *told[1]),
+            Change("a", None, "1", *told[0]),
+            Change("b", None, "1", *told[0]),
+        ]
+        times = [change.at for change in history("job")]
+        assert times == sorted(times, reverse=True)
+        assert all(map(_TIME.fullmatch, times))
+        assert [change.run_id for change in history("job")] == ["run-4", "run-3", "run-3", None, "run-1", "run-1"]
+        assert [(change.before, change.after) for change in history("other")] == [(None, "elsewhere")]
+        assert history("unknown") == []
+
+    def test_history_of_one_key_and_of_a_limited_length(self, store: Store) -> None:
+        history = _history(store)
+        for number in range(4):
+            store.commit("job", {"a": f"a{number}", "b": f"b{number}"})
+        everything = history("job")
+        assert [(change.key, change.after) for change in everything] == [
+            (key, f"{key}{number}") for number in (3, 2, 1, 0) for key in ("a", "b")
+        ]
+        assert history("job", "b") == everything[1::2]
+        assert history("job", "missing") == []
+        for limit in (0, 1, 3, 8, 9):
+            assert history("job", limit=limit) == everything[:limit]
+            assert history("job", "b", limit=limit) == everything[1::2][:limit]
+
+    def test_history_carries_every_name_and_value(self, store: Store) -> None:
+        history = _history(store)
+        written = dict(zip((name for name in _NAMES if not name.startswith("__")), _VALUES * 9, strict=False))
+        store.commit("job", written)
+        store.commit("job", dict.fromkeys(written, ""))
+        assert {change.key: change.before for change in history("job", limit=len(written))} == written
+        assert {change.key: change.after for change in history("job")[len(written) :]} == written
+        store.commit("job", {"a": "x" * self.large})
+        store.commit("job", {"a": None})
+        assert [len(change.before or "") for change in history("job", "a")][:2] == [self.large, 0]
+
+    def test_what_changes_nothing_leaves_no_record(self, store: Store) -> None:
+        history = _history(store)
+        base = store.commit("job", {"a": "1"}).entries
+        before = history("job")
+        store.commit("job", {})
+        store.commit("job", {}, base)
+        store.commit("job", {"missing": None})
+        _raised(Conflict, store.commit, "job", {"a": "2", "b": "2"}, {"a": None})
+        _raised(ValueError, store.commit, "job", {"a": "2", "": "2"})
+        assert history("job") == before
+        store.commit("job", {"a": "2", "missing": None})
+        assert [(change.key, change.before, change.after) for change in history("job", limit=1)] == [("a", "1", "2")]
+        assert history("job")[1:] == before
+
+    def test_reserved_keys_leave_no_trace_and_push_nothing_out(self, store: Store) -> None:
+        history = _history(store)
+        store.commit("job", {"a": "1", "__lease__": "0"})
+        before = history("job")
+        assert [change.key for change in before] == ["a"]
+        for number in range(self.keep + 1):
+            store.commit("job", {"__lease__": str(number)})
+        store.commit("job", {"__lease__": None})
+        assert history("job") == before
+        assert history("job", "__lease__") == []
+
+    def test_history_is_bounded(self, store: Store) -> None:
+        history = _history(store)
+        store.commit("other", {"a": "1"})
+        for number in range(self.keep + 3):
+            store.commit("job", {"a": str(number), "b": str(number)})
+        values = [str(number) for number in range(self.keep + 2, 1, -1)]
+        assert [change.after for change in history("job", "a")] == values[:-1]
+        assert [change.before for change in history("job", "b")] == values[1:]
+        assert len(history("other")) == 1
+
+    def test_an_old_value_written_again_is_a_commit_like_any_other(self, store: Store) -> None:
+        history = _history(store)
+        for value in ("1", "2", None):
+            store.commit("job", {"a": value})
+        past = history("job")
+        restored = store.commit("job", {"a": past[-1].after}, {"a": None}, run_id="restoring").entries["a"]
+        assert restored.value == "1"
+        assert history("job")[1:] == past
+        newest = history("job")[0]
+        assert newest[:3] == ("a", None, "1")
+        assert (newest.version, newest.run_id) == (restored.version, "restoring")
+        store.commit("job", {"a": "1"})
+        assert [(change.before, change.after) for change in history("job", limit=2)] == [("1", "1"), (None, "1")]
+
+    def test_bad_questions_to_history_are_refused(self, store: Store) -> None:
+        history = _history(store)
+        for name in _BAD_NAMES:
+            kind = ValueError if isinstance(name, str) else TypeError
+            _raised(kind, history, name)
+            if name is not None:
+                _raised(kind, history, "job", name)
+        for limit, kind in ((-1, ValueError), ("1", TypeError), (1.0, TypeError), (True, TypeError)):
+            _raised(kind, partial(history, limit=limit), "job")
+
+    def test_the_next_process_finds_the_history(self, store: Store) -> None:
+        history = _history(store)
+        for value in ("1", "2"):
+            store.commit("job", {"a": value}, run_id="run-1")
+        before = history("job")
+        again = self.reopen(store)
+        assert _history(again)("job") == before
+        again.commit("job", {"a": "3"})
+        assert _history(again)("job")[1:] == before
+        again.close()
+
     def test_the_next_process_finds_the_state(self, store: Store) -> None:
         entries = store.commit("job", {"a": "1"}, run_id="run-1").entries
         again = self.reopen(store)
@@ -897,6 +1043,12 @@ _BAD_NAMES: tuple[Any, ...] = (
 
 def _values(store: Store, state_key: str = "job") -> dict[str, str]:
     return {key: entry.value for key, entry in store.load(state_key).items()}
+
+
+def _history(store: Store) -> Callable[..., list[Change]]:
+    if not isinstance(store, KeepsHistory):
+        raise SkipTest("this store keeps no history")
+    return store.history
 
 
 def _raised(kind: type[_Error], call: Callable[..., Any], *arguments: Any) -> _Error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +12,12 @@ from checkpoint.errors import Conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+KEEP = 100
+"""Commits of a namespace that a store with history remembers where it is told nothing else."""
+
+RESERVED = "__"
+"""What the keys begin with that are the library's own."""
 
 
 # Tuples, not dataclasses: a namespace of 100 000 keys is read in two thirds of the time, and `inspect`, which
@@ -139,15 +146,18 @@ class ListsNamespaces(Protocol):
 class KeepsHistory(Protocol):
     """A store that remembers what its latest commits changed.
 
-    It keeps a bounded number of commits for each namespace; older ones are dropped by the commits that follow. Keys
-    beginning with `__` leave no trace.
+    It keeps a bounded number of commits for each namespace, or those of a bounded time; older ones are dropped by the
+    commits that follow. Keys beginning with `__` leave no trace, and no commit is dropped for theirs; neither does the
+    deletion of a key that is not there.
     """
 
     def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
         """Return what was changed, newest first: of one key, or of all where none is named; at most `limit` of them.
 
+        The changes of one commit are in the order of their keys. An unknown namespace or key is `[]`.
+
         Raises:
-            ValueError, TypeError: the state_key or key is not one.
+            ValueError, TypeError: the state_key or key is not one, or the limit is not a number from 0 on.
             StoreError: the store refused or failed.
 
         """
@@ -251,6 +261,67 @@ def holds(found: Entry | None, value: str | None) -> bool:
     return (found.value if found is not None else None) == value
 
 
+def check_keep(keep: int | timedelta) -> None:
+    """Refuse what bounds no history.
+
+    Raises:
+        TypeError: it is neither an int nor a timedelta.
+        ValueError: it is a negative number, or an age that is not positive.
+
+    """
+    if isinstance(keep, timedelta):
+        if keep <= timedelta(0):
+            raise ValueError(f"keep must be an age greater than 0, not {keep!r}; to keep no history: 0")
+    elif not isinstance(keep, int) or isinstance(keep, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+        raise TypeError(f"keep must be a number of commits or a timedelta, not {type(keep).__name__}")
+    elif keep < 0:
+        raise ValueError(f"keep must be a number of commits from 0 on, not {keep}")
+
+
+def check_history(state_key: str, key: str | None, limit: int | None) -> None:
+    """Refuse what asks for no history.
+
+    Raises:
+        TypeError, ValueError: as `check_name`, or the limit is not a number from 0 on.
+
+    """
+    check_name("state_key", state_key)
+    if key is not None:
+        check_name("key", key)
+    if limit is not None:
+        if not isinstance(limit, int) or isinstance(limit, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"limit must be an int, not {type(limit).__name__}")
+        if limit < 0:
+            raise ValueError(f"limit must be a number from 0 on, not {limit}")
+
+
+def before(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:
+    """Return what history remembers of a commit: each key it changes and the value it had, None where it had none."""
+    return {
+        key: stored[key].value if key in stored else None
+        for key, value in sorted(changes.items())
+        if not key.startswith(RESERVED) and (value is not None or key in stored)
+    }
+
+
 def utc_now() -> str:
     """Return the time in the API's form, such as `2023-01-01T10:00:00.000Z`."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _timestamp(datetime.now(timezone.utc))
+
+
+def kept_since(age: timedelta) -> str:
+    """Return the time, as `utc_now` would have told it, before which everything is older than an age."""
+    now = datetime.now(timezone.utc)
+    return _timestamp(now - min(age, now - datetime.min.replace(tzinfo=timezone.utc)))
+
+
+@cache
+def host() -> str:
+    """Return the name of this machine."""
+    from platform import node  # noqa: PLC0415 - as slow to import as the rest of a store
+
+    return node()
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import os
+from collections import deque
+from datetime import timedelta
+from itertools import chain, islice
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
+from checkpoint.stores.base import (
+    KEEP,
+    Change,
+    Entry,
+    Receipt,
+    before,
+    check_base,
+    check_changes,
+    check_history,
+    check_keep,
+    check_name,
+    host,
+    kept_since,
+    utc_now,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class MemoryStore:
-    """Namespaces in a dict: atomic commits with compare-and-swap, gone with the process."""
+    """Namespaces in a dict: atomic commits with compare-and-swap, gone with the process.
 
-    def __init__(self) -> None:
+    `keep` bounds the history of each namespace: a number of commits (0: none is kept) or an age.
+    """
+
+    atomic = True
+
+    def __init__(self, *, keep: int | timedelta = KEEP) -> None:
+        check_keep(keep)
+        self._keep = keep
         self._namespaces: dict[str, dict[str, Entry]] = {}
         self._versions: dict[str, int] = {}
+        self._commits: dict[str, deque[list[Change]]] = {}  # the oldest first
         self._lock = Lock()
         _stores.add(self)
 
@@ -63,7 +88,38 @@ class MemoryStore:
                     after[key] = written[key] = Entry(key, value, created_at, now, run_id, version)
             if changes:
                 self._namespaces[state_key], self._versions[state_key] = after, version
+                self._remember(
+                    state_key,
+                    [
+                        Change(key, value, changes[key], version, now, run_id, host(), os.getpid())
+                        for key, value in before(changes, stored).items()
+                    ],
+                )
             return Receipt(written)
+
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""
+        with self._lock:
+            return sorted(state_key for state_key, entries in self._namespaces.items() if entries)
+
+    def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what was changed; see `KeepsHistory.history`."""
+        check_history(state_key, key, limit)
+        with self._lock:
+            changes = chain.from_iterable(reversed(self._commits.get(state_key, ())))
+            return list(islice((change for change in changes if key in {None, change.key}), limit))
+
+    def _remember(self, state_key: str, changes: list[Change]) -> None:
+        commits = self._commits.setdefault(state_key, deque())
+        if changes:
+            commits.append(changes)
+        if isinstance(self._keep, timedelta):
+            since = kept_since(self._keep)
+            while commits and commits[0][0].at < since:
+                commits.popleft()
+        else:
+            while len(commits) > self._keep:
+                commits.popleft()
 
     def close(self) -> None:
         """Do nothing: the entries live as long as the store."""
