@@ -655,7 +655,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 else:
                     keys.add(one)
             elif isinstance(one, Group):
-                if one not in self._live_groups():
+                if not any(group is one for group in self._live_groups()):
                     raise ValueError(f"{one!r} is not a live group of this run")
                 groups[one.name] = None
             elif self._live().get(one.key) is one:
@@ -675,12 +675,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Take the differences of the drafts, all or none, down to the claimed; return the scope's claimed keys."""
         ledger = self._ledger
         with ledger.lock:
-            groups = {self._groups[name]: members for name, members in scope.groups.items()}
+            groups = [(self._groups[name], members) for name, members in scope.groups.items()]
             streams = {key: one for key, one in self._live().items() if scope.keys is None or key in scope.keys}
             asked = self._draft if scope.keys is None else scope.keys
             drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
             drafts.update((key, self._claim_of(stream)) for key, stream in streams.items())
-            for group, members in groups.items():
+            for group, members in groups:
                 drafts.update(group.claim(members))
             differences: Changes = {}
             for key, draft in drafts.items():
@@ -690,11 +690,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 None
                 if scope.keys is None
                 else scope.keys.union(
-                    key for group in groups for key in (*ledger.claimed, *differences) if group.owns(key)
+                    key for group, _ in groups for key in (*ledger.claimed, *differences) if group.owns(key)
                 )
             )
             ledger.claim(differences, mine)
-            for group in groups:
+            for group, _ in groups:
                 group.claimed()
             for key, stream in streams.items():
                 stream.claimed()
