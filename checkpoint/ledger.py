@@ -180,7 +180,8 @@ class Ledger:
             landed: dict[str, Entry | None] = {}
             try:
                 for step in steps:
-                    sent = self._send(step, landed)
+                    # Before the first write all of the batch is looked at, so that a conflict finds nothing written.
+                    sent = self._send(step, batch if step is steps[0] else step, landed)
                     requests, retries = requests + sent[0], retries + sent[1]
             except BaseException as error:
                 with self.lock:
@@ -196,15 +197,15 @@ class Ledger:
             )  # fmt: skip
             return commit
 
-    def _send(self, batch: Changes, landed: dict[str, Entry | None]) -> tuple[int, int]:
+    def _send(self, batch: Changes, watched: Changes, landed: dict[str, Entry | None]) -> tuple[int, int]:
         """Commit a step, taking own writes that landed late for what they are; return requests and retries.
 
-        What lands is noted in `landed`.
+        What is `watched` must be as it was, though it may be written by a later step. What lands is noted in `landed`.
         """
         store, lease = self.opened, self.lease
-        rounds = LATE_WRITES + len(batch)
+        rounds = LATE_WRITES + len(watched)
         with self.lock:
-            base = {} if self._overwrite else {key: self.known.get(key) for key in batch}
+            base = {} if self._overwrite else {key: self.known.get(key) for key in watched}
         while True:
             rounds -= 1
             held = {} if lease is None else lease.base()
@@ -219,10 +220,10 @@ class Ledger:
                     self._unsettle({key: batch[key] for key in error.unsettled})
                     self._settle(batch, error.committed, landed)
                     batch = {key: value for key, value in batch.items() if key not in error.committed}
-                    conflicts = self._blame(batch, error)
+                    conflicts = self._blame({**watched, **batch}, error)
                     if conflicts is not None and rounds:
                         self._know(conflicts)
-                        base = {key: conflicts.get(key, base[key]) for key in batch}
+                        base = {key: conflicts.get(key, was) for key, was in base.items() if key not in error.committed}
                         continue
                 raise
             except BaseException:
@@ -252,12 +253,14 @@ class Ledger:
     def _blame(self, batch: Changes, error: CheckpointError) -> dict[str, Entry | None] | None:
         """Remember what an error found and what it leaves open.
 
-        Return what was found where the error is nothing but own writes that landed late, None where there is more.
+        Return what was found where the error is nothing but own writes that landed late, or what is to be written
+        anyway, None where there is more.
         """
         errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(batch, error)
         conflicts = {one.key: one.found for one in errors.values() if isinstance(one, Conflict)}
         if all(isinstance(one, Conflict) for one in errors.values()) and all(
-            value_of(found) in self._unsettled.get(key, ()) for key, found in conflicts.items()
+            value_of(found) in self._unsettled.get(key, ()) or value_of(found) == batch[key]
+            for key, found in conflicts.items()
         ):
             return conflicts
         self._found.update(conflicts)
