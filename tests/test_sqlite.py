@@ -230,7 +230,8 @@ def test_a_new_file_is_in_the_chosen_mode_and_durable(
     path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], mode: str
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
-    with closing(SQLiteStore(path)) as store, store._connected() as connection:
+    with closing(SQLiteStore(path)) as store:
+        connection = store._connected()
         pragmas = {
             name: connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "synchronous", "fullfsync")
@@ -246,7 +247,8 @@ def test_a_fixed_version_keeps_the_mode_it_finds(
     make(path)
     with closing(connect(path)) as connection:
         connection.execute(f"PRAGMA journal_mode = {found}")
-    with closing(SQLiteStore(path)) as store, store._connected() as connection:
+    with closing(SQLiteStore(path)) as store:
+        connection = store._connected()
         assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
         assert len(store.load("job")) == 100
 
@@ -363,13 +365,13 @@ def test_a_damaged_page_is_an_error_when_it_is_read(path: Path) -> None:
 def test_a_newer_schema_is_refused(path: Path) -> None:
     make(path)
     with closing(connect(path)) as connection:
-        connection.execute("UPDATE checkpoint_schema SET version = 2")
+        connection.execute("UPDATE checkpoint_schema SET version = 3")
     before = path.read_bytes()
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             commit(path, "a")
         assert str(caught.value) == (
-            f"{path} has schema version 2, and this release knows version 1: upgrade checkpoint-store; "
+            f"{path} has schema version 3, and this release knows version 2: upgrade checkpoint-store; "
             "the file is kept as it is"
         )
     assert path.read_bytes() == before
@@ -379,16 +381,20 @@ def test_a_database_of_somebody_else_gets_our_tables(path: Path) -> None:
     with closing(connect(path)) as connection:
         connection.execute("PRAGMA user_version = 7")
         connection.execute("CREATE TABLE entries (id)")
-    assert load(path) == {}
-    commit(path, "a")
+    with closing(SQLiteStore(path)) as store:
+        before = path.read_bytes()
+        assert (store.load("job"), store.namespaces(), store.history("job"), store.read("job", "a")) == ({}, [], [], {})
+        assert path.read_bytes() == before
+        store.commit("job", {"a": "1"})
     with closing(connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (7,)
         assert sorted(name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql <> ''")) == [
+            "checkpoint_commits",
             "checkpoint_entries",
-            "checkpoint_namespaces",
             "checkpoint_schema",
             "entries",
         ]
+    assert load(path) == {"a": "1"}
 
 
 def test_eight_processes_add_our_tables_at_once(path: Path) -> None:
@@ -408,7 +414,7 @@ def test_tables_that_another_adds_meanwhile_are_used(
 
     def clock() -> float:
         if next(asked) == 1:
-            for statement in sqlite._SCHEMA:
+            for statement in itertools.chain.from_iterable(sqlite._STEPS):
                 other.execute(statement)
             other.execute("INSERT INTO checkpoint_entries VALUES ('job', 'theirs', '1', '', '', NULL, 1)")
             other.execute("COMMIT")
@@ -416,7 +422,8 @@ def test_tables_that_another_adds_meanwhile_are_used(
         return 0
 
     monkeypatch.setattr(sqlite, "time", SimpleNamespace(monotonic=clock))
-    assert values(store) == {"theirs": "1"}
+    store.commit("job", {"ours": "1"})
+    assert values(store) == {"ours": "1", "theirs": "1"}
 
 
 def test_a_link_to_nothing_is_an_error(path: Path) -> None:
@@ -670,8 +677,7 @@ def test_a_fork_in_the_middle_of_other_threads_commits_harms_nothing(path: Path,
     stop.set()
     thread.join()
     assert {f"child {number}" for number in range(10)} <= set(values(store))
-    with store._connected() as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
@@ -694,8 +700,7 @@ def test_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
             last = int(found["last"])
             assert last in {acknowledged, acknowledged + 1}
             assert found[f"key {last % 10}"] == found["last"]
-            with store._connected() as connection:
-                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 # What SQLite says
@@ -703,9 +708,8 @@ def test_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
 
 def test_a_full_disk_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
-    with store._connected() as connection:
-        pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        connection.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = store._connected().execute("PRAGMA page_count").fetchone()
+    store._connected().execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError) as caught:
         store.commit("job", {"a": "2", "b": "x" * 100_000})
     assert str(caught.value) == f"the disk of {path} is full, and nothing was written: make room, then try again"
@@ -732,8 +736,7 @@ def test_a_disk_that_fails_keeps_what_was_there(path: Path, store: SQLiteStore) 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Connection.setlimit came with Python 3.11")
 def test_a_value_past_the_limit_of_sqlite_is_named(store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
-    with store._connected() as connection:
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    store._connected().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
     with pytest.raises(ValueTooLarge) as caught:
         store.commit("job", {"a": "2", "b": "é" * 60_000, "c": "3"})
     assert caught.value.args == ("b", 120_000)
@@ -756,7 +759,25 @@ def test_missing_tables_are_an_error_not_a_fresh_start(path: Path) -> None:
         connection.execute("DROP TABLE checkpoint_entries")
     with pytest.raises(StoreError) as caught:
         load(path)
-    assert str(caught.value) == f"{path}: no such table: checkpoint_entries"
+    assert str(caught.value) == f"{path}: no such table: main.checkpoint_entries"
+
+
+def test_tables_without_their_version_are_an_error_not_a_fresh_start(path: Path) -> None:
+    make(path)
+    with closing(connect(path)) as connection:
+        connection.execute("DELETE FROM checkpoint_schema")
+    with pytest.raises(StoreError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"{path} has schema version None, and this release knows version 2: upgrade checkpoint-store; "
+        "the file is kept as it is"
+    )
+    with closing(connect(path)) as connection:
+        connection.execute("DROP TABLE checkpoint_schema")
+    for call in (lambda: load(path), lambda: commit(path, "a")):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert str(caught.value) == f"{path}: no such table: main.checkpoint_schema"
 
 
 def test_it_can_be_used_again_after_it_was_closed(store: SQLiteStore) -> None:

@@ -8,67 +8,153 @@ import random
 import sqlite3
 import time
 from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
+from itertools import chain, islice
 from pathlib import Path
 from secrets import token_hex
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 from weakref import WeakSet
 
+import orjson
+
 from checkpoint.errors import StoreError, StoreUnavailable, ValueTooLarge
-from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
+from checkpoint.stores.base import (
+    KEEP,
+    Change,
+    Entry,
+    Receipt,
+    before,
+    check_base,
+    check_changes,
+    check_history,
+    check_keep,
+    check_name,
+    host,
+    kept_since,
+    utc_now,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
-
-SCHEMA_VERSION = 1
-"""Of our tables, kept in one of them: `PRAGMA user_version` belongs to whoever else uses the file."""
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
 TIMEOUT = 60.0
 """Seconds to wait for other connections."""
 
-_SCHEMA = (
-    "CREATE TABLE checkpoint_schema (version INTEGER NOT NULL)",
-    f"INSERT INTO checkpoint_schema VALUES ({SCHEMA_VERSION})",  # noqa: S608 - our own number
-    "CREATE TABLE checkpoint_namespaces (state_key TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID",
-    """CREATE TABLE checkpoint_entries (
-        state_key TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, created_at TEXT NOT NULL,
-        updated_at TEXT NOT NULL, sync_job_run_id TEXT, version INTEGER NOT NULL, PRIMARY KEY (state_key, key)
-    ) WITHOUT ROWID""",
+# Every statement names `main`: the caller's connection may have temporary tables and other files attached.
+_STEPS = (
+    (
+        "CREATE TABLE main.checkpoint_schema (version INTEGER NOT NULL)",
+        "INSERT INTO main.checkpoint_schema VALUES (1)",
+        "CREATE TABLE main.checkpoint_namespaces (state_key TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE main.checkpoint_entries (
+            state_key TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL, sync_job_run_id TEXT, version INTEGER NOT NULL, PRIMARY KEY (state_key, key)
+        ) WITHOUT ROWID""",
+    ),
+    (
+        # The latest commits, numbered without gaps, so that what is past `keep` is a range and nothing is counted.
+        # `before` is a JSON object: the keys it changed, and the values they had; what they got is in the next row
+        # that names them, else in the entries. What comes before `first`, as the newest row has it, is history no
+        # more. A commit that history does not tell of has the number of the last that it does, and no `at`; only
+        # the newest row may be of one. Versions go on from the newest row.
+        """CREATE TABLE main.checkpoint_commits (
+            state_key TEXT NOT NULL, number INTEGER NOT NULL, version INTEGER NOT NULL, first INTEGER NOT NULL,
+            at TEXT, run_id TEXT, host TEXT, process INTEGER, before TEXT, PRIMARY KEY (state_key, number, version)
+        ) WITHOUT ROWID""",
+        """INSERT INTO main.checkpoint_commits (state_key, number, version, first)
+            SELECT state_key, 0, version, 1 FROM main.checkpoint_namespaces""",
+        "DROP TABLE main.checkpoint_namespaces",
+        "UPDATE main.checkpoint_schema SET version = 2",
+    ),
 )
+"""What makes each version of our tables out of the one before it, from none on."""
+
+SCHEMA_VERSION = len(_STEPS)
+"""Of our tables, kept in one of them: `PRAGMA user_version` belongs to whoever else uses the file."""
 
 # REPLACE of rows computed here instead of RETURNING, which came with SQLite 3.35: systems in support link older ones.
+_SCHEMA = "SELECT max(version) FROM main.checkpoint_schema"
+_OURS = "SELECT 1 FROM main.sqlite_master WHERE name = 'checkpoint_entries'"
 _LOAD = """SELECT key, value, created_at, updated_at, sync_job_run_id, version
-    FROM checkpoint_entries WHERE state_key = ?"""
-_WRITE = "REPLACE INTO checkpoint_entries VALUES (?, ?, ?, ?, ?, ?, ?)"
-_DELETE = "DELETE FROM checkpoint_entries WHERE state_key = ? AND key = ?"
-_LAST = "SELECT version FROM checkpoint_namespaces WHERE state_key = ?"
-_COUNT = "REPLACE INTO checkpoint_namespaces VALUES (?, ?)"
+    FROM main.checkpoint_entries WHERE state_key = ?"""
+_WRITE = "REPLACE INTO main.checkpoint_entries VALUES (?, ?, ?, ?, ?, ?, ?)"
+_DELETE = "DELETE FROM main.checkpoint_entries WHERE state_key = ? AND key = ?"
+_LAST = """SELECT number, version, first, at IS NULL FROM main.checkpoint_commits
+    WHERE state_key = ? ORDER BY number DESC, version DESC LIMIT 1"""
+_COUNT = "INSERT INTO main.checkpoint_commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UNCOUNT = "DELETE FROM main.checkpoint_commits WHERE state_key = ? AND number = ? AND version = ?"
+_FORGET = "DELETE FROM main.checkpoint_commits WHERE state_key = ? AND number < ? AND version < ?"
+_YOUNG = """SELECT number FROM main.checkpoint_commits
+    WHERE state_key = ? AND number >= ? AND at >= ? ORDER BY number LIMIT 1"""
+_HISTORY = """SELECT before, version, at, run_id, host, process FROM main.checkpoint_commits
+    WHERE state_key = ? AND at IS NOT NULL AND number >= (
+        SELECT first FROM main.checkpoint_commits WHERE state_key = ? ORDER BY number DESC, version DESC LIMIT 1)
+    ORDER BY number DESC"""
+# From one to the next: DISTINCT would read every entry.
+_NAMESPACES = """WITH RECURSIVE named(state_key) AS (
+        SELECT min(state_key) FROM main.checkpoint_entries
+        UNION ALL
+        SELECT (SELECT min(state_key) FROM main.checkpoint_entries WHERE state_key > named.state_key)
+        FROM named WHERE named.state_key IS NOT NULL
+    ) SELECT state_key FROM named WHERE state_key IS NOT NULL"""
 
+_BATCH = 16  # commits that leave the file together: the page they are on is another than the newest one's
 _CHUNK = 500  # keys in one statement; older SQLite takes 999 parameters (sqlite.org/limits.html)
 
 
 class SQLiteStore:
-    """Namespaces in one SQLite file: atomic commits with compare-and-swap, on disk (fsync) when they return.
+    """Namespaces in one SQLite database: atomic commits with compare-and-swap, and their history.
 
-    The file may hold other tables; ours begin with `checkpoint_`. Without a path it is `state.db` in the platform's
-    user state folder, which is created; the folder of a path must exist.
+    With a path a commit is on disk (fsync) when it returns. Without one the file is `state.db` in the platform's user
+    state folder, which is created; the folder of a path must exist.
+
+    With a connection of the caller's own a commit joins the transaction that is open there: it is durable, and seen by
+    others, when the caller commits, and undone when the caller rolls back. Nothing of the connection is changed or
+    closed; it must be used in its own thread. Where our tables are missing, a load finds nothing and creates nothing,
+    and a commit creates them inside the transaction.
+
+    The database may hold other tables; ours begin with `checkpoint_`. A file of an earlier release is read as it is;
+    the first commit brings its tables up to date.
+
+    `keep` bounds the history of each namespace: a number of commits (0: none is kept) or an age. What a commit
+    replaced stays in the file for so long.
 
     Raises:
+        ValueError, TypeError: `keep` is neither; both a path and a connection were given, or what is no connection.
         StoreError: there is no user state folder, or it cannot be created.
 
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._path = (_default_path() if path is None else Path(path)).absolute()
-        if "\0" in str(self._path):
-            raise ValueError(f"a path must not hold a NUL: {path!r}")
+    atomic = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        connection: sqlite3.Connection | None = None,
+        keep: int | timedelta = KEEP,
+    ) -> None:
+        check_keep(keep)
+        self._keep = keep
+        self._joined = connection
         self._connection: sqlite3.Connection | None = None
         self._lock = RLock()
-        _stores.add(self)
+        if connection is None:
+            self._path = (_default_path() if path is None else Path(path)).absolute()
+            if "\0" in str(self._path):
+                raise ValueError(f"a path must not hold a NUL: {path!r}")
+            _stores.add(self)
+        elif path is not None:
+            raise TypeError("a store has a path or a connection, not both")
+        elif not isinstance(connection, sqlite3.Connection):  # pyright: ignore[reportUnnecessaryIsInstance] - as in base
+            raise TypeError(f"connection must be a sqlite3.Connection, not {type(connection).__name__}")
 
     def __repr__(self) -> str:
-        return f"SQLiteStore({str(self._path)!r})"
+        return (
+            f"SQLiteStore({str(self._path)!r})" if self._joined is None else f"SQLiteStore(connection={self._joined!r})"
+        )
 
     @classmethod
     def from_url(cls, url: str) -> SQLiteStore:
@@ -78,11 +164,35 @@ class SQLiteStore:
             raise ValueError(f"a SQLite store's URL is sqlite:///relative.db or sqlite:////absolute.db, not {url!r}")
         return cls(unquote(path, errors="surrogateescape"))
 
+    @property
+    def joined(self) -> bool:
+        """Whether commits join the transactions of a connection of the caller's own."""
+        return self._joined is not None
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the caller's connection has a transaction open."""
+        if self._joined is None:
+            return False
+        with _translated(self._name, joined=True):
+            return self._joined.in_transaction
+
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""
         check_name("state_key", state_key)
-        with self._connected() as connection, closing(_execute(connection, _LOAD, (state_key,))) as rows:
-            return {row[0]: Entry._make(row) for row in rows}
+        with self._unit(*_READING) as (cursor, version):
+            if not version:
+                return {}
+            return {row[0]: Entry._make(row) for row in cursor.execute(_LOAD, (state_key,))}
+
+    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these keys, as far as they exist; see `JoinsTransactions.read`."""
+        check_name("state_key", state_key)
+        keys = {*keys}
+        for key in keys:
+            check_name("key", key)
+        with self._unit(*_READING) as (cursor, version):
+            return _read(cursor, state_key, keys) if version else {}
 
     def commit(
         self,
@@ -92,44 +202,83 @@ class SQLiteStore:
         *,
         run_id: str | None = None,
     ) -> Receipt:
-        """Write the changed keys, all or none; see `Store.commit`."""
+        """Write the changed keys, all or none; see `Store.commit`.
+
+        Raises:
+            RuntimeError: no transaction is open on the caller's connection.
+
+        """
         check_changes(state_key, changes)
-        with self._connected() as connection, _transaction(connection):
-            stored = _read(connection, state_key, [*{**base, **changes}])
+        if self.joined and not self.in_transaction:
+            raise RuntimeError(_NO_TRANSACTION)
+        with self._unit("BEGIN IMMEDIATE") as (cursor, schema):
+            stored = _read(cursor, state_key, {**base, **changes}) if schema else {}
             check_base(state_key, changes, base, stored)
             if not changes:
                 return Receipt()
-            last = connection.execute(_LAST, (state_key,)).fetchone()
-            now, version = utc_now(), last[0] + 1 if last else 1
+            _update(cursor, schema)
+            last: _Last = cursor.execute(_LAST, (state_key,)).fetchone() or (0, 0, 1, 0)
+            now, version = utc_now(), last[1] + 1
             written = {
                 key: Entry(key, value, stored[key].created_at if key in stored else now, now, run_id, version)
                 for key, value in changes.items()
                 if value is not None
             }
+            _write(cursor, state_key, written)
             deleted = [(state_key, key) for key in changes if key not in written and key in stored]
-            rows = [(state_key, e.key, e.value, e.created_at, now, run_id, version) for e in written.values()]
-            try:
-                connection.executemany(_WRITE, rows)
-            except (sqlite3.DataError, OverflowError) as error:  # past SQLITE_MAX_LENGTH, past what a C int counts
-                largest = max(written.values(), key=lambda entry: len(entry.value))
-                raise ValueTooLarge(largest.key, len(largest.value.encode())) from error
-            connection.executemany(_DELETE, deleted)
-            connection.execute(_COUNT, (state_key, version))
+            if deleted:
+                cursor.executemany(_DELETE, deleted)
+            past = before(changes, stored)
+            told = (now, run_id, host(), os.getpid(), orjson.dumps(past).decode()) if past and self._keep else None
+            _count(cursor, state_key, last, told, self._keep)
         return Receipt(written)
 
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""
+        with self._unit(*_READING) as (cursor, version):
+            # In Python's order: that of the database is another where its encoding is UTF-16.
+            return sorted(state_key for (state_key,) in cursor.execute(_NAMESPACES)) if version else []
+
+    def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what was changed; see `KeepsHistory.history`."""
+        check_history(state_key, key, limit)
+        with self._unit(*_READING) as (cursor, version):
+            if version < _WITH_HISTORY:
+                return []
+            commits = _commits(cursor, state_key, key, limit)
+            stored = _read(cursor, state_key, {changed for past, _ in commits for changed in past})
+            return list(islice(_changes(commits, stored), limit))
+
     def close(self) -> None:
-        """Close the connection of this process; the next use opens it again."""
-        with self._lock, _translated(self._path):
+        """Close the connection of this process, and the next use opens it again; do nothing to one of the caller's."""
+        if self._joined is not None:
+            return
+        with self._lock, _translated(self._name):
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
+    @property
+    def _name(self) -> str:
+        return str(self._path) if self._joined is None else "the connection's database"
+
     @contextmanager
-    def _connected(self) -> Generator[sqlite3.Connection]:
-        with self._lock, _translated(self._path):
-            if self._connection is None:
-                self._connection = _open(self._path)
-            yield self._connection
+    def _unit(self, *begin: str) -> Generator[tuple[sqlite3.Cursor, int]]:
+        """Yield a cursor for statements that belong together, and the version of our tables; 0: there are none.
+
+        They are a transaction begun so, or a part of the caller's.
+        """
+        if self._joined is None:
+            with self._lock, _translated(self._name), _transaction(self._connected(), *begin) as cursor:
+                yield cursor, _version(cursor, self._name)
+        else:
+            with _translated(self._name, joined=True), _part(self._joined) as cursor:
+                yield cursor, _version(cursor, self._name)
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = _open(self._path)
+        return self._connection
 
 
 def journal_mode(version: tuple[int, int, int]) -> str:
@@ -189,29 +338,33 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
-    """Check the file, set the modes, add our tables where they are missing; False: others keep it in WAL mode."""
-    with _transaction(connection, "BEGIN"):
-        ours = _has_tables(connection, path)
+    """Check the file, and set the modes; False: others keep it in WAL mode."""
+    with _transaction(connection, *_READING) as cursor:
+        _version(cursor, str(path))
         _check_whole(connection, path)
-    if not _set_modes(connection):
-        return False
-    if not ours:
-        with _transaction(connection):
-            if not _has_tables(connection, path):
-                _add_tables(connection)
-    return True
+    return _set_modes(connection)
 
 
-def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
-    if not _execute(connection, "SELECT 1 FROM sqlite_master WHERE name = 'checkpoint_schema'").fetchone():
-        return False
-    version = connection.execute("SELECT max(version) FROM checkpoint_schema").fetchone()[0]
-    if version != SCHEMA_VERSION:
+def _version(cursor: sqlite3.Cursor, name: str) -> int:
+    """Return the version of our tables; 0: there are none."""
+    try:
+        version: int | None = cursor.execute(_SCHEMA).fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error) or cursor.execute(_OURS).fetchone():
+            raise
+        return 0
+    if version is None or version > SCHEMA_VERSION:
         raise StoreError(
-            f"{path} has schema version {version}, and this release knows version {SCHEMA_VERSION}: "
+            f"{name} has schema version {version}, and this release knows version {SCHEMA_VERSION}: "
             "upgrade checkpoint-store; the file is kept as it is"
         )
-    return True
+    return version
+
+
+def _update(cursor: sqlite3.Cursor, version: int) -> None:
+    """Take our tables from a version to the latest."""
+    for statement in chain.from_iterable(_STEPS[version:]):
+        cursor.execute(statement)
 
 
 def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
@@ -223,11 +376,6 @@ def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
             return  # pages may be there that the file has not got yet
     if not 0 < pages * page_size <= path.stat().st_size:
         raise StoreError(_UNUSABLE.format(path=path, said="it was cut off"))
-
-
-def _add_tables(connection: sqlite3.Connection) -> None:
-    for statement in _SCHEMA:
-        connection.execute(statement)
 
 
 def _set_modes(connection: sqlite3.Connection) -> bool:
@@ -256,8 +404,8 @@ def _create(path: Path) -> None:
         with closing(_connect(temporary.as_uri())) as connection:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("PRAGMA fullfsync = 1")
-            with _transaction(connection):
-                _add_tables(connection)
+            with _transaction(connection, "BEGIN IMMEDIATE") as cursor:
+                _update(cursor, 0)
             if journal_mode(sqlite3.sqlite_version_info) == "wal":
                 connection.execute("PRAGMA journal_mode = WAL")
         _publish(temporary, path)
@@ -295,39 +443,138 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Generator[None]:
+def _transaction(connection: sqlite3.Connection, *begin: str) -> Generator[sqlite3.Cursor]:
+    """Yield a cursor for a transaction of our own, which waits for other connections."""
+    cursor = connection.cursor()
     try:
-        _execute(connection, begin)
-        yield
-        _execute(connection, "COMMIT")
+        for statement in begin:
+            _execute(cursor, statement)
+        yield cursor
+        _execute(cursor, "COMMIT")
     except BaseException:
         if connection.in_transaction:
-            connection.execute("ROLLBACK")
+            cursor.execute("ROLLBACK")
         raise
 
 
-def _execute(connection: sqlite3.Connection, sql: str, parameters: tuple[str, ...] = ()) -> sqlite3.Cursor:
+@contextmanager
+def _part(connection: sqlite3.Connection) -> Generator[sqlite3.Cursor]:
+    """Yield a cursor for a part of the caller's transaction, undone alone; without one it is a transaction itself."""
+    cursor = sqlite3.Cursor(connection)  # connection.cursor() would take over the caller's row_factory
+    text_factory, connection.text_factory = connection.text_factory, str
+    try:
+        cursor.execute("SAVEPOINT checkpoint_store")
+        try:
+            yield cursor
+        except BaseException:
+            if connection.in_transaction:  # some errors end all of it (sqlite.org/lang_transaction.html, 3)
+                cursor.execute("ROLLBACK TO checkpoint_store")
+                cursor.execute("RELEASE checkpoint_store")
+            raise
+        cursor.execute("RELEASE checkpoint_store")
+    finally:
+        connection.text_factory = text_factory
+
+
+def _execute(cursor: sqlite3.Cursor, sql: str) -> None:
     """Execute a statement, again and again while other connections hold the file."""
     deadline = 0.0
     while True:
         try:
-            return connection.execute(sql, parameters)
+            cursor.execute(sql)
+            return
         except sqlite3.Error as error:  # noqa: PERF203 - this loop is there to try again
             deadline = deadline or time.monotonic() + TIMEOUT
             if _code(error) != _BUSY or time.monotonic() > deadline:
                 raise
 
 
-def _read(connection: sqlite3.Connection, state_key: str, keys: list[str]) -> dict[str, Entry]:
+def _write(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry]) -> None:
+    try:
+        cursor.executemany(_WRITE, [(state_key, *entry) for entry in written.values()])
+    except (sqlite3.DataError, OverflowError) as error:  # past SQLITE_MAX_LENGTH, past what a C int counts
+        largest = max(written.values(), key=lambda entry: len(entry.value))
+        raise ValueTooLarge(largest.key, len(largest.value.encode())) from error
+
+
+_Last: TypeAlias = "tuple[int, int, int, int]"
+"""The newest row of a namespace: its number, version and `first`, and whether history does not tell of it."""
+
+_Told: TypeAlias = "tuple[str, str | None, str, int, str]"
+"""What history tells of a commit: time, run, host, process, and the JSON of what it found."""
+
+
+def _count(cursor: sqlite3.Cursor, state_key: str, last: _Last, told: _Told | None, keep: int | timedelta) -> None:
+    """Add a commit to those of its namespace, and take away what it is not to keep."""
+    number, version, first, passing = last
+    if told is not None:
+        try:
+            first = _first(cursor, state_key, number + 1, first, keep)
+            cursor.execute(_COUNT, (state_key, number + 1, version + 1, first, *told))
+        except (sqlite3.DataError, OverflowError):
+            told, keep = None, 0  # more than a row can hold: history begins again, for with a gap it would be wrong
+    if told is None:
+        first = first if keep else number + 1
+        cursor.execute(_COUNT, (state_key, number, version + 1, first, None, None, None, None, None))
+    if passing:
+        cursor.execute(_UNCOUNT, (state_key, number, version))
+    if first // _BATCH > last[2] // _BATCH:
+        cursor.execute(_FORGET, (state_key, first, version + 1))
+
+
+def _first(cursor: sqlite3.Cursor, state_key: str, number: int, first: int, keep: int | timedelta) -> int:
+    """Return the number of the oldest commit that stays in history when the one of this number is added."""
+    if not isinstance(keep, timedelta):
+        return max(first, number - keep + 1)
+    young = cursor.execute(_YOUNG, (state_key, first, kept_since(keep))).fetchone()
+    return young[0] if young else number
+
+
+def _read(cursor: sqlite3.Cursor, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
     """Return the entries of these keys, as far as they exist."""
     stored: dict[str, Entry] = {}
-    for start in range(0, len(keys), _CHUNK):
-        some = keys[start : start + _CHUNK]
-        rows = connection.execute(f"{_LOAD} AND key IN ({','.join('?' * len(some))})", (state_key, *some))
+    wanted = [*keys]
+    for start in range(0, len(wanted), _CHUNK):
+        some = wanted[start : start + _CHUNK]
+        rows = cursor.execute(f"{_LOAD} AND key IN ({','.join('?' * len(some))})", (state_key, *some))
         stored.update((row[0], Entry._make(row)) for row in rows)
     return stored
 
 
+_Commit: TypeAlias = "tuple[Mapping[str, str | None], list[Any]]"
+"""What it found under the keys it changed; its version, time, run, host and process."""
+
+
+def _commits(cursor: sqlite3.Cursor, state_key: str, key: str | None, limit: int | None) -> list[_Commit]:
+    """Return the latest commits, newest first, until they changed as much as is asked for."""
+    commits: list[_Commit] = []
+    changes = 0
+    for text, *told in cursor.execute(_HISTORY, (state_key, state_key)):
+        if limit is not None and changes >= limit:
+            break
+        past: dict[str, str | None] = orjson.loads(text)
+        if key is not None:
+            past = {key: past[key]} if key in past else {}
+        commits.append((past, told))
+        changes += len(past)
+    return commits
+
+
+def _changes(commits: Iterable[_Commit], stored: Mapping[str, Entry]) -> Iterator[Change]:
+    """Walk back from what is stored: what a commit found is what the one before it left."""
+    after: dict[str, str | None] = {key: entry.value for key, entry in stored.items()}
+    for past, told in commits:
+        for key, value in past.items():
+            yield Change(key, value, after.get(key), *told)
+            after[key] = value
+
+
+_WITH_HISTORY = 2  # the version of our tables
+_READING = ("BEGIN", "PRAGMA schema_version")  # a BEGIN waits for nobody: what reads first does
+_NO_TRANSACTION = (
+    "no transaction is open on the store's connection: begin one before the rows are written "
+    "(connection.execute('BEGIN')), commit the checkpoint in it, then commit the transaction"
+)
 _BUSY = 5
 _UNUSABLE = (
     "{path} is not a usable checkpoint database ({said}); it is kept as it is: "
@@ -355,15 +602,21 @@ def _code(error: sqlite3.Error) -> int:
 
 
 @contextmanager
-def _translated(path: Path) -> Generator[None]:
+def _translated(name: str, *, joined: bool = False) -> Generator[None]:
     """Raise this library's errors for those of SQLite and of the file system."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path} cannot be used: {error.strerror}") from error
+        raise StoreError(f"{name} cannot be used: {error.strerror}") from error
+    except sqlite3.ProgrammingError as error:
+        if not joined:
+            raise StoreError(f"{name}: {error}") from error
+        raise RuntimeError(
+            f"a store uses its connection in that one's thread, and while it is open: {error}"
+        ) from error
     except sqlite3.Error as error:
         _, kind, text = _FAILURES.get(_code(error), ("", StoreError, "{path}: {said}"))
-        raise kind(text.format(path=path, said=error)) from error
+        raise kind(text.format(path=name, said=error)) from error
 
 
 _stores: WeakSet[SQLiteStore] = WeakSet()
