@@ -200,6 +200,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 with self._ledger.lock:
                     for stream in self._live_streams():
                         stream.leave()
+                    self._ledger.refresh()
                     self._claim(self._scope(()))
                     self._phase = "closed"
                     self._need_transaction(self._ledger.claimed)
@@ -275,7 +276,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._open():
             self._check_free(key)
             below = self._ledger.below(key)
-            if below is not None and not self._ledger.unsure(key) and codec.same(value, below):
+            certain = not (self._ledger.doubts(key) or self._ledger.may_be_undone(key))
+            if below is not None and certain and codec.same(value, below):
                 self._draft.pop(key, None)
             else:
                 self._draft[key] = value
@@ -473,7 +475,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             ValueError, TypeError: the arguments, or what is stored, do not fit together.
 
         """
-        from checkpoint.incremental import Incremental, Options  # noqa: PLC0415 - a job without streams needs it not
+        from checkpoint.incremental import Incremental  # noqa: PLC0415 - a job without streams needs it not
+        from checkpoint.options import Options  # noqa: PLC0415 - as above
 
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
@@ -624,9 +627,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._open():
             self._raise_failure()
             scope = self._scope(only)
-            joined = self._ledger.joined
-            if joined is not None and joined.in_transaction:
-                self._ledger.refresh(joined)
+            self._ledger.refresh()
             keys = self._claim(scope)
             self._need_transaction(keys)
             return keys if self._due() else None
@@ -711,7 +712,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Tell whether a draft would change the layers below it."""
         below = self._ledger.below(key)
         if not isinstance(draft, dict):
-            return draft != below or self._ledger.unsure(key)
+            return draft != below or self._ledger.doubts(key)
         return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
 
     def _claim_of(self, stream: Incremental[Any]) -> str | None:
