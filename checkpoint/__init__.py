@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from checkpoint.errors import StoreUnavailable as StoreUnavailable
     from checkpoint.errors import Unauthorized as Unauthorized
     from checkpoint.errors import ValueTooLarge as ValueTooLarge
+    from checkpoint.groups import Group as Group
     from checkpoint.incremental import Incremental as Incremental
     from checkpoint.stores import open_store as open_store
     from checkpoint.stores.base import Change as Change
@@ -52,6 +53,7 @@ _HOMES = {
     "StoreUnavailable": "checkpoint.errors",
     "Unauthorized": "checkpoint.errors",
     "ValueTooLarge": "checkpoint.errors",
+    "Group": "checkpoint.groups",
     "Incremental": "checkpoint.incremental",
     "open_store": "checkpoint.stores",
     "Change": "checkpoint.stores.base",
@@ -76,6 +78,7 @@ __all__ = [
     "CursorExpired",
     "CursorRegressed",
     "Entry",
+    "Group",
     "Incremental",
     "LeaseLost",
     "Locked",

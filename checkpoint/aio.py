@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from checkpoint.checkpointer import Checkpointer, Commit, add_note
 from checkpoint.codec import Cursor
+from checkpoint.stores.base import joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from checkpoint.groups import Group
     from checkpoint.incremental import Incremental
-    from checkpoint.stores.base import Entry, Store
+    from checkpoint.stores.base import Change, Entry, Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,15 +46,19 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         *,
         on_conflict: Literal["raise", "overwrite"] = "raise",
         missing: Literal["new", "raise"] = "new",
+        exclusive: bool = False,
         min_interval: float = 0.0,
         stop_signals: Iterable[int] = (),
         run_id: str | None = None,
     ) -> None:
+        if joined(store) is not None:
+            raise ValueError("with connection= a commit runs in the calling thread: use a Checkpointer")
         self._cp = Checkpointer(
             state_key,
             store,
             on_conflict=on_conflict,
             missing=missing,
+            exclusive=exclusive,
             min_interval=min_interval,
             stop_signals=stop_signals,
             run_id=run_id,
@@ -134,7 +140,11 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         """The keys that were set, changed or deleted, and are not flushed."""
         return self._cp.changed
 
-    # Streams
+    # Groups and streams
+
+    def group(self, name: str, shards: int = 1) -> Group:
+        """Open the group whose members are stored together under `name`; see `Checkpointer.group`."""
+        return self._cp.group(name, shards)
 
     def incremental(
         self,
@@ -151,6 +161,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         timezone: str | tzinfo | None = None,
         oldest_available: Any = None,
         max_seen: int = 1_000,
+        group: Group | str | None = None,
     ) -> Incremental[Any]:
         """Open the stream whose cursor is stored under `key`; see `Checkpointer.incremental`."""
         return self._cp.incremental(
@@ -166,16 +177,17 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             timezone=timezone,
             oldest_available=oldest_available,
             max_seen=max_seen,
+            group=group,
         )
 
     # Committing
 
-    async def commit(self, *only: str | Incremental[Any]) -> Commit:
+    async def commit(self, *only: str | Incremental[Any] | Group) -> Commit:
         """Claim what changed, and flush it; see `Checkpointer.commit`."""
         keys = self._cp._begin_commit(only)
-        return Commit() if keys is None else await self._hop(self._cp._flush, keys)
+        return Commit() if keys is None else await self._hop(self._cp._ledger.flush, keys)
 
-    def commit_soon(self, *only: str | Incremental[Any]) -> None:
+    def commit_soon(self, *only: str | Incremental[Any] | Group) -> None:
         """Claim what changed and return at once; see `Checkpointer.commit_soon`."""
         self._cp.commit_soon(*only)
 
@@ -194,6 +206,18 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         with self._cp._open():
             pass  # as in flush
         await self._hop(self._cp.reload)
+
+    async def history(self, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what the latest commits changed, newest first; see `Checkpointer.history`."""
+        with self._cp._open():
+            pass  # as in flush
+        return await self._hop(self._cp.history, key, limit=limit)
+
+    async def restore(self, key: str, version: int) -> Commit:
+        """Commit to a key the value of an earlier commit; see `Checkpointer.restore`."""
+        with self._cp._open():
+            pass  # as in flush
+        return await self._hop(self._cp.restore, key, version)
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call on the run's worker thread; a cancellation waits for it to end, and then goes on."""

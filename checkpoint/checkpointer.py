@@ -1,13 +1,13 @@
 """One run over one namespace: load its cursors, change them, commit what changed.
 
-A key is held in up to three layers, the upper hiding the lower:
+A key is held in up to three layers, the upper hiding the lower; the lower two are the `Ledger`'s:
 
     draft    what the job has read as a dict, set or deleted; live, and nobody's business yet
     claimed  snapshots that the job said are safe, on their way to the store
     known    the entries as the store is known to hold them
 
 Claiming takes the differences of the drafts down into `claimed`; a flush takes `claimed` to the store and, once it is
-confirmed there, into `known`. The draft of a key that a live stream holds is made by the stream, when it is claimed.
+confirmed there, into `known`. The draft of a key that a live stream or group holds is made by it, when it is claimed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,18 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import (
-    CheckpointError,
-    CommitUnknown,
-    Conflict,
-    CorruptState,
-    PartialCommit,
-    StateMissing,
-    StoreError,
-)
+from checkpoint.errors import CorruptState, StateMissing
+from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
+from checkpoint.ledger import Changes, Ledger
+from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
 from checkpoint.stores import open_store
-from checkpoint.stores.base import Entry, Store, check_changes, check_name
+from checkpoint.stores.base import Atomic, Entry, KeepsHistory, Store, check_changes, check_name, joined
 from checkpoint.worker import Worker
 
 if TYPE_CHECKING:
@@ -42,39 +37,20 @@ if TYPE_CHECKING:
     from datetime import timedelta, tzinfo
     from decimal import Decimal
     from types import TracebackType
+    from typing import TypeGuard
 
     from typing_extensions import Self
 
     from checkpoint.incremental import Incremental
+    from checkpoint.stores.base import Change
 
 logger = logging.getLogger("checkpoint")
 
 LARGE = 1_000_000
 """Characters of a stored value from which on a warning is logged: 1 MB."""
 
-LATE_WRITES = 3
-"""How many late writes of its own, beside one a key, a flush puts up with before it calls them a conflict."""
-
 RESERVED = "__"
 """What the keys begin with that are not the job's."""
-
-Changes: TypeAlias = dict[str, str | None]
-
-
-class Commit(NamedTuple):
-    """What a commit sent; falsy when it sent nothing."""
-
-    keys: tuple[str, ...] = ()
-    """The keys that were written or deleted."""
-    requests: int = 0
-    """Requests to the service, retries included; 0 for a local store."""
-    retries: int = 0
-    """Requests sent again after a failure."""
-    seconds: float = 0.0
-    """Time from the first request to the last answer."""
-
-    def __bool__(self) -> bool:
-        return bool(self.keys)
 
 
 class Checkpointer(MutableMapping[str, Cursor]):
@@ -97,6 +73,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         on_conflict: `"raise"` a `Conflict` where another writer changed a key meanwhile, or `"overwrite"` it.
         missing: `"raise"` `StateMissing` for a namespace without state, for a job that must not start over; `"new"`
             starts with an empty mapping.
+        exclusive: one run at a time: `Locked` where another run holds the namespace, `LeaseLost` at a commit where one
+            took it over after this one was silent for 15 s. Advisory on the HTTP API, which cannot refuse a write.
         min_interval: seconds between two flushes; commits that come sooner are held back, and go out with a later one
             or at exit.
         stop_signals: signals such as SIGTERM that set `stopping` instead of ending the process; a second one raises
@@ -116,6 +94,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         *,
         on_conflict: Literal["raise", "overwrite"] = "raise",
         missing: Literal["new", "raise"] = "new",
+        exclusive: bool = False,
         min_interval: float = 0.0,
         stop_signals: Iterable[int] = (),
         run_id: str | None = None,
@@ -134,35 +113,30 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self.state_key = state_key
         """The namespace of this run."""
         self._given = store
-        self._on_conflict = on_conflict
         self._missing = missing
+        self._exclusive = exclusive
         self._min_interval = min_interval
         self._stop_signals = tuple(signal.Signals(number) for number in stop_signals)
         self._run_id = run_id
         self._stops: list[int] = []  # signals that came; streams look at it too
         self._handlers: dict[int, Any] = {}
-        self._store: Store | None = None
+        self._ledger = Ledger(state_key, overwrite=on_conflict == "overwrite", run_id=run_id, steps=self._steps)
         self._phase: Literal["new", "open", "closed"] = "new"
 
         self._streams: dict[str, Incremental[Any]] = {}  # by the key they hold; some are detached by now
+        self._groups: dict[str, Group] = {}  # likewise, by name
         self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
         self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
-        self._claimed: Changes = {}  # None deletes
-        self._known: dict[str, Entry] = {}
-        self._failed: set[str] = set()  # claimed keys whose last flush failed: sent again only when asked
-        self._found: dict[str, Entry | None] = {}  # what conflicts found, for discard() to adopt
-        self._unsettled: dict[str, set[str | None]] = {}  # own values that may have landed, or may yet
-        self._doubtful: set[str] = set()  # keys of which `known` may be wrong, for the last send was not confirmed
 
-        self._lock = threading.RLock()  # guards the layers; never held during a request
-        self._flushing = threading.Lock()  # held by the one flush under way; taken before _lock
         self._worker = Worker(f"checkpoint {state_key}")
         self._soon = False  # a background flush is queued and has not begun
         self._failure: BaseException | None = None  # of a background flush, not yet raised
-        self._flushed_at = self._claimed_at = float("-inf")
+        if joined(store) is not None and (exclusive or min_interval):
+            raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
 
     def __repr__(self) -> str:
-        return f"Checkpointer({self.state_key!r}, {self._store if self._store is not None else self._given!r})"
+        store = self._ledger.store
+        return f"Checkpointer({self.state_key!r}, {store if store is not None else self._given!r})"
 
     @property
     def stopping(self) -> bool:
@@ -206,39 +180,48 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _load(self) -> None:
-        self._store = self._given if isinstance(self._given, Store) else open_store(self._given)
-        self._known = self._store.load(self.state_key)
+        started = time.monotonic()
+        store = self._ledger.store = self._given if isinstance(self._given, Store) else open_store(self._given)
+        if self._exclusive:
+            from checkpoint.lease import Lease  # noqa: PLC0415 - most runs need none
+
+            self._ledger.lease = Lease(store, self.state_key, self._run_id)
+            self._ledger.lease.acquire()
+        self._ledger.known = store.load(self.state_key)
         if self._missing == "raise" and not len(self):
             raise StateMissing(self.state_key)
-        logger.info("%r: %d keys in %r", self.state_key, len(self), self._store)
+        seconds = time.monotonic() - started
+        logger.info("%r: %d keys in %r, loaded in %.3f s", self.state_key, len(self), store, seconds)
 
     def _leave(self, error: BaseException | None) -> None:
         """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
         if error is None:
             try:
-                with self._lock:
-                    for stream in self._live().values():
+                with self._ledger.lock:
+                    for stream in self._live_streams():
                         stream.leave()
-                    self._claim(())
+                    self._claim(self._scope(()))
                     self._phase = "closed"
-            except (TypeError, ValueError) as refused:
+                    self._need_transaction(self._ledger.claimed)
+            except (TypeError, ValueError, RuntimeError) as refused:
                 self._leave(refused)  # what was claimed before is still safe to say
                 raise
-            self._flush(frozenset(self._claimed))
+            self._ledger.flush(frozenset(self._ledger.claimed))
             self._raise_failure()
             return
         self._phase = "closed"
-        for stream in self._live().values():
+        for stream in self._live_streams():
             stream.detach()
         try:
-            self._flush()
+            if self._ledger.joined is None:
+                self._ledger.flush()
         except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
             add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
         self._note_failure(error)
 
     def _note_failure(self, error: BaseException) -> None:
         """Tell of a background failure that nobody has seen yet beside the error that goes on."""
-        with self._lock:
+        with self._ledger.lock:
             failure, self._failure = self._failure, None
         if failure is not None and failure is not error:
             add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
@@ -247,8 +230,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Let go of everything that entering took."""
         try:
             self._worker.stop()
-            if self._store is not None and self._store is not self._given:
-                self._store.close()
+            if self._ledger.lease is not None:
+                self._ledger.lease.release()
+            for group in self._groups.values():
+                group.detach()
+            if self._ledger.store is not None and self._ledger.store is not self._given:
+                self._ledger.store.close()
         finally:
             self._phase = "closed"
             _entered.pop(id(self), None)
@@ -271,7 +258,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             draft = self._draft.get(key)
             if isinstance(draft, dict):
                 return draft
-            value = self._value(key)
+            value = self._value(key) if self._shows(key) else None
             if value is None:
                 raise KeyError(key)
             cursor: Cursor = self._decode(key, value)
@@ -284,14 +271,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def __setitem__(self, key: str, cursor: Cursor) -> None:
         _check_key(key)
         value = codec.encode(cursor)
-        if len(value) >= LARGE:
-            logger.warning(
-                "%r: the cursor of %r is %d bytes; a cursor should be small", self.state_key, key, len(value)
-            )
+        self._warn_of_size(key, value)
         with self._open():
             self._check_free(key)
-            below = self._below(key)
-            if below is not None and key not in self._doubtful and codec.same(value, below):
+            below = self._ledger.below(key)
+            if below is not None and not self._ledger.unsure(key) and codec.same(value, below):
                 self._draft.pop(key, None)
             else:
                 self._draft[key] = value
@@ -305,9 +289,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def __contains__(self, key: object) -> bool:
         with self._open():
-            if not isinstance(key, str) or key.startswith(RESERVED):
+            if not self._shows(key):
                 return False
-            return (self._draft[key] if key in self._draft else self._below(key)) is not None
+            return (self._draft[key] if key in self._draft else self._ledger.below(key)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys())
@@ -336,13 +320,110 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def entry(self, key: str) -> Entry | None:
         """Return the entry of a key as the store is known to hold it, None where it holds none."""
         with self._open():
-            return self._known.get(key)
+            return self._ledger.known.get(key)
 
     @property
     def changed(self) -> set[str]:
-        """The keys that were set, changed or deleted, and are not flushed."""
+        """The keys that were set, changed or deleted, and are not flushed; of a group, its name."""
         with self._open():
-            return {*self._claimed, *(key for key, draft in self._draft.items() if self._differs(key, draft))}
+            groups = self._live_groups()
+            keys = {*self._ledger.claimed, *(key for key, draft in self._draft.items() if self._differs(key, draft))}
+            named = {next((group.name for group in groups if group.owns(key)), key) for key in keys}
+            return named.union(group.name for group in groups if group.changed())
+
+    def history(self, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what the latest commits changed, newest first: of one key, or of all; at most `limit` changes.
+
+        Raises:
+            TypeError: the store keeps no history.
+            StoreError: the store refused or failed.
+
+        """
+        with self._open():
+            store = self._ledger.opened
+        if not isinstance(store, KeepsHistory):
+            raise TypeError(f"{store!r} keeps no history")
+        return store.history(self.state_key, key, limit=limit)
+
+    def restore(self, key: str, version: int) -> Commit:
+        """Commit to a key the value that the commit of this version gave it; what was since stays in the history.
+
+        Raises:
+            ValueError: the history has no such commit of the key, or a stream or group holds it.
+            As `history` and `commit`.
+
+        """
+        changes = {change.version: change for change in self.history(key)}
+        if version not in changes:
+            kept = ", ".join(map(str, changes)) or "none"
+            raise ValueError(f"the history of {key!r} has no version {version}; it has {kept}")
+        value = changes[version].after
+        if value is not None:
+            self.raw[key] = value
+        elif key in self:
+            del self[key]
+        return self.commit(key)
+
+    # Groups
+
+    def group(self, name: str, shards: int = 1) -> Group:
+        """Open the group whose members are stored together under `name`; see `checkpoint.groups.Group`.
+
+        One that is stored in another number of shards is moved by the next commit. Opening it again detaches the
+        earlier one.
+
+        Args:
+            name: the key of its entry, and with several shards the beginning of their keys.
+            shards: over how many entries the members are spread: a commit writes those that changed.
+
+        Raises:
+            CorruptState: some of its entries are missing.
+            TypeError, ValueError: the arguments.
+
+        """
+        _check_key(name)
+        if not isinstance(shards, int) or isinstance(shards, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"shards must be an int, not {type(shards).__name__}")
+        if not 1 <= shards <= MAX_SHARDS:
+            raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
+        with self._open():
+            key_by_key = not isinstance(self._ledger.opened, Atomic)
+            group = Group(self.state_key, name, shards, self._stored_of(name), key_by_key=key_by_key)
+            if earlier := self._groups.get(name):
+                earlier.detach()
+            for key, stream in self._live().items():
+                if group.owns(key):
+                    stream.detach()
+            for key in [key for key in self._draft if group.owns(key)]:
+                del self._draft[key]
+            self._groups[name] = group
+            return group
+
+    def _stored_of(self, name: str) -> dict[str, str]:
+        """Return the values of a group's entries, of whatever layout, as the job sees them."""
+        keys = {*self._ledger.known, *self._ledger.claimed, *self._draft}
+        values = {key: self._value(key) for key in keys if shards_of(name, key)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def _group_of(self, group: Group | str) -> Group:
+        """Return the live group that a stream is opened in; one not opened yet has the shards it is stored in."""
+        name = group if isinstance(group, str) else group.name
+        live = next((one for one in self._live_groups() if one.name == name), None)
+        if isinstance(group, Group) and live is not group:
+            raise ValueError(f"{group!r} is not a live group of this run")
+        if live is not None:
+            return live
+        return self.group(name, max((shards_of(name, key) for key in self._stored_of(name)), default=1))
+
+    def _live_groups(self) -> list[Group]:
+        return [group for group in self._groups.values() if group.live]
+
+    def _steps(self, batch: Changes) -> Iterable[Changes]:
+        """Cut a batch into what must land one after the other, where a store writes key by key."""
+        groups = self._live_groups()
+        if not groups:
+            return [batch]
+        return steps(self.state_key, batch, self._ledger.known, groups)
 
     # Streams
 
@@ -361,6 +442,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         timezone: str | tzinfo | None = None,
         oldest_available: Any = None,
         max_seen: int = 1_000,
+        group: Group | str | None = None,
     ) -> Incremental[Any]:
         """Open the stream whose cursor is stored under `key`; see `checkpoint.incremental.Incremental`.
 
@@ -383,6 +465,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             timezone: whose clock naive times and dates are: a tzinfo, or a name such as `"Europe/Berlin"`.
             oldest_available: what the source reaches back to.
             max_seen: how many boundary rows are remembered at most.
+            group: the group, or its name, that keeps the cursor as its member `key`; None: it is a key of its own.
 
         Raises:
             CursorExpired: the stored position is before `oldest_available`.
@@ -392,12 +475,18 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """
         from checkpoint.incremental import Incremental, Options  # noqa: PLC0415 - a job without streams needs it not
 
-        _check_key(key)
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
             on_cursor_value_missing, timezone, oldest_available, max_seen,
         )  # fmt: skip
         with self._open():
+            if group is not None:
+                owner = self._group_of(group)
+                member: Incremental[Any] = Incremental(key, options, owner.cursor(key), self._stops)
+                owner.hold(member)
+                return member
+            _check_key(key)
+            self._check_ungrouped(key)
             value = self._value(key)
             stream: Incremental[Any] = Incremental(key, options, self._decode(key, value), self._stops)
             if earlier := self._live().get(key):
@@ -411,13 +500,23 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Return the streams that commits claim, by the keys they hold."""
         return {key: stream for key, stream in self._streams.items() if stream.live}
 
+    def _live_streams(self) -> list[Incremental[Any]]:
+        """Return the live streams, those that hold members of groups too."""
+        return [*self._live().values(), *(stream for group in self._live_groups() for stream in group.streams())]
+
     def _check_free(self, key: str) -> None:
+        self._check_ungrouped(key)
         if key in self._live():
             raise ValueError(f"{key!r} is held by a live stream, which sets it: open it again after it, or rewind it")
 
+    def _check_ungrouped(self, key: str) -> None:
+        for group in self._live_groups():
+            if group.owns(key):
+                raise ValueError(f"{key!r} holds the group {group.name!r}: set its members")
+
     # Committing
 
-    def commit(self, *only: str | Incremental[Any]) -> Commit:
+    def commit(self, *only: str | Incremental[Any] | Group) -> Commit:
         """Claim what changed, and flush it: once this returns, the store has it.
 
         Call it when the rows behind the cursors are safe in their sink: all that streams have handed out is then said
@@ -425,7 +524,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         snapshot taken at the call.
 
         Args:
-            only: the keys or streams to commit; none: all of them.
+            only: the keys, streams or groups to commit; none: all of them.
 
         Raises:
             TypeError, ValueError: a cursor changed in place is none any more; nothing was sent.
@@ -436,9 +535,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         """
         keys = self._begin_commit(only)
-        return Commit() if keys is None else self._flush(keys)
+        return Commit() if keys is None else self._ledger.flush(keys)
 
-    def commit_soon(self, *only: str | Incremental[Any]) -> None:
+    def commit_soon(self, *only: str | Incremental[Any] | Group) -> None:
         """Claim what changed and return at once; the run's worker thread flushes it.
 
         Snapshots that wait are coalesced: the newest of a key is the one that is sent. A failure raises at the next
@@ -450,8 +549,10 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """
         with self._open():
             self._raise_failure()
-            self._claim(self._keys_of(only))
-            if self._claimed and not self._soon and self._due():
+            if self._ledger.joined is not None:
+                raise ValueError("with connection= a commit belongs to the open transaction: use commit()")
+            self._claim(self._scope(only))
+            if self._ledger.claimed and not self._soon and self._due():
                 self._soon = True
                 self._worker.submit(self._flush_soon)
 
@@ -464,29 +565,44 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """
         with self._open():
             self._raise_failure()
-            keys = frozenset(self._claimed)
-        self._flush(keys)
+            keys = frozenset(self._ledger.claimed)
+            self._need_transaction(keys)
+        self._ledger.flush(keys)
         self._raise_failure()
 
     def discard(self) -> None:
         """Drop what was set and not committed; after a `Conflict`, adopt what was found.
 
-        What `commit_soon` or `min_interval` still hold stays claimed. Streams go back to what the mapping then says,
-        as if they were opened again.
+        What `commit_soon` or `min_interval` still hold stays claimed. Groups and streams go back to what the mapping
+        then says, as if they were opened again. With `connection=` the namespace is read again, for the transaction
+        may have been rolled back.
+
+        Raises:
+            CorruptState: what is stored for a stream is no cursor any more; the others went back.
+
         """
         with self._open():
             self._draft.clear()
             self._spelled.clear()
-            for key in self._failed:
-                self._claimed.pop(key, None)
-            self._failed.clear()
-            self._know(self._found)
-            self._found.clear()
+            self._ledger.discard()
+            if self._ledger.joined is not None:
+                self._ledger.adopt(self._ledger.opened.load(self.state_key))
             self._take_back()
 
     def _take_back(self) -> None:
-        for key, stream in self._live().items():
-            stream.back(self._decode(key, self._value(key)))
+        """Let groups and streams go back, all of them; where one cannot, say so at the end."""
+        failure: Exception | None = None
+        holders: list[Group | Incremental[Any]] = [*self._live_groups(), *self._live().values()]
+        for one in holders:
+            try:
+                if isinstance(one, Group):
+                    one.back(self._stored_of(one.name))
+                else:
+                    one.back(self._decode(one.key, self._value(one.key)))
+            except (CorruptState, ValueError) as error:  # noqa: PERF203 - the others go back all the same
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def reload(self) -> None:
         """Discard, and list the namespace again.
@@ -495,63 +611,112 @@ class Checkpointer(MutableMapping[str, Cursor]):
         `Conflict` and not overwritten.
         """
         with self._open():
-            store = self._opened()
-        with self._flushing:
+            store = self._ledger.opened
+        with self._ledger.flushing:
             loaded = store.load(self.state_key)
-            with self._lock:
+            with self._ledger.lock:
                 self.discard()
-                waiting = {key: self._known.get(key) for key in self._claimed}
-                self._known = loaded
-                self._know(waiting)
-                self._doubtful.intersection_update(waiting)
+                self._ledger.adopt(loaded)
                 self._take_back()
 
-    def _begin_commit(self, only: tuple[str | Incremental[Any], ...]) -> frozenset[str] | None:
+    def _begin_commit(self, only: tuple[str | Incremental[Any] | Group, ...]) -> frozenset[str] | None:
         """Claim, and return the keys to flush; None where they are held back."""
         with self._open():
             self._raise_failure()
-            keys = self._keys_of(only)
-            self._claim(keys)
-            return frozenset(keys or self._claimed) if self._due() else None
+            scope = self._scope(only)
+            joined = self._ledger.joined
+            if joined is not None and joined.in_transaction:
+                self._ledger.refresh(joined)
+            keys = self._claim(scope)
+            self._need_transaction(keys)
+            return keys if self._due() else None
 
-    def _keys_of(self, only: tuple[str | Incremental[Any], ...]) -> tuple[str, ...]:
+    def _need_transaction(self, keys: Iterable[str]) -> None:
+        """Refuse to flush keys into a transaction that the caller has not begun."""
+        joined = self._ledger.joined
+        claimed = sorted(key for key in keys if key in self._ledger.claimed)
+        if joined is not None and claimed and not joined.in_transaction:
+            self._ledger.fail(claimed)
+            raise RuntimeError(
+                f"no transaction is open on the connection, so {', '.join(map(repr, claimed))} cannot be committed: "
+                "begin one, write the rows and call commit() in it"
+            )
+
+    def _scope(self, only: tuple[str | Incremental[Any] | Group, ...]) -> _Scope:
+        """Return what a commit is asked for: the keys, and of which groups which members."""
+        if not only:
+            return _Scope(None, {group.name: None for group in self._live_groups()})
+        keys: set[str] = set()
+        groups: dict[str, set[str] | None] = {}
         for one in only:
-            if not isinstance(one, str) and self._live().get(one.key) is not one:
-                raise ValueError(f"{one!r} is not a live stream of this run")
-        return tuple(one if isinstance(one, str) else one.key for one in only)
+            if isinstance(one, str):
+                if any(group.name == one for group in self._live_groups()):
+                    groups[one] = None
+                else:
+                    keys.add(one)
+            elif isinstance(one, Group):
+                if not any(group is one for group in self._live_groups()):
+                    raise ValueError(f"{one!r} is not a live group of this run")
+                groups[one.name] = None
+            elif self._live().get(one.key) is one:
+                keys.add(one.key)
+            else:
+                owner = next((group for group in self._live_groups() if group.holds(one)), None)
+                if owner is None:
+                    raise ValueError(f"{one!r} is not a live stream of this run")
+                members = groups.setdefault(owner.name, set())
+                if members is not None:
+                    members.add(one.key)
+        return _Scope(keys, groups)
 
     # Layers
 
-    def _claim(self, only: Collection[str]) -> None:
-        """Take the differences of the drafts, all or none, down into `_claimed`."""
-        with self._lock:
-            streams = {key: stream for key, stream in self._live().items() if not only or key in only}
-            drafts = {key: self._draft[key] for key in only or self._draft if key in self._draft and key not in streams}
+    def _claim(self, scope: _Scope) -> frozenset[str]:
+        """Take the differences of the drafts, all or none, down to the claimed; return the scope's claimed keys."""
+        ledger = self._ledger
+        with ledger.lock:
+            groups = [(self._groups[name], members) for name, members in scope.groups.items()]
+            streams = {key: one for key, one in self._live().items() if scope.keys is None or key in scope.keys}
+            asked = self._draft if scope.keys is None else scope.keys
+            drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
             drafts.update((key, self._claim_of(stream)) for key, stream in streams.items())
+            for group, members in groups:
+                drafts.update(group.claim(members))
             differences: Changes = {}
             for key, draft in drafts.items():
                 if self._differs(key, draft):
                     differences[key] = draft if not isinstance(draft, dict) else self._value(key)
-            self._claimed.update(differences)
-            self._failed.difference_update(only or list(self._claimed))
+            mine = (
+                None
+                if scope.keys is None
+                else scope.keys.union(
+                    key for group, _ in groups for key in (*ledger.claimed, *differences) if group.owns(key)
+                )
+            )
+            ledger.claim(differences, mine)
+            for group, _ in groups:
+                group.claimed()
             for key, stream in streams.items():
                 stream.claimed()
                 self._draft.pop(key, None)
-            for key in differences:
+            for key, value in differences.items():
                 self._spelled.pop(key, None)
                 if not isinstance(self._draft.get(key, {}), dict):
                     del self._draft[key]
+                elif key not in self._draft and key not in streams and value is not None:
+                    self._warn_of_size(key, value)
+            return frozenset(ledger.claimed if mine is None else mine)
 
     def _differs(self, key: str, draft: Cursor | str | None) -> bool:
         """Tell whether a draft would change the layers below it."""
-        below = self._below(key)
+        below = self._ledger.below(key)
         if not isinstance(draft, dict):
-            return draft != below or key in self._doubtful
+            return draft != below or self._ledger.unsure(key)
         return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
 
     def _claim_of(self, stream: Incremental[Any]) -> str | None:
         """Return what a stream's key is to hold; where that is no change, as it is spelled."""
-        cursor, below = stream.claim(), self._below(stream.key)
+        cursor, below = stream.claim(), self._ledger.below(stream.key)
         if cursor is None:
             return None
         value = codec.encode(cursor)
@@ -564,11 +729,15 @@ class Checkpointer(MutableMapping[str, Cursor]):
         except ValueError as reason:
             raise CorruptState(self.state_key, key, value or "") from reason
 
-    def _value(self, key: object) -> str | None:
-        """Return the value of a key as the job sees it, None where it is absent, reserved or deleted."""
+    def _shows(self, key: object) -> TypeGuard[str]:
+        """Tell whether a key is the mapping's: no reserved one, and no group's."""
         if not isinstance(key, str) or key.startswith(RESERVED):
-            return None
-        below = self._below(key)
+            return False
+        return not any(group.owns(key) for group in self._live_groups())
+
+    def _value(self, key: str) -> str | None:
+        """Return the value of a key as the job sees it, None where it is absent or deleted."""
+        below = self._ledger.below(key)
         if key not in self._draft:
             return below
         draft = self._draft[key]
@@ -578,175 +747,75 @@ class Checkpointer(MutableMapping[str, Cursor]):
         spelled = self._spelled.get(key, below)
         return spelled if spelled is not None and codec.same(value, spelled) else value
 
-    def _below(self, key: str) -> str | None:
-        if key in self._claimed:
-            return self._claimed[key]
-        return _value_of(self._known.get(key))
-
-    def _keys(self) -> dict[str, None]:
+    def _keys(self) -> list[str]:
         with self._open():
-            keys = dict.fromkeys(self._known)
-            for layer in (self._claimed, self._draft):
+            keys = dict.fromkeys(self._ledger.known)
+            for layer in (self._ledger.claimed, self._draft):
                 for key, value in layer.items():
                     if value is None:
                         keys.pop(key, None)
                     else:
                         keys[key] = None
-            return {key: None for key in keys if not key.startswith(RESERVED)}
+            if self._live_groups():
+                return [key for key in keys if self._shows(key)]
+            return [key for key in keys if not key.startswith(RESERVED)]
 
-    def _know(self, entries: Mapping[str, Entry | None]) -> None:
-        for key, entry in entries.items():
-            if entry is None:
-                self._known.pop(key, None)
-            else:
-                self._known[key] = entry
-
-    # Flushing
-
-    def _flush(self, only: frozenset[str] | None = None) -> Commit:
-        """Send these claimed keys; None: all but those whose last flush failed."""
-        with self._flushing:
-            with self._lock:
-                store = self._opened()
-                batch = {
-                    key: value
-                    for key, value in self._claimed.items()
-                    if (key in only if only is not None else key not in self._failed)
-                }
-                for key in [key for key, value in batch.items() if self._holds(key, value)]:
-                    del batch[key], self._claimed[key]  # taken back before it was ever sent
-                    self._failed.discard(key)
-                base = {key: self._known.get(key) for key in batch} if self._on_conflict == "raise" else {}
-                due_at = self._claimed_at
-            if not batch:
-                return Commit()
-            started, keys = time.monotonic(), tuple(batch)
-            requests, retries = self._send(store, batch, base)
-            self._flushed_at = due_at
-            commit = Commit(keys, requests, retries, time.monotonic() - started)
-            logger.debug(
-                "%r: committed %d keys, %d requests, %d retries, %.3f s",
-                self.state_key, len(keys), requests, retries, commit.seconds,
-            )  # fmt: skip
-            return commit
-
-    def _send(self, store: Store, batch: Changes, base: dict[str, Entry | None]) -> tuple[int, int]:
-        """Commit a batch, taking own writes that landed late for what they are; return requests and retries."""
-        rounds = LATE_WRITES + len(batch)
-        while True:
-            rounds -= 1
-            try:
-                receipt = store.commit(self.state_key, batch, base, run_id=self._run_id)
-            except CheckpointError as error:
-                with self._lock:
-                    self._unsettle({key: batch[key] for key in error.unsettled})
-                    self._settle(batch, error.committed)
-                    batch = {key: value for key, value in batch.items() if key not in error.committed}
-                    conflicts = self._blame(batch, error)
-                    if conflicts is not None and rounds:
-                        self._know(conflicts)
-                        base = {key: conflicts.get(key, base[key]) for key in batch}
-                        continue
-                    self._failed.update(key for key, value in batch.items() if self._claimed.get(key, "") == value)
-                raise
-            except BaseException:
-                with self._lock:  # interrupted half-way: any of it may have landed
-                    self._failed.update(batch)
-                    self._unsettle(batch)
-                    self._doubtful.update(batch)
-                raise
-            with self._lock:
-                self._unsettle({key: batch[key] for key in receipt.unsettled})
-                self._settle(batch, {key: receipt.entries.get(key) for key in batch})
-            return receipt.requests, receipt.retries
-
-    def _settle(self, batch: Changes, landed: Mapping[str, Entry | None]) -> None:
-        """Move keys that the store confirmed from `_claimed` to `_known`, unless a newer claim is waiting."""
-        self._know(landed)
-        for key in landed:
-            self._found.pop(key, None)
-            self._doubtful.discard(key)
-            if key in self._claimed and self._claimed[key] == batch[key]:
-                del self._claimed[key]
-                self._failed.discard(key)
-
-    def _blame(self, batch: Changes, error: CheckpointError) -> dict[str, Entry | None] | None:
-        """Remember what an error found and what it leaves open.
-
-        Return what was found where the error is nothing but own writes that landed late, None where there is more.
-        """
-        errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(batch, error)
-        conflicts = {one.key: one.found for one in errors.values() if isinstance(one, Conflict)}
-        if all(isinstance(one, Conflict) for one in errors.values()) and all(
-            _value_of(found) in self._unsettled.get(key, ()) for key, found in conflicts.items()
-        ):
-            return conflicts
-        self._found.update(conflicts)
-        # What a store says of a failure it has no name for leaves open whether anything was written.
-        doubtful = {key: batch[key] for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}}
-        self._unsettle(doubtful)
-        self._doubtful.update(key for key in batch if key in doubtful or key in error.unsettled)
-        return None
-
-    def _unsettle(self, batch: Changes) -> None:
-        """Remember values of our own that may have landed, or may yet."""
-        for key, value in batch.items():
-            self._unsettled.setdefault(key, set()).add(value)
+    # Flushing in the background
 
     def _flush_soon(self) -> None:
-        with self._lock:
+        with self._ledger.lock:
             self._soon = False
         try:
-            self._flush()
+            self._ledger.flush()
         except BaseException as error:  # noqa: BLE001 - raised in the job's thread, see commit_soon
-            with self._lock:
+            with self._ledger.lock:
                 if self._failure is None:
                     self._failure = error
                 else:
                     add_note(self._failure, f"checkpoint: {self.state_key!r} failed again: {error}")
 
     def _raise_failure(self) -> None:
-        with self._lock:
+        with self._ledger.lock:
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def _due(self) -> bool:
-        self._claimed_at = time.monotonic()
-        return self._claimed_at - self._flushed_at >= self._min_interval
+        self._ledger.claimed_at = time.monotonic()
+        return self._ledger.claimed_at - self._ledger.flushed_at >= self._min_interval
 
-    def _holds(self, key: str, value: str | None) -> bool:
-        return key not in self._doubtful and _value_of(self._known.get(key)) == value
+    def _warn_of_size(self, key: str, value: str) -> None:
+        if len(value) >= LARGE:
+            logger.warning(
+                "%r: the value of %r is %d bytes; a cursor should be small (and a group have more shards)",
+                self.state_key, key, len(value),
+            )  # fmt: skip
 
     @contextmanager
     def _open(self) -> Generator[None]:
         """Hold the lock over the layers of a run that is under way."""
-        with self._lock:
+        with self._ledger.lock:
             if self._phase != "open":
                 raise RuntimeError(f"a Checkpointer is used inside its with block; this one is {self._phase}")
             yield
 
-    def _opened(self) -> Store:
-        if self._store is None:
-            raise RuntimeError("a Checkpointer is used inside its with block")
-        return self._store
-
     def _forked(self) -> None:
-        """Start over in a forked child: no lock held by a thread that is gone, nothing queued.
-
-        What the parent has claimed it will send: here it counts as known already.
-        """
-        self._lock, self._flushing = threading.RLock(), threading.Lock()
+        """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""
         self._restore_signals()
         self._worker = Worker(f"checkpoint {self.state_key}")
         self._soon, self._failure = False, None
-        for key, value in self._claimed.items():
-            if value is None:
-                self._known.pop(key, None)
-            else:
-                self._known[key] = self._known.get(key, Entry(key, value))._replace(value=value)
-        self._claimed.clear()
-        self._failed.clear()
+        self._ledger.forked()
+        for group in self._groups.values():
+            group.forked()
+
+
+class _Scope(NamedTuple):
+    """What a commit is asked for."""
+
+    keys: set[str] | None
+    """Keys, those of streams too; None: all."""
+    groups: dict[str, set[str] | None]
+    """Groups by name, with the members asked for; None: all of them."""
 
 
 class _Raw(MutableMapping[str, str]):
@@ -757,7 +826,7 @@ class _Raw(MutableMapping[str, str]):
 
     def __getitem__(self, key: str) -> str:
         with self._cp._open():
-            value = self._cp._value(key)
+            value = self._cp._value(key) if self._cp._shows(key) else None
         if value is None:
             raise KeyError(key)
         return value
@@ -800,10 +869,6 @@ def _encoded(cursor: Cursor) -> str:
         return codec.encode(cursor)
     except (TypeError, ValueError):
         return ""
-
-
-def _value_of(entry: Entry | None) -> str | None:
-    return entry.value if entry is not None else None
 
 
 # Runs under way, so that a fork finds them. By identity: a mapping has no hash.

@@ -64,15 +64,21 @@ class CorruptState(CheckpointError):
     """What is stored under a key is not a cursor; `value` is the stored string, untouched.
 
     An opaque value, written by somebody else for another purpose, is one too: read it through `Checkpointer.raw`.
+    `value` is None where the key is an entry of a group, and is missing.
     """
 
-    def __init__(self, state_key: str, key: str, value: str) -> None:
+    def __init__(self, state_key: str, key: str, value: str | None) -> None:
         super().__init__(state_key, key, value)
         self.state_key = state_key
         self.key = key
         self.value = value
 
     def __str__(self) -> str:
+        if self.value is None:
+            return (
+                f"{self.key!r} is missing in {self.state_key!r}{_reason(self)}; what is there is kept as it is: "
+                "put the missing entries back, or delete the others to start over"
+            )
         return (
             f"the value of {self.key!r} in {self.state_key!r} is not a cursor{_reason(self)}; "
             f"it is kept as it is: read it with cp.raw[{self.key!r}], or set the key to replace it"
@@ -118,7 +124,10 @@ class Locked(CheckpointError):
         self.since = since
 
     def __str__(self) -> str:
-        return f"{self.state_key!r} is held by {self.owner} since {self.since}: wait for that run to end"
+        return (
+            f"{self.state_key!r} is held by {self.owner} since {self.since}: wait for that run to end; "
+            f"if it is stuck, stop it, or let it go with `checkpoint unlock {self.state_key}`"
+        )
 
 
 class LeaseLost(CheckpointError):

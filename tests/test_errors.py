@@ -72,7 +72,10 @@ EVERY = [
     (
         Locked("job", "host-1:4711", "2024-05-01T10:00:00Z"),
         {"state_key": "job", "owner": "host-1:4711", "since": "2024-05-01T10:00:00Z"},
-        "'job' is held by host-1:4711 since 2024-05-01T10:00:00Z: wait for that run to end",
+        (
+            "'job' is held by host-1:4711 since 2024-05-01T10:00:00Z: wait for that run to end; if it is stuck, stop "
+            "it, or let it go with `checkpoint unlock job`"
+        ),
     ),
     (
         LeaseLost("job"),

@@ -26,7 +26,9 @@ from checkpoint import (
 )
 from checkpoint.codec import decode, encode
 from checkpoint.incremental import Incremental, Stats
+from checkpoint.position import Position
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.values import Scale
 
 EPOCH = "1970-01-01T00:00:00Z"
 UTC = timezone.utc
@@ -918,8 +920,8 @@ def test_the_fast_way_gives_the_answers_of_the_slow_one(monkeypatch, how, order,
         numbers.sort()
     page = rows(*map(spell, numbers))
     if order == "asc":
-        scale = Incremental("x", _options(), None)
-        page.sort(key=lambda record: scale._key(record["at"]))
+        scale = Scale("x")
+        page.sort(key=lambda record: scale.key(record["at"]))
     options = {
         "primary_key": rng.choice([None, "id"]), "row_order": order, "end_value": rng.choice([None, page[-20]["at"]]),
         "initial_value": rng.choice([None, page[9]["at"]]),
@@ -928,7 +930,7 @@ def test_the_fast_way_gives_the_answers_of_the_slow_one(monkeypatch, how, order,
     answers = []
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr(Incremental, "_new_lane", lambda self, feed: None)
+            monkeypatch.setattr(Position, "_new_lane", lambda self, feed: None)
         store, found = MemoryStore(), []
         for _ in range(2):
             with Checkpointer("run", store) as cp:
@@ -940,9 +942,3 @@ def test_the_fast_way_gives_the_answers_of_the_slow_one(monkeypatch, how, order,
             found.append(stored(store))
         answers.append(found)
     assert answers[0] == answers[1]
-
-
-def _options():
-    from checkpoint.incremental import Options
-
-    return Options("at")

@@ -41,6 +41,7 @@ TABLES = {
     "notes": [{"id": n} for n in range(45)],
     "events": [{"id": n} for n in range(1, 60)],
     "log": [{"id": n, "lsn": n // 3} for n in range(30, 90)],
+    "orders": [{"id": n, "account": f"account-{n % 7}", "updated_at": stamp(n // 7 // 3)} for n in range(150)],
 }
 PAGE = 10
 
@@ -55,6 +56,7 @@ class Source(BaseHTTPRequestHandler):
         for name, keep in {
             "updated_since": lambda row, value: row["updated_at"] >= value,
             "updated_before": lambda row, value: row["updated_at"] < value,
+            "account": lambda row, value: row["account"] == value,
             "after_id": lambda row, value: row["id"] > int(value),
             "since": lambda row, value: row["lsn"] >= int(value),
         }.items():
@@ -102,6 +104,12 @@ class Api:
 
     def events(self, **query):
         return self.pages("events", **query)
+
+    def accounts(self):
+        return sorted({row["account"] for row in self.tables["orders"]})
+
+    def orders(self, **query):
+        return self.pages("orders", **query)
 
     def notes(self, after):
         return self.get("notes", after=after)
@@ -232,6 +240,21 @@ def test_log_position(job):
     job.api.tables["log"][:] = [{"id": 300, "lsn": 70}]
     job(title)
     assert job.sink.rows == [{"id": 300, "lsn": 70}] * 2  # the snapshot, and the log from its beginning
+
+
+def test_by_account(job):
+    title = "Partitioned by account, in a group"
+    dies_and_goes_on(job, title, [35, 90])
+    assert set(job.sink.counts) == set(expected(TABLES["orders"]))
+    assert set(job.sink.counts.values()) == {1, 2}  # an account that was cut off is read again from its last commit
+    before = job.sink.counts
+    job.api.tables["orders"] += [{"id": 1000, "account": "account-3", "updated_at": stamp(99)}]
+    job(title)
+    assert job.sink.counts == before + expected([{"id": 1000, "account": "account-3", "updated_at": stamp(99)}])
+    with Checkpointer("crm", job.store) as cp:
+        accounts = cp.group("accounts", 64)
+        assert accounts["account-3"]["updated_at"] == stamp(99)
+        assert len(accounts) == 7
 
 
 def test_backfill_by_month(job):

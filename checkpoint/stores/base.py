@@ -188,6 +188,11 @@ class JoinsTransactions(Protocol):
         ...
 
 
+def joined(store: object) -> JoinsTransactions | None:
+    """Return a store that writes inside the caller's transactions, None for any other."""
+    return store if isinstance(store, JoinsTransactions) and store.joined else None
+
+
 def check_name(what: str, name: str) -> None:
     """Refuse a key or state_key that not every store can hold and every URL can carry.
 

@@ -1,0 +1,379 @@
+"""Many cursors in one entry, or in a few: what tens of thousands of partitions are kept in.
+
+A group of one shard is the entry `name`; one of 16 is the entries `name.16-00` … `name.16-15`, and a member is in the
+one that `crc32(utf-8) % 16` tells. Each holds a plain JSON object of its members; all entries of a layout exist, the
+empty ones as `{}`.
+
+Opened with another number of shards a group moves, on a store that writes key by key in an order that can be cut
+anywhere: every entry of the new layout is written with what the old one held, then the old ones go, and only then
+anything is changed. So of the layouts that are found complete any may be read: they hold the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from checkpoint import codec
+from checkpoint.codec import Cursor
+from checkpoint.errors import CorruptState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Iterable, Mapping
+
+    from checkpoint.incremental import Incremental
+    from checkpoint.stores.base import Entry
+
+logger = logging.getLogger("checkpoint")
+
+MAX_SHARDS = 1_000
+"""More would cost more requests than a commit should have."""
+
+_EMPTY = codec.encode({})
+
+
+class Group(MutableMapping[str, Cursor]):
+    """Member → cursor: what is set is copied, what is read may be changed in place, and a commit finds it.
+
+        accounts = cp.group("accounts", shards=16)
+        for account in api.accounts():
+            accounts[account.id] = {"updated_at": sync(account, since=accounts.get(account.id))}
+        cp.commit()  # at most 16 writes
+
+    Made by `Checkpointer.group`, whose commits take it along. Members of one shard are stored together or not at all.
+    """
+
+    def __init__(
+        self, state_key: str, name: str, shards: int, stored: Mapping[str, str], *, key_by_key: bool = False
+    ) -> None:
+        self.name = name
+        """The key the group is stored under, or the beginning of its keys."""
+        self.shards = shards
+        """In how many entries."""
+        self._state_key = state_key
+        self._key_by_key = key_by_key
+        self._streams: dict[str, Incremental[Any]] = {}
+        self._lock = threading.RLock()
+        self._detached = False
+        self._shards: dict[str, _Shard]
+        self._by_index: list[_Shard]
+        self._leftovers: list[str]
+        self._exists: bool
+        self._pending: dict[_Shard, str]
+        self._claiming: list[Incremental[Any]]
+        self._seat(stored)
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}, shards={self.shards})"
+
+    # The mapping
+
+    def __getitem__(self, member: str) -> Cursor:
+        with self._used():
+            shard = self._shard_of(member)
+            if member in shard.draft:
+                cursor = shard.draft[member]
+                if cursor is None:
+                    raise KeyError(member)
+                return cursor
+            cursor = shard.cursor(member)
+            if cursor is None:
+                raise KeyError(member)
+            if member not in self._held():  # of whose cursor this is a copy
+                shard.draft[member] = cursor
+            return cursor
+
+    def __setitem__(self, member: str, cursor: Cursor) -> None:
+        snapshot = codec.decode(codec.encode(cursor))
+        with self._used():
+            self._check_free(member)
+            self._shard_of(member).draft[member] = snapshot
+
+    def __delitem__(self, member: str) -> None:
+        with self._used():
+            if member not in self:
+                raise KeyError(member)
+            self._check_free(member)
+            self._shard_of(member).draft[member] = None
+
+    def __contains__(self, member: object) -> bool:
+        with self._used():
+            return isinstance(member, str) and member in self._shard_of(member).members()
+
+    def __iter__(self) -> Iterator[str]:
+        with self._used():
+            return iter([member for shard in self._shards.values() for member in shard.members()])
+
+    def __len__(self) -> int:
+        with self._used():
+            return sum(len(shard.members()) for shard in self._shards.values())
+
+    # What a Checkpointer does with a group
+
+    @property
+    def live(self) -> bool:
+        """Whether commits claim the group: not once it was opened again, or its run has ended."""
+        return not self._detached
+
+    def owns(self, key: str) -> bool:
+        """Tell whether a key of the namespace is an entry of this group, of whatever layout."""
+        return shards_of(self.name, key) > 0
+
+    def cursor(self, member: str) -> Cursor | None:
+        """Return a copy of a member's cursor as the group's user sees it, None where there is none."""
+        with self._lock:
+            shard = self._shard_of(member)
+            found = shard.draft[member] if member in shard.draft else shard.cursor(member)
+            return None if found is None else codec.decode(codec.encode(found))
+
+    def hold(self, stream: Incremental[Any]) -> None:
+        """Let a stream set the member of its key from here on, in the place of any earlier one."""
+        with self._lock:
+            if earlier := self._held().get(stream.key):
+                earlier.detach()
+            self._streams[stream.key] = stream
+            self._shard_of(stream.key).draft.pop(stream.key, None)
+
+    def holds(self, stream: Incremental[Any]) -> bool:
+        """Tell whether a live stream holds a member."""
+        return self._held().get(stream.key) is stream
+
+    def streams(self) -> Iterable[Incremental[Any]]:
+        """Return the live streams that hold members."""
+        return self._held().values()
+
+    def claim(self, only: Collection[str] | None = None) -> dict[str, str | None]:
+        """Return what the group's entries are to hold, None for those that are to go.
+
+        `only` names the members to claim, those that streams hold; the others go out as last claimed. It becomes the
+        last claim with `claimed`.
+
+        Raises:
+            TypeError, ValueError: a cursor changed in place is none any more.
+
+        """
+        with self._lock:
+            held = self._held()
+            self._claiming = [held[member] for member in (held if only is None else only) if member in held]
+            said: dict[_Shard, dict[str, Cursor | None]] = {}
+            for shard in self._shards.values() if only is None else ():
+                if shard.draft:
+                    said[shard] = dict(shard.draft)
+            for stream in self._claiming:
+                said.setdefault(self._shard_of(stream.key), {})[stream.key] = stream.claim()
+            self._pending = {shard: shard.value_with(changes) for shard, changes in said.items()}
+            changed = any(value != shard.value for shard, value in self._pending.items())
+            if not (self._exists or changed):
+                return {}
+            values: dict[str, str | None] = dict.fromkeys(self._leftovers)
+            values.update((entry, self._pending.get(shard, shard.value)) for entry, shard in self._shards.items())
+            return values
+
+    def claimed(self) -> None:
+        """Take what `claim` returned for said."""
+        with self._lock:
+            for shard, value in self._pending.items():
+                self._exists = self._exists or value != shard.value
+                shard.take(value)
+            for stream in self._claiming:
+                stream.claimed()
+
+    def changed(self) -> bool:
+        """Tell whether anything was set that is not claimed."""
+        with self._lock:
+            return any(shard.value_with(shard.draft) != shard.value for shard in self._shards.values() if shard.draft)
+
+    def back(self, stored: Mapping[str, str]) -> None:
+        """Go back to what the namespace says, and go on from there."""
+        with self._lock:
+            self._seat(stored)
+            for member, stream in self._held().items():
+                stream.back(self._shard_of(member).cursor(member))
+
+    def detach(self) -> None:
+        """Go back to the last claim, for good, streams too."""
+        with self._lock:
+            for stream in self._held().values():
+                stream.detach()
+            self._detached = True
+
+    def forked(self) -> None:
+        """Start over in a forked child: with no lock held by a thread that is gone."""
+        self._lock = threading.RLock()
+
+    def _seat(self, stored: Mapping[str, str]) -> None:
+        values = laid_out(self._state_key, self.name, self.shards, stored, key_by_key=self._key_by_key)
+        self._shards = {entry: _Shard(self._state_key, entry, value) for entry, value in values.items()}
+        self._by_index = list(self._shards.values())
+        self._leftovers = [key for key in stored if self.owns(key) and key not in self._shards]
+        self._exists = bool(self._leftovers) or any(entry in stored for entry in self._shards)
+        self._pending = {}
+        self._claiming = []
+
+    def _shard_of(self, member: str) -> _Shard:
+        if not isinstance(member, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+            raise TypeError(f"a member must be a str, not {type(member).__name__}")
+        return self._by_index[_index(member, self.shards)]
+
+    def _held(self) -> dict[str, Incremental[Any]]:
+        return {member: stream for member, stream in self._streams.items() if stream.live}
+
+    def _check_free(self, member: str) -> None:
+        if member in self._held():
+            raise ValueError(f"{member!r} of {self.name!r} is held by a live stream, which sets it")
+
+    @contextmanager
+    def _used(self) -> Generator[None]:
+        if self._detached:
+            raise RuntimeError(f"the group {self.name!r} was opened again, or its run has ended")
+        with self._lock:
+            yield
+
+
+class _Shard:
+    """One entry: what it was last claimed to hold, decoded when it is asked for, and what was read or set since."""
+
+    __slots__ = ("_entry", "_last", "_state_key", "draft", "value")
+
+    def __init__(self, state_key: str, entry: str, value: str) -> None:
+        self.value = value
+        self.draft: dict[str, Cursor | None] = {}  # live; None: deleted
+        self._last: dict[str, Any] | None = None
+        self._state_key = state_key
+        self._entry = entry
+
+    def last(self) -> dict[str, Any]:
+        """Return the members as last claimed; not to be changed, nor handed out."""
+        if self._last is None:
+            try:
+                self._last = codec.decode(self.value)
+            except ValueError as reason:
+                raise CorruptState(self._state_key, self._entry, self.value) from reason
+        return self._last
+
+    def cursor(self, member: str) -> Cursor | None:
+        """Return a copy of a member's cursor as last claimed, None where there is none."""
+        if member not in self.last():
+            return None
+        cursor = self.last()[member]
+        if not isinstance(cursor, dict):
+            reason = ValueError(f"its member {member!r} is no object")
+            raise CorruptState(self._state_key, self._entry, self.value) from reason
+        return codec.decode(codec.encode(cursor))  # pyright: ignore[reportUnknownArgumentType]
+
+    def members(self) -> dict[str, None]:
+        """Return the names of the members, with what was set and deleted since the last claim."""
+        members = dict.fromkeys(self.last())
+        for member, cursor in self.draft.items():
+            if cursor is None:
+                members.pop(member, None)
+            else:
+                members[member] = None
+        return members
+
+    def value_with(self, changes: Mapping[str, Cursor | None]) -> str:
+        """Return the value with these members set or deleted; where that changes nothing, as it is spelled."""
+        members = {**self.last(), **changes}
+        value = codec.encode({member: cursor for member, cursor in members.items() if cursor is not None})
+        return self.value if codec.same(value, self.value) else value
+
+    def take(self, value: str) -> None:
+        """Take a value for the last claim; drafts stay, for they are live."""
+        if value != self.value:
+            self.value, self._last = value, None
+        for member in [member for member, cursor in self.draft.items() if cursor is None]:
+            del self.draft[member]
+
+
+def entries_of(name: str, shards: int) -> tuple[str, ...]:
+    """Return the keys of a layout: the name itself for one shard."""
+    return (name,) if shards == 1 else tuple(f"{name}.{shards:02d}-{index:02d}" for index in range(shards))
+
+
+def laid_out(state_key: str, name: str, shards: int, stored: Mapping[str, str], *, key_by_key: bool) -> dict[str, str]:
+    """Return what the entries of a layout hold: as they are stored, or made of another layout that is.
+
+    On a store that writes key by key a first commit may have been cut off: what it left counts.
+
+    Raises:
+        CorruptState: entries are stored, and no layout is complete.
+
+    """
+    found: dict[int, dict[str, str]] = {}
+    for key, value in stored.items():
+        if count := shards_of(name, key):
+            found.setdefault(count, {})[key] = value
+    complete = [count for count, entries in found.items() if len(entries) == count]
+    entries = entries_of(name, shards)
+    if not found:
+        return dict.fromkeys(entries, _EMPTY)
+    if shards in complete:
+        source = shards
+    elif complete:
+        source = complete[0]
+    else:
+        source = max(found, key=lambda count: len(found[count]) / count)
+        missing = [entry for entry in entries_of(name, source) if entry not in found[source]]
+        # Of a first layout the last entry is written after the others, see `steps`.
+        if not (key_by_key and len(found) == 1 and missing[-1] == entries_of(name, source)[-1]):
+            said = f"the group {name!r} is stored in {source} entries, and is missing {', '.join(missing)}"
+            raise CorruptState(state_key, missing[0], None) from ValueError(said)
+        logger.warning("%r: the first commit of the group %r was cut off; what it left counts", state_key, name)
+    if source == shards:
+        return {entry: stored.get(entry, _EMPTY) for entry in entries}
+    laid: list[dict[str, Any]] = [{} for _ in entries]
+    for entry, value in found[source].items():
+        for member, cursor in _Shard(state_key, entry, value).last().items():
+            laid[_index(member, shards)][member] = cursor
+    return {entry: codec.encode(members) for entry, members in zip(entries, laid, strict=True)}
+
+
+def steps(
+    state_key: str, batch: Mapping[str, str | None], known: Mapping[str, Entry], groups: Iterable[Group]
+) -> Iterator[dict[str, str | None]]:
+    """Cut a batch into what must have landed before the rest is sent, for a store that writes key by key.
+
+    A group that moves is written as it was first; then its old entries go. The last entry of a layout is written after
+    the others, so that a first commit that was cut off before it is known for what it is.
+    """
+    relaid: dict[str, str | None] = {}
+    leaving: dict[str, str | None] = {}
+    finals: dict[str, str | None] = {}
+    rest = dict(batch)
+    for group in groups:
+        entries = entries_of(group.name, group.shards)
+        gone = {key: None for key, value in batch.items() if value is None and group.owns(key)}
+        if gone:
+            stored = {key: entry.value for key, entry in known.items() if group.owns(key)}
+            before = laid_out(state_key, group.name, group.shards, stored, key_by_key=True)
+            relaid |= {entry: value for entry, value in before.items() if stored.get(entry) != value}
+            leaving |= gone
+            for key in [*gone, *(entry for entry, value in before.items() if rest.get(entry) == value)]:
+                rest.pop(key, None)
+        elif entries[-1] in rest and entries[-1] not in known and len(entries) > 1:
+            finals[entries[-1]] = rest.pop(entries[-1])
+    return (step for step in (relaid, leaving, rest, finals) if step)
+
+
+def shards_of(name: str, key: str) -> int:
+    """Return in how many shards the layout is that a key belongs to, 0 where the key is no entry of the group."""
+    if not key.startswith(name):
+        return 0
+    if key == name:
+        return 1
+    numbers = key[len(name) + 1 :].split("-")
+    if len(numbers) != 2 or not all(number.isascii() and number.isdecimal() for number in numbers):  # noqa: PLR2004
+        return 0
+    shards, index = map(int, numbers)
+    return shards if index < shards > 1 and key == f"{name}.{shards:02d}-{index:02d}" else 0
+
+
+def _index(member: str, shards: int) -> int:
+    try:
+        return crc32(member.encode()) % shards
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a member must not hold lone surrogates: {member!r}") from error

@@ -1,0 +1,210 @@
+"""One run at a time: a reserved entry of the namespace, which the run that holds it keeps renewing.
+
+The entry says who holds it (`owner`), since when, in which `epoch`, and a `beat` that every renewal counts up. It is
+written through `Store.commit` alone, each time on the base of the entry last known. On a store that compares and swaps
+every commit of the run names the entry in its base too, so that a run which lost it cannot commit: the entry is the
+fencing token (Kleppmann, "How to do distributed locking", 2016). On one that only detects foreign writes it is
+advisory.
+
+No clock is compared with another: whoever waits for a lease counts the time in which it was not renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from checkpoint import codec
+from checkpoint.errors import CheckpointError, Conflict, CorruptState, LeaseLost, Locked
+from checkpoint.stores.base import Entry, utc_now
+
+if TYPE_CHECKING:
+    from checkpoint.stores.base import Store
+
+logger = logging.getLogger("checkpoint")
+
+KEY = "__lease__"
+"""The reserved entry."""
+
+TIME = 15.0
+"""Seconds without a renewal after which a lease may be taken."""
+
+BEAT = 5.0
+"""Seconds between two renewals."""
+
+LOOK = 1.0
+"""Seconds between two looks at a lease that another run holds."""
+
+
+class Holder(NamedTuple):
+    """What the entry says."""
+
+    owner: str | None
+    """The run that holds the namespace; None: it was released."""
+    since: str | None
+    """When it got in: ISO 8601 with `Z`, by its own clock."""
+    epoch: int
+    """Counts the runs that held it; it only grows."""
+    beat: int
+    """Counts the renewals."""
+
+    def value(self) -> str:
+        """Return the value to store."""
+        return codec.encode(self._asdict())
+
+
+def holder(state_key: str, entry: Entry | None) -> Holder:
+    """Return what a lease's entry says; where there is none, nobody ever held it.
+
+    Raises:
+        CorruptState: it is no lease.
+
+    """
+    if entry is None:
+        return Holder(None, None, 0, 0)
+    try:
+        told: dict[str, Any] = codec.decode(entry.value)
+        owner, since, epoch, beat = told["owner"], told.get("since"), told["epoch"], told["beat"]
+        if not (isinstance(owner, str | None) and isinstance(epoch, int) and isinstance(beat, int)):
+            raise ValueError("its owner, epoch or beat is of another type")  # noqa: TRY004, TRY301 - bad data
+    except (ValueError, KeyError) as reason:
+        raise CorruptState(state_key, KEY, entry.value) from reason
+    return Holder(owner, since, epoch, beat)
+
+
+def unlock(store: Store, state_key: str) -> Holder:
+    """Release the lease of a namespace, whoever holds it, and return who held it.
+
+    A run that still holds it finds its lease lost: on a store that compares and swaps it commits nothing any more.
+
+    Raises:
+        Conflict: it was renewed or taken at the same moment.
+        CorruptState: the entry is no lease; it is replaced by a released one.
+        StoreError: the store refused or failed.
+
+    """
+    entry = store.load(state_key).get(KEY)
+    try:
+        held = holder(state_key, entry)
+    except CorruptState:
+        store.commit(state_key, {KEY: Holder(None, None, 1, 0).value()}, {KEY: entry})
+        raise
+    if held.owner is not None:
+        store.commit(state_key, {KEY: Holder(None, None, held.epoch + 1, 0).value()}, {KEY: entry})
+    return held
+
+
+class Lease:
+    """The hold of one run on one namespace, renewed by a thread of its own from `acquire` to `release`."""
+
+    def __init__(self, store: Store, state_key: str, run_id: str | None) -> None:
+        self._store = store
+        self._state_key = state_key
+        self._run_id = run_id
+        self._owner = f"{platform.node()}, process {os.getpid()}, run {run_id or token_hex(4)}"
+        self._mine: Holder | None = None
+        self._entry: Entry | None = None
+        self._lost = False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        """Take the lease: at once where it is free, else after its time without a renewal.
+
+        Raises:
+            Locked: the run that holds it is alive.
+            CorruptState: the entry is no lease.
+            StoreError: the store refused or failed.
+
+        """
+        looks = 0
+        watched: Holder | None = None
+        while True:
+            entry = self._store.load(self._state_key).get(KEY)
+            found = holder(self._state_key, entry)
+            watched = watched or found
+            if found.owner is not None and found != watched:
+                raise Locked(self._state_key, found.owner, found.since or "an unknown time")
+            if (found.owner is None or looks * LOOK >= TIME) and self._take(found, entry):
+                break
+            looks += 1
+            self._ended.wait(LOOK)
+        self._thread = threading.Thread(target=self._keep, name=f"checkpoint lease {self._state_key}", daemon=True)
+        self._thread.start()
+
+    def base(self) -> dict[str, Entry]:
+        """Return what a commit of this run must find beside its own keys; nothing where the store has no versions.
+
+        Raises:
+            LeaseLost: another run has the lease.
+
+        """
+        if self._lost:
+            raise LeaseLost(self._state_key)
+        entry = self._entry
+        return {KEY: entry} if entry is not None and entry.version is not None else {}
+
+    def keeps(self, found: Entry | None) -> bool:
+        """Take note of the entry that a commit found in place of the one it expected; tell whether it is this run's."""
+        ours = self._is_ours(found)
+        if ours:
+            self._entry = found
+        self._lost = not ours
+        return ours
+
+    def release(self) -> None:
+        """Let the next run in; the entry stays, with its epoch. What is lost already is left alone."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._mine is None or self._lost:
+            return
+        try:
+            self._write(self._mine._replace(owner=None, since=None))
+        except CheckpointError as error:
+            logger.warning("%r: the lease was not released, and ends in %.0f s: %s", self._state_key, TIME, error)
+
+    def forked(self) -> None:
+        """Be without a lease, in the child of a fork: the parent has it."""
+        self._lost, self._thread = True, None
+
+    def _take(self, found: Holder, entry: Entry | None) -> bool:
+        """Try to take a free lease; False: another run was first."""
+        self._mine, self._entry = Holder(self._owner, utc_now(), found.epoch + 1, 0), entry
+        try:
+            self._write(self._mine)
+            if self._entry is not None and self._entry.version is None:  # two may have written at once
+                self._entry = self._store.load(self._state_key).get(KEY)
+            if self._is_ours(self._entry):
+                return True
+        except Conflict:
+            pass
+        self._mine = None
+        return False
+
+    def _keep(self) -> None:
+        """Renew the lease until it is released or lost; a store that fails for a moment is asked again."""
+        while not self._ended.wait(BEAT) and not self._lost and self._mine is not None:
+            self._mine = self._mine._replace(beat=self._mine.beat + 1)
+            try:
+                self._write(self._mine)
+            except Conflict as conflict:
+                if not self.keeps(conflict.found):
+                    logger.error("%r: another run took the lease; no commit is made", self._state_key)  # noqa: TRY400
+            except CheckpointError as error:
+                logger.warning("%r: the lease was not renewed: %s", self._state_key, error)
+
+    def _write(self, state: Holder) -> None:
+        receipt = self._store.commit(self._state_key, {KEY: state.value()}, {KEY: self._entry}, run_id=self._run_id)
+        self._entry = receipt.entries[KEY]
+
+    def _is_ours(self, found: Entry | None) -> bool:
+        try:
+            mine, theirs = self._mine, holder(self._state_key, found)
+        except CorruptState:
+            return False
+        return mine is not None and (theirs.owner, theirs.epoch) == (mine.owner, mine.epoch)
