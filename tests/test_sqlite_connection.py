@@ -379,6 +379,8 @@ def test_a_commit_between_the_rows_of_a_query(connection: sqlite3.Connection, be
         seen.append(line)
         if number % 300 == 0:
             store.commit("job", {"a": line})
+            with pytest.raises(Conflict):
+                store.commit("job", {"a": "1"}, {"a": None})
             assert values(store) == {"a": line}
     assert seen == [f"row {number}" for number in range(1_000)]
 
@@ -612,7 +614,7 @@ def test_a_cursor_in_the_way_of_a_migration_is_told(tmp_path: Path) -> None:
             "another cursor of the connection holds a table of the connection's database, and nothing was written: "
             "read it to its end first"
         )
-        assert list(rows) == [("deals",), ("plain",)]
+        rows.close()
         store.commit("sync_job", {"deals": "1"})
         connection.execute("COMMIT")
         assert store.load("sync_job")["deals"].value == "1"

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import orjson
 
-from checkpoint.errors import StoreError, StoreUnavailable, ValueTooLarge
+from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores.base import (
     KEEP,
     Change,
@@ -471,9 +471,11 @@ def _part(connection: sqlite3.Connection) -> Generator[sqlite3.Cursor]:
         cursor.execute("SAVEPOINT checkpoint_store")
         try:
             yield cursor
-        except BaseException:
+        except BaseException as error:
             if connection.in_transaction:  # some errors end all of it (sqlite.org/lang_transaction.html, 3)
-                cursor.execute("ROLLBACK TO checkpoint_store")
+                # Found before anything is written; and where tables are new, undoing would abort the caller's queries.
+                if not isinstance(error, Conflict):
+                    cursor.execute("ROLLBACK TO checkpoint_store")
                 cursor.execute("RELEASE checkpoint_store")
             raise
         cursor.execute("RELEASE checkpoint_store")
