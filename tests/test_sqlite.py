@@ -25,6 +25,7 @@ import pytest
 
 from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores import sqlite
+from checkpoint.stores.base import Entry
 from checkpoint.stores.sqlite import SQLiteStore, journal_mode
 
 if TYPE_CHECKING:
@@ -414,7 +415,7 @@ def test_tables_that_another_adds_meanwhile_are_used(
 
     def clock() -> float:
         if next(asked) == 1:
-            for statement in itertools.chain.from_iterable(sqlite._STEPS):
+            for statement in sqlite._TABLES:
                 other.execute(statement)
             other.execute("INSERT INTO checkpoint_entries VALUES ('job', 'theirs', '1', '', '', NULL, 1)")
             other.execute("COMMIT")
@@ -424,6 +425,158 @@ def test_tables_that_another_adds_meanwhile_are_used(
     monkeypatch.setattr(sqlite, "time", SimpleNamespace(monotonic=clock))
     store.commit("job", {"ours": "1"})
     assert values(store) == {"ours": "1", "theirs": "1"}
+
+
+# Files of an earlier release
+
+
+OLD = Path(__file__).parent / "data" / "sqlite-schema-1.db"
+OLD_TABLES = {"checkpoint_entries", "checkpoint_namespaces", "checkpoint_schema"}
+NEW_TABLES = {"checkpoint_commits", "checkpoint_entries", "checkpoint_schema"}
+OLD_ENTRIES = {
+    "sync_job": {
+        "contacts": Entry(
+            "contacts",
+            "eyJ1cGRhdGVkX2F0IjoiMjAyNC0wNS0wMlQwMDowMDowMFoifQ==",
+            "2024-05-01T10:00:00.000Z",
+            "2024-05-02T10:00:00.000Z",
+            "run-2",
+            2,
+        ),
+        "deals": Entry(
+            "deals",
+            "eyJ1cGRhdGVkX2F0IjoiMjAyNC0wNC0zMFQwMDowMDowMFoifQ==",
+            "2024-05-01T10:00:00.000Z",
+            "2024-05-01T10:00:00.000Z",
+            "run-1",
+            1,
+        ),
+        "plain": Entry(
+            "plain", "2024-05-02T10:00:00Z", "2024-05-02T10:00:00.000Z", "2024-05-02T10:00:00.000Z", None, 3
+        ),
+    },
+    "café": {"日本": Entry("日本", "1", "2024-05-02T10:00:00.000Z", "2024-05-02T10:00:00.000Z", "run-3", 1)},
+}
+
+
+@pytest.fixture
+def old(path: Path) -> Path:
+    shutil.copyfile(OLD, path)
+    return path
+
+
+def contents(store: SQLiteStore) -> dict[str, dict[str, Entry]]:
+    return {state_key: store.load(state_key) for state_key in store.namespaces()}
+
+
+def tables(path: Path) -> set[str]:
+    with closing(connect(path)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql <> ''")}
+
+
+def test_an_old_file_is_read_as_it_is(old: Path, store: SQLiteStore) -> None:
+    assert contents(store) == OLD_ENTRIES
+    assert store.read("sync_job", ["plain", "gone"]) == {"plain": OLD_ENTRIES["sync_job"]["plain"]}
+    assert store.history("sync_job") == []
+    with pytest.raises(Conflict):
+        store.commit("sync_job", {"plain": "ours"}, {"plain": None})
+    assert store.commit("sync_job", {}).entries == {}
+    store.close()
+    assert old.read_bytes() == OLD.read_bytes()
+
+
+def test_the_first_commit_brings_an_old_file_up_to_date(old: Path, store: SQLiteStore) -> None:
+    base = store.load("sync_job")
+    written = store.commit("sync_job", {"plain": "2"}, base, run_id="run-4").entries["plain"]
+    assert (written.version, written.created_at) == (4, base["plain"].created_at)
+    assert tables(old) == NEW_TABLES
+    assert contents(store) == {**OLD_ENTRIES, "sync_job": {**base, "plain": written}}
+    assert [change[:4] for change in store.history("sync_job")] == [("plain", "2024-05-02T10:00:00Z", "2", 4)]
+    assert store.commit("café", {"日本": None, "a": "1"}).entries["a"].version == 2
+    assert store.commit("emptied", {"a": "2"}).entries["a"].version == 3
+    assert store.commit("new", {"a": "1"}).entries["a"].version == 1
+    assert [(change.before, change.after) for change in store.history("café", "日本")] == [("1", None)]
+    with closing(connect(old)) as connection:
+        assert connection.execute("SELECT version FROM checkpoint_schema").fetchall() == [(2,)]
+
+
+@as_a_user
+def test_an_old_file_that_cannot_be_written_is_read(old: Path, store: SQLiteStore) -> None:
+    old.chmod(0o400)
+    assert contents(store) == OLD_ENTRIES
+    with pytest.raises(StoreError) as caught:
+        store.commit("sync_job", {"plain": "2"})
+    assert str(caught.value) == (
+        f"{old} cannot be written (attempt to write a readonly database): it and its folder must be writable"
+    )
+
+
+def test_eight_processes_bring_an_old_file_up_to_date_at_once(old: Path, store: SQLiteStore) -> None:
+    in_children(8, lambda number: store.commit("sync_job", {f"child {number}": "1"}))
+    entries = store.load("sync_job")
+    assert sorted(entry.version for key, entry in entries.items() if key.startswith("child")) == list(range(4, 12))
+    assert {key: entries[key] for key in OLD_ENTRIES["sync_job"]} == OLD_ENTRIES["sync_job"]
+    assert [change.version for change in store.history("sync_job")] == list(range(11, 3, -1))
+
+
+def whole(path: Path) -> int:
+    """Assert that a file holds all of before or all of after its migration, and works; return how many tables moved."""
+    found = tables(path)
+    assert found in (OLD_TABLES, NEW_TABLES)
+    with closing(SQLiteStore(path)) as store:
+        entries = store.load("sync_job")
+        written = entries.pop("new", None)
+        assert entries == OLD_ENTRIES["sync_job"]
+        assert (written is not None) == (found == NEW_TABLES)
+        assert store.commit("sync_job", {"next": "1"}).entries["next"].version == (5 if written else 4)
+        assert store.load("café") == OLD_ENTRIES["café"]
+        assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    return found == NEW_TABLES
+
+
+def test_a_migration_killed_at_any_instruction_leaves_a_whole_file(old: Path) -> None:
+    def child(number: int) -> None:
+        store = SQLiteStore(old)
+        counter = itertools.count(1)
+        store._connected().set_progress_handler(
+            lambda: os.kill(os.getpid(), signal.SIGKILL) if next(counter) == number else None, 1
+        )
+        store.commit("sync_job", {"new": "1"})
+
+    killed, number = 0, 1
+    while True:
+        shutil.copyfile(OLD, old)
+        process = in_parallel.Process(target=child, args=(number,))
+        process.start()
+        process.join(60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+        assert not whole(old)
+        number += 11
+    assert killed > 20
+    assert whole(old)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_a_migration_killed_at_any_write_leaves_a_whole_file(old: Path) -> None:
+    script = (
+        "import sys; from checkpoint.stores.sqlite import SQLiteStore\n"
+        "SQLiteStore(sys.argv[1]).commit('sync_job', {'new': '1'})\n"
+    )
+    calls = "pwrite64,fdatasync,fsync,ftruncate,unlink"
+    outcomes = set()
+    for number in itertools.count(1, 4):
+        shutil.copyfile(OLD, old)
+        inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={calls}:signal=KILL:when={number}"]
+        done = subprocess.run([*inject, "-e", f"trace={calls}", sys.executable, "-c", script, str(old)], check=False)
+        assert done.returncode in {0, -signal.SIGKILL}
+        outcomes.add((done.returncode, whole(old)))
+        if done.returncode == 0:
+            break
+    assert (-signal.SIGKILL, 0) in outcomes
+    assert (0, 1) in outcomes
 
 
 def test_a_link_to_nothing_is_an_error(path: Path) -> None:

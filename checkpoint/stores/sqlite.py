@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import orjson
 
-from checkpoint.errors import StoreError, StoreUnavailable, ValueTooLarge
+from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores.base import (
     KEEP,
     Change,
@@ -42,37 +42,39 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0
 """Seconds to wait for other connections."""
 
+SCHEMA_VERSION = 2
+"""Of our tables, kept in one of them: `PRAGMA user_version` belongs to whoever else uses the file."""
+
 # Every statement names `main`: the caller's connection may have temporary tables and other files attached.
-_STEPS = (
-    (
-        "CREATE TABLE main.checkpoint_schema (version INTEGER NOT NULL)",
-        "INSERT INTO main.checkpoint_schema VALUES (1)",
-        "CREATE TABLE main.checkpoint_namespaces (state_key TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID",
-        """CREATE TABLE main.checkpoint_entries (
-            state_key TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, created_at TEXT NOT NULL,
-            updated_at TEXT NOT NULL, sync_job_run_id TEXT, version INTEGER NOT NULL, PRIMARY KEY (state_key, key)
-        ) WITHOUT ROWID""",
-    ),
-    (
-        # The latest commits, numbered without gaps, so that what is past `keep` is a range and nothing is counted.
-        # `before` is a JSON object: the keys it changed, and the values they had; what they got is in the next row
-        # that names them, else in the entries. What comes before `first`, as the newest row has it, is history no
-        # more. A commit that history does not tell of has the number of the last that it does, and no `at`; only
-        # the newest row may be of one. Versions go on from the newest row.
-        """CREATE TABLE main.checkpoint_commits (
-            state_key TEXT NOT NULL, number INTEGER NOT NULL, version INTEGER NOT NULL, first INTEGER NOT NULL,
-            at TEXT, run_id TEXT, host TEXT, process INTEGER, before TEXT, PRIMARY KEY (state_key, number, version)
-        ) WITHOUT ROWID""",
+#
+# The commits are the latest of each namespace, numbered without gaps, so that what is past `keep` is a range and
+# nothing is counted. `before` is a JSON object: the keys it changed, and the values they had; what they got is in the
+# next row that names them, else in the entries. What comes before `first`, as the newest row has it, is history no
+# more. A commit that history does not tell of has the number of the last that it does, and no `at`; only the newest row
+# may be of one. Versions go on from the newest row.
+_COMMITS = """CREATE TABLE main.checkpoint_commits (
+    state_key TEXT NOT NULL, number INTEGER NOT NULL, version INTEGER NOT NULL, first INTEGER NOT NULL,
+    at TEXT, run_id TEXT, host TEXT, process INTEGER, before TEXT, PRIMARY KEY (state_key, number, version)
+) WITHOUT ROWID"""
+_TABLES = (
+    "CREATE TABLE main.checkpoint_schema (version INTEGER NOT NULL)",
+    f"INSERT INTO main.checkpoint_schema VALUES ({SCHEMA_VERSION})",  # noqa: S608 - our own number
+    """CREATE TABLE main.checkpoint_entries (
+        state_key TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL, sync_job_run_id TEXT, version INTEGER NOT NULL, PRIMARY KEY (state_key, key)
+    ) WITHOUT ROWID""",
+    _COMMITS,
+)
+_MIGRATIONS = {
+    1: (
+        _COMMITS,
         """INSERT INTO main.checkpoint_commits (state_key, number, version, first)
             SELECT state_key, 0, version, 1 FROM main.checkpoint_namespaces""",
         "DROP TABLE main.checkpoint_namespaces",
         "UPDATE main.checkpoint_schema SET version = 2",
     ),
-)
-"""What makes each version of our tables out of the one before it, from none on."""
-
-SCHEMA_VERSION = len(_STEPS)
-"""Of our tables, kept in one of them: `PRAGMA user_version` belongs to whoever else uses the file."""
+}
+"""What takes our tables from a version to the next."""
 
 # REPLACE of rows computed here instead of RETURNING, which came with SQLite 3.35: systems in support link older ones.
 _SCHEMA = "SELECT max(version) FROM main.checkpoint_schema"
@@ -362,8 +364,11 @@ def _version(cursor: sqlite3.Cursor, name: str) -> int:
 
 
 def _update(cursor: sqlite3.Cursor, version: int) -> None:
-    """Take our tables from a version to the latest."""
-    for statement in chain.from_iterable(_STEPS[version:]):
+    """Take our tables from a version to the latest; 0: create them."""
+    if version == SCHEMA_VERSION:
+        return
+    steps = (_MIGRATIONS[step] for step in range(version, SCHEMA_VERSION)) if version else (_TABLES,)
+    for statement in chain.from_iterable(steps):
         cursor.execute(statement)
 
 
@@ -466,9 +471,11 @@ def _part(connection: sqlite3.Connection) -> Generator[sqlite3.Cursor]:
         cursor.execute("SAVEPOINT checkpoint_store")
         try:
             yield cursor
-        except BaseException:
+        except BaseException as error:
             if connection.in_transaction:  # some errors end all of it (sqlite.org/lang_transaction.html, 3)
-                cursor.execute("ROLLBACK TO checkpoint_store")
+                # Found before anything is written; and where tables are new, undoing would abort the caller's queries.
+                if not isinstance(error, Conflict):
+                    cursor.execute("ROLLBACK TO checkpoint_store")
                 cursor.execute("RELEASE checkpoint_store")
             raise
         cursor.execute("RELEASE checkpoint_store")
@@ -583,7 +590,11 @@ _UNUSABLE = (
 # Primary result code: SQLite's own words for it (sqlite.org/rescode.html), and ours.
 _FAILURES: dict[int, tuple[str, type[StoreError], str]] = {
     _BUSY: ("database is locked", StoreUnavailable, "other connections kept {path} locked: nothing was written"),
-    6: ("database table is locked", StoreUnavailable, "other connections kept {path} locked: nothing was written"),
+    6: (
+        "database table is locked",
+        StoreUnavailable,
+        "another cursor of the connection holds a table of {path}, and nothing was written: read it to its end first",
+    ),
     8: ("readonly database", StoreError, "{path} cannot be written ({said}): it and its folder must be writable"),
     10: ("disk I/O error", StoreError, "{path} could not be read or written ({said}): check the disk, then try again"),
     11: ("malformed", StoreError, _UNUSABLE),
