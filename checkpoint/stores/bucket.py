@@ -64,9 +64,11 @@ def _failed(error: Exception) -> Failed:
         again = "HTTP error" in head and "kind: Builder" not in debug and "InvalidCertificate" not in debug
         return Failed(said, again=again, reached="kind: Connect" not in debug and "kind: Builder" not in debug)
     status, body = int(found[1]), head[found.end() :]
-    code, text = (_tag(name, body) for name in ("Code", "Message"))
-    asked = re.search(r"Error performing \w+ (\S+)", head)  # not the bucket where it was for the credentials
-    said = f"{asked[1] if asked else 'the service'} answered {status} {f'{code}: {text}' if code else repr(body[:80])}"
+    code = _tag("Code", body)
+    text = ": ".join(filter(None, [code, _tag("Message", body)])) or repr(body[:80])
+    # Not the bucket where it was asked for the credentials; obstore hides addresses that are signed.
+    asked = re.search(r"Error performing \w+ (https?://\S+)", head)
+    said = f"{asked[1] if asked else 'the service'} answered {status} {text}"
     passing = status in _REFUSED or (status >= 500 and status != 501)  # noqa: PLR2004
     again = passing or code in _ABSENT  # which answers If-Match where the object is gone
     return Failed(_public(said), status, code, again=again, reached=again)
@@ -101,16 +103,12 @@ class Bucket:
         # Given options replace those of the environment altogether.
         environment = {name: os.environ.get(_VARIABLES[scheme] + name.upper()) for name in _OPTIONS}
         options = {name: value for name, value in environment.items() if value is not None}
-        self._store = self._call(
-            self._library.store.from_url,
-            f"{scheme}://{bucket}",
-            client_options={
-                **options,
-                "timeout": f"{int(TIMEOUT * 1000)} ms",
-                "connect_timeout": f"{int(min(5.0, TIMEOUT) * 1000)} ms",
-            },
-            retry_config={"max_retries": 0},  # it would repeat a put without looking, and wait for minutes
-        )
+        options["timeout"] = f"{int(TIMEOUT * 1000)} ms"
+        options["connect_timeout"] = f"{int(min(5.0, TIMEOUT) * 1000)} ms"
+        # It would repeat a put without looking, and wait for minutes.
+        once = {"max_retries": 0}
+        open_url = self._library.store.from_url
+        self._store = self._call(lambda: open_url(f"{scheme}://{bucket}", client_options=options, retry_config=once))
 
     def get(self, name: str) -> tuple[bytes, dict[str, str]] | None:
         """Return an object's bytes and the mode to replace it, None where there is none.
@@ -120,7 +118,7 @@ class Bucket:
 
         """
         try:
-            result = self._call(self._library.get, self._store, name)
+            result = self._call(lambda: self._library.get(self._store, name))
         except Failed as failed:
             if failed.code in _ABSENT:
                 return None
@@ -140,7 +138,7 @@ class Bucket:
             Failed: it was refused, or there was no answer.
 
         """
-        self._call(self._library.put, self._store, name, data, mode=mode)
+        self._call(lambda: self._library.put(self._store, name, data, mode=mode))
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the names and sizes of the objects below a prefix, without those below a further `/`.
@@ -149,12 +147,13 @@ class Bucket:
             Failed: as above.
 
         """
-        found = self._call(self._library.list_with_delimiter, self._store, prefix or None)
+        found = self._call(lambda: self._library.list_with_delimiter(self._store, prefix or None))
         return {meta["path"]: meta["size"] for meta in found["objects"]}
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _call(self, request: Callable[[], Any]) -> Any:
+        # Without arguments: obstore's repr of an Azure store, in a rendered traceback, may end the process.
         try:
-            return function(*arguments, **named)
+            return request()
         except (self._library.exceptions.BaseError, OSError, ValueError) as error:
             failed = _failed(error)
         raise failed  # outside of the block: what obstore said may hold credentials, and would be its context

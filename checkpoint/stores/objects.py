@@ -12,6 +12,7 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote, unquote
@@ -101,8 +102,11 @@ class ObjectStore:
         try:
             entries = run.retry(lambda: work.attempt(base))
         except StoreError as error:
-            if not work.doubtful:
+            entries = work.looked()
+            if entries is None and not work.doubtful:
                 raise
+            if entries is not None:
+                return Receipt(entries, run.requests, run.retries)
             unknown = CommitUnknown(state_key, changes)
             unknown.unsettled = frozenset(changes)
             raise unknown from error
@@ -150,7 +154,7 @@ class ObjectStore:
         data, mode = found
         try:
             return _parsed(data, mode, state_key)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self._where(name)} is not a usable checkpoint object ({error}); it is kept as it is: "
                 "put a good copy in its place, or move it away to start over"
@@ -160,7 +164,7 @@ class ObjectStore:
         found = _Run(self._where(name)).retry(lambda: self._opened().get(name))
         try:
             return found is None or not _parsed(*found).entries
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
 
 
@@ -197,6 +201,7 @@ class _Commit:
         self._sent: dict[str, dict[str, Entry]] = {}  # what was sent, by the id of the attempt
         self._doubted = 0  # the version that the first put would have made which may have been done; 0: none may
         self._open: Mode | None = None  # the condition of a put that may be done yet
+        self._unread = False  # nothing was asked since a put that may have been done
 
     @property
     def doubtful(self) -> bool:
@@ -211,8 +216,7 @@ class _Commit:
             Failed: it may be tried again, or may not.
 
         """
-        self._run.requests += 1
-        found = self._store._read(self._name, self._state_key)  # noqa: SLF001 - the store's own
+        found = self._read()
         landed = self._landed(found)
         if landed is not None:
             return landed
@@ -233,12 +237,25 @@ class _Commit:
         except Failed as failed:
             if failed.reached:
                 self._doubted = self._doubted or found.version + 1
+                self._unread = True
             if failed.unanswered:
                 self._open = found.mode
             if failed.too_large:
                 raise self._too_large() from failed
             raise
         return written
+
+    def looked(self) -> dict[str, Entry] | None:
+        """Look once more where a put was the last thing done; return what landed, None where nothing is known to."""
+        if self._unread:
+            with suppress(Failed, StoreError):
+                return self._landed(self._read())
+        return None
+
+    def _read(self) -> _Document:
+        self._unread = False
+        self._run.requests += 1
+        return self._store._read(self._name, self._state_key)  # noqa: SLF001 - the store's own
 
     def _landed(self, found: _Document) -> dict[str, Entry] | None:
         """Return what an earlier attempt wrote, None where none did."""
@@ -316,9 +333,7 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None) -> _Document:
 
     """
     document: object = orjson.loads(data)
-    if orjson.dumps(document, option=orjson.OPT_INDENT_2) != data:  # written by hand, or with keys twice
-        json.loads(data, object_pairs_hook=_without_duplicates)
-    told: object = cast("dict[str, object]", document).get("format") if isinstance(document, dict) else None
+    told = _told_format(document)
     if type(told) is int and told > FORMAT:
         raise ValueError(f"its format is {told}, and this release knows {FORMAT}: upgrade checkpoint-store")
     fields = _checked(document, _DOCUMENT, "the document")
@@ -331,7 +346,13 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None) -> _Document:
         if entry["version"] > fields["version"]:
             raise ValueError(f"the entry of {key!r} has a later version than the document")
         entries[key] = Entry(key, *(entry[name] for name in _ENTRY))
+    if orjson.dumps(document, option=orjson.OPT_INDENT_2) != data:  # written by hand, or with keys twice
+        json.loads(data, object_pairs_hook=_without_duplicates)
     return _Document(entries, fields["version"], tuple(fields["commits"].split()), mode)
+
+
+def _told_format(document: object) -> object:
+    return cast("dict[str, object]", document).get("format") if isinstance(document, dict) else None
 
 
 def _checked(found: object, fields: Mapping[str, set[type]], what: str) -> dict[str, Any]:
