@@ -102,11 +102,11 @@ class ObjectStore:
         try:
             entries = run.retry(lambda: work.attempt(base))
         except StoreError as error:
-            entries = work.looked()
-            if entries is None and not work.doubtful:
+            landed = work.looked()
+            if landed is not None:
+                return Receipt(landed, run.requests, run.retries)
+            if not work.doubtful:
                 raise
-            if entries is not None:
-                return Receipt(entries, run.requests, run.retries)
             unknown = CommitUnknown(state_key, changes)
             unknown.unsettled = frozenset(changes)
             raise unknown from error
