@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Receipt as Receipt
     from checkpoint.stores.base import Store as Store
     from checkpoint.stores.memory import MemoryStore as MemoryStore
+    from checkpoint.stores.objects import ObjectStore as ObjectStore
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
     from checkpoint.windows import Window as Window
@@ -61,6 +62,7 @@ _HOMES = {
     "Receipt": "checkpoint.stores.base",
     "Store": "checkpoint.stores.base",
     "MemoryStore": "checkpoint.stores.memory",
+    "ObjectStore": "checkpoint.stores.objects",
     "SQLiteStore": "checkpoint.stores.sqlite",
     "TrutoStore": "checkpoint.stores.truto",
     "Window": "checkpoint.windows",
@@ -83,6 +85,7 @@ __all__ = [
     "LeaseLost",
     "Locked",
     "MemoryStore",
+    "ObjectStore",
     "PartialCommit",
     "Receipt",
     "SQLiteStore",

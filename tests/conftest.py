@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
@@ -13,8 +19,6 @@ from checkpoint.testing import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
     from checkpoint import Store
 
 
@@ -31,10 +35,44 @@ def truto(api: ApiServer) -> Iterator[TrutoStore]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "truto"])
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Yield the URL of a process that serves S3."""
+    for module in ("obstore", "moto", "flask", "flask_cors"):
+        pytest.importorskip(module)
+    script = Path(__file__).with_name("s3_server.py")
+    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.stdin.close()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a new, empty bucket, reached by the environment's variables."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    variables = {"ENDPOINT_URL": s3_server, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+    for name, value in {**variables, "ACCESS_KEY_ID": "test-key-id", "SECRET_ACCESS_KEY": "test-secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = f"bucket-{token_hex(8)}"
+    put = Request(f"{s3_server}/{name}", method="PUT")
+    build_opener(ProxyHandler({})).open(put, timeout=30).close()
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def objects(s3: str) -> Iterator[Store]:
+    from checkpoint import ObjectStore
+
+    store = ObjectStore(f"{s3}/some/prefix")
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=["memory", "objects", "sqlite", "truto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "truto":
-        yield request.getfixturevalue("truto")
+    if request.param in {"objects", "truto"}:
+        yield request.getfixturevalue(request.param)
         return
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "state.db")
     yield store

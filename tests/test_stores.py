@@ -9,6 +9,7 @@ from freezegun import freeze_time
 
 from checkpoint import Entry
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.objects import ObjectStore
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.testing import ApiServer, StoreContract
 
@@ -37,6 +38,18 @@ class TestSQLiteStore(StoreContract):
     def reopen(self, store: Store) -> SQLiteStore:
         store.close()
         return SQLiteStore(self.path)
+
+
+class TestObjectStore(StoreContract):
+    long_state_keys = False
+
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+    def reopen(self, store: Store) -> ObjectStore:
+        store.close()
+        return ObjectStore(repr(store).split("'")[1])
 
 
 class TestTrutoStore(StoreContract):
@@ -69,7 +82,7 @@ def test_entries_tell_the_time_of_each_write(store: Store) -> None:
     assert times == {"a": (first, second), "b": (first, first)}
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["memory", "objects", "sqlite"], indirect=True)
 def test_versions_of_a_namespace_come_from_one_counter(store: Store) -> None:
     with freeze_time("2024-05-01T10:00:00Z"):
         store.commit("job", {"a": "1", "b": "1"}, run_id="run-1")

@@ -17,6 +17,9 @@ ENTRY_POINTS = "checkpoint.stores"
 
 # Dotted names, resolved when a URL asks for them: no store is imported before it is used.
 _OPENERS = {
+    "az": "checkpoint.stores.objects:ObjectStore",
+    "gs": "checkpoint.stores.objects:ObjectStore",
+    "s3": "checkpoint.stores.objects:ObjectStore",
     "memory": "checkpoint.stores.memory:MemoryStore.from_url",
     "sqlite": "checkpoint.stores.sqlite:SQLiteStore.from_url",
     "http": "checkpoint.stores.truto:TrutoStore",
@@ -27,9 +30,9 @@ _OPENERS = {
 def open_store(url: str | None = None) -> Store:
     """Return the store that a URL names.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, and every scheme that
-    an installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite
-    in the platform's user state folder.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, `s3://bucket/prefix`,
+    `gs://bucket/prefix`, `az://container/prefix`, and every scheme that an installed package adds through the
+    entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite in the platform's user state folder.
 
     Raises:
         ValueError: no store has this scheme, the rest of the URL is not what it expects, or it is empty.
