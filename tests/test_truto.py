@@ -6,6 +6,9 @@ import gzip
 import logging
 import os
 import pickle
+import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -155,6 +158,89 @@ def test_connections_are_kept(api, truto):
             cp["a"] = {"at": at}
             cp.commit()
         assert len(api._transports) - accepted == 1
+
+
+def test_connections_are_opened_before_they_are_needed_and_no_more_than_that():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        store = TrutoStore(f"http://127.0.0.1:{listener.getsockname()[1]}", "token", concurrency=4)
+        for keys in (0, 1, 3, 2, 3, 9, 9):  # one alone needs none; never more than `concurrency`
+            store.warm(keys)
+        opened = [listener.accept()[0] for _ in range(4)]
+        for connection in opened:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):  # nothing was sent
+                connection.recv(1)
+            connection.close()
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        store.close()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_commit_takes_the_connections_that_were_opened_for_it(api, truto, early):
+    seed(api, **{f"k{n}": {"n": n} for n in range(4)})
+    accepted = len(api._transports)
+    with Checkpointer("run", truto) as cp:
+        for key in cp:
+            cp[key] = {"n": -1}
+        if early:
+            truto.warm(4)
+        together = threading.Barrier(4, timeout=10)
+        api.script(Hook(before=together.wait), method="PATCH", forever=True)
+        assert len(cp.commit().keys) == 4
+    assert len(api._transports) - accepted == 4
+
+
+def test_a_connection_that_cannot_be_opened_early_fails_the_commit_and_nothing_before():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    store = TrutoStore(f"http://127.0.0.1:{port}", "token", deadline=0.2)
+    store.warm(3)
+    with pytest.raises(StoreUnavailable, match="ConnectError"):
+        store.load("run")
+    store.close()
+
+
+def sockets(store):
+    return [client._network.socket for client in store._service._clients._made[os.getpid()]]
+
+
+def test_an_idle_connection_that_the_service_has_closed_is_not_written_to(api, truto, monkeypatch):
+    monkeypatch.setattr(http, "TRUSTED", -1.0)
+    seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        (old,) = sockets(truto)
+        for transport in list(api._transports.values()):
+            api._loop.call_soon_threadsafe(transport.close)
+        select.select([old], [], [], 10)
+        assert cp.commit().retries == 0
+        assert old not in sockets(truto)
+        assert methods(api) == ["GET", "GET", "PATCH"]
+
+
+def test_an_open_idle_connection_is_used_again_over_tls_too(tmp_path, monkeypatch):
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", cert)
+    monkeypatch.setattr(http, "TRUSTED", -1.0)
+    with ApiServer(ssl_certfile=cert, ssl_keyfile=key) as api:
+        store = TrutoStore(api.url, api.token)
+        connect = store._service._clients.lacking(1)
+        for call in connect:
+            call()
+        (opened,) = sockets(store)
+        select.select([opened], [], [], 10)  # tickets for later sessions have come
+        store.load("run")
+        store.load("run")
+        assert sockets(store) == [opened]
+        assert len(api._transports) == 1
+        store.close()
 
 
 @pytest.mark.parametrize("name", ["a/b", "a%2Fb", "a?b", "a#b", "a;b", "a:b", "a@b", "a+b", "a b", "...", "ü€😀", "~"])
@@ -802,6 +888,77 @@ def test_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):  # ro
             cp[key] = {"n": -2}
         cp.commit()
     assert held(api) == {f"k{n}": {"n": -2} for n in range(5)}
+
+
+def test_ctrl_c_waits_for_the_answer_to_a_single_write(api, truto):  # row 45
+    seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        api.script(Hook(before=interrupt, then=Delay(0.2)), method="PATCH")
+        with pytest.raises(KeyboardInterrupt):
+            cp.commit()
+        assert held(api) == {"a": B}
+        assert methods(api) == ["GET", "GET", "PATCH"]
+        cp["a"] = C
+        assert cp.commit().keys == ("a",)
+    assert held(api) == {"a": C}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(api):  # row 45
+    store = TrutoStore(api.url, api.token, timeout=30)
+    seed(api, a=A)
+    with Checkpointer("run", store) as cp:
+        cp["a"] = B
+
+        def twice():
+            interrupt()
+            while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                time.sleep(0.001)
+            interrupt()
+
+        api.script(Hook(before=twice, then=Hang()), method="PATCH")
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            cp.commit()
+        assert time.monotonic() - began < 20
+        cp.commit()
+    assert held(api) == {"a": B}
+    store.close()
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+@pytest.mark.parametrize("waiting", ["retry", "rate"])
+def test_ctrl_c_ends_a_wait_at_once(api, keys, waiting):  # row 45
+    store = TrutoStore(api.url, api.token, rate=(keys, 30.0) if waiting == "rate" else (500, 10.0))
+    changes = {f"k{n}": "x" for n in range(keys)}
+    if waiting == "rate":
+        store.commit("run", changes)
+        sent = threading.Timer(0.2, interrupt)
+        sent.start()
+    else:
+        answer = Answer(429, headers={"Retry-After": "30"})
+        api.script(answer, forever=True)
+        sent = threading.Thread(target=interrupt_once_sent, args=(api, keys))
+        sent.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("run", changes)
+    assert time.monotonic() - began < 20
+    sent.join()
+    store.close()
+    assert len(api.requests) == keys
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_once_sent(api, requests):
+    while [call.status for call in api.requests] != [429] * requests:
+        time.sleep(0.01)
+    time.sleep(0.2)  # so that the answers are read
+    interrupt()
 
 
 def test_urls_open_it(api, monkeypatch):

@@ -12,9 +12,9 @@ import ssl
 import time
 import zlib
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -49,14 +49,19 @@ EARLY = 2.0
 
 _CHUNK = 64 * 1024
 
-_FAILURES = (
-    httpcore.NetworkError,
-    httpcore.TimeoutException,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
+_MISTAKES = (
+    httpcore.LocalProtocolError,
     httpcore.UnsupportedProtocol,
     httpx.InvalidURL,
     ImportError,  # of what speaks to SOCKS proxies
+    UnicodeError,  # of a host name that is none
+)
+_FAILURES = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.RemoteProtocolError,
+    httpcore.ProxyError,
+    *_MISTAKES,
 )
 
 
@@ -140,12 +145,14 @@ class Clients:
             idle.append(client)
 
     def lacking(self, count: int) -> list[Callable[[], None]]:
-        """Return what opens the connections that are missing to so many, each to be called once, in any thread.
+        """Add what is missing to so many connections; return what opens each of them, to be called in any thread.
 
-        One that cannot be opened is left to the request that needs it.
+        A request that comes sooner waits for its connection, or opens it; so does one whose connection was not to be
+        opened.
         """
-        made = self._made.get(os.getpid(), ())
-        return [partial(self._open, self._make()) for _ in range(count - len(made))]
+        added = [self._make() for _ in range(count - len(self._made.get(os.getpid(), ())))]
+        self._idle.setdefault(os.getpid(), deque()).extendleft(added)
+        return [client.open for client in added]
 
     def close(self) -> None:
         """Close this process's connections."""
@@ -157,11 +164,6 @@ class Clients:
         client = _Client(self._route)
         self._made.setdefault(os.getpid(), []).append(client)
         return client
-
-    def _open(self, client: _Client) -> None:
-        with suppress(*_FAILURES):
-            client.open(EARLY)
-        self._idle.setdefault(os.getpid(), deque()).appendleft(client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,48 +198,58 @@ class _Client:
         self._network = _Network()
         self._connection: httpcore.ConnectionInterface | None = None
         self._used = 0.0
+        self._lock = Lock()  # held while it is used, or being opened
+
+    def open(self) -> None:
+        """Open the connection, if that goes quickly, and say nothing where it does not go at all."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._network.limit(monotonic() + EARLY, EARLY)
+                self._ready()
+            except _FAILURES:
+                pass
+            finally:
+                self._lock.release()
 
     def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
-        self._network.until, self._network.timeout = until, self._route.timeout
-        if until <= monotonic():
-            raise TransportError("the deadline has passed", reached=False)
-        try:
-            target = _target(url)
-            request = httpcore.Request(method, target, headers=self._route.headers(body), content=body)
-            response = self._ready().handle_request(request)
+        with self._lock:
+            if until <= monotonic():
+                raise TransportError("the deadline has passed", reached=False)
+            self._network.limit(until, self._route.timeout)
             try:
-                told = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-                return Response(response.status, told, _read(response, told))
-            finally:
-                response.close()
-                self._used = monotonic()
-        except _FAILURES as error:
-            self.close()
-            raise _translated(error) from _bare(error)
-
-    def open(self, seconds: float) -> None:
-        """Open the connection, if that takes no longer; a proxy's is left to the first request."""
-        self._network.until, self._network.timeout = monotonic() + seconds, seconds
-        self._connection, self._used = self._connect(), monotonic()
+                return self._send(
+                    httpcore.Request(method, _target(url), headers=self._route.headers(body), content=body)
+                )
+            except _FAILURES as error:
+                self._drop()
+                raise _translated(error) from _bare(error)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        with self._lock:
+            self._drop()
+
+    def _send(self, request: httpcore.Request) -> Response:
+        response = self._ready().handle_request(request)
+        try:
+            told = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
+            return Response(response.status, told, _read(response, told))
+        finally:
+            response.close()
+            self._used = monotonic()
 
     def _ready(self) -> httpcore.ConnectionInterface:
         """Return an open connection: what is written to a closed one leaves in doubt whether it arrived."""
         if self._connection is not None:
             idle = monotonic() - self._used
             if self._connection.is_closed() or idle > KEPT or (idle > TRUSTED and self._network.gone()):
-                self.close()
+                self._drop()
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection, self._used = self._connect(), monotonic()
         return self._connection
 
     def _connect(self) -> httpcore.ConnectionInterface:
         route, origin = self._route, self._route.origin
-        if route.proxy is not None:
+        if route.proxy is not None:  # connects with the first request
             pool = httpcore.ConnectionPool(route.context, route.proxy, network_backend=self._network)
             return pool.create_connection(origin)
         host = origin.host.decode("ascii")
@@ -245,6 +257,11 @@ class _Client:
         if origin.scheme == b"https":
             stream = stream.start_tls(route.context, host)
         return httpcore.HTTP11Connection(origin, stream)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 class _Network(httpcore.NetworkBackend):
@@ -254,12 +271,13 @@ class _Network(httpcore.NetworkBackend):
     """
 
     def __init__(self) -> None:
-        self.until = 0.0
-        """The end of the request under way, in monotonic seconds."""
-        self.timeout = 0.0
-        """Seconds for each single step of it."""
         self.socket: socket.socket | None = None
         """The last one opened."""
+        self._until = self._timeout = 0.0
+
+    def limit(self, until: float, timeout: float) -> None:
+        """Let everything end then (monotonic seconds), and each single step after so many seconds."""
+        self._until, self._timeout = until, timeout
 
     def connect_tcp(
         self,
@@ -274,7 +292,7 @@ class _Network(httpcore.NetworkBackend):
 
     def left(self) -> float:
         """Return the seconds for the next step."""
-        return min(self.timeout, max(0.001, self.until - monotonic()))
+        return min(self._timeout, max(0.001, self._until - monotonic()))
 
     def gone(self) -> bool:
         """Tell whether the service has closed the idle connection, or sent what nobody asked for.
@@ -409,7 +427,7 @@ def _translated(error: Exception) -> TransportError:
         return TransportError(f"no TLS is spoken there, so try http://: {text}", reached=False, again=False)
     if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout | httpcore.ProxyError):
         return TransportError(text, reached=False)
-    if isinstance(error, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol | httpx.InvalidURL | ImportError):
+    if isinstance(error, _MISTAKES):
         return TransportError(text, reached=False, again=False)
     return TransportError(text, reached=True)
 
