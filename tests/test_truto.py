@@ -1162,6 +1162,43 @@ def test_a_proxy_may_be_named_without_a_scheme(monkeypatch):
         store.close()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "line"),
+    [
+        ("http", b"GET http://api.invalid/sync-job-run-state?state_key=run HTTP/1.1"),
+        ("https", b"CONNECT api.invalid:443 HTTP/1.1"),
+    ],
+)
+def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch, scheme, line):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:word@127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        heads = []
+
+        def refuse():
+            while not done.is_set():
+                connection, _ = proxy.accept()
+                with connection:
+                    if head := connection.recv(10_000):
+                        heads.append(head.split(b"\r\n"))
+                        connection.sendall(b"HTTP/1.1 405 Not Here\r\nContent-Length: 0\r\n\r\n")
+
+        done = threading.Event()
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        store = TrutoStore(f"{scheme}://api.invalid", "sEcReT", timeout=5, deadline=0.5)
+        store.warm(3)
+        with pytest.raises(StoreError, match="405"):
+            store.load("run")
+        done.set()
+        socket.create_connection(proxy.getsockname()).close()
+        thread.join()
+        store.close()
+    assert heads[0][0] == line
+    assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in heads[0]
+    assert (b"Authorization: Bearer sEcReT" in heads[0]) == (scheme == "http")
+
+
 def test_a_bad_token_is_in_no_frame_of_ours():  # row 26
     with pytest.raises(ValueError, match="not shown") as caught:
         TrutoStore(token="sEcReT\n")
