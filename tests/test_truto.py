@@ -6,6 +6,9 @@ import gzip
 import logging
 import os
 import pickle
+import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -155,6 +158,89 @@ def test_connections_are_kept(api, truto):
             cp["a"] = {"at": at}
             cp.commit()
         assert len(api._transports) - accepted == 1
+
+
+def test_connections_are_opened_before_they_are_needed_and_no_more_than_that():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        store = TrutoStore(f"http://127.0.0.1:{listener.getsockname()[1]}", "token", concurrency=4)
+        for keys in (0, 1, 3, 2, 3, 9, 9):  # one alone needs none; never more than `concurrency`
+            store.warm(keys)
+        opened = [listener.accept()[0] for _ in range(4)]
+        for connection in opened:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):  # nothing was sent
+                connection.recv(1)
+            connection.close()
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        store.close()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_commit_takes_the_connections_that_were_opened_for_it(api, truto, early):
+    seed(api, **{f"k{n}": {"n": n} for n in range(4)})
+    accepted = len(api._transports)
+    with Checkpointer("run", truto) as cp:
+        for key in cp:
+            cp[key] = {"n": -1}
+        if early:
+            truto.warm(4)
+        together = threading.Barrier(4, timeout=10)
+        api.script(Hook(before=together.wait), method="PATCH", forever=True)
+        assert len(cp.commit().keys) == 4
+    assert len(api._transports) - accepted == 4
+
+
+def test_a_connection_that_cannot_be_opened_early_fails_the_commit_and_nothing_before():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    store = TrutoStore(f"http://127.0.0.1:{port}", "token", deadline=0.2)
+    store.warm(3)
+    with pytest.raises(StoreUnavailable, match="ConnectError"):
+        store.load("run")
+    store.close()
+
+
+def sockets(store):
+    return [client._network.socket for client in store._service._clients._made[os.getpid()]]
+
+
+def test_an_idle_connection_that_the_service_has_closed_is_not_written_to(api, truto, monkeypatch):
+    monkeypatch.setattr(http, "TRUSTED", -1.0)
+    seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        (old,) = sockets(truto)
+        for transport in list(api._transports.values()):
+            api._loop.call_soon_threadsafe(transport.close)
+        select.select([old], [], [], 10)
+        assert cp.commit().retries == 0
+        assert old not in sockets(truto)
+        assert methods(api) == ["GET", "GET", "PATCH"]
+
+
+def test_an_open_idle_connection_is_used_again_over_tls_too(tmp_path, monkeypatch):
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", cert)
+    monkeypatch.setattr(http, "TRUSTED", -1.0)
+    with ApiServer(ssl_certfile=cert, ssl_keyfile=key) as api:
+        store = TrutoStore(api.url, api.token)
+        connect = store._service._clients.lacking(1)
+        for call in connect:
+            call()
+        (opened,) = sockets(store)
+        select.select([opened], [], [], 10)  # tickets for later sessions have come
+        store.load("run")
+        store.load("run")
+        assert sockets(store) == [opened]
+        assert len(api._transports) == 1
+        store.close()
 
 
 @pytest.mark.parametrize("name", ["a/b", "a%2Fb", "a?b", "a#b", "a;b", "a:b", "a@b", "a+b", "a b", "...", "ü€😀", "~"])
@@ -804,6 +890,91 @@ def test_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):  # ro
     assert held(api) == {f"k{n}": {"n": -2} for n in range(5)}
 
 
+def test_ctrl_c_waits_for_the_answer_to_a_single_write(api, truto):  # row 45
+    seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        api.script(Hook(before=interrupt, then=Delay(0.2)), method="PATCH")
+        with pytest.raises(KeyboardInterrupt):
+            cp.commit()
+        assert held(api) == {"a": B}
+        assert methods(api) == ["GET", "GET", "PATCH"]
+        cp["a"] = C
+        assert cp.commit().keys == ("a",)
+    assert held(api) == {"a": C}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(api):  # row 45
+    store = TrutoStore(api.url, api.token, timeout=30)
+    seed(api, a=A)
+    with Checkpointer("run", store) as cp:
+        cp["a"] = B
+
+        def twice():
+            interrupt()
+            while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                time.sleep(0.001)
+            interrupt()
+
+        api.script(Hook(before=twice, then=Hang()), method="PATCH")
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            cp.commit()
+        assert time.monotonic() - began < 20
+        cp.commit()
+    assert held(api) == {"a": B}
+    store.close()
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+def test_ctrl_c_ends_the_wait_for_a_retry_at_once(api, keys):  # row 45
+    def interrupt_later():
+        while not any(call.status for call in api.requests):
+            time.sleep(0.01)
+        time.sleep(0.2)  # so that the answer is read
+        interrupt()
+
+    api.script(Answer(429, headers={"Retry-After": "30"}), forever=True)
+    store = TrutoStore(api.url, api.token)
+    thread = threading.Thread(target=interrupt_later, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("run", {f"k{n}": "x" for n in range(keys)})
+    assert time.monotonic() - began < 20
+    assert len(api.requests) <= keys
+    thread.join()
+    store.close()
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+def test_ctrl_c_ends_the_wait_for_the_rate_at_once(api, keys, caplog):  # row 45
+    class Waits(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("waiting") and not interrupts:  # several threads may say so
+                interrupts.append(threading.Timer(0.2, interrupt))
+                interrupts[0].start()
+
+    store = TrutoStore(api.url, api.token, rate=(keys, 30.0))
+    changes = {f"k{n}": "x" for n in range(keys)}
+    store.commit("run", changes)
+    caplog.set_level(logging.INFO, "checkpoint")
+    interrupts, logger, waits = [], logging.getLogger("checkpoint"), Waits()
+    logger.addHandler(waits)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("run", changes)
+    logger.removeHandler(waits)
+    assert time.monotonic() - began < 20
+    assert len(api.requests) == keys
+    store.close()
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_urls_open_it(api, monkeypatch):
     monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
     store = open_store(api.url + "/")
@@ -1003,6 +1174,43 @@ def test_a_proxy_may_be_named_without_a_scheme(monkeypatch):
         with pytest.raises(StoreUnavailable, match="ReadTimeout"):
             store.load("run")
         store.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "line"),
+    [
+        ("http", b"GET http://api.invalid/sync-job-run-state?state_key=run HTTP/1.1"),
+        ("https", b"CONNECT api.invalid:443 HTTP/1.1"),
+    ],
+)
+def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch, scheme, line):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:word@127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        heads = []
+
+        def refuse():
+            while not done.is_set():
+                connection, _ = proxy.accept()
+                with connection:
+                    if head := connection.recv(10_000):
+                        heads.append(head.split(b"\r\n"))
+                        connection.sendall(b"HTTP/1.1 405 Not Here\r\nContent-Length: 0\r\n\r\n")
+
+        done = threading.Event()
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        store = TrutoStore(f"{scheme}://api.invalid", "sEcReT", timeout=5, deadline=0.5)
+        store.warm(3)
+        with pytest.raises(StoreError, match="405"):
+            store.load("run")
+        done.set()
+        socket.create_connection(proxy.getsockname()).close()
+        thread.join()
+        store.close()
+    assert heads[0][0] == line
+    assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in heads[0]
+    assert (b"Authorization: Bearer sEcReT" in heads[0]) == (scheme == "http")
 
 
 def test_a_bad_token_is_in_no_frame_of_ours():  # row 26

@@ -107,6 +107,8 @@ class TrutoStore:
         """
         check_changes(state_key, changes)
         run = Run()
+        if base:
+            self.warm(len(changes))  # while the look is under way
         stored = self._look(run, state_key, changes, base)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
         seen = self._seen.setdefault(state_key, _Seen())
@@ -143,6 +145,10 @@ class TrutoStore:
             raise error
         entries = {key: entry for key, entry in landed.items() if entry is not None}
         return Receipt(entries, run.requests, run.retries, unsettled)
+
+    def warm(self, keys: int) -> None:
+        """Open connections for a commit of so many keys, without waiting for them; see `Warms.warm`."""
+        self._service.warm(keys)
 
     def close(self) -> None:
         """End this process's threads and connections."""
