@@ -365,6 +365,11 @@ def test_fault_34_a_value_that_is_no_string_is_opaque(api, truto, value, raw):
 
 # 35, 36
 
+LARGE = 75_000_000
+"""Characters that make a stored value of 100 MB."""
+
+SMALL = "a cursor should be small (and a group have more shards)"
+
 
 def test_fault_35_a_dict_changed_after_it_was_set_is_no_change(store):
     cursor = {"at": [1]}
@@ -405,10 +410,6 @@ def test_fault_36_a_cursor_of_1_mb_works_and_warns(store, caplog):
     ]
     with Checkpointer("run", store) as cp:
         assert cp["a"] == cursor
-
-
-LARGE = 75_000_000
-"""Characters that make a stored value of 100 MB."""
 
 
 def test_fault_36_a_cursor_of_100_mb_works_in_a_file(tmp_path, caplog):
