@@ -229,7 +229,7 @@ def test_fault_05_a_write_that_lands_after_it_was_read_back_is_unknown_and_never
 
     async def late(exchange):
         await exchange.end("close")
-        await exchange.run(lands.wait)
+        await exchange.run(lambda: lands.wait(20))
         await exchange.apply()
         landed.set()
 
