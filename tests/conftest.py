@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.sqlite import SQLiteStore
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from checkpoint import Store
+
+# `pytest --hypothesis-profile=long` looks longer.
+settings.register_profile("short", deadline=None, database=None)
+settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
+settings.load_profile("short")
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_fault_25_names_of_any_characters_are_apart_and_come_back(store):
         assert list(store.load(state_key)) == [NAMES[0]]
 
 
-@settings(deadline=None, database=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1), max_size=4))
 def test_fault_25_any_text_is_a_name(truto, names):
     state_key = "run/" + "".join(sorted(names))
