@@ -134,6 +134,12 @@ def _check(cursor: Cursor) -> None:
 
 
 def _advice(node: object) -> str:
+    from datetime import date  # noqa: PLC0415 - for an error only
+    from decimal import Decimal  # noqa: PLC0415 - likewise
+
+    if isinstance(node, date | Decimal):
+        text = "isoformat()" if isinstance(node, date) else "str()"
+        return f"store its {text}, or let a stream keep it: incremental() takes it as it is"
     if hasattr(node, "isoformat"):
         return "store its isoformat()"
     if isinstance(node, bytes | bytearray):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
+from hypothesis import settings
 
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.sqlite import SQLiteStore
@@ -19,7 +20,13 @@ from checkpoint.testing import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from checkpoint import Store
+
+# `pytest --hypothesis-profile=long` looks longer.
+settings.register_profile("short", deadline=None, database=None)
+settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
+settings.load_profile("short")
 
 
 @pytest.fixture

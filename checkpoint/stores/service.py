@@ -144,10 +144,10 @@ class Service:
             with _uninterrupted(reading=method == "GET"):
                 response = self._clients.send(method, self.base_url + path, body, deadline.at)
         except TransportError as error:
-            said = str(error).replace(self._token.reveal(), "***")
+            self._hide_token(error, error.__cause__)
             if not error.again:
-                raise StoreError(f"{self.base_url}: {said}") from error.__cause__
-            raise Again(said, reached=error.reached, unanswered=error.reached) from error.__cause__
+                raise StoreError(f"{self.base_url}: {error}") from error.__cause__
+            raise Again(str(error), reached=error.reached, unanswered=error.reached) from error.__cause__
         finally:
             slot.at = monotonic()
         return self._judge(response)
@@ -276,6 +276,13 @@ class Service:
             # Of pools that two threads make at once one is kept; the other never starts a thread.
             pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
         return pool
+
+    def _hide_token(self, *errors: BaseException | None) -> None:
+        """Take the token out of errors that quote an answer: a service may echo what it was sent."""
+        token = self._token.reveal()
+        for error in errors:
+            if error is not None and token in str(error):
+                error.args = (str(error).replace(token, "***"),)
 
     def _wait_for_turn(self, run: Run, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
