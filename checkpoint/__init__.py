@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Receipt as Receipt
     from checkpoint.stores.base import Store as Store
     from checkpoint.stores.memory import MemoryStore as MemoryStore
+    from checkpoint.stores.postgres import PostgresStore as PostgresStore
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
     from checkpoint.windows import Window as Window
@@ -59,6 +60,7 @@ _HOMES = {
     "Receipt": "checkpoint.stores.base",
     "Store": "checkpoint.stores.base",
     "MemoryStore": "checkpoint.stores.memory",
+    "PostgresStore": "checkpoint.stores.postgres",
     "SQLiteStore": "checkpoint.stores.sqlite",
     "TrutoStore": "checkpoint.stores.truto",
     "Window": "checkpoint.windows",
@@ -81,6 +83,7 @@ __all__ = [
     "Locked",
     "MemoryStore",
     "PartialCommit",
+    "PostgresStore",
     "Receipt",
     "SQLiteStore",
     "StateMissing",
