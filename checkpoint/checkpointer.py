@@ -29,7 +29,7 @@ from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
 from checkpoint.ledger import Changes, Ledger
 from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
 from checkpoint.stores import open_store
-from checkpoint.stores.base import Atomic, Entry, KeepsHistory, Store, check_changes, check_name, joined
+from checkpoint.stores.base import Atomic, Entry, KeepsHistory, Store, Warms, check_changes, check_name, joined
 from checkpoint.worker import Worker
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
         self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
 
+        self._warm: Callable[[int], None] = lambda _keys: None
         self._worker = Worker(f"checkpoint {state_key}")
         self._soon = False  # a background flush is queued and has not begun
         self._failure: BaseException | None = None  # of a background flush, not yet raised
@@ -187,6 +188,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
             self._ledger.lease = Lease(store, self.state_key, self._run_id)
             self._ledger.lease.acquire()
+        if isinstance(store, Warms):
+            self._warm = store.warm
         self._ledger.known = store.load(self.state_key)
         if self._missing == "raise" and not len(self):
             raise StateMissing(self.state_key)
@@ -281,6 +284,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 self._draft.pop(key, None)
             else:
                 self._draft[key] = value
+                self._warm(len(self._draft))
 
     def __delitem__(self, key: str) -> None:
         with self._open():
@@ -497,6 +501,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             if key in self._draft:
                 self._draft[key] = value  # no longer to be changed in place
             self._streams[key] = stream
+            self._warm(len(self._streams))
             return stream
 
     def _live(self) -> dict[str, Incremental[Any]]:

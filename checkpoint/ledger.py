@@ -220,7 +220,8 @@ class Ledger:
                 receipt = store.commit(self.state_key, batch, {**held, **base}, run_id=self._run_id)
             except CheckpointError as error:
                 if lease is not None and isinstance(error, Conflict) and error.key in held:
-                    if lease.keeps(error.found) and rounds:
+                    if lease.keeps(error.found):  # renewed meanwhile
+                        rounds += 1
                         continue
                     raise LeaseLost(self.state_key) from error
                 with self.lock:
