@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import multiprocessing
 import os
@@ -939,3 +940,26 @@ def test_it_can_be_used_again_after_it_was_closed(store: SQLiteStore) -> None:
     store.close()
     store.close()
     assert values(store) == {"a": "1"}
+
+
+def test_entries_share_what_one_commit_wrote(store: SQLiteStore) -> None:
+    store.commit("job", {f"key {number}": str(number) for number in range(1_000)}, run_id="run-1")
+    entries = store.load("job").values()
+    for shared in ("created_at", "updated_at", "sync_job_run_id"):
+        assert len({id(getattr(entry, shared)) for entry in entries}) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(path: Path, enabled: bool) -> None:
+    with closing(SQLiteStore(path)) as store:
+        store.commit("job", {"a": "1"})
+        (gc.enable if enabled else gc.disable)()
+        try:
+            assert values(store) == {"a": "1"}
+            assert gc.isenabled() == enabled
+            store._connected().execute("UPDATE checkpoint_entries SET value = CAST(x'ff' AS TEXT)")
+            with pytest.raises(StoreError, match="Could not decode"):
+                store.load("job")
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
