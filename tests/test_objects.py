@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import ssl
 import sys
 import tempfile
 import traceback
@@ -115,12 +116,14 @@ class Proxy:
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, *_: object) -> None:
-                if not isinstance(error := sys.exc_info()[1], ConnectionError):  # else the client has gone
+                if not isinstance(
+                    error := sys.exc_info()[1], ConnectionError | ssl.SSLError
+                ):  # else the client has gone
                     proxy.errors.append(error)
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def script(self, method: str, *faults: Callable[[Request], object]) -> None:
         self.faults[method] = list(faults)
@@ -132,8 +135,8 @@ class Proxy:
 
     def close(self) -> None:
         self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self.server.shutdown()
+        self.server.server_close()
 
 
 def passed(request: Request) -> None:
@@ -498,6 +501,14 @@ def test_what_is_too_large_is_refused_and_nothing_is_written(
     assert str(caught.value) == (
         f"{s3}/state/job.json: it has {len(before)} bytes, and {len(before) - 1} are read at most"
     )
+
+
+def test_a_large_value_is_written_in_one_put(store: ObjectStore, proxy: Proxy) -> None:
+    value = "é" * 4_000_000  # obstore uploads 5 MB and more in parts where it may
+    entry = store.commit("job", {"a": value}, {"a": None}).entries["a"]
+    store.commit("job", {"b": "1"})
+    assert store.load("job")["a"] == entry
+    assert proxy.calls == ["GET", "PUT"] * 2 + ["GET"]
 
 
 def test_a_value_that_the_service_finds_too_large(store: ObjectStore, proxy: Proxy) -> None:
@@ -884,6 +895,19 @@ def test_plain_http_must_be_allowed(store: ObjectStore, proxy: Proxy, monkeypatc
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(StoreError, match="BadScheme"):
         store.load("job")
+    assert proxy.calls == []
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once(
+    store: ObjectStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pytest.importorskip("trustme").CA().issue_cert("127.0.0.1").configure_cert(context)
+    proxy.server.socket = context.wrap_socket(proxy.server.socket, server_side=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url.replace("http:", "https:"))
+    with pytest.raises(StoreError, match="error sending request: UnknownIssuer$") as caught:
+        store.load("job")
+    assert type(caught.value) is StoreError
     assert proxy.calls == []
 
 

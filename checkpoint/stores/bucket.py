@@ -59,7 +59,7 @@ def _failed(error: Exception) -> Failed:
     head, _, debug = str(error).partition("\n\nDebug source:")
     found = re.search(r"non-2xx status code: (\d{3})[^:]*:? ?", head)
     if found is None:
-        reasons = re.findall(r'(?:message|error): "([^"]+)"|(TimedOut|BadScheme|InvalidCertificate\([^)]*)', debug)
+        reasons = re.findall(r'(?:message|error): "([^"]+)"|(TimedOut|BadScheme)|InvalidCertificate\(\s*(\w+)', debug)
         said = ": ".join([_public(head), *("".join(reason) for reason in reasons[-1:])])
         again = "HTTP error" in head and "kind: Builder" not in debug and "InvalidCertificate" not in debug
         return Failed(said, again=again, reached="kind: Connect" not in debug and "kind: Builder" not in debug)
