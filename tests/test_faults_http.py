@@ -557,7 +557,11 @@ def test_fault_13_overwriting_makes_the_other_call_once(job, existing):
         assert sorted(job.calls()[1:]) == ["GET gone", "GET new", "PATCH gone", "PATCH new", "POST gone", "POST new"]
         cp["gone"] = C
         job.api.script(Answer(404), method="PATCH", forever=True)
-        job.api.script(Hook(before=lambda: job.api.store.commit("run", {"gone": None}), then=Answer(404)), method="GET")
+        goes, comes = (
+            Hook(before=lambda: job.api.store.commit("run", {"gone": None})),
+            Hook(before=lambda: job.seed(gone=D)),
+        )
+        job.api.script(goes, comes, method="GET")
         job.api.script(Answer(409), method="POST", forever=True)
         with job.fails(StoreError, "URL refused 'gone': 409 Conflict: Request conflict"):
             cp.commit()
@@ -870,6 +874,25 @@ def test_fault_22_one_key_of_three_that_fails_for_good_is_a_partial_commit(job):
         job.calls()
         assert cp.commit().keys == ("b",)
         assert job.calls() == ["GET b", "PATCH b"]
+    assert job.held() == {"a": B, "b": B, "c": B}
+
+
+def test_fault_22_each_key_that_fails_for_good_has_its_own_error(job):
+    job.seed(a=A, b=A, c=A)
+    for key, status in (("a", 422), ("c", 400)):
+        refusal = Answer(status, {"statusCode": status, "error": "Bad", "message": f"{key} is odd"})
+        job.api.script(refusal, method="PATCH", key=key)
+    with job.run() as cp:
+        cp["a"] = cp["b"] = cp["c"] = B
+        with job.fails(
+            PartialCommit,
+            "'b' committed, 'a', 'c' pending and still changed: commit again sends only those: "
+            "'a': URL refused 'a': 422 Bad: a is odd; 'c': URL refused 'c': 400 Bad: c is odd",
+        ) as caught:
+            cp.commit()
+        assert (list(caught.value.committed), caught.value.pending) == (["b"], ("a", "c"))
+        assert cp.changed == {"a", "c"}
+        cp.commit()
     assert job.held() == {"a": B, "b": B, "c": B}
 
 
