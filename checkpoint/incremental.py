@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, overloa
 
 from checkpoint.boundary import stored_digests
 from checkpoint.feed import OUTSIDE
-from checkpoint.options import SEEN, WINDOWS, Options
+from checkpoint.options import SEEN, WINDOWS
+from checkpoint.options import Options as Options
 from checkpoint.reading import Reading
 from checkpoint.values import Step, wire
 from checkpoint.windows import Frontier, Window
@@ -222,7 +223,7 @@ class Incremental(Generic[T]):
 
     def _track(self, records: Iterable[T]) -> Iterator[Iterable[T]]:
         if isinstance(records, list):
-            yield from self._reading.runs(cast("list[T]", records))
+            yield from self._reading.runs(records)
         else:
             yield self._reading.each(records)
 
@@ -230,7 +231,7 @@ class Incremental(Generic[T]):
         async for record in self._reading.each_async(records):
             yield record
 
-    def observe(self, record: T) -> bool:
+    def observe(self, record: T) -> bool:  # noqa: C901 - called for every row of millions, and so without calls
         """Tell whether a record is new, and is to be delivered; the next claim covers it.
 
         Raises:
@@ -240,14 +241,25 @@ class Incremental(Generic[T]):
         feed = self._loose
         row: Any = record
         try:
-            value, mark = row[feed.name], feed.mark
+            value = row[feed.name]
+            mark = feed.quick
+            if mark:
+                if value > feed.high:
+                    if value[mark] == "Z" and value < feed.top:
+                        feed.high = value
+                        feed.delivered += 1
+                        return True
+                elif value >= feed.low and value[mark] == "Z":
+                    feed.delivered += 1
+                    return True
+                return self._reading.observe(record)
+            mark = feed.mark
             if value > feed.high:
                 if value < feed.top and (value[mark] == "Z" if mark else feed.spelled(value)):
-                    if feed.keyed:
-                        if feed.alone:
-                            feed.single = row.copy()
-                        else:
-                            self._reading.position.remember(value, row)
+                    if feed.alone:
+                        feed.single = row.copy()
+                    elif feed.keyed:
+                        self._reading.position.remember(value, row)
                     feed.high = value
                     feed.delivered += 1
                     return True
