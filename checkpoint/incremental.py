@@ -14,6 +14,8 @@ in the one before is refused.
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, overloa
 
 from checkpoint.boundary import stored_digests
 from checkpoint.feed import OUTSIDE
-from checkpoint.options import SEEN, WINDOWS
-from checkpoint.options import Options as Options
+from checkpoint.options import SEEN, WINDOWS, Options
 from checkpoint.reading import Reading
 from checkpoint.values import Step, wire
 from checkpoint.windows import Frontier, Window
@@ -42,6 +43,8 @@ else:
     from typing import TypeVar
 
     T = TypeVar("T")
+
+__all__ = ["Incremental", "Options", "Stats"]
 
 logger = logging.getLogger("checkpoint")
 
@@ -102,8 +105,8 @@ class Incremental(Generic[T]):
     """
 
     __slots__ = (
-        "_base", "_counted", "_detached", "_frontier", "_highest", "_last", "_left", "_loose", "_options", "_pending",
-        "_position", "_reading", "_stops", "_warned", "key",
+        "__weakref__", "_base", "_counted", "_detached", "_frontier", "_highest", "_last", "_left", "_loose",
+        "_options", "_pending", "_position", "_reading", "_stops", "_warned", "key",
     )  # fmt: skip
 
     _reading: Reading
@@ -123,6 +126,7 @@ class Incremental(Generic[T]):
         self._counted = Stats(0, 0, 0, 0)  # of earlier readings, and of windows
         self._highest: Any = None  # so too
         self._start(stored)
+        _streams.add(self)
 
     def __repr__(self) -> str:
         return f"Incremental({self.key!r}, {self._options.field!r})"
@@ -508,3 +512,18 @@ class Incremental(Generic[T]):
                 f"{self._options.field!r}: delete the key to start over, or set it to a cursor of this field"
             )
         return position
+
+
+# So that a fork finds them.
+_streams: weakref.WeakSet[Incremental[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Let the streams of a forked child go back: it cannot say that rows which the parent took are delivered."""
+    for stream in list(_streams):
+        if stream.live:
+            stream._start(stream._last)  # noqa: SLF001 - this module's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
