@@ -90,6 +90,13 @@ class Boundary:
         self._ties.extend(zip(values, memos, strict=True))
         self._thin()
 
+    def take_over(self, other: Boundary) -> None:
+        """Remember the rows of a window that is finished, too, where the memory reaches back into it."""
+        if self.coarse and self.keyed:
+            self._old += other._old
+            self._ties += other._ties
+            self._thin()
+
     def step(self) -> None:
         """Keep the rows of the highest value as those of the highest but one, too: a higher one comes."""
         self._under = self._ties

@@ -51,8 +51,8 @@ class Feed:
     """Of those, the ones at the highest value only."""
     single: Memo
     """The row at the highest value, where `observe` found it alone there."""
-    delivered: int
-    """Rows that `observe` found in the lane."""
+    delivered: float
+    """Rows that `observe` found in the lane; a float, for the next integer would have to be allocated for every row."""
     lane: Lane | None
     low: Any
     top: Any
@@ -68,7 +68,7 @@ class Feed:
         self.pins = False
         self.run = self.single = None
         self.alone = keyed
-        self.delivered = 0
+        self.delivered = 0.0
         self.close()
 
     def open(self, lane: Lane, *, alone: bool) -> None:

@@ -249,12 +249,12 @@ class Incremental(Generic[T]):
             mark = feed.quick
             if mark:
                 if value > feed.high:
-                    if value[mark] == "Z" and value < feed.top:
+                    if value < feed.top and value[mark] == "Z":
                         feed.high = value
-                        feed.delivered += 1
+                        feed.delivered += 1.0
                         return True
                 elif value >= feed.low and value[mark] == "Z":
-                    feed.delivered += 1
+                    feed.delivered += 1.0
                     return True
                 return self._reading.observe(record)
             mark = feed.mark
@@ -265,12 +265,12 @@ class Incremental(Generic[T]):
                     elif feed.keyed:
                         self._reading.position.remember(value, row)
                     feed.high = value
-                    feed.delivered += 1
+                    feed.delivered += 1.0
                     return True
             elif value >= feed.low and (value[mark] == "Z" if mark else feed.spelled(value)):
                 if feed.keyed:
                     self._reading.position.remember(value, row)
-                feed.delivered += 1
+                feed.delivered += 1.0
                 return True
         except OUTSIDE:
             pass  # there is no lane, or it is something else: its key tells
@@ -358,22 +358,21 @@ class Incremental(Generic[T]):
         def end_(window: Window[T], rows: Incremental[T], *, failed: bool) -> None:
             if not failed:
                 rows.leave()
-                if rows._reading.position.finished:
-                    frontier.finish((window.start, window.end))
             with frontier.lock:
+                if rows._reading.position.finished and not failed and self._frontier is frontier:
+                    frontier.finish((window.start, window.end))
+                    self._reading.boundary.take_over(rows._reading.boundary)
                 self._keep_counts(rows)
 
         return Window(start, end, begin, end_)
 
     def _claim_windows(self, frontier: Frontier) -> Cursor | None:
-        reached, islands = frontier.reach()
-        cursor: Cursor = dict(self._base or {})
+        with frontier.lock:
+            reached, islands = frontier.reach()
+            moved = reached is not None and self._lies_beyond(reached)
+            position = reached if moved else self._position
+            cursor = self._cursor(position, moved=True) if moved else dict(self._base or {})
         before = cursor.pop(WINDOWS, None)
-        moved = reached is not None and self._lies_beyond(reached)
-        if moved:
-            cursor[self._options.field] = wire(reached)
-            cursor.pop(SEEN, None)
-        position = reached if moved else self._position
         left = [[wire(start), wire(end)] for start, end in self._passing(islands, position)]
         if left:
             cursor[WINDOWS] = left

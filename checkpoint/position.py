@@ -97,7 +97,7 @@ class Position:
     def count(self) -> int:
         """Return how many rows were handed out."""
         self.settle()
-        return self.delivered + self.loose.delivered
+        return self.delivered + int(self.loose.delivered)
 
     def start_run(self, feed: Feed, rows: list[Any]) -> Run | None:
         """Take records in hand, all that there are, where the lane holds them; None: it does not."""

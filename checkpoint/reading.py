@@ -66,6 +66,7 @@ class Reading:
     def recall(self, other: Reading) -> None:
         """Know the rows that another reading of the stream knew when it was opened."""
         self.boundary.seen = other.boundary.seen
+        self.boundary.coarse = other.boundary.coarse
         self.range.reopen(other.range.position)
 
     def finish(self) -> None:
