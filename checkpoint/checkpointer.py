@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CorruptState, StateMissing
+from checkpoint.errors import CheckpointError, CorruptState, StateMissing
 from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
 from checkpoint.ledger import Changes, Ledger
 from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
@@ -607,7 +607,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                     one.back(self._stored_of(one.name))
                 else:
                     one.back(self._decode(one.key, self._value(one.key)))
-            except (CorruptState, ValueError) as error:  # noqa: PERF203 - the others go back all the same
+            except (CheckpointError, TypeError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
                 failure = failure or error
         if failure is not None:
             raise failure
