@@ -30,6 +30,7 @@ class Source(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Page)
         self.rows = []
         self.held = None
+        self.since = []  # what each page was asked with
         self.asked, self.released = Event(), Event()
 
     def grow(self, count):
@@ -43,6 +44,7 @@ class Page(BaseHTTPRequestHandler):
     def do_GET(self):
         query = parse_qs(urlsplit(self.path).query)
         page, since = int(query.get("page", ["0"])[0]), query.get("since", [""])[0]
+        self.server.since.append(since)
         if page == self.server.held:
             self.server.asked.set()
             self.server.released.wait(60)
@@ -119,6 +121,8 @@ def test_nothing_is_missing_after_a_kill_in_the_middle(source, command, tmp_path
     stored = state(tmp_path)
     assert stored["orders"]["replication_key_value"] == source.rows[-1]["updated_at"]
     assert rows(tmp_path) == source.rows
+    assert set(source.since) == {""}
+    source.since.clear()
 
     source.grow(40)
     source.held = 2
@@ -137,3 +141,4 @@ def test_nothing_is_missing_after_a_kill_in_the_middle(source, command, tmp_path
     assert (third.returncode, third.stdout) == (0, ""), third.stderr
     assert {row["id"] for row in rows(tmp_path)} == {row["id"] for row in source.rows}
     assert state(tmp_path)["orders"]["replication_key_value"] == source.rows[-1]["updated_at"]
+    assert "" not in source.since
