@@ -84,8 +84,9 @@ def test_help():
         "  -h, --help  Show this message and exit.\n"
         "\n"
         "Commands:\n"
-        "  demo   Run a real incremental sync, kill it halfway, start it again.\n"
-        "  serve  Serve the state API over any store, to whoever bears the token.\n"
+        "  demo        Run a real incremental sync, kill it halfway, start it again.\n"
+        "  serve       Serve the state API over any store, to whoever bears the...\n"
+        "  singer-run  Run a Singer tap into a target, from where JOB stopped.\n"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import rich as _  # noqa: F401 - the verbs import it late; its absence is told before any of them runs
 
-from checkpoint.cli import demo, serve
+from checkpoint.cli import demo, serve, singer
 from checkpoint.errors import CheckpointError
 
 
@@ -33,5 +33,5 @@ def checkpoint() -> None:
     """
 
 
-for verb in (demo.demo, demo.demo_child, serve.serve):
+for verb in (demo.demo, demo.demo_child, serve.serve, singer.singer_run):
     checkpoint.add_command(verb)
