@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Store as Store
     from checkpoint.stores.memory import MemoryStore as MemoryStore
     from checkpoint.stores.objects import ObjectStore as ObjectStore
+    from checkpoint.stores.postgres import PostgresStore as PostgresStore
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
     from checkpoint.windows import Window as Window
@@ -63,6 +64,7 @@ _HOMES = {
     "Store": "checkpoint.stores.base",
     "MemoryStore": "checkpoint.stores.memory",
     "ObjectStore": "checkpoint.stores.objects",
+    "PostgresStore": "checkpoint.stores.postgres",
     "SQLiteStore": "checkpoint.stores.sqlite",
     "TrutoStore": "checkpoint.stores.truto",
     "Window": "checkpoint.windows",
@@ -87,6 +89,7 @@ __all__ = [
     "MemoryStore",
     "ObjectStore",
     "PartialCommit",
+    "PostgresStore",
     "Receipt",
     "SQLiteStore",
     "StateMissing",

@@ -12,6 +12,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 from hypothesis import settings
+from postgres_server import PostgresServer
 
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.sqlite import SQLiteStore
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from checkpoint import Store
+    from checkpoint.stores.postgres import PostgresStore
 
 # `pytest --hypothesis-profile=long` looks longer.
 settings.register_profile("short", deadline=None, database=None)
@@ -76,9 +78,39 @@ def objects(s3: str) -> Iterator[Store]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "objects", "sqlite", "truto"])
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server of this run; where $CHECKPOINT_TEST_POSTGRES names another, tests that stop one are skipped."""
+    if reason := PostgresServer.missing():
+        pytest.skip(reason)
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a PostgreSQL database, with a schema that no other test uses; it does not exist yet."""
+    url = os.environ.get("CHECKPOINT_TEST_POSTGRES") or request.getfixturevalue("postgres_server").url
+    psycopg = pytest.importorskip("psycopg")
+    schema = f"checkpoint_{token_hex(6)}"
+    yield f"{url}{'&' if '?' in url else '?'}schema={schema}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+@pytest.fixture
+def postgres(postgres_url: str) -> Iterator[PostgresStore]:
+    from checkpoint.stores.postgres import PostgresStore
+
+    store = PostgresStore(postgres_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=["memory", "objects", "postgres", "sqlite", "truto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param in {"objects", "truto"}:
+    if request.param in {"objects", "postgres", "truto"}:
         yield request.getfixturevalue(request.param)
         return
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "state.db")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from checkpoint import Store
+    from checkpoint.stores.postgres import PostgresStore
     from checkpoint.stores.truto import TrutoStore
 
 
@@ -52,6 +53,17 @@ class TestObjectStore(StoreContract):
         return ObjectStore(repr(store).split("'")[1])
 
 
+class TestPostgresStore(StoreContract):
+    @pytest.fixture
+    def store(self, postgres: PostgresStore, postgres_url: str) -> PostgresStore:
+        self.url = postgres_url
+        return postgres
+
+    def reopen(self, store: Store) -> PostgresStore:
+        store.close()
+        return type(store)(self.url)
+
+
 class TestTrutoStore(StoreContract):
     atomic = compares_and_swaps = versions = records_runs = False
     many = 200  # a commit of more would wait for the rate of a token
@@ -82,7 +94,7 @@ def test_entries_tell_the_time_of_each_write(store: Store) -> None:
     assert times == {"a": (first, second), "b": (first, first)}
 
 
-@pytest.mark.parametrize("store", ["memory", "objects", "sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["memory", "objects", "postgres", "sqlite"], indirect=True)
 def test_versions_of_a_namespace_come_from_one_counter(store: Store) -> None:
     with freeze_time("2024-05-01T10:00:00Z"):
         store.commit("job", {"a": "1", "b": "1"}, run_id="run-1")

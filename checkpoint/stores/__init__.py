@@ -24,15 +24,18 @@ _OPENERS = {
     "sqlite": "checkpoint.stores.sqlite:SQLiteStore.from_url",
     "http": "checkpoint.stores.truto:TrutoStore",
     "https": "checkpoint.stores.truto:TrutoStore",
+    "postgres": "checkpoint.stores.postgres:PostgresStore",
+    "postgresql": "checkpoint.stores.postgres:PostgresStore",
 }
 
 
 def open_store(url: str | None = None) -> Store:
     """Return the store that a URL names.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, `s3://bucket/prefix`,
-    `gs://bucket/prefix`, `az://container/prefix`, and every scheme that an installed package adds through the
-    entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite in the platform's user state folder.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `postgresql://user@host/database`,
+    `https://api.truto.one`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, and every scheme that
+    an installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite
+    in the platform's user state folder.
 
     Raises:
         ValueError: no store has this scheme, the rest of the URL is not what it expects, or it is empty.
