@@ -19,6 +19,7 @@ import pytest
 
 from checkpoint import Checkpointer, SQLiteStore
 from checkpoint.codec import encode
+from checkpoint.stores import _OPENERS
 from checkpoint.stores.truto import TrutoStore
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ def test_a_bad_url_is_one_sentence(verb, arguments):
     done = command(*verb, *arguments, CHECKPOINT_STORE="nosuch://x")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: no store opens 'nosuch://x': its URL begins with one of http:, https:, memory:, sqlite:\n"
+        "Error: no store opens 'nosuch://x': its URL begins with one of "
+        f"{', '.join(f'{scheme}:' for scheme in sorted(_OPENERS))}\n"
     )
 
 
@@ -399,6 +401,7 @@ def _read(terminal: int) -> bytes:
 def test_what_destroys_asks_on_a_terminal(tmp_path, answer, status, left):
     environment = seeded(tmp_path, keys=2)
     code, screen = in_terminal(["clear", "job"], environment, answer)
+    assert b"\x1b[31m- key-00000  " in screen
     assert b"Delete 2 keys of 'job'? [y/N]: " in screen
     with closing(SQLiteStore(tmp_path / "state.db")) as store:
         assert (code, len(store.load("job"))) == (status, left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from base64 import b64encode
 from contextlib import closing
 from datetime import datetime, timezone
@@ -365,7 +366,7 @@ def test_edit_finds_a_key_that_was_changed_meanwhile(tmp_path, monkeypatch, url)
     monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/state.db")
     with closing(SQLiteStore(tmp_path / "state.db")) as store:
         store.commit("job", {"contacts": VALUE_1})
-        other = """python -m checkpoint.cli set job contacts '{"by": "another"}' >/dev/null"""
+        other = sys.executable + """ -m checkpoint.cli set job contacts '{"by": "another"}' >/dev/null"""
         editor(tmp_path, monkeypatch, f"""{other}; echo '{{"a": 1}}' > "$1" """)
         done = run("edit", "job", "contacts")
         found = store.load("job")["contacts"]
