@@ -178,6 +178,34 @@ class KeepsHistory(Protocol):
 
 
 @runtime_checkable
+class TellsTime(Protocol):
+    """A store on a machine of its own, whose clock may be another than ours."""
+
+    def clock(self) -> datetime:
+        """Return the time by the store's clock, in UTC, good to a second.
+
+        Raises:
+            StoreError: the store refused or failed, or it does not tell.
+
+        """
+        ...
+
+
+@runtime_checkable
+class TellsFacts(Protocol):
+    """A store that tells what whoever looks after it may want to know."""
+
+    def facts(self) -> dict[str, str]:
+        """Return versions, modes and sizes, each by what it is called; nothing secret.
+
+        Raises:
+            StoreError: the store refused or failed.
+
+        """
+        ...
+
+
+@runtime_checkable
 class JoinsTransactions(Protocol):
     """A store that can write inside a transaction of the caller's own."""
 
