@@ -19,7 +19,7 @@ class PostgresServer:
     """
 
     def __init__(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp" if Path("/tmp").is_dir() else None))
+        self.home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path is short
         self.url = f"postgresql://postgres@/postgres?host={self.home}"
         self._data = self.home / "data"
         # PostgreSQL refuses to run as root: then it is nobody's, and so is a copy, for wherever the package is

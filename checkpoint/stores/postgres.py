@@ -58,8 +58,8 @@ ANSWER = 10.0
 SILENCE = 30
 """Seconds after which the server ends a transaction of ours that says nothing more: it holds its namespace."""
 
-MAX_VALUE = 500_000_000
-"""Bytes of a value: history keeps two in one row, and a row holds 1 GB (postgresql.org/docs/current/limits.html)."""
+MAX_VALUE = 128_000_000
+"""Bytes of a value. Sending takes libpq a time that grows with the square of it, on a Unix socket 10 s for 100 MB."""
 
 _BATCH = 64_000_000  # bytes of values in one statement
 
@@ -86,6 +86,10 @@ _STEPS = (
             namespace bigint NOT NULL, version bigint NOT NULL, digest bytea NOT NULL, key text NOT NULL,
             before bytea, after bytea, PRIMARY KEY (namespace, version, digest)
         )""",
+        # Not compressed: that takes seconds for each 10 MB.
+        "ALTER TABLE {schema}.checkpoint_entries ALTER value SET STORAGE EXTERNAL",
+        """ALTER TABLE {schema}.checkpoint_changes
+            ALTER before SET STORAGE EXTERNAL, ALTER after SET STORAGE EXTERNAL""",
     ),
 )
 """What makes each version of our tables out of the one before it, from none on."""
@@ -109,7 +113,7 @@ _ENCODING = "SELECT pg_catalog.current_setting('server_encoding')"
 _LOAD = """SELECT entry.key, entry.value, entry.created_at, entry.updated_at, entry.sync_job_run_id, entry.version
     FROM {schema}.checkpoint_entries entry JOIN {schema}.checkpoint_namespaces namespace ON namespace.id = namespace
     WHERE namespace.digest = %(namespace)s"""
-_READ = _LOAD + " AND entry.digest = ANY(%(digests)s::bytea[])"
+_READ = _LOAD + " AND entry.digest = ANY(%(digests)b::bytea[])"
 # A row of its own is what the writers of a namespace wait for: one after the other, they read what the last one left.
 _LOCK = """SELECT id, version, token FROM {schema}.checkpoint_namespaces
     WHERE digest = %(digest)s FOR UPDATE"""
@@ -117,7 +121,7 @@ _ADD = """INSERT INTO {schema}.checkpoint_namespaces (digest, state_key, version
     VALUES (%(digest)s, %(state_key)s, 0, '') ON CONFLICT DO NOTHING"""
 _LANDED = """SELECT 1 FROM {schema}.checkpoint_commits WHERE namespace = %(namespace)s AND token = %(token)s"""
 _WRITE = """WITH given AS (
-        SELECT * FROM unnest(%(digests)s::bytea[], %(keys)s::text[], %(values)s::bytea[], %(told)s::boolean[])
+        SELECT * FROM unnest(%(digests)b::bytea[], %(keys)b::text[], %(values)b::bytea[], %(told)b::boolean[])
             AS given (digest, key, value, told)
     ), told AS (
         INSERT INTO {schema}.checkpoint_changes
@@ -192,20 +196,20 @@ class PostgresStore:
         keep: int | timedelta = KEEP,
     ) -> None:
         both = dsn is not None and connection is not None
-        server, named, complaint = _parsed(dsn)
+        self._server, named, complaint = _parsed(dsn)
         del dsn  # so that no rendered traceback shows its password
+        self._joined = connection
+        self._schema = schema if schema is not None else named
+        self._keep = keep
+        self._current = False  # whether our tables were found to be there, as this release makes them
         if both:
             raise TypeError("a store has a connection string or a connection, not both")
         if not isinstance(connection, psycopg.Connection | None):  # pyright: ignore[reportUnnecessaryIsInstance] - as in base
             raise TypeError(f"connection must be a psycopg.Connection, not {type(connection).__name__}")
         if complaint:
             raise ValueError(complaint)
+        _check_schema(self._schema)
         check_keep(keep)
-        self._keep = keep
-        self._schema = _checked_schema(schema if schema is not None else named if named is not None else "public")
-        self._server = server
-        self._joined = connection
-        self._current = False  # whether our tables were found to be there, as this release makes them
 
     def __repr__(self) -> str:
         what = f"connection={self._joined!r}" if self.joined else repr(self._server.name)
@@ -247,7 +251,7 @@ class PostgresStore:
         """Write the changed keys, all or none; see `Store.commit`.
 
         Raises:
-            ValueTooLarge: a value is longer than 500 MB.
+            ValueTooLarge: a value is longer than 128 MB.
             RuntimeError: no transaction is open on the caller's connection.
 
         """
@@ -665,23 +669,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _parsed(dsn: str | None) -> tuple[_Server, str | None, str]:
+def _parsed(dsn: str | None) -> tuple[_Server, str, str]:
     """Return the server that a connection string names, the schema if it names one, and what is wrong with it."""
-    text, schema = dsn or "", None
+    text, schema = dsn or "", "public"
     if text.startswith(("postgresql://", "postgres://")):
-        address, _, query = text.partition("?")
-        authority, _, path = address.partition("://")[2].partition("/")
-        if authority.count("@") > 1 or "@" in path:
-            return _Server({}), None, _ESCAPE
+        start = text.index("://") + 3
+        if "@" in text[start:].partition("/")[0]:  # libpq: up to the first one, credentials hold anything but a slash
+            start = text.index("@", start) + 1
+        address, _, query = text[start:].partition("?")
+        if "@" in address:
+            return _Server({}), schema, _ESCAPE
         parts = [part for part in query.split("&") if part]
-        schema = next((unquote(part[7:]) for part in parts if part.startswith("schema=")), None)
-        text = address + "?" + "&".join(part for part in parts if not part.startswith("schema="))
+        schema = next((unquote(part[7:]) for part in parts if part.startswith("schema=")), schema)
+        query = "&".join(part for part in parts if not part.startswith("schema="))
+        text = f"{text[:start]}{address}?{query}"
     try:
         params = conninfo_to_dict(text)
     except (psycopg.Error, ValueError):  # whose text may quote a part of the password
-        return _Server({}), None, _UNREADABLE
+        return _Server({}), schema, _UNREADABLE
     if not all(port.isdecimal() for port in str(params.get("port", "")).split(",") if port):
-        return _Server({}), None, _ESCAPE
+        return _Server({}), schema, _ESCAPE
     return _Server({key: value for key, value in params.items() if key != "connect_timeout"}), schema, ""
 
 
@@ -695,10 +702,9 @@ _ESCAPE = (
 )
 
 
-def _checked_schema(schema: str) -> str:
+def _check_schema(schema: str) -> None:
     if not 0 < len(schema.encode()) < 64 or "\0" in schema:  # noqa: PLR2004 - NAMEDATALEN
         raise ValueError(f"a PostgreSQL schema has a name of 1 to 63 bytes, without NUL, not {schema!r}")
-    return schema
 
 
 @contextmanager
