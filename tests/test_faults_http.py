@@ -974,19 +974,20 @@ def test_fault_23_a_key_that_the_look_missed_is_confirmed_when_many_are_committe
 
 
 def test_fault_36_a_slow_upload_meets_the_deadline(job):
-    done = Event()
+    done, received = Event(), []
 
     def read_slowly(listener):
         connection, _ = listener.accept()
         with connection, suppress(OSError):
             while not done.wait(0.1):
-                connection.recv(100_000)
+                received.append(len(connection.recv(100_000)))
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         pool.submit(read_slowly, listener)
         store = job.store(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5, deadline=1.5)
         with pytest.raises(CommitUnknown, match="whether 'a' in 'run' was written is unknown") as caught:
-            store.commit("run", {"a": "x" * 60_000_000})
+            store.commit("run", {"a": "x" * 20_000_000})
         job.errors.append(caught.value)
         done.set()
     assert (caught.value.state_key, caught.value.keys) == ("run", ("a",))
+    assert 0 < sum(received) < 10_000_000  # no single piece took long, and yet it ended
