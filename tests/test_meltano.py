@@ -35,10 +35,7 @@ def uri(request, tmp_path, monkeypatch):
             monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
             yield f"checkpoint+{server.url}"
     else:
-        try:
-            yield f"checkpoint+{request.getfixturevalue('postgres_url')}"
-        except pytest.FixtureLookupError:
-            pytest.skip("there is no store in PostgreSQL")
+        yield f"checkpoint+{request.getfixturevalue('postgres_url')}"
 
 
 @pytest.fixture
