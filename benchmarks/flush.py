@@ -42,7 +42,17 @@ def main() -> None:
     keys = [f"stream_{number:03}" for number in range(10 if quick else 100)]
     rounds = {50: 3, 5: 3, 0: 3} if quick else {50: 9, 5: 25, 0: 25}
     cases = [flush(latency, keys, count) for latency, count in rounds.items()]
-    packages = ["checkpoint-store", "httpx", "httpx2", "requests", "uvicorn", "httptools", "uvloop"]
+    packages = [
+        "checkpoint-store",
+        "httpcore",
+        "httpcore2",
+        "httpx",
+        "httpx2",
+        "requests",
+        "uvicorn",
+        "httptools",
+        "uvloop",
+    ]
     report("flush", "peer's median / ours: above 1, ours is faster", cases, packages, write=not quick)
 
 

@@ -15,7 +15,17 @@ def main() -> None:
     """Measure at 50 ms of latency."""
     quick = options(__doc__).quick
     keys = [f"stream_{number:03}" for number in range(10 if quick else 100)]
-    packages = ["checkpoint-store", "httpx", "httpx2", "requests", "uvicorn", "httptools", "uvloop"]
+    packages = [
+        "checkpoint-store",
+        "httpcore",
+        "httpcore2",
+        "httpx",
+        "httpx2",
+        "requests",
+        "uvicorn",
+        "httptools",
+        "uvloop",
+    ]
     case = flush(keys, 3 if quick else 9)
     report("flush_overwrite", "peer's median / ours: above 1, ours is faster", [case], packages, write=not quick)
 

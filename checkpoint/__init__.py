@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Receipt as Receipt
     from checkpoint.stores.base import Store as Store
     from checkpoint.stores.memory import MemoryStore as MemoryStore
+    from checkpoint.stores.objects import ObjectStore as ObjectStore
+    from checkpoint.stores.postgres import PostgresStore as PostgresStore
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
     from checkpoint.windows import Window as Window
@@ -61,6 +63,8 @@ _HOMES = {
     "Receipt": "checkpoint.stores.base",
     "Store": "checkpoint.stores.base",
     "MemoryStore": "checkpoint.stores.memory",
+    "ObjectStore": "checkpoint.stores.objects",
+    "PostgresStore": "checkpoint.stores.postgres",
     "SQLiteStore": "checkpoint.stores.sqlite",
     "TrutoStore": "checkpoint.stores.truto",
     "Window": "checkpoint.windows",
@@ -83,7 +87,9 @@ __all__ = [
     "LeaseLost",
     "Locked",
     "MemoryStore",
+    "ObjectStore",
     "PartialCommit",
+    "PostgresStore",
     "Receipt",
     "SQLiteStore",
     "StateMissing",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from checkpoint.options import SEEN
 from checkpoint.rows import digest, primary_getter
+from checkpoint.values import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,9 +86,16 @@ class Boundary:
             self._ties.append((value, memo))
 
     def add_all(self, values: list[Any], memos: list[Memo]) -> None:
-        """Remember rows of any value, where it is coarse."""
-        self._ties.extend(zip(values, map(copy.copy, memos), strict=True))
+        """Remember rows of any value, copies, where it is coarse."""
+        self._ties.extend(zip(values, memos, strict=True))
         self._thin()
+
+    def take_over(self, other: Boundary) -> None:
+        """Remember the rows of a window that is finished, too, where the memory reaches back into it."""
+        if self.coarse and self.keyed:
+            self._old += other._old
+            self._ties += other._ties
+            self._thin()
 
     def step(self) -> None:
         """Keep the rows of the highest value as those of the highest but one, too: a higher one comes."""
@@ -111,7 +120,12 @@ class Boundary:
     def _is_rounded(self, value: Any) -> bool:
         """Tell whether a position such as this value may be rounded down for `start_value`, in its type."""
         initial = self._options.initial_value
-        return initial is not None and type(value) is not type(initial) and not isinstance(value, str)
+        if initial is None or isinstance(initial, str) or type(value) is type(initial):
+            return False
+        if not isinstance(value, str) or not isinstance(initial, datetime):
+            return True
+        digits = value.partition(".")[2]
+        return len(digits) - len(digits.lstrip("0123456789")) > MICRO
 
     def _thin(self) -> None:
         """Keep the highest rows: one more than may be stored, which tells that there were too many."""
@@ -121,6 +135,14 @@ class Boundary:
     def _digest(self, record: Any, key: Key) -> str:
         get = cast("Callable[[Any], Any]", self._get_primary)
         return digest(get(record), self._range.scale.digestible(key), record)
+
+
+def copies(rows: list[Any]) -> list[Memo]:
+    """Return shallow copies of rows: a job may change what it was handed."""
+    try:
+        return [row.copy() for row in rows]
+    except AttributeError:
+        return [copy.copy(row) for row in rows]
 
 
 def stored_digests(cursor: Cursor | None, field: str) -> list[str]:

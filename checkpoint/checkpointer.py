@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CorruptState, StateMissing
+from checkpoint.errors import CheckpointError, CorruptState, StateMissing
 from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
 from checkpoint.ledger import Changes, Ledger
 from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
 from checkpoint.stores import open_store
-from checkpoint.stores.base import Atomic, Entry, KeepsHistory, Store, check_changes, check_name, joined
+from checkpoint.stores.base import Atomic, Entry, KeepsHistory, Store, Warms, check_changes, check_name, joined
 from checkpoint.worker import Worker
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
         self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
 
+        self._warm: Callable[[int], None] = lambda _keys: None
         self._worker = Worker(f"checkpoint {state_key}")
         self._soon = False  # a background flush is queued and has not begun
         self._failure: BaseException | None = None  # of a background flush, not yet raised
@@ -187,6 +188,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
             self._ledger.lease = Lease(store, self.state_key, self._run_id)
             self._ledger.lease.acquire()
+        if isinstance(store, Warms):
+            self._warm = store.warm
         self._ledger.known = store.load(self.state_key)
         if self._missing == "raise" and not len(self):
             raise StateMissing(self.state_key)
@@ -200,6 +203,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 with self._ledger.lock:
                     for stream in self._live_streams():
                         stream.leave()
+                    self._ledger.refresh()
                     self._claim(self._scope(()))
                     self._phase = "closed"
                     self._need_transaction(self._ledger.claimed)
@@ -275,10 +279,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._open():
             self._check_free(key)
             below = self._ledger.below(key)
-            if below is not None and not self._ledger.unsure(key) and codec.same(value, below):
+            certain = not (self._ledger.doubts(key) or self._ledger.may_be_undone(key))
+            if below is not None and certain and codec.same(value, below):
                 self._draft.pop(key, None)
             else:
                 self._draft[key] = value
+                self._warm(len(self._draft))
 
     def __delitem__(self, key: str) -> None:
         with self._open():
@@ -473,7 +479,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             ValueError, TypeError: the arguments, or what is stored, do not fit together.
 
         """
-        from checkpoint.incremental import Incremental, Options  # noqa: PLC0415 - a job without streams needs it not
+        from checkpoint.incremental import Incremental  # noqa: PLC0415 - a job without streams needs it not
+        from checkpoint.options import Options  # noqa: PLC0415 - as above
 
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
@@ -494,6 +501,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             if key in self._draft:
                 self._draft[key] = value  # no longer to be changed in place
             self._streams[key] = stream
+            self._warm(len(self._streams))
             return stream
 
     def _live(self) -> dict[str, Incremental[Any]]:
@@ -599,7 +607,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                     one.back(self._stored_of(one.name))
                 else:
                     one.back(self._decode(one.key, self._value(one.key)))
-            except (CorruptState, ValueError) as error:  # noqa: PERF203 - the others go back all the same
+            except (CheckpointError, TypeError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
                 failure = failure or error
         if failure is not None:
             raise failure
@@ -624,9 +632,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._open():
             self._raise_failure()
             scope = self._scope(only)
-            joined = self._ledger.joined
-            if joined is not None and joined.in_transaction:
-                self._ledger.refresh(joined)
+            self._ledger.refresh()
             keys = self._claim(scope)
             self._need_transaction(keys)
             return keys if self._due() else None
@@ -711,7 +717,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         """Tell whether a draft would change the layers below it."""
         below = self._ledger.below(key)
         if not isinstance(draft, dict):
-            return draft != below or self._ledger.unsure(key)
+            return draft != below or self._ledger.doubts(key)
         return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
 
     def _claim_of(self, stream: Incremental[Any]) -> str | None:

@@ -15,6 +15,7 @@ import math
 from base64 import b64decode
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_base64
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import orjson
@@ -50,14 +51,23 @@ def decode(value: str) -> Cursor:
         ValueError: the value is not a cursor; the message says why.
 
     """
-    data = _unbase64(value)
+    return parse(_unbase64(value), "what its base64 stands for")
+
+
+def parse(text: bytes, name: str = "it") -> Cursor:
+    """Return the cursor that a UTF-8 text is the JSON of, read as `decode` reads it; errors call the text `name`.
+
+    Raises:
+        ValueError: the text is not a cursor; the message says why.
+
+    """
     try:
-        cursor: Any = orjson.loads(data)
-        if orjson.dumps(cursor) == data and isinstance(cursor, dict):
+        cursor: Any = orjson.loads(text)
+        if orjson.dumps(cursor) == text and isinstance(cursor, dict):
             return cast("Cursor", cursor)
     except (orjson.JSONDecodeError, TypeError):
         pass  # beyond orjson, or no JSON at all: the strict way says
-    cursor = _strict_loads(data)
+    cursor = _strict_loads(text, name)
     if not isinstance(cursor, dict):
         raise ValueError(f"it is a JSON {_json_name(cursor)}, not an object")  # noqa: TRY004 - bad data, not a bad call
     _strict_dumps(cast("Cursor", cursor), sort_keys=False)  # what cannot be written back would fail the next commit
@@ -134,6 +144,12 @@ def _check(cursor: Cursor) -> None:
 
 
 def _advice(node: object) -> str:
+    from datetime import date  # noqa: PLC0415 - for an error only
+    from decimal import Decimal  # noqa: PLC0415 - likewise
+
+    if isinstance(node, date | Decimal):
+        text = "isoformat()" if isinstance(node, date) else "str()"
+        return f"store its {text}, or let a stream keep it: incremental() takes it as it is"
     if hasattr(node, "isoformat"):
         return "store its isoformat()"
     if isinstance(node, bytes | bytearray):
@@ -143,18 +159,18 @@ def _advice(node: object) -> str:
     return "store its str()"
 
 
-def _strict_loads(data: bytes) -> Any:
+def _strict_loads(data: bytes, name: str) -> Any:
     try:
         return json.loads(
             data.decode(),
             object_pairs_hook=_unique_keys,
-            parse_constant=_not_json,
+            parse_constant=partial(_not_json, name),
             parse_float=_finite,
         )
     except UnicodeDecodeError as error:
-        raise ValueError("what its base64 stands for is not UTF-8 text") from error
+        raise ValueError(f"{name} is not UTF-8 text") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"what its base64 stands for is not JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
 
@@ -166,8 +182,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Cursor:
     return cursor
 
 
-def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"what its base64 stands for is not JSON: {constant}")
+def _not_json(name: str, constant: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON: {constant}")
 
 
 def _finite(digits: str) -> float:

@@ -30,8 +30,8 @@ class Feed:
     """
 
     __slots__ = (
-        "alone", "delivered", "hand", "high", "keyed", "lane", "low", "mark", "memo", "name", "pins", "run", "single",
-        "spelled", "top",
+        "alone", "delivered", "hand", "high", "keyed", "lane", "low", "mark", "memo", "name", "pins", "quick", "run",
+        "single", "spelled", "top",
     )  # fmt: skip
 
     name: Any
@@ -51,12 +51,15 @@ class Feed:
     """Of those, the ones at the highest value only."""
     single: Memo
     """The row at the highest value, where `observe` found it alone there."""
-    delivered: int
-    """Rows that `observe` found in the lane."""
+    delivered: float
+    """Rows that `observe` found in the lane; a float, for the next integer would have to be allocated for every row."""
     lane: Lane | None
     low: Any
     top: Any
     mark: int
+    """As the lane's: the place of the Z at the end of its instants; 0: they are spelled otherwise."""
+    quick: int
+    """The same, where nothing is remembered; 0: there is more to do."""
     spelled: Callable[[Any], bool]
 
     def __init__(self, name: str | None, high: Any, *, keyed: bool) -> None:
@@ -65,18 +68,19 @@ class Feed:
         self.pins = False
         self.run = self.single = None
         self.alone = keyed
-        self.delivered = 0
+        self.delivered = 0.0
         self.close()
 
     def open(self, lane: Lane, *, alone: bool) -> None:
         """Let rows inside a lane pass; `alone`: those at the highest value are remembered, and no others."""
-        self.alone = alone
+        self.alone = self.keyed and alone
+        self.quick = 0 if self.keyed else lane.mark
         self.lane, self.low, self.top, self.mark, self.spelled = lane, lane.low, lane.top, lane.mark, lane.holds
 
     def close(self) -> None:
         """Let every row go the slow way."""
         self.lane = self.low = self.top = None
-        self.mark = 0
+        self.mark = self.quick = 0
 
     def values_in(self, rows: list[Any], *, ordered: bool) -> list[Any] | None:
         """Return the cursor values of rows that the lane holds, all of them; None: it does not.

@@ -14,6 +14,8 @@ in the one before is refused.
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -41,6 +43,8 @@ else:
     from typing import TypeVar
 
     T = TypeVar("T")
+
+__all__ = ["Incremental", "Options", "Stats"]
 
 logger = logging.getLogger("checkpoint")
 
@@ -101,8 +105,8 @@ class Incremental(Generic[T]):
     """
 
     __slots__ = (
-        "_base", "_counted", "_detached", "_frontier", "_highest", "_last", "_left", "_loose", "_options", "_pending",
-        "_position", "_reading", "_stops", "_warned", "key",
+        "__weakref__", "_base", "_counted", "_detached", "_frontier", "_highest", "_last", "_left", "_loose",
+        "_options", "_pending", "_position", "_reading", "_stops", "_warned", "key",
     )  # fmt: skip
 
     _reading: Reading
@@ -122,6 +126,7 @@ class Incremental(Generic[T]):
         self._counted = Stats(0, 0, 0, 0)  # of earlier readings, and of windows
         self._highest: Any = None  # so too
         self._start(stored)
+        _streams.add(self)
 
     def __repr__(self) -> str:
         return f"Incremental({self.key!r}, {self._options.field!r})"
@@ -222,7 +227,7 @@ class Incremental(Generic[T]):
 
     def _track(self, records: Iterable[T]) -> Iterator[Iterable[T]]:
         if isinstance(records, list):
-            yield from self._reading.runs(cast("list[T]", records))
+            yield from self._reading.runs(records)
         else:
             yield self._reading.each(records)
 
@@ -230,7 +235,7 @@ class Incremental(Generic[T]):
         async for record in self._reading.each_async(records):
             yield record
 
-    def observe(self, record: T) -> bool:
+    def observe(self, record: T) -> bool:  # noqa: C901 - called for every row of millions, and so without calls
         """Tell whether a record is new, and is to be delivered; the next claim covers it.
 
         Raises:
@@ -240,21 +245,32 @@ class Incremental(Generic[T]):
         feed = self._loose
         row: Any = record
         try:
-            value, mark = row[feed.name], feed.mark
+            value = row[feed.name]
+            mark = feed.quick
+            if mark:
+                if value > feed.high:
+                    if value < feed.top and value[mark] == "Z":
+                        feed.high = value
+                        feed.delivered += 1.0
+                        return True
+                elif value >= feed.low and value[mark] == "Z":
+                    feed.delivered += 1.0
+                    return True
+                return self._reading.observe(record)
+            mark = feed.mark
             if value > feed.high:
                 if value < feed.top and (value[mark] == "Z" if mark else feed.spelled(value)):
-                    if feed.keyed:
-                        if feed.alone:
-                            feed.single = row.copy()
-                        else:
-                            self._reading.position.remember(value, row)
+                    if feed.alone:
+                        feed.single = row.copy()
+                    elif feed.keyed:
+                        self._reading.position.remember(value, row)
                     feed.high = value
-                    feed.delivered += 1
+                    feed.delivered += 1.0
                     return True
             elif value >= feed.low and (value[mark] == "Z" if mark else feed.spelled(value)):
                 if feed.keyed:
                     self._reading.position.remember(value, row)
-                feed.delivered += 1
+                feed.delivered += 1.0
                 return True
         except OUTSIDE:
             pass  # there is no lane, or it is something else: its key tells
@@ -342,22 +358,21 @@ class Incremental(Generic[T]):
         def end_(window: Window[T], rows: Incremental[T], *, failed: bool) -> None:
             if not failed:
                 rows.leave()
-                if rows._reading.position.finished:
-                    frontier.finish((window.start, window.end))
             with frontier.lock:
+                if rows._reading.position.finished and not failed and self._frontier is frontier:
+                    frontier.finish((window.start, window.end))
+                    self._reading.boundary.take_over(rows._reading.boundary)
                 self._keep_counts(rows)
 
         return Window(start, end, begin, end_)
 
     def _claim_windows(self, frontier: Frontier) -> Cursor | None:
-        reached, islands = frontier.reach()
-        cursor: Cursor = dict(self._base or {})
+        with frontier.lock:
+            reached, islands = frontier.reach()
+            moved = reached is not None and self._lies_beyond(reached)
+            position = reached if moved else self._position
+            cursor = self._cursor(position, moved=True) if moved else dict(self._base or {})
         before = cursor.pop(WINDOWS, None)
-        moved = reached is not None and self._lies_beyond(reached)
-        if moved:
-            cursor[self._options.field] = wire(reached)
-            cursor.pop(SEEN, None)
-        position = reached if moved else self._position
         left = [[wire(start), wire(end)] for start, end in self._passing(islands, position)]
         if left:
             cursor[WINDOWS] = left
@@ -496,3 +511,18 @@ class Incremental(Generic[T]):
                 f"{self._options.field!r}: delete the key to start over, or set it to a cursor of this field"
             )
         return position
+
+
+# So that a fork finds them.
+_streams: weakref.WeakSet[Incremental[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Let the streams of a forked child go back: it cannot say that rows which the parent took are delivered."""
+    for stream in list(_streams):
+        if stream.live:
+            stream._start(stream._last)  # noqa: SLF001 - this module's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -102,9 +102,13 @@ class Ledger:
         """Return the value last claimed or known of a key, None where there is none."""
         return self.claimed[key] if key in self.claimed else value_of(self.known.get(key))
 
-    def unsure(self, key: str) -> bool:
-        """Tell whether the store may hold something else than what is known."""
-        return key in self._doubtful or key in self._past
+    def doubts(self, key: str) -> bool:
+        """Tell whether the store may hold something else than what is known, for a write of it was not confirmed."""
+        return key in self._doubtful
+
+    def may_be_undone(self, key: str) -> bool:
+        """Tell whether what is known of a key was written in a transaction that may be rolled back."""
+        return key in self._past
 
     def claim(self, differences: Changes, only: Collection[str] | None = None) -> None:
         """Take differences over; `only` names the keys that were asked for, None stands for all."""
@@ -134,8 +138,11 @@ class Ledger:
         self._know(waiting)
         self._doubtful.intersection_update(waiting)
 
-    def refresh(self, store: JoinsTransactions) -> None:
+    def refresh(self) -> None:
         """Look whether what this run wrote in the caller's transactions is still there, or was rolled back."""
+        store = self.joined
+        if store is None or not self._past:
+            return
         found = store.read(self.state_key, list(self._past))
         for key, past in self._past.items():
             entry = found.get(key)
@@ -213,7 +220,8 @@ class Ledger:
                 receipt = store.commit(self.state_key, batch, {**held, **base}, run_id=self._run_id)
             except CheckpointError as error:
                 if lease is not None and isinstance(error, Conflict) and error.key in held:
-                    if lease.keeps(error.found) and rounds:
+                    if lease.keeps(error.found):  # renewed meanwhile
+                        rounds += 1
                         continue
                     raise LeaseLost(self.state_key) from error
                 with self.lock:

@@ -6,6 +6,7 @@ import copy
 from bisect import insort
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from checkpoint.boundary import copies
 from checkpoint.feed import NOTHING, Feed, Run, extremes
 
 if TYPE_CHECKING:
@@ -96,14 +97,14 @@ class Position:
     def count(self) -> int:
         """Return how many rows were handed out."""
         self.settle()
-        return self.delivered + self.loose.delivered
+        return self.delivered + int(self.loose.delivered)
 
     def start_run(self, feed: Feed, rows: list[Any]) -> Run | None:
         """Take records in hand, all that there are, where the lane holds them; None: it does not."""
         values = feed.values_in(rows, ordered=self._options.asc)
         if values is None:
             return None
-        feed.run = Run(rows, values, [copy.copy(row) for row in rows] if feed.keyed else None)
+        feed.run = Run(rows, values, copies(rows) if feed.keyed else None)
         return feed.run
 
     def settle_run(self, feed: Feed, *, done: bool = False) -> None:
@@ -125,7 +126,7 @@ class Position:
             feed.run = None
 
     def cover_values(self, values: list[Any], memos: list[Memo] | None, feed: Feed) -> None:
-        """Cover rows that are in the lane; `memos` are the rows themselves."""
+        """Cover rows that are in the lane; `memos` are the rows themselves, copies where the memory is coarse."""
         highest = values[-1] if self._options.asc else extremes(values)[1]
         rises = highest > feed.high
         if feed.keyed and memos is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from checkpoint.boundary import Boundary
+from checkpoint.boundary import Boundary, copies
 from checkpoint.errors import CursorRegressed
 from checkpoint.feed import NOTHING, OUTSIDE, Feed
 from checkpoint.position import Position, Row
@@ -66,6 +66,7 @@ class Reading:
     def recall(self, other: Reading) -> None:
         """Know the rows that another reading of the stream knew when it was opened."""
         self.boundary.seen = other.boundary.seen
+        self.boundary.coarse = other.boundary.coarse
         self.range.reopen(other.range.position)
 
     def finish(self) -> None:
@@ -121,7 +122,8 @@ class Reading:
         position, boundary = self.position, self.boundary
         feed = position.begin()
         name, keyed = self._field, feed.keyed
-        memo = None
+        value: Any = None
+        memo, rises = None, False
         for record in records:
             try:
                 value, mark = record[name], feed.mark
@@ -226,7 +228,7 @@ class Reading:
         values = feed.values_in(rows, ordered=self._options.asc)
         if values is not None:
             self.position.delivered += len(rows)
-            self.position.cover_values(values, rows, feed)
+            self.position.cover_values(values, copies(rows) if self.boundary.coarse and feed.keyed else rows, feed)
             return rows[:], False
         mask, ended = self._judge_page(rows, feed)
         return [row for row, deliver in zip(rows, mask, strict=True) if deliver], ended

@@ -580,6 +580,8 @@ class StoreContract:
     """Keys of a large commit."""
     large = 1_000_000
     """Characters of a large value."""
+    long_state_keys = True
+    """A state_key may have thousands of characters."""
     keep = KEEP
     """Commits of a namespace that the store remembers, where it keeps history."""
 
@@ -668,9 +670,10 @@ class StoreContract:
         assert _values(store) == left
 
     def test_any_text_is_a_state_key_and_none_is_taken_for_another(self, store: Store) -> None:
-        for number, name in enumerate(_NAMES):
+        names = [name for name in _NAMES if self.long_state_keys or len(name) < 100]
+        for number, name in enumerate(names):
             store.commit(name, {"a": f"value {number}"}, {"a": None})
-        for number, name in enumerate(_NAMES):
+        for number, name in enumerate(names):
             assert _values(store, name) == {"a": f"value {number}"}
 
     def test_any_text_is_a_value(self, store: Store) -> None:

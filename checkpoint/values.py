@@ -32,7 +32,7 @@ _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - of a wall clock
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
-_MICRO = 6
+MICRO = 6
 """Fraction digits of a datetime."""
 
 
@@ -141,7 +141,7 @@ class Scale:
         seconds, fraction = key
         if not isinstance(like, datetime):
             return date.fromordinal(self._local(seconds, kind) // _DAY + _EPOCH_DAY)
-        micros = int(fraction[:_MICRO].ljust(_MICRO, "0"))
+        micros = int(fraction[:MICRO].ljust(MICRO, "0"))
         if like.tzinfo is None:
             return _EPOCH + timedelta(seconds=self._local(seconds, kind), microseconds=micros)
         moment = _EPOCH.replace(tzinfo=timezone.utc) + timedelta(seconds=seconds, microseconds=micros)
@@ -387,9 +387,9 @@ def _offset_at(local: int, zone: tzinfo) -> int:
 
 def _moved(key: tuple[int, str], by: timedelta) -> tuple[int, str]:
     seconds, fraction = key
-    digits = max(len(fraction), _MICRO)
-    micros = (by.days * _DAY + by.seconds) * 10**_MICRO + by.microseconds
-    total = seconds * 10**digits + int(fraction.ljust(digits, "0")) + micros * 10 ** (digits - _MICRO)
+    digits = max(len(fraction), MICRO)
+    micros = (by.days * _DAY + by.seconds) * 10**MICRO + by.microseconds
+    total = seconds * 10**digits + int(fraction.ljust(digits, "0")) + micros * 10 ** (digits - MICRO)
     seconds, rest = divmod(total, 10**digits)
     return seconds, f"{rest:0{digits}}".rstrip("0")
 

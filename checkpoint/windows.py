@@ -96,7 +96,7 @@ class Frontier:
         self._start = start
         self._islands = islands
         self._done: list[Span] = []
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def finish(self, span: Span) -> None:
         """Count a part as finished."""

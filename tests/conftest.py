@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
+from hypothesis import settings
+from postgres_server import PostgresServer
 
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.sqlite import SQLiteStore
@@ -13,9 +21,14 @@ from checkpoint.testing import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from checkpoint import Store
+    from checkpoint.stores.postgres import PostgresStore
+
+# `pytest --hypothesis-profile=long` looks longer.
+settings.register_profile("short", deadline=None, database=None)
+settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
+settings.load_profile("short")
 
 
 @pytest.fixture
@@ -31,10 +44,74 @@ def truto(api: ApiServer) -> Iterator[TrutoStore]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "truto"])
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Yield the URL of a process that serves S3."""
+    for module in ("obstore", "moto", "flask", "flask_cors"):
+        pytest.importorskip(module)
+    script = Path(__file__).with_name("s3_server.py")
+    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.stdin.close()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a new, empty bucket, reached by the environment's variables."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    variables = {"ENDPOINT_URL": s3_server, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+    for name, value in {**variables, "ACCESS_KEY_ID": "test-key-id", "SECRET_ACCESS_KEY": "test-secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = f"bucket-{token_hex(8)}"
+    put = Request(f"{s3_server}/{name}", method="PUT")
+    build_opener(ProxyHandler({})).open(put, timeout=30).close()
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def objects(s3: str) -> Iterator[Store]:
+    from checkpoint import ObjectStore
+
+    store = ObjectStore(f"{s3}/some/prefix")
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server of this run; where $CHECKPOINT_TEST_POSTGRES names another, tests that stop one are skipped."""
+    if reason := PostgresServer.missing():
+        pytest.skip(reason)
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a PostgreSQL database, with a schema that no other test uses; it does not exist yet."""
+    url = os.environ.get("CHECKPOINT_TEST_POSTGRES") or request.getfixturevalue("postgres_server").url
+    psycopg = pytest.importorskip("psycopg")
+    schema = f"checkpoint_{token_hex(6)}"
+    yield f"{url}{'&' if '?' in url else '?'}schema={schema}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+@pytest.fixture
+def postgres(postgres_url: str) -> Iterator[PostgresStore]:
+    from checkpoint.stores.postgres import PostgresStore
+
+    store = PostgresStore(postgres_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=["memory", "objects", "postgres", "sqlite", "truto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "truto":
-        yield request.getfixturevalue("truto")
+    if request.param in {"objects", "postgres", "truto"}:
+        yield request.getfixturevalue(request.param)
         return
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "state.db")
     yield store

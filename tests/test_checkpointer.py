@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import MutableMapping
-from datetime import datetime, timezone
 from threading import Event
 
 import pytest
@@ -83,35 +82,6 @@ def test_is_a_mutable_mapping(store):
         cp.clear()
         assert (dict(cp), bool(cp)) == ({}, False)
     assert stored(store) == {}
-
-
-def test_setting_snapshots_the_cursor(store):
-    cursor = {"at": [1]}
-    with Checkpointer("run", store) as cp:
-        cp["a"] = cursor
-        cursor["at"].append(2)
-        assert cp["a"] == {"at": [1]}
-    assert stored(store) == {"a": {"at": [1]}}
-
-
-def test_a_cursor_changed_in_place_is_a_change(store):
-    seed(store, a={"pages": {"x": 1}})
-    with Checkpointer("run", store) as cp:
-        cursor = cp["a"]
-        cursor["pages"]["x"] = 2
-        assert cp.changed == {"a"}
-        assert cp.commit().keys == ("a",)
-        cursor["pages"]["x"] = 3
-        assert cp.commit().keys == ("a",)
-        assert not cp.commit()
-    assert stored(store) == {"a": {"pages": {"x": 3}}}
-
-
-def test_setdefault_returns_the_cursor_to_change(store):
-    with Checkpointer("run", store) as cp:
-        cp.setdefault("a", {})["at"] = 1
-        cp.setdefault("a", {})["more"] = 2
-    assert stored(store) == {"a": {"at": 1, "more": 2}}
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1.0), (1, True), (0, False), (1.0, True), (0.0, -0.0)])
@@ -194,52 +164,13 @@ def test_reserved_keys_are_hidden_and_refused(store):
     assert list(store.load("run")) == ["__lease__"]
 
 
-@pytest.mark.parametrize("key", ["", ".", "..", "a\0", "a\n", "\x85", "\ud800"])
-def test_bad_names_are_refused_when_set(store, key):
-    with Checkpointer("run", store) as cp:
-        with pytest.raises(ValueError, match="key must not"):
-            cp[key] = A
-        assert cp.changed == set()
-    with pytest.raises(ValueError, match="state_key must not"):
-        Checkpointer(key)
-
-
-@pytest.mark.parametrize(
-    ("cursor", "error", "text"),
-    [
-        ({"at": float("nan")}, ValueError, r"cursor\['at'\] is nan: JSON has no form for it"),
-        (
-            {"at": [datetime(2024, 1, 1, tzinfo=timezone.utc)]},
-            TypeError,
-            r"cursor\['at'\]\[0\] is a datetime, which JSON has no form for: store its isoformat\(\)",
-        ),
-        ({1: 2}, TypeError, "cursor has the key 1: keys must be str, not int"),
-        ([], TypeError, "a cursor is a dict, not list"),
-        (None, TypeError, "a cursor is a dict, not NoneType"),
-    ],
-)
-def test_bad_cursors_are_refused_when_set_and_when_committed(store, cursor, error, text):
+@pytest.mark.parametrize(("cursor", "kind"), [([], "list"), (None, "NoneType"), ("e30=", "str")])
+def test_what_is_no_dict_is_no_cursor(store, cursor, kind):
     with Checkpointer("run", store) as cp:
         cp["a"] = A
-        cp["b"] = B
-        with pytest.raises(error, match=text):
+        with pytest.raises(TypeError, match=f"a cursor is a dict, not {kind}"):
             cp["a"] = cursor
-        assert cp["a"] == A
-        if isinstance(cursor, dict):
-            cp["a"].update(cursor)
-            with pytest.raises(error, match=text):
-                cp.commit()
-            assert stored(store) == {}
-            cp["a"] = C
-    assert stored(store) == {"a": C if isinstance(cursor, dict) else A, "b": B}
-
-
-def test_a_large_cursor_warns(caplog):
-    with Checkpointer("run", MemoryStore()) as cp, caplog.at_level(logging.WARNING, "checkpoint"):
-        cp["a"] = {"seen": "x" * 1_000_000}
-    assert caplog.messages == [
-        "'run': the value of 'a' is 1333348 bytes; a cursor should be small (and a group have more shards)"
-    ]
+    assert stored(store) == {"a": A}
 
 
 # Committing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,7 +17,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from checkpoint import Checkpointer
+from checkpoint import Checkpointer, SQLiteStore
+from checkpoint.codec import encode
+from checkpoint.stores import _OPENERS
 from checkpoint.stores.truto import TrutoStore
 
 if TYPE_CHECKING:
@@ -84,8 +88,31 @@ def test_help():
         "  -h, --help  Show this message and exit.\n"
         "\n"
         "Commands:\n"
-        "  demo   Run a real incremental sync, kill it halfway, start it again.\n"
-        "  serve  Serve the state API over any store, to whoever bears the token.\n"
+        "  list        List the namespaces, or the keys of one.\n"
+        "  get         Print the cursor of a key as JSON.\n"
+        "  set         Store a cursor, given as a JSON object.\n"
+        "  merge       Change parts of a cursor by a JSON merge patch.\n"
+        "  edit        Edit a cursor in $VISUAL or $EDITOR.\n"
+        "  clear       Delete keys of a namespace, or all of them.\n"
+        "  history     Show what the latest commits changed, newest first.\n"
+        "  diff        Compare two namespaces, two stores, or two moments.\n"
+        "  restore     Bring keys back to what they were at a moment.\n"
+        "  plot        Draw a key's position over time, and its lag.\n"
+        "  copy        Copy a namespace to another store or another name.\n"
+        "  move        Copy a namespace, compare, and delete it here.\n"
+        "  export      Write a namespace as a document.\n"
+        "  import      Store a document in a namespace.\n"
+        "  doctor      Look whether the store can be used.\n"
+        "  unlock      Release the lease that an exclusive run left behind.\n"
+        "  singer-run  Run a Singer tap into a target, from where JOB stopped.\n"
+        "  serve       Serve the state API over any store, to whoever bears the...\n"
+        "  demo        Run a real incremental sync, kill it halfway, start it again.\n"
+        "\n"
+        "  Exit status: 0 done; 1 it could not be done, or `diff` and `doctor` found\n"
+        "  something; 2 the command line is wrong, or `diff` failed.\n"
+        "\n"
+        "  Completion, for bash (likewise zsh, fish):\n"
+        '  eval "$(_CHECKPOINT_COMPLETE=bash_source checkpoint)"\n'
     )
 
 
@@ -174,7 +201,8 @@ def test_a_bad_url_is_one_sentence(verb, arguments):
     done = command(*verb, *arguments, CHECKPOINT_STORE="nosuch://x")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: no store opens 'nosuch://x': its URL begins with one of http:, https:, memory:, sqlite:\n"
+        "Error: no store opens 'nosuch://x': its URL begins with one of "
+        f"{', '.join(f'{scheme}:' for scheme in sorted(_OPENERS))}\n"
     )
 
 
@@ -281,3 +309,105 @@ def test_the_package_is_the_command_too():
         [sys.executable, "-m", "checkpoint", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.startswith("checkpoint ")
+
+
+def seeded(tmp_path: Path, keys: int = 1) -> dict[str, str]:
+    """Return the environment of a store whose namespace `job` holds so many keys."""
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        store.commit("job", {f"key-{number:05}": encode({"updated_at": "2024-05-01"}) for number in range(keys)})
+    return {**ENVIRONMENT, "CHECKPOINT_STORE": f"sqlite:///{tmp_path}/state.db"}
+
+
+def shell(script: str, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    script = script.replace("checkpoint ", f"{shlex.quote(sys.executable)} -m checkpoint.cli ")
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script], env=environment, capture_output=True, timeout=60, check=False
+    )
+
+
+def test_get_goes_into_set_through_a_pipe(tmp_path):
+    environment = seeded(tmp_path)
+    value = "a text\r\nof two lines\n\n\u2028"
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        store.commit("job", {"text": value})
+        done = shell(
+            "checkpoint get job key-00000 | checkpoint set other cursor - &&"
+            "checkpoint get --raw job text | checkpoint set other --raw text - --json",
+            {**environment, "LC_ALL": "C"},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert {key: entry.value for key, entry in store.load("other").items()} == {
+            "cursor": encode({"updated_at": "2024-05-01"}),
+            "text": value,
+        }
+
+
+@pytest.mark.parametrize("verb", ["list job", "list job --json", "export job", "history job"])
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path, verb):
+    done = shell(f"checkpoint {verb} | head -n 1 | wc -l", seeded(tmp_path, keys=5_000))
+    assert (done.stdout.strip(), done.stderr) == (b"1", b"")
+
+
+def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
+    environment = seeded(tmp_path)
+    del environment["COLUMNS"]
+    cursor = {"updated_at": "2024-05-01", "note": "x" * 300}
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        store.commit("job", {"key-00000": encode(cursor)})
+    done = shell("checkpoint list job | grep key", {**environment, "TERM": "xterm-256color"})
+    assert json.dumps(cursor, separators=(",", ":")) in done.stdout.decode()
+    assert b"\x1b" not in done.stdout
+
+
+def test_diff_exits_as_diff_does(tmp_path):
+    environment = seeded(tmp_path)
+    script = (
+        "checkpoint diff job job; echo $?; checkpoint diff job none; echo $?; checkpoint diff job --with x; echo $?"
+    )
+    done = shell(script, environment)
+    assert [line for line in done.stdout.split() if line.isdigit()] == [b"0", b"1", b"2"]
+
+
+def in_terminal(arguments: list[str], environment: dict[str, str], answer: bytes) -> tuple[int, bytes]:
+    """Run the command in a terminal of its own, answer its question, and return its status and its screen."""
+    pty = pytest.importorskip("pty", reason="needs a terminal of POSIX")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "checkpoint.cli", *arguments],
+        env={**environment, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        screen = b""
+        while b"[y/N]: " not in screen and (read := _read(ours)):
+            screen += read
+        os.write(ours, answer)
+        while read := _read(ours):
+            screen += read
+        os.close(ours)
+        return process.wait(60), screen
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux says so when the other side is closed
+        return b""
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [(b"n\n", 1, 2), (b"\n", 1, 2), (b"y\n", 0, 0)])
+def test_what_destroys_asks_on_a_terminal(tmp_path, answer, status, left):
+    environment = seeded(tmp_path, keys=2)
+    code, screen = in_terminal(["clear", "job"], environment, answer)
+    assert b"\x1b[31m- key-00000  " in screen
+    assert b"Delete 2 keys of 'job'? [y/N]: " in screen
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        assert (code, len(store.load("job"))) == (status, left)
+
+
+def test_a_store_comes_from_the_option_before_the_environment(tmp_path):
+    environment = {**seeded(tmp_path), "CHECKPOINT_STORE": "nosuch://x"}
+    done = shell(f"checkpoint list --json --store sqlite:///{tmp_path}/state.db", environment)
+    assert [row["namespace"] for row in json.loads(done.stdout)] == ["job"]

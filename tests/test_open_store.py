@@ -13,7 +13,7 @@ from checkpoint.stores import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-KNOWN = "its URL begins with one of http:, https:, memory:, sqlite:"
+KNOWN = "its URL begins with one of az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, sqlite:"
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,8 @@ def test_installed_packages_add_schemes(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     assert open_store("theirs://host/path?a=b").url == "theirs://host/path?a=b"
-    with pytest.raises(ValueError, match=r"one of http:, https:, memory:, sqlite:, theirs:$"):
+    with pytest.raises(
+        ValueError, match=r"one of az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, sqlite:, theirs:$"
+    ):
         open_store("redis://localhost")
     monkeypatch.delitem(sys.modules, "their_store")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.stores.rate import Pace, retry_after
+from checkpoint.stores.rate import Pace, Trip, retry_after, simulate
 
 DATE = "Wed, 01 May 2024 10:00:00 GMT"
 
@@ -68,6 +68,32 @@ def test_never_more_than_the_limit_in_any_period(limit, period, gaps):
         counted.append(now)
     for first, beyond in zip(counted, counted[limit:], strict=False):
         assert beyond - first >= period - 1e-6
+
+
+def test_a_simulated_flush_goes_in_rounds_of_the_concurrency():
+    trips = simulate(Pace(500, 10.0), 5, concurrency=2, latency=0.5, start=1.0)
+    assert trips == [Trip(1.0, 1.5), Trip(1.0, 1.5), Trip(1.5, 2.0), Trip(1.5, 2.0), Trip(2.0, 2.5)]
+    assert simulate(Pace(500, 10.0), 100, concurrency=32, latency=0.05)[-1].answered == pytest.approx(0.2)
+    assert simulate(Pace(500, 10.0), 0, concurrency=32, latency=0.05) == []
+
+
+def test_a_simulated_flush_keeps_the_pace_which_goes_on_to_the_next():
+    pace = Pace(3, 10.0)
+    assert simulate(pace, 4, concurrency=8, latency=1.0) == [*[Trip(0.0, 1.0)] * 3, Trip(11.0, 12.0)]
+    assert [trip.sent for trip in simulate(pace, 3, concurrency=8, latency=1.0, start=13.0)] == [13.0, 13.0, 22.0]
+    pace = Pace(3, 10.0)
+    pace.shut(2.0)
+    assert simulate(pace, 1, concurrency=1, latency=0.5) == [Trip(2.0, 2.5)]
+
+
+@given(st.integers(1, 6), st.floats(0.5, 20), st.integers(1, 5), st.floats(0, 3), st.integers(0, 40))
+def test_a_simulated_flush_never_exceeds_rate_or_concurrency(limit, period, concurrency, latency, requests):
+    trips = simulate(Pace(limit, period), requests, concurrency=concurrency, latency=latency)
+    assert len(trips) == requests
+    for first, beyond in zip(trips, trips[limit:], strict=False):
+        assert beyond.sent - first.answered >= period - 1e-6
+    for first, beyond in zip(trips, trips[concurrency:], strict=False):
+        assert beyond.sent >= first.answered - 1e-6
 
 
 @pytest.mark.parametrize(

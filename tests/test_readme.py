@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint import Checkpointer
+from checkpoint import Checkpointer, Conflict
+from checkpoint.codec import decode, encode
 from checkpoint.stores import open_store
-from checkpoint.testing import ApiServer
+from checkpoint.testing import Answer, ApiServer, Drop
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT, _, RECIPES = README.read_text("utf-8").partition("## Recipes")  # these have tests of their own
@@ -60,6 +61,58 @@ def test_the_first_block_syncs_once_and_then_only_what_is_new(names):
     store = open_store()
     assert len(store.load("sync_job_123")) == 1
     store.close()
+
+
+def at(day):
+    return {"updated_at": f"2024-05-{day:02}"}
+
+
+@pytest.fixture
+def commit(names):
+    (block,) = [block for block in BLOCKS if "def commit(cp):" in block]
+    exec(block, names)
+    return names["commit"]
+
+
+@pytest.mark.parametrize("theirs", [at(3), at(2), at(1), None])
+def test_the_commit_shown_goes_on_from_another_runs_later_position(commit, names, theirs):
+    server = names["server"]
+    server.store.commit("job", {"a": encode(at(0))})
+    with Checkpointer("job", server.url) as cp:
+        cp["a"] = at(2)
+        server.store.commit("job", {"a": theirs and encode(theirs)})
+        if theirs in (at(3), at(2)):
+            commit(cp)
+            assert cp["a"] == theirs
+        else:
+            with pytest.raises(Conflict):
+                commit(cp)
+    assert {key: decode(entry.value) for key, entry in server.store.load("job").items()} == (
+        {} if theirs is None else {"a": theirs}
+    )
+
+
+def test_the_commit_shown_sends_less_of_what_is_too_large(commit, names):
+    server = names["server"]
+    server.set(max_value=200)
+    with Checkpointer("job", server.url) as cp:
+        cp["a"], cp["b"] = {**at(1), "seen": ["x" * 300]}, at(1)
+        commit(cp)
+        assert cp.changed == set()
+    assert {key: decode(entry.value) for key, entry in server.store.load("job").items()} == {"a": at(1), "b": at(1)}
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_the_commit_shown_finds_out_what_became_of_an_unanswered_write(commit, names, applied):
+    server = names["server"]
+    server.script(Drop(applied=applied), method="POST")
+    server.script(None, Answer(400), method="GET", key="a")  # looked at, sent, and refused to be read back
+    with Checkpointer("job", server.url) as cp:
+        cp["a"] = at(1)
+        commit(cp)
+        assert cp.changed == set()
+    assert decode(server.store.load("job")["a"].value) == at(1)
+    assert server.pending == 0
 
 
 def test_the_figures_are_those_that_the_benchmarks_wrote():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import threading
 from collections import Counter
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -255,6 +257,16 @@ def test_by_account(job):
         accounts = cp.group("accounts", 64)
         assert accounts["account-3"]["updated_at"] == stamp(99)
         assert len(accounts) == 7
+
+
+def test_exactly_once(job, tmp_path, monkeypatch):
+    """Killed at every statement in tests/test_joined.py."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        job("Exactly once, into SQLite")
+    with closing(sqlite3.connect("warehouse.db")) as sink:
+        rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
+    assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
 
 
 def test_backfill_by_month(job):

@@ -9,6 +9,7 @@ from freezegun import freeze_time
 
 from checkpoint import Entry
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.objects import ObjectStore
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.testing import ApiServer, StoreContract
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from checkpoint import Store
+    from checkpoint.stores.postgres import PostgresStore
     from checkpoint.stores.truto import TrutoStore
 
 
@@ -37,6 +39,29 @@ class TestSQLiteStore(StoreContract):
     def reopen(self, store: Store) -> SQLiteStore:
         store.close()
         return SQLiteStore(self.path)
+
+
+class TestObjectStore(StoreContract):
+    long_state_keys = False
+
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> ObjectStore:
+        return objects
+
+    def reopen(self, store: Store) -> ObjectStore:
+        store.close()
+        return ObjectStore(repr(store).split("'")[1])
+
+
+class TestPostgresStore(StoreContract):
+    @pytest.fixture
+    def store(self, postgres: PostgresStore, postgres_url: str) -> PostgresStore:
+        self.url = postgres_url
+        return postgres
+
+    def reopen(self, store: Store) -> PostgresStore:
+        store.close()
+        return type(store)(self.url)
 
 
 class TestTrutoStore(StoreContract):
@@ -69,7 +94,7 @@ def test_entries_tell_the_time_of_each_write(store: Store) -> None:
     assert times == {"a": (first, second), "b": (first, first)}
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["memory", "objects", "postgres", "sqlite"], indirect=True)
 def test_versions_of_a_namespace_come_from_one_counter(store: Store) -> None:
     with freeze_time("2024-05-01T10:00:00Z"):
         store.commit("job", {"a": "1", "b": "1"}, run_id="run-1")

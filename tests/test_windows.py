@@ -203,10 +203,81 @@ def test_windows_begin_at_the_position_less_the_lookback_and_drop_remembered_row
         with first:
             assert [record["at"] for record in first.filter([*rows(5, 8, 10), {"id": 9, "at": 11}])] == [11]
         cp.commit()
-        assert stored(memory) == {"at": 12}
+        cursor = stored(memory)
+        assert (cursor["at"], cursor["seen"]["at"], len(cursor["seen"]["rows"])) == (12, 12, 2)  # of 10 and 11
         with rest[-1]:
             pass
-    assert stored(memory) == {"at": 12, "windows": [[17, 20]]}
+    assert stored(memory) == {**cursor, "windows": [[17, 20]]}
+
+
+def test_rows_of_windows_inside_the_lookback_are_remembered(memory):
+    page = rows(*range(20))
+    options = {"primary_key": "id", "lookback": 4, "initial_value": 0}
+    with Checkpointer("run", memory) as cp:
+        windows = list(cp.incremental("s", "at", **options).windows(5, until=20))
+        for window in (windows[3], windows[0], windows[2]):
+            with window:
+                assert len(window.filter(page)) == 5
+        with pytest.raises(OSError), windows[1]:  # noqa: PT011
+            windows[1].filter(page)
+            raise OSError
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", **options)
+        windows = list(inc.windows(5, until=20))
+        assert spans(windows) == [(1, 6), (6, 10)]
+        for window in windows:
+            with window:
+                assert window.filter(page) == page[max(window.start, 5) : window.end]
+        cp.commit()
+        assert (stored(memory)["at"], "windows" in stored(memory)) == (20, False)
+    late = {"id": 99, "at": 17}
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", **options)
+        assert inc.start_value == 16
+        assert [record["id"] for record in inc.filter([*page, late])] == [
+            16,
+            17,
+            18,
+            19,
+            99,
+        ]  # an earlier run's windows
+    with Checkpointer("run", memory) as cp:
+        assert cp.incremental("s", "at", **options).filter([*page, late]) == []
+
+
+def test_windows_from_a_day_hold_times(memory):
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", initial_value="2024-05-01", timezone="UTC")
+        times = rows("2024-05-01T23:59:59Z", "2024-05-02T00:00:00Z")
+        for window, found in zip(inc.windows(DAY, until="2024-05-03"), (times[:1], times[1:]), strict=True):
+            with window:
+                assert window.filter(times) == found
+    assert stored(memory) == {"at": "2024-05-03"}
+
+
+def test_what_is_under_way_ends_where_the_stream_is_cut_into_windows(memory):
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", initial_value=0)
+        for records in (inc.track(rows(1, 2, 3)), inc.track(iter(rows(1, 2, 3))), inc.pages([rows(1), rows(2)])):
+            next(records)
+            [window] = inc.windows(10, until=10)
+            with pytest.raises(RuntimeError, match="cut into windows"):
+                next(records)
+            cp.discard()
+            with pytest.raises(RuntimeError, match="cut new windows"), window:
+                pass
+
+
+def test_a_window_left_after_its_stream_went_back_is_not_remembered(memory):
+    options = {"primary_key": "id", "lookback": 5, "initial_value": 0}
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", **options)
+        [window] = inc.windows(10, until=10)
+        with window:
+            assert window.filter(rows(*range(10))) == rows(*range(10))
+            cp.discard()
+        inc.filter(rows(7))
+    assert (stored(memory)["at"], len(stored(memory)["seen"]["rows"])) == (7, 1)
 
 
 def test_typed_starts(memory):

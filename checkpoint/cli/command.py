@@ -7,12 +7,18 @@ from typing import Any
 import click
 import rich as _  # noqa: F401 - the verbs import it late; its absence is told before any of them runs
 
-from checkpoint.cli import demo, serve
-from checkpoint.errors import CheckpointError
+from checkpoint.cli import care, change, demo, look, moving, past, serve, singer
+from checkpoint.errors import CheckpointError, Conflict, CorruptState
+
+
+class Trouble(click.ClickException):
+    """An error of `diff`, where 1 says that there is a difference, as with diff(1)."""
+
+    exit_code = 2
 
 
 class Verbs(click.Group):
-    """Verbs whose errors are one sentence and exit status 1."""
+    """Verbs whose errors are one sentence and exit status 1; listed in the order in which they were added."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb that the arguments name."""
@@ -20,11 +26,50 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # click ends quietly
+        except click.ClickException as error:
+            raise _ended(ctx, error) from error.__cause__
         except (CheckpointError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            raise _ended(ctx, click.ClickException(_sentence(error))) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        """Return the verbs as they are to be listed."""
+        return list(self.commands)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+def _ended(ctx: click.Context, error: click.ClickException) -> click.ClickException:
+    return Trouble(error.message) if ctx.invoked_subcommand == "diff" and error.exit_code == 1 else error
+
+
+def _sentence(error: Exception) -> str:
+    """Return what went wrong, with what to do at a prompt where the error names what to do in a program."""
+    if isinstance(error, Conflict):
+        what = "deleted" if error.found is None else "created" if error.expected is None else "changed"
+        found = error.found
+        when = f" at {found.updated_at}" if found is not None and found.updated_at else ""
+        run = f" (run {found.sync_job_run_id})" if found is not None and found.sync_job_run_id else ""
+        return (
+            f"{error.key!r} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
+            "look at it, then try again"
+        )
+    if isinstance(error, CorruptState):
+        return (
+            f"{error.key!r} in {error.state_key!r} holds no cursor ({error.__cause__}): --raw reads and sets it as text"
+        )
+    return str(error)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Exit status: 0 done; 1 it could not be done, or `diff` and `doctor` found
+something; 2 the command line is wrong, or `diff` failed.
+
+\b
+Completion, for bash (likewise zsh, fish):
+eval "$(_CHECKPOINT_COMPLETE=bash_source checkpoint)"
+""",
+)
 @click.version_option(package_name="checkpoint-store", message="checkpoint %(version)s")
 def checkpoint() -> None:
     """Checkpoints of incremental syncs: where a job stopped, and how far it is safely past.
@@ -33,5 +78,27 @@ def checkpoint() -> None:
     """
 
 
-for verb in (demo.demo, demo.demo_child, serve.serve):
+VERBS = (
+    look.list_,
+    look.get,
+    change.set_,
+    change.merge,
+    change.edit,
+    change.clear,
+    past.history,
+    past.diff,
+    past.restore,
+    past.plot,
+    moving.copy,
+    moving.move,
+    moving.export,
+    moving.import_,
+    care.doctor,
+    care.unlock,
+    singer.singer_run,
+    serve.serve,
+    demo.demo,
+    demo.demo_child,
+)
+for verb in VERBS:
     checkpoint.add_command(verb)

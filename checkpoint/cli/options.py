@@ -1,18 +1,27 @@
-"""What several verbs share."""
+"""What several verbs share: their arguments and options, the store, and asking before something is lost."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from checkpoint.copying import namespaces
+from checkpoint.errors import CheckpointError
+from checkpoint.stores import open_store
+from checkpoint.stores.base import RESERVED, check_name
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from checkpoint.stores.base import Store
 
+STATE_FOLDER = "a SQLite file in your state folder"
 
-def store_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+
+def store_option(default: str = STATE_FOLDER) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--store`, which a verb gets as `url`; None: `default` says what is taken."""
     return click.option(
         "--store",
@@ -25,9 +34,67 @@ def store_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 def opened(url: str | None) -> Store:
     """Return the store that a URL names, or end with one sentence."""
-    from checkpoint.stores import open_store  # noqa: PLC0415 - only now is it needed
-
     try:
         return open_store(url)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def using(url: str | None) -> Generator[Store]:
+    """Lend the store that a URL names."""
+    with closing(opened(url)) as store:
+        yield store
+
+
+def checked(_ctx: click.Context, param: click.Parameter, value: Names) -> Names:
+    """Return one or several names that every store can hold."""
+    what = "key" if param.name in {"key", "keys"} else "namespace"
+    try:
+        for name in (value,) if isinstance(value, str) else value or ():
+            check_name(what, name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Names:
+    """Return one or several keys that are not the library's own."""
+    for name in (value,) if isinstance(value, str) else value or ():
+        if name.startswith(RESERVED):
+            raise click.BadParameter(f"{name!r} is the library's own: no key of yours begins with {RESERVED}.")
+    return checked(ctx, param, value)
+
+
+def complete_namespace(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the namespaces that begin so; none where the store cannot tell."""
+    with suppress(CheckpointError, click.ClickException, ValueError), using(ctx.params.get("url")) as store:
+        return [name for name in namespaces(store) if name.startswith(incomplete)]
+    return []
+
+
+def complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the keys of the namespace that begin so."""
+    with suppress(CheckpointError, click.ClickException, ValueError), using(ctx.params.get("url")) as store:
+        found = store.load(ctx.params["namespace"])
+        return [name for name in found if name.startswith(incomplete) and not name.startswith(RESERVED)]
+    return []
+
+
+Names: TypeAlias = "str | tuple[str, ...] | None"
+
+namespace = click.argument("namespace", callback=checked, shell_complete=complete_namespace)
+key = click.argument("key", callback=checked_keys, shell_complete=complete_key)
+keys = click.argument("keys", metavar="[KEY]...", nargs=-1, callback=checked_keys, shell_complete=complete_key)
+as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document for a program.")
+dry_run = click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+yes = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")
+
+
+def confirm(question: str, *, sure: bool) -> None:
+    """Ask before something is lost; refuse where nobody can be asked."""
+    if sure:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Nobody can be asked here: add --yes.")
+    click.confirm(question, abort=True, err=True)

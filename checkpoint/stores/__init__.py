@@ -17,17 +17,23 @@ ENTRY_POINTS = "checkpoint.stores"
 
 # Dotted names, resolved when a URL asks for them: no store is imported before it is used.
 _OPENERS = {
+    "az": "checkpoint.stores.objects:ObjectStore",
+    "gs": "checkpoint.stores.objects:ObjectStore",
+    "s3": "checkpoint.stores.objects:ObjectStore",
     "memory": "checkpoint.stores.memory:MemoryStore.from_url",
     "sqlite": "checkpoint.stores.sqlite:SQLiteStore.from_url",
     "http": "checkpoint.stores.truto:TrutoStore",
     "https": "checkpoint.stores.truto:TrutoStore",
+    "postgres": "checkpoint.stores.postgres:PostgresStore",
+    "postgresql": "checkpoint.stores.postgres:PostgresStore",
 }
 
 
 def open_store(url: str | None = None) -> Store:
     """Return the store that a URL names.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `https://api.truto.one`, and every scheme that
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `postgresql://user@host/database`,
+    `https://api.truto.one`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, and every scheme that
     an installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite
     in the platform's user state folder.
 

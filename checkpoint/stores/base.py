@@ -129,6 +129,19 @@ class Atomic(Protocol):
 
 
 @runtime_checkable
+class Warms(Protocol):
+    """A store whose commits go faster when it is told of them early."""
+
+    def warm(self, keys: int) -> None:
+        """Get ready for a commit of so many keys: open connections, in the background, and return at once.
+
+        To be called as often as one likes: what is ready stays so. Nothing is read or written, and nothing is raised: a
+        service that cannot be reached fails the commit.
+        """
+        ...
+
+
+@runtime_checkable
 class ListsNamespaces(Protocol):
     """A store that can tell which namespaces it holds."""
 
@@ -158,6 +171,34 @@ class KeepsHistory(Protocol):
 
         Raises:
             ValueError, TypeError: the state_key or key is not one, or the limit is not a number from 0 on.
+            StoreError: the store refused or failed.
+
+        """
+        ...
+
+
+@runtime_checkable
+class TellsTime(Protocol):
+    """A store on a machine of its own, whose clock may be another than ours."""
+
+    def clock(self) -> datetime:
+        """Return the time by the store's clock, in UTC, good to a second.
+
+        Raises:
+            StoreError: the store refused or failed, or it does not tell.
+
+        """
+        ...
+
+
+@runtime_checkable
+class TellsFacts(Protocol):
+    """A store that tells what whoever looks after it may want to know."""
+
+    def facts(self) -> dict[str, str]:
+        """Return versions, modes and sizes, each by what it is called; nothing secret.
+
+        Raises:
             StoreError: the store refused or failed.
 
         """

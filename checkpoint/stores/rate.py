@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from heapq import heapify, heapreplace
+from typing import NamedTuple
 
 
 @dataclass(slots=True)
@@ -67,6 +69,34 @@ class Pace:
                 at = max(at, starts[0] + self.period)
             starts.append(at)
         return at - now
+
+
+class Trip(NamedTuple):
+    """One request of a simulated flush."""
+
+    sent: float
+    answered: float
+
+
+def simulate(pace: Pace, requests: int, *, concurrency: int, latency: float, start: float = 0.0) -> list[Trip]:
+    """Return when each of so many requests goes and when its answer comes, in seconds, in the order they go.
+
+    They are all ready at `start`; `concurrency` of them go at once, each as soon as an earlier one is answered and the
+    pace allows. The pace counts them, as it does real ones: a later flush of the same token is simulated with the same
+    pace.
+    """
+    free = [start] * concurrency
+    heapify(free)
+    trips: list[Trip] = []
+    for _ in range(requests):
+        sent = free[0]
+        while wait := max(pace.window(sent), pace.gate(sent)):
+            sent += wait
+        answered = sent + latency
+        pace.take(sent).at = answered
+        heapreplace(free, answered)
+        trips.append(Trip(sent, answered))
+    return trips
 
 
 def retry_after(header: str | None, date: str | None) -> float | None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from checkpoint.stores.http import Clients, Response, Secret, TransportError, mo
 from checkpoint.stores.rate import Pace, Slot, retry_after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
 logger = logging.getLogger("checkpoint")
 
@@ -140,12 +141,13 @@ class Service:
         slot = self._wait_for_turn(run, deadline)
         run.count_request()
         try:
-            response = self._clients.send(method, self.base_url + path, body, deadline.at)
+            with _uninterrupted(reading=method == "GET"):
+                response = self._clients.send(method, self.base_url + path, body, deadline.at)
         except TransportError as error:
-            said = str(error).replace(self._token.reveal(), "***")
+            self._hide_token(error, error.__cause__)
             if not error.again:
-                raise StoreError(f"{self.base_url}: {said}") from error.__cause__
-            raise Again(said, reached=error.reached, unanswered=error.reached) from error.__cause__
+                raise StoreError(f"{self.base_url}: {error}") from error.__cause__
+            raise Again(str(error), reached=error.reached, unanswered=error.reached) from error.__cause__
         finally:
             slot.at = monotonic()
         return self._judge(response)
@@ -157,6 +159,16 @@ class Service:
             Again: the last attempt's, when none is left.
 
         """
+        failures: list[Again] = []
+        try:
+            return attempt()  # most succeed, and need no policy, which costs a tenth of a request
+        except Again as failure:
+            failures.append(failure)
+
+        def next_attempt() -> T:
+            if failures:
+                raise failures.pop()
+            return attempt()
 
         def ended(state: RetryCallState) -> bool:
             failure = state.outcome.exception() if state.outcome is not None else None
@@ -175,7 +187,7 @@ class Service:
             before_sleep=count,
             reraise=True,
         )
-        return policy(attempt)
+        return policy(next_attempt)
 
     def each(self, run: Run, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
         """Call for every item, at most `concurrency` at once; map each to its result or error.
@@ -188,8 +200,7 @@ class Service:
         if len(waiting) == 1:
             _work(run, call, waiting, outcomes)
         elif waiting:
-            # Of pools that two threads make at once one is kept; the other never starts a thread.
-            pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
+            pool = self._pool()
             futures: list[Future[None]] = []
             try:
                 for _ in range(min(self._concurrency, len(waiting))):
@@ -202,6 +213,15 @@ class Service:
             for future in futures:
                 future.result()
         return outcomes
+
+    def warm(self, requests: int) -> None:
+        """Open the connections that so many requests at once would need, in threads of their own; do not wait for them.
+
+        A single one needs no thread, and so is not opened early.
+        """
+        if requests > 1:
+            for connect in self._clients.lacking(min(requests, self._concurrency)):
+                self._pool().submit(connect)
 
     def gave_up(self, deadline: Deadline, last: Again) -> StoreUnavailable:
         """Return the error that says how many attempts it took and how long, and how the last one ended."""
@@ -249,6 +269,20 @@ class Service:
         if pool is not None:
             pool.shutdown()
         self._clients.close()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        pool = self._pools.get(os.getpid())
+        if pool is None:
+            # Of pools that two threads make at once one is kept; the other never starts a thread.
+            pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
+        return pool
+
+    def _hide_token(self, *errors: BaseException | None) -> None:
+        """Take the token out of errors that quote an answer: a service may echo what it was sent."""
+        token = self._token.reveal()
+        for error in errors:
+            if error is not None and token in str(error):
+                error.args = (str(error).replace(token, "***"),)
 
     def _wait_for_turn(self, run: Run, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
@@ -298,6 +332,33 @@ def _work(run: Run, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K,
             if isinstance(error, Unauthorized):
                 run.refused = True
                 run.stop.set()
+
+
+@contextmanager
+def _uninterrupted(*, reading: bool) -> Generator[None]:
+    """Hold Ctrl-C back until a write is answered, so that it is known what became of it; a second one is at once."""
+    handler = signal.default_int_handler
+    if (
+        reading
+        or threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not handler
+    ):
+        yield
+        return
+    held = False
+
+    def hold(_number: int, _frame: object) -> None:
+        nonlocal held
+        held = True
+        signal.signal(signal.SIGINT, handler)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            raise KeyboardInterrupt
 
 
 class _Throttle:

@@ -250,6 +250,18 @@ class SQLiteStore:
             stored = _read(cursor, state_key, {changed for past, _ in commits for changed in past})
             return list(islice(_changes(commits, stored), limit))
 
+    def facts(self) -> dict[str, str]:
+        """Return SQLite's version, the journal mode, and the file's size; see `TellsFacts.facts`."""
+        with self._unit(*_READING) as (cursor, version):
+            (mode,) = cursor.execute("PRAGMA main.journal_mode").fetchone()
+            (pages,) = cursor.execute("PRAGMA main.page_count").fetchone()
+            (size,) = cursor.execute("PRAGMA main.page_size").fetchone()
+        return {
+            "SQLite": sqlite3.sqlite_version,
+            "journal mode": mode,
+            "file": f"{pages * size:,} bytes, schema version {version}",
+        }
+
     def close(self) -> None:
         """Close the connection of this process, and the next use opens it again; do nothing to one of the caller's."""
         if self._joined is not None:

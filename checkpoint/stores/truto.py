@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
@@ -107,6 +108,8 @@ class TrutoStore:
         """
         check_changes(state_key, changes)
         run = Run()
+        if base:
+            self.warm(len(changes))  # while the look is under way
         stored = self._look(run, state_key, changes, base)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
         seen = self._seen.setdefault(state_key, _Seen())
@@ -143,6 +146,27 @@ class TrutoStore:
             raise error
         entries = {key: entry for key, entry in landed.items() if entry is not None}
         return Receipt(entries, run.requests, run.retries, unsettled)
+
+    def warm(self, keys: int) -> None:
+        """Open connections for a commit of so many keys, without waiting for them; see `Warms.warm`."""
+        self._service.warm(keys)
+
+    def clock(self) -> datetime:
+        """Return the time by the service's clock, to the second: its `Date` header (RFC 9110, 6.6.1).
+
+        Raises:
+            StoreError: the service refused or failed, or its answer has no date.
+
+        """
+        run, deadline = Run(), Deadline(self._deadline)
+        try:
+            date = self._service.retry(run, deadline, lambda: _Api(self._service, run, "clock").date(deadline))
+        except Again as last:
+            raise self._service.gave_up(deadline, last) from last.__cause__
+        try:
+            return parsedate_to_datetime(date)
+        except ValueError as error:
+            raise StoreError(f"{self._base_url} does not tell its time: {date!r}") from error
 
     def close(self) -> None:
         """End this process's threads and connections."""
@@ -244,6 +268,10 @@ class _Api:
         if not isinstance(result, list):
             raise StoreError(f"the list of {self.state_key!r} has no 'result' list, but {sorted(document)[:10]}")
         return [_entry(item) for item in cast("list[object]", result)], str(following) if following else None
+
+    def date(self, deadline: Deadline) -> str:
+        """Return the time that the answer to a list carries, empty where it carries none."""
+        return self._send(deadline, "GET", None).headers.get("date", "")
 
     def get(self, key: str, deadline: Deadline) -> Entry | None:
         """Return one entry, None where it is missing."""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, KeysView, Mapping, MutableMapping, Sequence
+from datetime import timedelta
 from signal import SIGTERM
 from typing import Any
 
 from typing_extensions import assert_type
 
 import checkpoint
-from checkpoint import AsyncCheckpointer, Checkpointer, Commit, Conflict, Entry, PartialCommit, Receipt, Store
+from checkpoint import (
+    AsyncCheckpointer,
+    Checkpointer,
+    Commit,
+    Conflict,
+    Entry,
+    Incremental,
+    PartialCommit,
+    Receipt,
+    Store,
+    Window,
+)
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.stores.truto import TrutoStore
@@ -63,6 +75,69 @@ def what_is_no_cursor(cp: Checkpointer) -> None:
     cp.raw["files"] = {}  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
 
 
+def streams(cp: Checkpointer, row: dict[str, int], batches: list[list[dict[str, int]]]) -> None:
+    inc: Incremental[dict[str, int]] = cp.incremental("files", "at", primary_key=["id", "org"], lookback=timedelta(1))
+    assert_type(inc.pages(batches), Iterator[list[dict[str, int]]])
+    assert_type(inc.filter(batches[0]), list[dict[str, int]])
+    assert_type(inc.filter(iter(batches[0])), list[dict[str, int]])
+    assert_type(inc.track(batches[0]), Iterator[dict[str, int]])
+    assert_type(inc.observe(row), bool)
+    assert_type(inc.key, str)
+    assert_type(inc.live, bool)
+    assert_type(inc.start_value, Any)
+    assert_type(inc.stats.delivered, int)
+    assert_type(inc.finish(), None)
+    inc.unfinished()
+    inc.rewind(1, "reason")
+    inc.reset(reason="reason")
+    with inc as entered:
+        assert_type(entered, Incremental[dict[str, int]])
+    assert_type(cp.commit(inc), Commit)
+    assert_type(cp.incremental("users", lambda user: user["at"]), Incremental[Any])
+    inc.observe(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    inc.rewind(1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    cp.incremental("files", "at", row_order="up")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cp.incremental("files", "at", None)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+def windows(inc: Incremental[dict[str, int]], row: dict[str, int], batches: list[list[dict[str, int]]]) -> None:
+    for window in inc.windows(timedelta(days=1), until="2024-05-01"):
+        assert_type(window, Window[dict[str, int]])
+        with window as entered:
+            assert_type(entered, Window[dict[str, int]])
+            assert_type(window.pages(batches), Iterator[list[dict[str, int]]])
+            assert_type(window.filter(batches[0]), list[dict[str, int]])
+            assert_type(window.track(batches[0]), Iterator[dict[str, int]])
+            assert_type(window.observe(row), bool)
+            assert_type(window.start, Any)
+    inc.windows("month")
+    inc.windows("week")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+async def streams_in_asyncio(
+    inc: Incremental[str], window: Window[str], pages: AsyncIterable[list[str]], records: AsyncIterable[str]
+) -> None:
+    assert_type(inc.pages(pages), AsyncIterator[list[str]])
+    assert_type(inc.track(records), AsyncIterator[str])
+    assert_type(window.pages(pages), AsyncIterator[list[str]])
+    assert_type(window.track(records), AsyncIterator[str])
+    async for record in inc.track(records):
+        assert_type(record, str)
+
+
+def streams_of_tables(inc: Incremental[Any], table: OwnTable) -> None:
+    assert_type(inc.filter(table), OwnTable)
+    assert_type(inc.pages([table]), Iterator[OwnTable])
+
+
+class OwnTable:
+    """What a stream takes for a pyarrow table."""
+
+    num_rows: Any
+    schema: Any
+    to_pylist: Any
+
+
 async def run_in_asyncio() -> None:
     async with AsyncCheckpointer("ns", MemoryStore(), stop_signals=[SIGTERM]) as cp:
         assert_type(cp, AsyncCheckpointer)
@@ -74,6 +149,7 @@ async def run_in_asyncio() -> None:
         await cp.flush()
         cp.discard()
         await cp.reload()
+        assert_type(cp.incremental("users", "at"), Incremental[Any])
 
 
 def what_a_commit_says(commit: Commit) -> None:

@@ -1,0 +1,123 @@
+"""Charts of values over time, as text and as SVG; nothing here knows what they are of."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ROWS = 8
+_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 800, 160, 150, 40, 60
+
+
+class Point(NamedTuple):
+    """A value, from a time on."""
+
+    at: float
+    """Seconds since 1970."""
+    value: float
+
+
+class Panel(NamedTuple):
+    """One chart: its points by time, at least one, and how its values are written."""
+
+    title: str
+    points: list[Point]
+    label: Callable[[float], str]
+
+
+def moment(seconds: float) -> str:
+    """Return a time as a label."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
+        return number(seconds)
+
+
+def number(value: float) -> str:
+    """Return a number as a label."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+def text(title: str, panels: list[Panel], width: int) -> str:
+    """Return the charts as lines of at most so many characters."""
+    return "\n\n".join([title, *("\n".join(_lines(panel, width)) for panel in panels)])
+
+
+def _lines(panel: Panel, width: int) -> list[str]:
+    """Draw a dot where a value begins, and a line for as long as it lasts."""
+    low, high = _span([point.value for point in panel.points])
+    labels = {0: panel.label(high), _ROWS - 1: panel.label(low)} if high > low else {_ROWS - 1: panel.label(low)}
+    margin = max(len(label) for label in labels.values())
+    columns = max(10, width - margin - 2)
+    begin, end = _span([point.at for point in panel.points])
+    grid = [[" "] * columns for _ in range(_ROWS)]
+    places = [
+        (_scaled(point.at, begin, end, columns - 1), _ROWS - 1 - _scaled(point.value, low, high, _ROWS - 1))
+        for point in panel.points
+    ]
+    for (column, row), (until, _) in zip(places, [*places[1:], (columns - 1, 0)], strict=True):
+        for between in range(column + 1, until):
+            grid[row][between] = "─"
+    for column, row in places:
+        grid[row][column] = "●"
+    drawn = [f"{labels.get(row, ''):>{margin}} │{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
+    first, last = moment(begin), moment(end)
+    axis = f"{first}{last:>{columns - len(first)}}" if end > begin else first
+    return [panel.title, *drawn, f"{'':{margin}}  {axis}"]
+
+
+def svg(title: str, panels: list[Panel]) -> str:
+    """Return the charts as an SVG image, one below the other."""
+    height = _TOP + len(panels) * (_HEIGHT + _GAP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}">',
+        f'<g font-family="sans-serif" font-size="12"><rect width="{_WIDTH}" height="{height}" fill="white"/>',
+        _label(title, _LEFT, 18, "start", ' font-weight="bold"'),
+    ]
+    for index, panel in enumerate(panels):
+        parts += _drawing(panel, _TOP + index * (_HEIGHT + _GAP))
+    return "\n".join([*parts, "</g></svg>\n"])
+
+
+def _drawing(panel: Panel, top: int) -> list[str]:
+    low, high = _span([point.value for point in panel.points])
+    begin, end = _span([point.at for point in panel.points])
+    right, bottom = _WIDTH - 20, top + _HEIGHT
+    places = [
+        (
+            _LEFT + _share(point.at, begin, end) * (right - _LEFT),
+            bottom - _share(point.value, low, high) * _HEIGHT,
+        )
+        for point in panel.points
+    ]
+    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
+    return [
+        _label(panel.title, _LEFT, top - 6, "start"),
+        f'<path d="M{_LEFT} {top}V{bottom}H{right}" fill="none" stroke="#888"/>',
+        *([_label(panel.label(high), _LEFT - 8, top + 4, "end")] if high > low else []),
+        _label(panel.label(low), _LEFT - 8, bottom + 4, "end"),
+        _label(moment(begin), _LEFT, bottom + 18, "start"),
+        *([_label(moment(end), right, bottom + 18, "end")] if end > begin else []),
+        f'<path d="{path}" fill="none" stroke="#2563eb" stroke-width="1.5"/>',
+        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#2563eb"/>' for x, y in places),
+    ]
+
+
+def _label(words: str, x: int, y: int, anchor: str, more: str = "") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
+
+
+def _span(values: list[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.0
+
+
+def _scaled(value: float, low: float, high: float, steps: int) -> int:
+    return round(_share(value, low, high) * steps)

@@ -1,0 +1,126 @@
+"""`checkpoint list` and `checkpoint get`: what is stored."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from checkpoint import codec
+from checkpoint.cli import screen
+from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, store_option, using
+from checkpoint.copying import namespaces
+from checkpoint.errors import CorruptState
+from checkpoint.stores.base import RESERVED, Entry, Store
+
+
+@click.command("list")
+@click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
+@click.option("--all", "ours", is_flag=True, help=f"Show the library's own keys too, which begin with {RESERVED}.")
+@as_json
+@store_option()
+def list_(namespace: str | None, *, ours: bool, as_json: bool, url: str | None) -> None:
+    """List the namespaces, or the keys of one.
+
+    With the age of what was written last, and the run that wrote it. What stands in quotes is no cursor, but a text
+    that somebody else stored.
+    """
+    with using(url) as store:
+        if namespace is None:
+            _list_namespaces(store, ours=ours, as_json=as_json)
+        else:
+            _list_keys(namespace, _entries(store, namespace, ours=ours), as_json=as_json)
+
+
+def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
+    names = namespaces_of(store)
+    rows: list[tuple[str, int, Entry]] = []
+    with screen.progress("reading") as told:
+        for done, name in enumerate(names):
+            told(done, len(names), name)
+            entries = _entries(store, name, ours=ours)
+            if entries:
+                rows.append((name, len(entries), max(entries, key=lambda entry: entry.updated_at or "")))
+    if as_json:
+        screen.document(
+            [
+                {"namespace": name, "keys": keys, "updated_at": last.updated_at, "run_id": last.sync_job_run_id}
+                for name, keys, last in rows
+            ]
+        )
+    elif rows:
+        table = [
+            (name, f"{keys:,}", screen.age(last.updated_at), last.sync_job_run_id or "-") for name, keys, last in rows
+        ]
+        screen.show_table(("namespace", "keys", "age", "last run"), table, wide="last run", right=("keys", "age"))
+    else:
+        screen.say(f"{store!r} holds nothing.")
+
+
+def _list_keys(namespace: str, entries: list[Entry], *, as_json: bool) -> None:
+    if as_json:
+        screen.document([screen.told_entry(namespace, entry) for entry in entries])
+    elif entries:
+        rows = [(e.key, screen.shown(e.value), screen.age(e.updated_at), e.sync_job_run_id or "-") for e in entries]
+        screen.show_table(("key", "cursor", "age", "last run"), rows, wide="cursor", right=("age",))
+    else:
+        screen.say(f"{namespace!r} holds nothing.")
+
+
+def _entries(store: Store, namespace: str, *, ours: bool) -> list[Entry]:
+    return [entry for key, entry in sorted(store.load(namespace).items()) if ours or not key.startswith(RESERVED)]
+
+
+def namespaces_of(store: Store) -> list[str]:
+    """Return the namespaces of a store, or end with the sentence that it cannot tell."""
+    try:
+        return namespaces(store)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@namespace
+@click.argument("key", callback=checked, shell_complete=complete_key)
+@click.option("--raw", is_flag=True, help="The stored text as it is, whatever it is, and a newline.")
+@as_json
+@store_option()
+def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) -> None:
+    """Print the cursor of a key as JSON.
+
+    On one line where it goes to another program, so that `checkpoint set` takes it as it comes. Exits with 1 where
+    there is no such key, or where it holds no cursor and --raw is not given.
+    """
+    if raw and as_json:
+        raise click.UsageError("--raw and --json do not go together")
+    with using(url) as store:
+        entry = existing(store, namespace, key)
+    if as_json:
+        screen.document(screen.told_entry(namespace, entry))
+    elif raw:
+        screen.write_text(entry.value)
+    else:
+        cursor = cursor_in(namespace, entry)
+        screen.write_text(screen.json_of(cursor, indent=2 if sys.stdout.isatty() else None))
+
+
+def existing(store: Store, namespace: str, key: str) -> Entry:
+    """Return the entry of a key, or end with the sentence that there is none."""
+    entries = store.load(namespace)
+    if key not in entries:
+        hint = f"see `checkpoint list {namespace}`" if entries else "the namespace holds nothing"
+        raise click.ClickException(f"there is no {key!r} in {namespace!r}: {hint}")
+    return entries[key]
+
+
+def cursor_in(namespace: str, entry: Entry) -> dict[str, object]:
+    """Return the cursor of an entry.
+
+    Raises:
+        CorruptState: it holds none.
+
+    """
+    try:
+        return codec.decode(entry.value)
+    except ValueError as reason:
+        raise CorruptState(namespace, entry.key, entry.value) from reason

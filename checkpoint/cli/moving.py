@@ -1,0 +1,277 @@
+"""`checkpoint copy`, `move`, `export` and `import`: state taken from one place to another."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from checkpoint import codec, copying, formats
+from checkpoint.cli import screen
+from checkpoint.cli.change import same, write
+from checkpoint.cli.look import cursor_in
+from checkpoint.cli.options import (
+    as_json,
+    checked,
+    complete_namespace,
+    confirm,
+    dry_run,
+    namespace,
+    store_option,
+    using,
+    yes,
+)
+from checkpoint.stores.base import RESERVED, check_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from checkpoint.copying import Copy
+    from checkpoint.stores.base import Entry, Store
+
+
+def _options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what `copy` and `move` have in common."""
+    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+        click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace),
+        click.option("--to", "target", metavar="URL", help="The store to write to. Default: the same one."),
+        click.option("--as", "name", metavar="NAME", callback=checked, help="Give it another name there."),
+        click.option("--all", "every", is_flag=True, help="Every namespace of the store."),
+        click.option("--overwrite", is_flag=True, help="Replace keys that hold something else there."),
+        yes,
+        dry_run,
+        as_json,
+        store_option(),
+    ]
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
+
+
+@click.command()
+@_options
+def copy(**options: Any) -> None:
+    """Copy a namespace to another store or another name.
+
+    Reads again what it wrote, and compares. Broken off, it goes on when it is started again. A key that holds something
+    else at the target is refused before anything is written, unless --overwrite is given. Times, versions and history
+    begin anew there; the library's own keys are not copied.
+    """
+    _carry("copy", copying.copy, **options)
+
+
+@click.command()
+@_options
+def move(**options: Any) -> None:
+    """Copy a namespace, compare, and delete it here.
+
+    As `checkpoint copy`; a key that was changed here meanwhile is not deleted.
+    """
+    _carry("move", copying.move, **options)
+
+
+def _carry(
+    verb: str,
+    carry: Callable[..., list[Copy]],
+    *,
+    namespace: str | None,
+    target: str | None,
+    name: str | None,
+    every: bool,
+    overwrite: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    if (namespace is None) != every:
+        raise click.UsageError("name one NAMESPACE, or give --all")
+    if every and name is not None:
+        raise click.UsageError("--as is for one NAMESPACE")
+    if target is None and name in {None, namespace}:
+        raise click.UsageError("where to? Give --to URL, or --as another NAME")
+    with using(url) as store, _other(target, store) as other:
+        try:
+            plans = copying.plan(store, other, namespace, name=name)
+            if not any(each.total for each in plans):
+                raise click.ClickException(f"{namespace!r} holds nothing" if namespace else f"{store!r} holds nothing")
+            if not dry_run:
+                _ask(verb, plans, overwrite=overwrite, yes=yes)
+                with screen.progress(verb) as progress:
+                    plans = carry(store, other, namespace, name=name, overwrite=overwrite, progress=progress)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+    _report(verb, plans, dry_run=dry_run, as_json=as_json)
+
+
+def _other(target: str | None, store: Store) -> AbstractContextManager[Store]:
+    return nullcontext(store) if target is None else using(target)
+
+
+def _ask(verb: str, plans: list[Copy], *, overwrite: bool, yes: bool) -> None:
+    """Ask before something is lost: what is replaced at the target, what a move deletes here."""
+    total = sum(each.total for each in plans)
+    replaced = sum(len(each.replaced) for each in plans)
+    if overwrite and replaced:
+        confirm(f"Replace {screen.count(replaced, 'key')} there?", sure=yes)
+    if verb == "move":
+        confirm(f"Delete {screen.count(total, 'key')} here once copied?", sure=yes)
+
+
+def _report(verb: str, plans: list[Copy], *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        told = [
+            {
+                "namespace": each.state_key,
+                "name": each.name,
+                "new": list(each.new),
+                "replaced": list(each.replaced),
+                "equal": list(each.equal),
+            }
+            for each in plans
+        ]
+        screen.document({"dry_run": dry_run, "namespaces": told})
+        return
+    rows = [
+        (each.state_key, each.name, *(f"{len(keys):,}" for keys in (each.new, each.replaced, each.equal)))
+        for each in plans
+    ]
+    columns = ("namespace", "there", "new", "replaced", "equal")
+    screen.show_table(columns, rows, wide="there", right=columns[2:])
+    total = screen.count(sum(each.total for each in plans), "key")
+    if dry_run:
+        screen.say(f"{total} to {verb}; nothing was written.")
+    elif verb == "move":
+        screen.say(f"{total} there, compared, and deleted here.")
+    else:
+        screen.say(f"{total} there, and compared.")
+
+
+VALUES = "values"
+"""The format of `export` that holds every value, opaque ones too, as the stored text."""
+
+_FORMAT = click.Choice([*formats.FORMATS, VALUES])
+
+
+@click.command("export")
+@namespace
+@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.option(
+    "--format",
+    "form",
+    type=_FORMAT,
+    default="json",
+    show_default=True,
+    help="json: the cursor of each key. values: the stored texts. Else the state document of that system.",
+)
+@store_option()
+def export(namespace: str, file: Any, form: str, url: str | None) -> None:
+    """Write a namespace as a document.
+
+    To FILE, or to standard output. Without --format values, every key must hold a cursor.
+    """
+    with using(url) as store:
+        entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
+    file.write(json.dumps(_exported(namespace, entries, form), ensure_ascii=False, indent=2).encode() + b"\n")
+
+
+def _exported(namespace: str, entries: Mapping[str, Entry], form: str) -> Any:
+    if form == VALUES:
+        return {key: entry.value for key, entry in entries.items()}
+    opaque = [key for key, entry in entries.items() if screen.cursor_of(entry.value) is None]
+    if opaque:
+        raise click.ClickException(
+            f"{opaque[0]!r} in {namespace!r} holds no cursor, which {form} has no place for: export --format {VALUES}"
+        )
+    cursors = {key: cursor_in(namespace, entry) for key, entry in entries.items()}
+    try:
+        return formats.dump(cursors, cast("formats.Format", form))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command("import")
+@namespace
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option(
+    "--format",
+    "form",
+    type=_FORMAT,
+    default="json",
+    show_default=True,
+    help="What the document is in; see `checkpoint export`.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace keys that hold something else.")
+@click.option("--delete", is_flag=True, help="Delete keys that the document does not have.")
+@yes
+@dry_run
+@as_json
+@store_option()
+def import_(
+    namespace: str,
+    file: Any,
+    form: str,
+    *,
+    overwrite: bool,
+    delete: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Store a document in a namespace.
+
+    From FILE, or from standard input. A key that holds something else is refused before anything is written, unless
+    --overwrite is given.
+    """
+    values = _imported(file.read(), form)
+    with using(url) as store:
+        found = store.load(namespace)
+        differing = [key for key, value in values.items() if key in found and not same(found[key].value, value)]
+        if differing and not overwrite:
+            raise click.ClickException(
+                f"{namespace!r} holds {screen.some(differing)} otherwise, and nothing was written: --overwrite "
+                "replaces, and --dry-run shows what"
+            )
+        gone = [key for key in found if delete and key not in values and not key.startswith(RESERVED)]
+
+        def ask(_: int) -> None:
+            if differing or gone:
+                replaced, deleted = screen.count(len(differing), "key"), screen.count(len(gone), "key")
+                confirm(f"Replace {replaced} and delete {deleted} of {namespace!r}?", sure=yes)
+
+        changes = {**values, **dict.fromkeys(gone)}
+        write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask)
+
+
+def _imported(text: bytes, form: str) -> dict[str, str]:
+    """Return the values that a document stands for, or end with one sentence."""
+    try:
+        document: Any = json.loads(text, object_pairs_hook=_unique)
+        if form == VALUES:
+            return _texts(document)
+        cursors = formats.load(document, cast("formats.Format", form))
+        return {key: codec.encode(cursor) for key, cursor in cursors.items()}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise click.ClickException(f"this is no document of the format {form}: {error}") from error
+
+
+def _texts(document: Any) -> dict[str, str]:
+    values = cast("dict[str, Any]", document)
+    if not isinstance(document, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise ValueError("it must be an object of texts")
+    for key in values:
+        if key.startswith(RESERVED):
+            raise ValueError(f"{key!r} is the library's own")
+    check_changes(VALUES, values)
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("it has duplicate keys")
+    return members

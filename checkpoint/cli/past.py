@@ -1,0 +1,325 @@
+"""`checkpoint history`, `restore`, `diff` and `plot`: what was stored, and what changed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import datetime, timedelta, timezone
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from checkpoint.cli import chart, screen
+from checkpoint.cli.change import same, write
+from checkpoint.cli.options import (
+    as_json,
+    checked,
+    checked_keys,
+    complete_key,
+    complete_namespace,
+    confirm,
+    dry_run,
+    key,
+    keys,
+    namespace,
+    store_option,
+    using,
+    yes,
+)
+from checkpoint.stores.base import RESERVED, KeepsHistory
+from checkpoint.values import Scale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from checkpoint.stores.base import Change, Store
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+class Moment(NamedTuple):
+    """A point in a namespace's history: after the commit of a version, or at a time."""
+
+    text: str
+    version: int | None = None
+    at: datetime | None = None
+
+
+def moment_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Moment | None:
+    """Return the moment that a version (`12`), a time (`2024-05-01T10:00Z`) or an age (`2h`) names."""
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,18}", value):
+        return Moment(value, version=int(value))
+    ago = re.fullmatch(rf"([0-9]{{1,6}}) ?({'|'.join(_UNITS)})", value)
+    if ago is not None:
+        return Moment(value, at=datetime.now(timezone.utc) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]]))
+    at = screen.instant(value)
+    if at is None:
+        raise click.BadParameter(f"{value!r} is no version (12), time (2024-05-01T10:00Z) or age (2h).")
+    return Moment(value, at=at)
+
+
+@click.command()
+@namespace
+@click.argument("key", required=False, callback=checked_keys, shell_complete=complete_key)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show at most N changes.", metavar="N"
+)
+@as_json
+@store_option()
+def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: str | None) -> None:
+    """Show what the latest commits changed, newest first.
+
+    Of one key, or of all. Each begins with its version, which `checkpoint restore --to` and `checkpoint diff --since`
+    take.
+    """
+    with using(url) as store:
+        changes = _keeping(store).history(namespace, key, limit=limit)
+    if as_json:
+        screen.document([_told(change) for change in changes])
+        return
+    if not changes:
+        screen.say(f"No history of {key!r} in {namespace!r}." if key else f"No history of {namespace!r}.")
+    for number, (version, group) in enumerate(groupby(changes, key=lambda change: change.version)):
+        commit = list(group)
+        one = commit[0]
+        by = f"run {one.run_id}, " if one.run_id else ""
+        if number:
+            screen.say("")
+        screen.say(f"version {version}, {one.at}, {by}{one.host} process {one.process}")
+        screen.show_changes((change.key, change.before, change.after) for change in commit)
+
+
+def _told(change: Change) -> dict[str, Any]:
+    return {
+        "version": change.version,
+        "at": change.at,
+        "run_id": change.run_id,
+        "host": change.host,
+        "process": change.process,
+        **screen.told_change((change.key, change.before, change.after)),
+    }
+
+
+@click.command()
+@namespace
+@keys
+@click.option("--to", "moment", callback=moment_of, metavar="MOMENT", required=True, help="A version, time or age.")
+@yes
+@dry_run
+@as_json
+@store_option()
+def restore(
+    namespace: str,
+    keys: tuple[str, ...],
+    *,
+    moment: Moment,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Bring keys back to what they were at a moment.
+
+    All of them where none is named. MOMENT is a version that `checkpoint history` shows (as it was after that commit),
+    a time such as 2024-05-01T10:00Z (UTC where no zone is given), or an age such as 2h. It is one more commit; what is
+    replaced stays in the history.
+    """
+    with using(url) as store:
+        found = store.load(namespace)
+        then = values_at(store, namespace, moment)
+        now = {name for name in found if not name.startswith(RESERVED)}
+        missing = [name for name in keys if name not in then and name not in now]
+        if missing:
+            raise click.ClickException(f"there is no {missing[0]!r} in {namespace!r}, now or at {moment.text}")
+        changes = {name: then.get(name) for name in keys or sorted({*now, *then})}
+
+        def ask(number: int) -> None:
+            confirm(f"Change {screen.count(number, 'key')} of {namespace!r}?", sure=yes)
+
+        write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask)
+
+
+def values_at(store: Store, namespace: str, moment: Moment | None) -> dict[str, str]:
+    """Return the values of a namespace as they were at a moment, None: as they are; the library's own left out.
+
+    Ends with one sentence where the history does not reach back so far.
+    """
+    # Loaded first: a commit that comes in between is in the history, and taking it back changes nothing.
+    values = {key: entry.value for key, entry in store.load(namespace).items() if not key.startswith(RESERVED)}
+    if moment is None:
+        return values
+    changes = _keeping(store).history(namespace)
+    version = _version_at(changes, moment)
+    if version is None:
+        reach = f"reaches back to version {changes[-1].version}, {changes[-1].at}" if changes else "is empty"
+        raise click.ClickException(f"the history of {namespace!r} {reach}: {moment.text} is before that")
+    for change in changes:
+        if change.version > version:
+            if change.before is None:
+                values.pop(change.key, None)
+            else:
+                values[change.key] = change.before
+    return values
+
+
+def _version_at(changes: list[Change], moment: Moment) -> int | None:
+    """Return the version that counted at a moment; None: the history, newest first, does not tell."""
+    oldest = changes[-1].version if changes else None
+    if moment.version is not None:
+        return moment.version if oldest is not None and moment.version >= oldest - 1 else None
+    for change in changes:
+        at = screen.instant(change.at)
+        if at is not None and moment.at is not None and at <= moment.at:
+            return change.version
+    return 0 if oldest == 1 else None  # before the first commit there was nothing
+
+
+def _keeping(store: Store) -> KeepsHistory:
+    if isinstance(store, KeepsHistory):
+        return store
+    raise click.ClickException(f"{store!r} keeps no history")
+
+
+@click.command()
+@namespace
+@click.argument("other", required=False, callback=checked, shell_complete=complete_namespace)
+@click.option("--with", "target", metavar="URL", help="The store of the other side. Default: the same one.")
+@click.option("--since", callback=moment_of, metavar="MOMENT", help="Compare what NAMESPACE was at that moment.")
+@click.option("--until", callback=moment_of, metavar="MOMENT", help="With what the other side was then. Default: is.")
+@as_json
+@store_option()
+def diff(
+    namespace: str,
+    other: str | None,
+    *,
+    target: str | None,
+    since: Moment | None,
+    until: Moment | None,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Compare two namespaces, two stores, or two moments.
+
+    OTHER, --with and --until say what is different on the other side. MOMENT is a version, a time or an age, as in
+    `checkpoint restore`. Lines with - are on this side, lines with + on the other. Exits with 0 where both are the
+    same, with 1 where they differ, and with 2 on an error.
+    """
+    if not (other or target or since or until):
+        raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
+    with using(url) as store, using(target or url) as there:
+        before = values_at(store, namespace, since)
+        after = values_at(there, other or namespace, until)
+    changes = [
+        (name, before.get(name), after.get(name))
+        for name in sorted({*before, *after})
+        if not same(before.get(name), after.get(name))
+    ]
+    if as_json:
+        told = [screen.told_change(change) for change in changes]
+        screen.document({"namespace": namespace, "other": other or namespace, "changes": told})
+    else:
+        screen.show_changes(changes)
+    sys.exit(1 if changes else 0)
+
+
+@click.command()
+@namespace
+@key
+@click.option("--field", metavar="NAME", help="The member of the cursor. Default: the only one that can be drawn.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw an SVG image.")
+@as_json
+@store_option()
+def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_json: bool, url: str | None) -> None:
+    """Draw a key's position over time, and its lag.
+
+    As far as the history reaches. The lag, how far the position is behind the clock at each commit, is drawn where the
+    position is an instant.
+    """
+    if out is not None and out.suffix.lower() != ".svg":
+        raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")
+    with using(url) as store:
+        changes = _keeping(store).history(namespace, key)
+    steps = _steps(changes, _field(changes, key) if field is None else field)
+    if not steps:
+        raise click.ClickException(f"the history of {key!r} in {namespace!r} has no position to draw")
+    title = f"{namespace} {key}"
+    if as_json:
+        screen.document([step._asdict() for step in steps])
+    elif out is not None:
+        out.write_text(chart.svg(title, _panels(steps)), "utf-8")
+        screen.say(f"{screen.count(len(steps), 'commit')} of {title} drawn in {out}.")
+    else:
+        console = screen.console()
+        console.print(chart.text(title, _panels(steps), min(console.width, 120)), soft_wrap=False)
+
+
+class Step(NamedTuple):
+    """What one commit said of the position."""
+
+    version: int
+    at: str
+    position: Any
+    """As it is stored."""
+    scale: float
+    """As a number: seconds since 1970 of a time."""
+    is_time: bool
+    lag: float | None
+    """Seconds between the position and the commit; None where it is no instant."""
+
+
+def _field(changes: list[Change], key: str) -> str:
+    """Return the only member of the newest cursor that is a number or a time."""
+    cursors = (screen.cursor_of(change.after) for change in changes if change.after is not None)
+    cursor = next((cursor for cursor in cursors if cursor is not None), None)
+    fields = [name for name, value in (cursor or {}).items() if _scaled(value) is not None]
+    if len(fields) == 1:
+        return fields[0]
+    hint = (
+        f"it has {', '.join(fields)}: choose one with --field"
+        if fields
+        else "none of its members is a number or a time"
+    )
+    raise click.ClickException(f"what of {key!r} is to be drawn? {hint}")
+
+
+def _steps(changes: Iterable[Change], field: str) -> list[Step]:
+    steps: list[Step] = []
+    for change in changes:
+        cursor = screen.cursor_of(change.after) if change.after is not None else None
+        scaled = _scaled(cursor.get(field)) if cursor is not None else None
+        at = screen.instant(change.at)
+        if cursor is not None and scaled is not None and at is not None:
+            scale, kind = scaled
+            lag = at.timestamp() - scale if kind == "instant" else None
+            steps.append(Step(change.version, change.at, cursor[field], scale, kind != "number", lag))
+    kinds = {step.is_time for step in steps[:1]}
+    return [step for step in reversed(steps) if step.is_time in kinds]
+
+
+def _scaled(value: Any) -> tuple[float, str] | None:
+    """Return a cursor value as a number, and its kind; None where it has no scale."""
+    scale = Scale("the position")
+    try:
+        found = scale.key(value)
+    except (TypeError, ValueError):
+        return None
+    if scale.kind == "number":
+        return float(found), "number"
+    if scale.kind in {"instant", "wall"}:
+        return found[0] + float(f"0.{found[1] or 0}"), scale.kind
+    return None
+
+
+def _panels(steps: list[Step]) -> list[chart.Panel]:
+    moments = [datetime.fromisoformat(step.at.replace("Z", "+00:00")).timestamp() for step in steps]
+    label = chart.moment if steps[0].is_time else chart.number
+    points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
+    panels = [chart.Panel("position", points, label)]
+    lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
+    if lags:
+        panels.append(chart.Panel("lag", lags, screen.span))
+    return panels

@@ -1,0 +1,219 @@
+"""A bucket of an object storage through obstore: the only file that knows it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from checkpoint.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+TIMEOUT = 15.0
+"""Seconds for one request with its answer."""
+
+MAX_OBJECT = 64 * 1024 * 1024
+"""Bytes of the largest object that is written or read."""
+
+Mode: TypeAlias = "str | dict[str, str]"
+"""What to put on condition of: `"create"`, that there is no object, or the ETag and version of the one to replace."""
+
+_ABSENT = {"NoSuchKey", "BlobNotFound"}  # any other 404 is an error: that of a missing bucket, or of some proxy
+_EXPIRED = {"ExpiredToken", "InvalidToken"}
+_REFUSED = {408, 409, 412, 425, 429}
+_GATEWAY = {502, 504}
+
+
+class Failed(Exception):
+    """A request that failed, in words that name no credentials; never seen outside the store."""
+
+    def __init__(
+        self, said: str, status: int | None = None, code: str = "", *, again: bool, reached: bool = False
+    ) -> None:
+        super().__init__(said)
+        self.code = code
+        """The service's own, such as `NoSuchBucket`; empty: it told none."""
+        self.again = again
+        """Whether it may be tried again."""
+        self.reached = reached
+        """Whether it may have been done, by itself or in an earlier repetition of some gateway."""
+        self.unanswered = reached and (status is None or status in _GATEWAY)
+        """Whether it may be done yet."""
+        self.unauthorized = status in {401, 403} or code in _EXPIRED
+        self.too_large = status == 413 or code == "EntityTooLarge"  # noqa: PLR2004
+
+
+def _failed(error: Exception) -> Failed:
+    """Judge what obstore said: "… non-2xx status code: 404 Not Found: the body", or why there was no answer."""
+    head, _, debug = str(error).partition("\n\nDebug source:")
+    found = re.search(r"non-2xx status code: (\d{3})[^:]*:? ?", head)
+    if found is None:
+        reasons = re.findall(r'(?:message|error): "([^"]+)"|(TimedOut|BadScheme)|InvalidCertificate\(\s*(\w+)', debug)
+        said = ": ".join([_public(head), *("".join(reason) for reason in reasons[-1:])])
+        again = "HTTP error" in head and "kind: Builder" not in debug and "InvalidCertificate" not in debug
+        return Failed(said, again=again, reached="kind: Connect" not in debug and "kind: Builder" not in debug)
+    status, body = int(found[1]), head[found.end() :]
+    code = _tag("Code", body)
+    text = ": ".join(filter(None, [code, _tag("Message", body)])) or repr(body[:80])
+    # Not the bucket where it was asked for the credentials; obstore hides addresses that are signed.
+    asked = re.search(r"Error performing \w+ (https?://\S+)", head)
+    said = f"{asked[1] if asked else 'the service'} answered {status} {text}"
+    passing = status in _REFUSED or (status >= 500 and status != 501)  # noqa: PLR2004
+    again = passing or code in _ABSENT  # which answers If-Match where the object is gone
+    return Failed(_public(said), status, code, again=again, reached=again)
+
+
+def _tag(name: str, body: str) -> str:
+    found = re.search(rf"<{name}>([^<]*)</{name}>", body)
+    return found[1] if found else ""
+
+
+def _public(said: str) -> str:
+    """Return what was said without paths and queries, which may carry signatures, and without credentials."""
+    said = re.sub(r"(https?://)(?:[^/\s@]*@)?([^/\s?]+)\S*", r"\1\2", said)
+    for name, value in os.environ.items():
+        if re.match(r"(AWS|GOOGLE|AZURE)_.*(KEY|TOKEN|SECRET)", name) and len(value) > 3:  # noqa: PLR2004
+            said = said.replace(value, "***")
+    return said[:400]
+
+
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_OPTIONS = (
+    *("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_ca_certificate", "proxy_excludes"),
+    "user_agent",
+)
+
+
+class Bucket:
+    """A bucket through obstore, each request sent once."""
+
+    def __init__(self, scheme: str, bucket: str) -> None:
+        self._library = library()
+        # Given options replace those of the environment altogether.
+        environment = {name: os.environ.get(_VARIABLES[scheme] + name.upper()) for name in _OPTIONS}
+        options = {name: value for name, value in environment.items() if value is not None}
+        options["timeout"] = f"{int(TIMEOUT * 1000)} ms"
+        options["connect_timeout"] = f"{int(min(5.0, TIMEOUT) * 1000)} ms"
+        # It would repeat a put without looking, and wait for minutes.
+        once = {"max_retries": 0}
+        open_url = self._library.store.from_url
+        self._store = self._call(lambda: open_url(f"{scheme}://{bucket}", client_options=options, retry_config=once))
+
+    def get(self, name: str) -> tuple[bytes, dict[str, str]] | None:
+        """Return an object's bytes and the mode to replace it, None where there is none.
+
+        Raises:
+            Failed: there was no whole answer, or another one.
+
+        """
+        try:
+            result = self._call(lambda: self._library.get(self._store, name))
+        except Failed as failed:
+            if failed.code in _ABSENT:
+                return None
+            raise
+        meta = result.meta
+        if meta["size"] > MAX_OBJECT:
+            raise Failed(f"it has {meta['size']:,} bytes, and {MAX_OBJECT:,} are read at most", again=False)
+        mode = {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
+        if not mode:
+            raise Failed("the service told no ETag, without which nothing can be compared", again=False)
+        return bytes(self._call(result.bytes)), mode
+
+    def put(self, name: str, data: bytes, mode: Mode) -> None:
+        """Replace an object, or create it, if it is as the mode says.
+
+        Raises:
+            Failed: it was refused, or there was no answer.
+
+        """
+        self._call(lambda: self._library.put(self._store, name, data, mode=mode))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the names and sizes of the objects below a prefix, without those below a further `/`.
+
+        Raises:
+            Failed: as above.
+
+        """
+        found = self._call(lambda: self._library.list_with_delimiter(self._store, prefix or None))
+        return {meta["path"]: meta["size"] for meta in found["objects"]}
+
+    def _call(self, request: Callable[[], Any]) -> Any:
+        # Without arguments: obstore's repr of an Azure store, in a rendered traceback, may end the process.
+        try:
+            return request()
+        except (self._library.exceptions.BaseError, OSError, ValueError) as error:
+            failed = _failed(error)
+        raise failed  # outside of the block: what obstore said may hold credentials, and would be its context
+
+
+_libraries: dict[int, Any] = {}  # by process
+_inherited: ModuleType | None = None  # the compiled part of obstore that this process was forked with
+_lock = Lock()
+
+
+def library() -> Any:
+    """Return obstore as it works in this process."""
+    with _lock:
+        found = _libraries.get(os.getpid())
+        if found is None:
+            found = _libraries[os.getpid()] = _import() if _inherited is None else _import_again(_inherited)
+    return found
+
+
+def _import() -> ModuleType:
+    try:
+        import obstore  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise StoreError("an object store needs obstore: pip install 'checkpoint-store[objects]'") from error
+    return obstore
+
+
+def _import_again(compiled: ModuleType) -> ModuleType:
+    """Load obstore once more, from a copy of its compiled file, which brings a runtime of its own.
+
+    The threads of the first one's runtime were left behind in the parent, and a request would wait for them for ever:
+    tokio supports no fork once it runs (docs.rs/tokio, runtime). A file is never loaded twice, its copy is.
+    """
+    first = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "obstore"}
+    for name in first:
+        del sys.modules[name]
+    try:
+        with tempfile.TemporaryDirectory(prefix="checkpoint") as folder:
+            file = Path(cast("str", compiled.__file__))
+            loader = ExtensionFileLoader(compiled.__name__, str(shutil.copy(file, folder)))
+            spec = cast("ModuleSpec", spec_from_loader(compiled.__name__, loader))
+            module = sys.modules[compiled.__name__] = module_from_spec(spec)
+            loader.exec_module(module)
+            return _import()
+    except (OSError, ImportError) as error:
+        raise StoreError(
+            f"obstore does not work in a forked process, and could not be loaded once more ({error}): "
+            "start processes by spawn"
+        ) from error
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "obstore"]:
+            del sys.modules[name]
+        sys.modules.update(first)
+
+
+def _after_fork() -> None:
+    global _inherited, _lock  # noqa: PLW0603 - what belongs to the process
+    _inherited = sys.modules.get("obstore._obstore", _inherited)
+    _lock = Lock()  # it may be held by a thread that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

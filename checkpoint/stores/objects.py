@@ -1,0 +1,461 @@
+"""A store in a bucket of an object storage: S3, Google Cloud Storage, Azure Blob Storage.
+
+A namespace is one object, a JSON document that a person can read, replaced as a whole on the condition that nobody has
+replaced it since it was read (RFC 9110, 13.1: If-Match, If-None-Match). The document names the latest commits by random
+ids, so that a commit whose answer was lost, or whose own repetition was refused, is recognised when it is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from urllib.parse import quote, unquote
+
+import orjson
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
+from checkpoint.stores import bucket
+from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
+from checkpoint.stores.bucket import Bucket, Failed, Mode, library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+
+FORMAT = 1
+"""Of the documents, told in each."""
+
+DEADLINE = 60.0
+"""Seconds for a load or a commit as a whole."""
+
+PAUSE = 4.0
+"""Seconds of the longest pause before the next attempt."""
+
+ATTEMPTS = 50
+"""Attempts before a request counts as failed; the deadline may end it earlier."""
+
+MAX_NAME = 1024
+"""Bytes of the longest object name: the limit of S3, of Google and, in characters, of Azure."""
+
+_EMPTY = 16 * 1024  # bytes from which on a document holds a key for sure
+
+REMEMBERED = 32
+"""Commits that a document names: a lost answer is cleared up unless more than these came after it."""
+
+
+class ObjectStore:
+    """Namespaces in a bucket, one object each: atomic commits with compare-and-swap.
+
+    Credentials, region, endpoint and proxy come from the environment, as obstore reads it: `AWS_*`, `GOOGLE_*`,
+    `AZURE_*`; plain HTTP needs `AWS_ALLOW_HTTP=true` (or GOOGLE, AZURE). The service must know conditional writes:
+    S3 does, and so do its imitations of today.
+
+    Args:
+        url: `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`; the prefix, taken literally, may be
+            left out, and belongs to this store alone.
+
+    Raises:
+        ValueError: the URL is not one.
+        StoreError: obstore is not installed.
+
+    """
+
+    atomic = True
+
+    def __init__(self, url: str) -> None:
+        self._scheme, self._bucket, self._prefix = _parts(url)
+        self._url = f"{self._scheme}://{self._bucket}/{self._prefix}".rstrip("/")
+        self._buckets: dict[int, Bucket] = {}  # by process: a child leaves its parent's alone
+        library()
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self._url!r})"
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        """Return every entry of a namespace; see `Store.load`."""
+        name = self._name(state_key)
+        return _Run(self._where(name)).retry(lambda: self._read(name, state_key)).entries
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+    ) -> Receipt:
+        """Write the changed keys, all or none; see `Store.commit`."""
+        check_changes(state_key, changes)
+        name = self._name(state_key)
+        if not changes and not base:
+            return Receipt()
+        run = _Run(self._where(name))
+        work = _Commit(self, name, state_key, changes, run_id, run)
+        try:
+            entries = run.retry(lambda: work.attempt(base))
+        except StoreError as error:
+            landed = work.looked()
+            if landed is not None:
+                return Receipt(landed, run.requests, run.retries)
+            if not work.doubtful:
+                raise
+            unknown = CommitUnknown(state_key, changes)
+            unknown.unsettled = frozenset(changes)
+            raise unknown from error
+        return Receipt(entries, run.requests, run.retries)
+
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that hold at least one key, or cannot be read, sorted; small objects are looked at."""
+        run = _Run(f"{self._url}/")
+        sizes = run.retry(lambda: self._opened().sizes(self._prefix))
+        known = {_state_key(name.removeprefix(self._prefix).lstrip("/")): name for name in sizes}
+        with ThreadPoolExecutor(16, "checkpoint") as pool:
+            empty = {name: pool.submit(self._is_empty, name) for name in known.values() if sizes[name] < _EMPTY}
+        return sorted(
+            key for key, name in known.items() if key is not None and not (name in empty and empty[name].result())
+        )
+
+    def close(self) -> None:
+        """Let go of this process's connections; the next use opens new ones."""
+        self._buckets.pop(os.getpid(), None)
+
+    def _name(self, state_key: str) -> str:
+        """Return the name of a namespace's object; only letters, digits and `-._~` stand for themselves in it."""
+        check_name("state_key", state_key)
+        name = f"{self._prefix}/{quote(state_key, safe='')}.json".lstrip("/")
+        if len(name.encode()) > MAX_NAME:
+            raise ValueError(
+                f"state_key is too long: its object's name would have {len(name.encode()):,} bytes of at most "
+                f"{MAX_NAME:,}, and what is not an ASCII letter or digit takes three for each of its own"
+            )
+        return name
+
+    def _where(self, name: str) -> str:
+        return f"{self._scheme}://{self._bucket}/{name}"
+
+    def _opened(self) -> Bucket:
+        opened = self._buckets.get(os.getpid())
+        if opened is None:
+            opened = self._buckets[os.getpid()] = Bucket(self._scheme, self._bucket)
+        return opened
+
+    def _read(self, name: str, state_key: str) -> _Document:
+        found = self._opened().get(name)
+        if found is None:
+            return _Document({}, 0, (), "create")
+        data, mode = found
+        try:
+            return _parsed(data, mode, state_key)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{self._where(name)} is not a usable checkpoint object ({error}); it is kept as it is: "
+                "put a good copy in its place, or move it away to start over"
+            ) from error
+
+    def _is_empty(self, name: str) -> bool:
+        found = _Run(self._where(name)).retry(lambda: self._opened().get(name))
+        try:
+            return found is None or not _parsed(*found).entries
+        except (ValueError, RecursionError):
+            return False
+
+
+class _Document(NamedTuple):
+    """A namespace as it was read."""
+
+    entries: dict[str, Entry]
+    version: int
+    commits: tuple[str, ...]
+    """The ids of the latest commits; the last one made this version, the one before the version before."""
+    mode: Mode
+    """What to put on condition of: that there is no object, or that it is still this one."""
+
+
+class _Commit:
+    """One commit's attempts, each of which begins by reading."""
+
+    def __init__(  # noqa: PLR0917 - made in one place
+        self,
+        store: ObjectStore,
+        name: str,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        run_id: str | None,
+        run: _Run,
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._state_key = state_key
+        self._changes = changes
+        self._run_id = run_id
+        self._run = run
+        self._now = utc_now()
+        self._sent: dict[str, dict[str, Entry]] = {}  # what was sent, by the id of the attempt
+        self._doubted = 0  # the version that the first put would have made which may have been done; 0: none may
+        self._open: Mode | None = None  # the condition of a put that may be done yet
+        self._unread = False  # nothing was asked since a put that may have been done
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether an attempt may have landed, or may land yet."""
+        return self._doubted > 0
+
+    def attempt(self, base: Mapping[str, Entry | None]) -> dict[str, Entry]:
+        """Write the changes unless an earlier attempt has; return the written entries.
+
+        Raises:
+            Conflict: a key in `base` was changed elsewhere.
+            Failed: it may be tried again, or may not.
+
+        """
+        found = self._read()
+        landed = self._landed(found)
+        if landed is not None:
+            return landed
+        check_base(self._state_key, self._changes, base, found.entries)
+        if not self._changes:
+            return {}
+        written = self._written(found)
+        attempt = token_hex(8)
+        data = _rendered(self._state_key, self._merged(found, written), found, attempt)
+        if len(data) > bucket.MAX_OBJECT:
+            raise self._too_large()
+        if self._run.left() < 2 * bucket.TIMEOUT + PAUSE:  # keeps the time for a look at what became of it
+            raise StoreUnavailable(f"{self._run.where}: gave up after {self._run.spent()}: no time is left to write")
+        self._sent[attempt] = written
+        self._run.requests += 1
+        try:
+            self._store._opened().put(self._name, data, found.mode)  # noqa: SLF001 - as above
+        except Failed as failed:
+            if failed.reached:
+                self._doubted = self._doubted or found.version + 1
+                self._unread = True
+            if failed.unanswered:
+                self._open = found.mode
+            if failed.too_large:
+                raise self._too_large() from failed
+            raise
+        return written
+
+    def looked(self) -> dict[str, Entry] | None:
+        """Look once more where a put was the last thing done; return what landed, None where nothing is known to."""
+        if self._unread:
+            with suppress(Failed, StoreError):
+                return self._landed(self._read())
+        return None
+
+    def _read(self) -> _Document:
+        self._unread = False
+        self._run.requests += 1
+        return self._store._read(self._name, self._state_key)  # noqa: SLF001 - the store's own
+
+    def _landed(self, found: _Document) -> dict[str, Entry] | None:
+        """Return what an earlier attempt wrote, None where none did."""
+        for commit in found.commits:
+            if commit in self._sent:
+                self._doubted = 0
+                return self._sent[commit]
+        if 0 < self._doubted <= found.version - len(found.commits):
+            raise StoreError(f"{self._run.where}: too many commits followed to tell")
+        if self._open != found.mode:  # its condition will never hold again
+            self._doubted, self._open = 0, None
+        return None
+
+    def _written(self, found: _Document) -> dict[str, Entry]:
+        def created_at(key: str) -> str | None:
+            return found.entries[key].created_at if key in found.entries else self._now
+
+        return {
+            key: Entry(key, value, created_at(key), self._now, self._run_id, found.version + 1)
+            for key, value in self._changes.items()
+            if value is not None
+        }
+
+    def _merged(self, found: _Document, written: dict[str, Entry]) -> dict[str, Entry]:
+        kept = {key: entry for key, entry in found.entries.items() if key not in self._changes}
+        return dict(sorted({**kept, **written}.items()))
+
+    def _too_large(self) -> ValueTooLarge:
+        sizes = {key: len(value.encode()) for key, value in self._changes.items() if value is not None}
+        largest = max(sizes, key=lambda key: sizes[key], default="")
+        return ValueTooLarge(largest, sizes.get(largest, 0))
+
+
+def _rendered(state_key: str, entries: Mapping[str, Entry], before: _Document, commit: str) -> bytes:
+    document = {
+        "format": FORMAT,
+        "state_key": state_key,
+        "version": before.version + 1,
+        "commits": " ".join([*before.commits, commit][-REMEMBERED:]),
+        "entries": {
+            key: {
+                "value": entry.value,
+                "created_at": entry.created_at,
+                "updated_at": entry.updated_at,
+                "sync_job_run_id": entry.sync_job_run_id,
+                "version": entry.version,
+            }
+            for key, entry in entries.items()
+        },
+    }
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2)
+
+
+_DOCUMENT: dict[str, set[type]] = {
+    "format": {int},
+    "state_key": {str},
+    "version": {int},
+    "commits": {str},
+    "entries": {dict},
+}
+_ENTRY: dict[str, set[type]] = {
+    "value": {str},
+    "created_at": {str},
+    "updated_at": {str},
+    "sync_job_run_id": {str, type(None)},
+    "version": {int},
+}
+
+
+def _parsed(data: bytes, mode: Mode, state_key: str | None = None) -> _Document:
+    """Return what a document holds.
+
+    Raises:
+        ValueError: it is not one, or another namespace's; the text says why.
+
+    """
+    document: object = orjson.loads(data)
+    told = _told_format(document)
+    if type(told) is int and told > FORMAT:
+        raise ValueError(f"its format is {told}, and this release knows {FORMAT}: upgrade checkpoint-store")
+    fields = _checked(document, _DOCUMENT, "the document")
+    if state_key not in {None, fields["state_key"]}:
+        raise ValueError(f"it is that of {fields['state_key']!r}")
+    entries: dict[str, Entry] = {}
+    for key, value in cast("dict[str, object]", fields["entries"]).items():
+        check_name("key", key)
+        entry = _checked(value, _ENTRY, f"the entry of {key!r}")
+        if entry["version"] > fields["version"]:
+            raise ValueError(f"the entry of {key!r} has a later version than the document")
+        entries[key] = Entry(key, *(entry[name] for name in _ENTRY))
+    if orjson.dumps(document, option=orjson.OPT_INDENT_2) != data:  # written by hand, or with keys twice
+        json.loads(data, object_pairs_hook=_without_duplicates)
+    return _Document(entries, fields["version"], tuple(fields["commits"].split()), mode)
+
+
+def _told_format(document: object) -> object:
+    return cast("dict[str, object]", document).get("format") if isinstance(document, dict) else None
+
+
+def _checked(found: object, fields: Mapping[str, set[type]], what: str) -> dict[str, Any]:
+    """Refuse whatever is not a JSON object of exactly these fields and types; a bool is no number."""
+    if not isinstance(found, dict) or found.keys() != fields.keys():
+        raise ValueError(f"{what} has not the fields {', '.join(fields)}")
+    checked = cast("dict[str, Any]", found)
+    for name, value in checked.items():
+        if type(value) not in fields[name]:
+            raise ValueError(f"the {name} of {what} is a {type(value).__name__}")
+    return checked
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it holds a key twice")
+    return found
+
+
+def _state_key(name: str) -> str | None:
+    """Return the namespace whose object has this name below the prefix; None where it is none of ours."""
+    state_key = unquote(name.removesuffix(".json"))
+    try:
+        check_name("state_key", state_key)
+    except ValueError:
+        return None
+    return state_key if name == f"{quote(state_key, safe='')}.json" else None
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """Return scheme, bucket and prefix of a store's URL.
+
+    Raises:
+        ValueError: it is not one; credentials in it are not shown.
+
+    """
+    found = re.fullmatch(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/+([^?#]*))?", url)
+    if found is None:
+        shown = "one with credentials: those come from the environment" if "@" in url else repr(url)
+        raise ValueError(
+            "an object store's URL is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, "
+            f"without ? and #, not {shown}"
+        )
+    scheme, name, prefix = found.groups(default="")
+    prefix = prefix.rstrip("/")
+    for part in prefix.split("/") if prefix else ():
+        check_name("each part of an object store's prefix", part)
+    return scheme, name, prefix
+
+
+_ADVICE = (
+    "; check the credentials and what they may do (S3 says 403 of a missing object to who may not list the bucket)"
+)
+
+
+class _Run:
+    """One load or commit: its deadline, its attempts, its requests."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.requests = 0
+        self.retries = 0
+        self._began = time.monotonic()
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self._began + DEADLINE - time.monotonic()
+
+    def spent(self) -> str:
+        """Return what it took, in words."""
+        attempts = "1 attempt" if not self.retries else f"{self.retries + 1} attempts"
+        return f"{attempts} in {time.monotonic() - self._began:.1f} s"
+
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Call until it succeeds, or the attempts or the deadline end: exponential back-off with full jitter.
+
+        Raises:
+            StoreError: what the last attempt failed with.
+
+        """
+
+        def ended(state: RetryCallState) -> bool:
+            return state.attempt_number >= ATTEMPTS or state.upcoming_sleep > self.left() - bucket.TIMEOUT
+
+        def count(_: RetryCallState) -> None:
+            self.retries += 1
+
+        policy = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, Failed) and error.again),
+            wait=wait_random_exponential(multiplier=0.05, max=PAUSE),
+            stop=ended,
+            before_sleep=count,
+            reraise=True,
+        )
+        try:
+            return policy(attempt)
+        except Failed as failed:
+            raise self._error(failed) from failed
+
+    def _error(self, failed: Failed) -> StoreError:
+        if failed.again:
+            return StoreUnavailable(f"{self.where}: gave up after {self.spent()}: {failed}")
+        if failed.unauthorized:
+            return Unauthorized(f"{self.where}: {failed}{_ADVICE}")
+        return StoreError(f"{self.where}: {failed}")

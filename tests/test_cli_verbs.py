@@ -1,0 +1,932 @@
+"""The verbs of the command: their screens at 80 columns, their documents, and what they store."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from base64 import b64encode
+from contextlib import closing
+from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
+from platform import python_version
+from secrets import token_hex
+from xml.etree import ElementTree as ET
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from freezegun import freeze_time
+
+from checkpoint import MemoryStore, SQLiteStore, TrutoStore, lease
+from checkpoint.cli import care
+from checkpoint.cli.change import merged
+from checkpoint.cli.command import checkpoint
+from checkpoint.codec import encode
+from checkpoint.stores.base import host
+from checkpoint.testing import Answer, ApiServer
+
+FIRST = '{"updated_at":"2024-05-01T10:00:00Z"}'
+SECOND = '{"updated_at":"2024-05-02T10:00:00Z","note":"[red]é"}'
+VALUE_1, VALUE_2 = (b64encode(text.encode()).decode() for text in (FIRST, SECOND))
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> str:
+    url = f"memory://{token_hex(8)}"
+    for name in ("TRUTO_API_TOKEN", "VISUAL", "EDITOR", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CHECKPOINT_STORE", url)
+    monkeypatch.setenv("COLUMNS", "80")
+    return url
+
+
+@pytest.fixture
+def store(url: str) -> MemoryStore:
+    """A namespace whose history is: contacts, then an opaque key and the library's own, then contacts again."""
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-01T12:00:00Z") as clock:
+        store.commit("job", {"contacts": VALUE_1}, run_id="nightly-1")
+        clock.move_to("2024-05-02T12:00:00Z")
+        store.commit("job", {"previous_run_date": "2024-05-01T00:00:00.000Z", "__lease__": "held"})
+        clock.move_to("2024-05-03T11:58:00Z")
+        store.commit("job", {"contacts": VALUE_2}, run_id="nightly-2")
+    return store
+
+
+def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    with freeze_time("2024-05-03T12:00:00Z"):
+        return CliRunner().invoke(checkpoint, arguments, stdin, prog_name="checkpoint")
+
+
+def screen(*arguments: str, status: int = 0) -> str:
+    """Return what a verb shows."""
+    done = run(*arguments)
+    assert (done.exit_code, done.stderr) == (status, "")
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line[:1] not in {"+", "-"})
+    assert not re.search(" $", done.stdout, re.MULTILINE)
+    return done.stdout
+
+
+def error(*arguments: str, status: int = 1, stdin: str | bytes | None = None) -> str:
+    """Return the one sentence that a verb ends with."""
+    done = run(*arguments, stdin=stdin)
+    assert (done.exit_code, done.stdout) == (status, "")
+    if status == 1:
+        assert done.stderr.count("\n") == 1
+    return done.stderr.splitlines()[-1]
+
+
+def document(*arguments: str, status: int = 0) -> object:
+    done = run(*arguments)
+    assert (done.exit_code, done.stderr) == (status, "")
+    return json.loads(done.stdout)
+
+
+def values(store: MemoryStore | SQLiteStore, namespace: str = "job") -> dict[str, str]:
+    return {key: entry.value for key, entry in store.load(namespace).items() if not key.startswith("__")}
+
+
+BOTH = {"contacts": VALUE_2, "previous_run_date": "2024-05-01T00:00:00.000Z"}
+
+
+# list, get
+
+
+def test_list_of_namespaces(store):
+    store.commit("only ours", {"__lease__": "held"})
+    with freeze_time("2024-03-01T12:00:00Z"):
+        store.commit("a much longer namespace", {str(number): "1" for number in range(1234)})
+    assert screen("list") == (
+        "namespace                 keys    age  last run\n"
+        "a much longer namespace  1,234   63 d  -\n"
+        "job                          2  2 min  nightly-2\n"
+    )
+    assert [row["namespace"] for row in document("list", "--all", "--json")] == [
+        "a much longer namespace",
+        "job",
+        "only ours",
+    ]
+    assert document("list", "--json")[1] == {
+        "namespace": "job",
+        "keys": 2,
+        "updated_at": "2024-05-03T11:58:00.000Z",
+        "run_id": "nightly-2",
+    }
+
+
+def test_list_of_keys(store):
+    assert screen("list", "job") == (
+        "key                cursor                                         age  last run\n"
+        'contacts           {"updated_at":"2024-05-02T10:00:00Z","note…  2 min  nightly-2\n'
+        'previous_run_date  "2024-05-01T00:00:00.000Z"                     1 d  -\n'
+    )
+    assert screen("list", "job", "--all").splitlines()[1].split() == ["__lease__", '"held"', "1", "d", "-"]
+
+
+def test_list_of_keys_as_a_document(store):
+    assert document("list", "job", "--json") == [
+        {
+            "namespace": "job",
+            "key": "contacts",
+            "value": VALUE_2,
+            "cursor": {"updated_at": "2024-05-02T10:00:00Z", "note": "[red]é"},
+            "created_at": "2024-05-01T12:00:00.000Z",
+            "updated_at": "2024-05-03T11:58:00.000Z",
+            "run_id": "nightly-2",
+            "version": 3,
+        },
+        {
+            "namespace": "job",
+            "key": "previous_run_date",
+            "value": "2024-05-01T00:00:00.000Z",
+            "cursor": None,
+            "created_at": "2024-05-02T12:00:00.000Z",
+            "updated_at": "2024-05-02T12:00:00.000Z",
+            "run_id": None,
+            "version": 2,
+        },
+    ]
+
+
+def test_lists_of_nothing(url):
+    assert screen("list") == "MemoryStore() holds nothing.\n"
+    assert screen("list", "job") == "'job' holds nothing.\n"
+    assert (document("list", "--json"), document("list", "job", "--json")) == ([], [])
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(store):
+    with freeze_time("2024-05-03T11:59:00Z"):
+        store.commit("other", {"key": "\x1b[31m\x9b\u202e"}, run_id="\x1b]0;title\x07")
+    assert screen("list", "other") == (
+        "key  cursor                      age  last run\n"
+        'key  "\\u001b[31m\\u009b\\u202e"  1 min  \\u001b]0;title\\u0007\n'
+    )
+
+
+def test_get(store):
+    assert screen("get", "job", "contacts") == SECOND + "\n"
+    assert screen("get", "job", "contacts", "--raw") == VALUE_2 + "\n"
+    assert screen("get", "job", "previous_run_date", "--raw") == "2024-05-01T00:00:00.000Z\n"
+    assert screen("get", "job", "__lease__", "--raw") == "held\n"
+    assert document("get", "job", "contacts", "--json") == document("list", "job", "--json")[0]
+
+
+def test_get_of_what_is_not_there_or_no_cursor(store):
+    assert error("get", "job", "nosuch") == "Error: there is no 'nosuch' in 'job': see `checkpoint list job`"
+    assert error("get", "nosuch", "key") == "Error: there is no 'key' in 'nosuch': the namespace holds nothing"
+    assert error("get", "job", "previous_run_date") == (
+        "Error: 'previous_run_date' in 'job' holds no cursor (it is not base64): --raw reads and sets it as text"
+    )
+    assert error("get", "job", "contacts", "--raw", "--json", status=2) == (
+        "Error: --raw and --json do not go together"
+    )
+
+
+# set, merge, edit, clear
+
+
+def test_set(store):
+    assert screen("set", "job", "contacts", '{"updated_at": "2024-05-03"}') == (
+        f"- contacts  {SECOND}\n"
+        '+ contacts  {"updated_at":"2024-05-03"}\n'
+        "1 key of 'job' changed.\n"
+    )  # fmt: skip
+    assert store.load("job")["contacts"][:2] == ("contacts", encode({"updated_at": "2024-05-03"}))
+    assert store.load("job")["contacts"].sync_job_run_id == "checkpoint set"
+    assert screen("set", "job", "new", "--raw", "text") == "+ new  \"text\"\n1 key of 'job' changed.\n"
+
+
+def test_set_of_what_is_stored_already_writes_nothing(store):
+    before = store.load("job")
+    assert screen("set", "job", "contacts", f" {SECOND}\n") == "Nothing to change in 'job'.\n"
+    assert document("set", "job", "contacts", SECOND, "--json") == {"namespace": "job", "dry_run": False, "changes": []}
+    assert store.load("job") == before
+
+
+def test_set_as_a_document(store):
+    told = document("set", "job", "contacts", FIRST, "--json", "--dry-run")
+    assert told == {
+        "namespace": "job",
+        "dry_run": True,
+        "changes": [
+            {
+                "key": "contacts",
+                "before": {"value": VALUE_2, "cursor": json.loads(SECOND)},
+                "after": {"value": VALUE_1, "cursor": json.loads(FIRST)},
+            }
+        ],
+    }
+    assert document("set", "job", "new", FIRST, "--json")["changes"][0]["before"] is None
+    assert values(store) == {**BOTH, "new": VALUE_1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        VALUE_2,
+        "eyJhIjogMX0=",  # {"a": 1}, with a space
+        "",
+        "\n",
+        "text",
+        "two\r\nlines\n\n",
+        " \u2028é\U0001f600\x00",
+        encode({"n": 2**70, "f": 1e300, "é": [None, True, {}]}),
+    ],
+)
+def test_get_into_set_round_trips_byte_for_byte(store, value):
+    store.commit("job", {"key": value})
+    raw = run("get", "--raw", "job", "key").stdout_bytes
+    assert run("set", "--raw", "job", "copy", "-", stdin=raw).exit_code == 0
+    assert values(store)["copy"] == value
+    before = store.load("job")
+    assert run("set", "--raw", "job", "key", "-", stdin=raw).exit_code == 0
+    plain = run("get", "job", "key")
+    if plain.exit_code == 0:
+        assert run("set", "job", "key", "-", stdin=plain.stdout_bytes).stdout == "Nothing to change in 'job'.\n"
+    assert store.load("job") == before
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("[1]", "it is a JSON array, not an object"),
+        ('{"a": NaN}', "it is not JSON: NaN"),
+        ('{"a": 1, "a": 2}', "its JSON has duplicate keys"),
+        (b"\xff", "it is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_cursor_is_refused(store, text, reason):
+    hint = '; a cursor is a JSON object, such as {"updated_at": "2024-05-01"}'
+    assert error("set", "job", "key", "-", stdin=text) == f"Error: the value for 'key' is no cursor: {reason}{hint}"
+    assert error("merge", "job", "key", "-", stdin=text) == f"Error: the patch is no cursor: {reason}{hint}"
+    assert values(store) == BOTH
+
+
+def test_raw_text_must_be_text(store):
+    assert error("set", "job", "key", "-", "--raw", stdin=b"\xff") == "Error: the value for 'key' is not UTF-8 text"
+
+
+def test_names_are_checked_before_anything_is_opened(monkeypatch, url):
+    monkeypatch.setenv("CHECKPOINT_STORE", "nosuch://")
+    ours = "'__lease__' is the library's own: no key of yours begins with __."
+    for verb in (["set", "job", "__lease__", "{}"], ["merge", "job", "__lease__", "{}"], ["edit", "job", "__lease__"]):
+        assert error(*verb, status=2) == f"Error: Invalid value for 'KEY': {ours}"
+    for verb in ("clear", "restore"):
+        assert error(verb, "job", "__lease__", status=2) == f"Error: Invalid value for '[KEY]...': {ours}"
+    assert error("get", "..", "key", status=2) == "Error: Invalid value for 'NAMESPACE': namespace must not be '..'"
+    assert error("list", "", status=2) == "Error: Invalid value for '[NAMESPACE]': namespace must not be ''"
+    assert error("copy", "job", "--as", "a\tb", status=2) == (
+        "Error: Invalid value for '--as': namespace must not hold control characters or lone surrogates: 'a\\tb'"
+    )
+
+
+def test_merge(store):
+    assert screen("merge", "job", "contacts", '{"note": null, "seen": {"a": 1, "b": null}}', "--dry-run") == (
+        f"- contacts  {SECOND}\n"
+        '+ contacts  {"updated_at":"2024-05-02T10:00:00Z","seen":{"a":1}}\n'
+        "1 key of 'job' would change; nothing was written.\n"
+    )
+    assert values(store) == BOTH
+    screen("merge", "job", "contacts", '{"note": null}')
+    screen("merge", "job", "new", '{"a": {"b": 1}}')
+    after = {"contacts": encode({"updated_at": "2024-05-02T10:00:00Z"}), "new": encode({"a": {"b": 1}})}
+    assert values(store) == {**BOTH, **after}
+    assert error("merge", "job", "previous_run_date", "{}").startswith("Error: 'previous_run_date' in 'job' holds no")
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [  # RFC 7396, appendix A, as far as a patch is an object
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_a_merge_patch_is_that_of_the_rfc(target, patch, result):
+    assert merged(target, patch) == result
+
+
+def editor(tmp_path, monkeypatch, script: str) -> None:
+    file = tmp_path / "editor"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(file))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def drafts(tmp_path) -> list[str]:
+    return [file.read_text("utf-8") for file in tmp_path.glob("checkpoint-*")]
+
+
+def test_edit(store, tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, f'cp "$1" {tmp_path}/seen; sed -i s/05-02/05-09/ "$1"')
+    assert screen("edit", "job", "contacts").splitlines()[-1] == "1 key of 'job' changed."
+    assert (tmp_path / "seen").read_text("utf-8") == (
+        '{\n  "updated_at": "2024-05-02T10:00:00Z",\n  "note": "[red]é"\n}\n'
+    )
+    assert values(store)["contacts"] == b64encode(SECOND.replace("05-02", "05-09").encode()).decode()
+    assert screen("edit", "job", "contacts") == "Nothing to change in 'job'.\n"
+    assert drafts(tmp_path) == []
+
+
+def test_edit_of_a_new_key_and_of_text(store, tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, """echo '{"a": 1}' > "$1" """)
+    assert screen("edit", "job", "new", "--dry-run").splitlines()[0] == '+ new  {"a":1}'
+    assert values(store) == BOTH
+    editor(tmp_path, monkeypatch, 'sed -i s/05-01/05-07/ "$1"')
+    screen("edit", "job", "previous_run_date", "--raw")
+    assert values(store)["previous_run_date"] == "2024-05-07T00:00:00.000Z"
+
+
+def test_edit_keeps_what_could_not_be_stored(store, tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, """echo '{"a": ' > "$1" """)
+    done = run("edit", "job", "contacts")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: what you wrote is no cursor: it is not JSON: ")
+    assert drafts(tmp_path) == ['{"a": \n']
+    assert values(store) == BOTH
+    assert done.stderr.startswith(f"What you wrote is in {next(tmp_path.glob('checkpoint-*'))}\n")
+
+
+def test_edit_finds_a_key_that_was_changed_meanwhile(tmp_path, monkeypatch, url):
+    monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/state.db")
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        store.commit("job", {"contacts": VALUE_1})
+        other = sys.executable + """ -m checkpoint.cli set job contacts '{"by": "another"}' >/dev/null"""
+        editor(tmp_path, monkeypatch, f"""{other}; echo '{{"a": 1}}' > "$1" """)
+        done = run("edit", "job", "contacts")
+        found = store.load("job")["contacts"]
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"Error: 'contacts' in 'job' was changed by another writer at {found.updated_at} (run checkpoint set) "
+        "meanwhile, and left alone: look at it, then try again"
+    )
+    assert found.value == encode({"by": "another"})
+    assert drafts(tmp_path) == ['{"a": 1}\n']
+
+
+def test_clear(store):
+    assert error("clear", "job", "contacts", "nosuch").startswith("Error: there is no 'nosuch' in 'job'")
+    assert screen("clear", "job", "contacts", "--dry-run") == (
+        f"- contacts  {SECOND}\n1 key of 'job' would change; nothing was written.\n"
+    )
+    done = run("clear", "job")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == "Error: Delete 2 keys of 'job'? Nobody can be asked here: add --yes."
+    assert values(store) == BOTH
+    assert screen("clear", "job", "contacts", "--yes").splitlines()[-1] == "1 key of 'job' changed."
+    assert screen("clear", "job", "--yes").splitlines()[-1] == "1 key of 'job' changed."
+    assert list(store.load("job")) == ["__lease__"]
+    assert screen("clear", "job") == "Nothing to change in 'job'.\n"
+
+
+# history, restore, diff, plot
+
+
+def test_history(store):
+    where = f"{host()} process {os.getpid()}"
+    assert screen("history", "job") == (
+        f"version 3, 2024-05-03T11:58:00.000Z, run nightly-2, {where}\n"
+        f"- contacts  {FIRST}\n"
+        f"+ contacts  {SECOND}\n"
+        "\n"
+        f"version 2, 2024-05-02T12:00:00.000Z, {where}\n"
+        '+ previous_run_date  "2024-05-01T00:00:00.000Z"\n'
+        "\n"
+        f"version 1, 2024-05-01T12:00:00.000Z, run nightly-1, {where}\n"
+        f"+ contacts  {FIRST}\n"
+    )
+    assert screen("history", "job", "contacts", "--limit", "1").splitlines()[1:] == [
+        f"- contacts  {FIRST}",
+        f"+ contacts  {SECOND}",
+    ]
+    assert screen("history", "job", "nosuch") == "No history of 'nosuch' in 'job'.\n"
+    assert screen("history", "nosuch") == "No history of 'nosuch'.\n"
+    assert document("history", "job", "--json", "--limit", "1") == [
+        {
+            "version": 3,
+            "at": "2024-05-03T11:58:00.000Z",
+            "run_id": "nightly-2",
+            "host": host(),
+            "process": os.getpid(),
+            "key": "contacts",
+            "before": {"value": VALUE_1, "cursor": json.loads(FIRST)},
+            "after": {"value": VALUE_2, "cursor": json.loads(SECOND)},
+        }
+    ]
+
+
+MOMENTS = [
+    ("0", {}),
+    ("1", {"contacts": VALUE_1}),
+    ("2", {**BOTH, "contacts": VALUE_1}),
+    ("3", BOTH),
+    ("2024-05-01", {}),
+    ("2024-05-01T12:00Z", {"contacts": VALUE_1}),
+    ("2024-05-02T13:59:59+02:00", {"contacts": VALUE_1}),
+    ("2024-05-02T12:00:00", {**BOTH, "contacts": VALUE_1}),
+    ("1d", {**BOTH, "contacts": VALUE_1}),
+    ("3 min", {**BOTH, "contacts": VALUE_1}),
+    ("1m", BOTH),
+]
+
+
+@pytest.mark.parametrize(("moment", "then"), MOMENTS)
+def test_restore_brings_back_what_was(store, moment, then):
+    kept = store.history("job")
+    assert run("restore", "job", "--to", moment, "--yes").exit_code == 0
+    assert values(store) == then
+    assert store.load("job")["__lease__"].value == "held"
+    assert store.history("job")[-len(kept) :] == kept
+
+
+def test_restore_of_one_key(store):
+    assert screen("restore", "job", "contacts", "--to", "1", "--dry-run") == (
+        f"- contacts  {SECOND}\n+ contacts  {FIRST}\n1 key of 'job' would change; nothing was written.\n"
+    )
+    assert run("restore", "job", "contacts", "--to", "1").exit_code == 2
+    assert values(store) == BOTH
+    screen("restore", "job", "contacts", "--to", "1", "--yes")
+    assert values(store) == {**BOTH, "contacts": VALUE_1}
+    assert store.load("job")["contacts"].sync_job_run_id == "checkpoint restore"
+    assert error("restore", "job", "nosuch", "--to", "1") == "Error: there is no 'nosuch' in 'job', now or at 1"
+    assert error("restore", "job", "--to", "soon", status=2) == (
+        "Error: Invalid value for '--to': 'soon' is no version (12), time (2024-05-01T10:00Z) or age (2h)."
+    )
+
+
+def test_a_history_that_does_not_reach_back_is_an_error(url):
+    store = MemoryStore.from_url(url)
+    assert error("restore", "job", "--to", "1") == "Error: the history of 'job' is empty: 1 is before that"
+    with freeze_time("2024-05-01T12:00:00Z"):
+        for number in range(103):
+            store.commit("job", {"key": str(number)})
+    reach = "the history of 'job' reaches back to version 4, 2024-05-01T12:00:00.000Z"
+    assert error("restore", "job", "--to", "2") == f"Error: {reach}: 2 is before that"
+    assert error("diff", "job", "--since", "2024-04-01", status=2) == f"Error: {reach}: 2024-04-01 is before that"
+    assert run("restore", "job", "--to", "3", "--yes").exit_code == 0
+    assert values(store) == {"key": "2"}
+
+
+def test_diff_of_moments_and_namespaces(store):
+    store.commit(
+        "other", {"contacts": b64encode(b'{"note": "[red]\\u00e9", "updated_at": "2024-05-02T10:00:00Z"}').decode()}
+    )
+    assert screen("diff", "job", "--since", "1", status=1) == (
+        f"- contacts           {FIRST}\n"
+        f"+ contacts           {SECOND}\n"
+        '+ previous_run_date  "2024-05-01T00:00:00.000Z"\n'
+    )
+    assert screen("diff", "job", "--since", "1", "--until", "2", status=1) == (
+        '+ previous_run_date  "2024-05-01T00:00:00.000Z"\n'
+    )
+    assert screen("diff", "job", "other", status=1) == '- previous_run_date  "2024-05-01T00:00:00.000Z"\n'
+    assert screen("diff", "job", "--since", "3") == ""
+    assert document("diff", "other", "job", "--json", status=1) == {
+        "namespace": "other",
+        "other": "job",
+        "changes": [
+            {
+                "key": "previous_run_date",
+                "before": None,
+                "after": {"value": "2024-05-01T00:00:00.000Z", "cursor": None},
+            }
+        ],
+    }
+    assert error("diff", "job", status=2) == "Error: with what? Give OTHER, --with URL or --since MOMENT"
+
+
+def test_diff_of_stores(store, tmp_path):
+    there = f"sqlite:///{tmp_path}/state.db"
+    screen("copy", "job", "--to", there)
+    assert screen("diff", "job", "--with", there) == ""
+    screen("set", "job", "contacts", FIRST, "--store", there)
+    assert screen("diff", "job", "--with", there, status=1) == f"- contacts  {SECOND}\n+ contacts  {FIRST}\n"
+    assert error("diff", "job", "--with", "nosuch://x", status=2).startswith("Error: no store opens 'nosuch://x'")
+    assert error("diff", "job", "--with", f"sqlite:///{tmp_path}/none/x.db", status=2) == (
+        f"Error: {tmp_path}/none/x.db cannot be created: its folder does not exist"
+    )
+
+
+def test_plot_in_the_terminal(store):
+    with freeze_time("2024-05-03T12:00:00Z"):
+        store.commit("job", {"contacts": encode({"updated_at": "2024-05-03T11:00:00Z", "seen": []})})
+    assert screen("plot", "job", "contacts") == (
+        "job contacts\n"
+        "\n"
+        "position\n"
+        "2024-05-03 11:00 │                                                             ●\n"
+        "                 │\n"
+        "                 │\n"
+        "                 │\n"
+        "                 │                                                             ●\n"
+        "                 │\n"
+        "                 │\n"
+        "2024-05-01 10:00 │●────────────────────────────────────────────────────────────\n"
+        "                  2024-05-01 12:00                              2024-05-03 12:00\n"
+        "\n"
+        "lag\n"
+        "1 d │                                                                          ●\n"
+        "    │\n"
+        "    │\n"
+        "    │\n"
+        "    │\n"
+        "    │\n"
+        "    │\n"
+        "1 h │●─────────────────────────────────────────────────────────────────────────●\n"
+        "     2024-05-01 12:00                                           2024-05-03 12:00\n"
+    )
+    assert document("plot", "job", "contacts", "--json")[0] == {
+        "version": 1,
+        "at": "2024-05-01T12:00:00.000Z",
+        "position": "2024-05-01T10:00:00Z",
+        "scale": 1714557600.0,
+        "is_time": True,
+        "lag": 7200.0,
+    }
+
+
+def test_plot_of_numbers_has_no_lag(store):
+    for number in (10, 12.5, 40):
+        store.commit("ids", {"events": encode({"id": number, "page": 1})})
+    assert error("plot", "ids", "events") == (
+        "Error: what of 'events' is to be drawn? it has id, page: choose one with --field"
+    )
+    shown = screen("plot", "ids", "events", "--field", "id")
+    assert shown.startswith("ids events\n\nposition\n40 │")
+    assert "lag" not in shown
+    assert [step["lag"] for step in document("plot", "ids", "events", "--field", "id", "--json")] == [None] * 3
+
+
+def test_plot_as_an_image(store, tmp_path):
+    store.commit("a&b", {"<key>": VALUE_1})
+    file = tmp_path / "lag.svg"
+    done = run("plot", "job", "contacts", "--out", str(file))
+    assert (done.exit_code, done.stdout) == (0, f"2 commits of job contacts drawn in {file}.\n")
+    root = ET.fromstring(file.read_text("utf-8"))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == [
+        "job contacts",
+        *("position", "2024-05-02 10:00", "2024-05-01 10:00", "2024-05-01 12:00", "2024-05-03 11:58"),
+        *("lag", "1 d", "2 h", "2024-05-01 12:00", "2024-05-03 11:58"),
+    ]
+    run("plot", "a&b", "<key>", "--out", str(file))
+    assert ET.fromstring(file.read_text("utf-8"))[0][1].text == "a&b <key>"
+    assert error("plot", "job", "contacts", "--out", "lag.png", status=2) == (
+        "Error: lag.png is no SVG file: give --out a name that ends in .svg"
+    )
+
+
+def test_plot_of_what_cannot_be_drawn(store):
+    store.commit("job", {"token": encode({"next": "abc"})})
+    assert error("plot", "job", "token") == (
+        "Error: what of 'token' is to be drawn? none of its members is a number or a time"
+    )
+    assert error("plot", "job", "token", "--field", "next") == (
+        "Error: the history of 'token' in 'job' has no position to draw"
+    )
+
+
+def test_a_store_without_history_says_so(api: ApiServer, monkeypatch, url):
+    monkeypatch.setenv("CHECKPOINT_STORE", api.url)
+    monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
+    for verb in (["history", "job"], ["restore", "job", "--to", "1"], ["plot", "job", "key"]):
+        assert error(*verb) == f"Error: TrutoStore('{api.url}') keeps no history"
+    assert error("diff", "job", "--since", "1", status=2) == f"Error: TrutoStore('{api.url}') keeps no history"
+    assert error("list") == f"Error: TrutoStore('{api.url}') cannot list its namespaces: name one"
+
+
+# copy, move, export, import
+
+
+def test_copy(store, tmp_path):
+    there = f"sqlite:///{tmp_path}/state.db"
+    assert screen("copy", "job", "--to", there, "--dry-run") == (
+        "namespace  there  new  replaced  equal\n"
+        "job        job      2         0      0\n"
+        "2 keys to copy; nothing was written.\n"
+    )
+    assert screen("copy", "job", "--to", there).splitlines()[-1] == "2 keys there, and compared."
+    screen("set", "job", "contacts", FIRST, "--store", there)
+    assert error("copy", "job", "--to", there) == (
+        "Error: the target holds 'contacts' in 'job' otherwise, and nothing of it was written: overwrite, or take "
+        "another name"
+    )
+    assert error("copy", "job", "--to", there, "--overwrite", status=2) == (
+        "Error: Replace 1 key there? Nobody can be asked here: add --yes."
+    )
+    assert document("copy", "--all", "--to", there, "--overwrite", "--yes", "--json") == {
+        "dry_run": False,
+        "namespaces": [
+            {
+                "namespace": "job",
+                "name": "job",
+                "new": [],
+                "replaced": ["contacts"],
+                "equal": ["previous_run_date"],
+            }
+        ],
+    }
+    with closing(SQLiteStore(tmp_path / "state.db")) as copied:
+        assert values(copied) == BOTH == values(store)
+
+
+def test_move(store):
+    assert error("move", "job", "--as", "new", status=2) == (
+        "Error: Delete 2 keys here once copied? Nobody can be asked here: add --yes."
+    )
+    assert values(store) == BOTH
+    assert screen("move", "job", "--as", "new", "--yes").splitlines()[-1] == (
+        "2 keys there, compared, and deleted here."
+    )
+    assert (values(store), values(store, "new")) == ({}, BOTH)
+    assert error("move", "job", "--as", "new", "--yes") == "Error: 'job' holds nothing"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--to", "memory://x"], "name one NAMESPACE, or give --all"),
+        (["job", "--all"], "name one NAMESPACE, or give --all"),
+        (["--all", "--to", "memory://x", "--as", "y"], "--as is for one NAMESPACE"),
+        (["job"], "where to? Give --to URL, or --as another NAME"),
+        (["job", "--as", "job"], "where to? Give --to URL, or --as another NAME"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["copy", "move"])
+def test_where_to(store, verb, arguments, sentence):
+    assert error(verb, *arguments, status=2) == f"Error: {sentence}"
+
+
+def test_export_and_import_of_values_lose_nothing(store, tmp_path):
+    store.commit("job", {"spaced": "eyJhIjogMX0="})
+    file = tmp_path / "job.json"
+    assert screen("export", "job", str(file), "--format", "values") == ""
+    assert json.loads(file.read_text("utf-8")) == {**BOTH, "spaced": "eyJhIjogMX0="}
+    assert screen("import", "new", str(file), "--format", "values").splitlines()[-1] == "3 keys of 'new' changed."
+    assert values(store, "new") == {**BOTH, "spaced": "eyJhIjogMX0="}
+
+
+def test_export_of_cursors(store):
+    assert error("export", "job") == (
+        "Error: 'previous_run_date' in 'job' holds no cursor, which json has no place for: export --format values"
+    )
+    screen("clear", "job", "previous_run_date", "--yes")
+    assert document("export", "job") == {"contacts": json.loads(SECOND)}
+    assert document("export", "job", "--format", "singer") == {"bookmarks": {"contacts": json.loads(SECOND)}}
+    for form in ("json", "singer", "airbyte", "meltano"):
+        text = run("export", "job", "--format", form).stdout
+        assert run("import", form, "--format", form, stdin=text).exit_code == 0
+        assert run("export", form, "--format", form).stdout == text
+
+
+def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps({"contacts": {"a": 1}, "new": {"b": 2}}))
+    assert error("import", "job", str(file)) == (
+        "Error: 'job' holds 'contacts' otherwise, and nothing was written: --overwrite replaces, and --dry-run shows "
+        "what"
+    )
+    everything = ["import", "job", str(file), "--overwrite", "--delete"]
+    assert screen(*everything, "--dry-run") == (
+        f"- contacts           {SECOND}\n"
+        '+ contacts           {"a":1}\n'
+        '+ new                {"b":2}\n'
+        '- previous_run_date  "2024-05-01T00:00:00.000Z"\n'
+        "3 keys of 'job' would change; nothing was written.\n"
+    )
+    done = run(*everything)
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+        2,
+        "Error: Replace 1 key and delete 1 key of 'job'? Nobody can be asked here: add --yes.",
+    )
+    assert values(store) == BOTH
+    assert document(*everything, "--yes", "--json")["dry_run"] is False
+    assert values(store) == {"contacts": encode({"a": 1}), "new": encode({"b": 2})}
+    assert store.load("job")["__lease__"].value == "held"
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "reason"),
+    [
+        ("json", "{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("json", '{"a": {}, "a": {}}', "it has duplicate keys"),
+        ("json", '{"a": 1}', None),
+        ("values", '{"a": 1}', "it must be an object of texts"),
+        ("values", "[]", "it must be an object of texts"),
+        ("values", '{"__lease__": "x"}', "'__lease__' is the library's own"),
+        ("values", '{"": "x"}', "key must not be ''"),
+        ("values", '{"a": "\\ud800"}', "the value of 'a' must not hold lone surrogates"),
+    ],
+)
+def test_import_of_what_is_no_such_document(store, form, text, reason):
+    said = error("import", "job", "--format", form, stdin=text)
+    assert said.startswith(f"Error: this is no document of the format {form}: {reason or ''}")
+    assert values(store) == BOTH
+
+
+def test_the_verbs_work_over_http(api: ApiServer, store, monkeypatch):
+    monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
+    assert screen("copy", "job", "--to", api.url).splitlines()[-1] == "2 keys there, and compared."
+    there = ["--store", api.url]
+    assert screen("get", "job", "contacts", *there) == SECOND + "\n"
+    assert screen("set", "job", "contacts", FIRST, *there).splitlines()[-1] == "1 key of 'job' changed."
+    assert screen("diff", "job", "--with", api.url, status=1) == f"- contacts  {SECOND}\n+ contacts  {FIRST}\n"
+    assert error("list", *there) == f"Error: TrutoStore('{api.url}') cannot list its namespaces: name one"
+    assert error("move", "--all", "--yes", "--to", "memory://x", *there).startswith("Error: TrutoStore(")
+    screen("clear", "job", "--yes", *there)
+    assert screen("list", "job", *there) == "'job' holds nothing.\n"
+    monkeypatch.delenv("TRUTO_API_TOKEN")
+    assert error("list", "job", *there) == "Error: no API token: set TRUTO_API_TOKEN, or pass token="
+
+
+# doctor, unlock
+
+
+def test_doctor_of_sqlite(tmp_path, url):
+    done = run("doctor", "--store", f"sqlite:///{tmp_path}/state.db", "--json")
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert told["healthy"] is True
+    assert [check["check"] for check in told["checks"]] == [
+        *("checkpoint", "store", "reach", "SQLite", "journal mode", "file", "namespaces", "history")
+    ]
+    said = {check["check"]: check["said"] for check in told["checks"]}
+    assert said["journal mode"] in {"truncate", "wal"}
+    assert re.fullmatch(r"answers in \d+\.\d ms \(median of 5\)", said["reach"])
+
+
+def test_doctor(store):
+    lines = screen("doctor").splitlines()
+    latency = re.fullmatch(r"ok     reach         answers in (\d+\.\d) ms \(median of 5\)", lines[2])
+    assert latency
+    assert lines == [
+        f"ok     checkpoint    {version('checkpoint-store')}, Python {python_version()}",
+        "ok     store         MemoryStore()",
+        lines[2],
+        "ok     namespaces    can be listed",
+        "ok     history       kept",
+    ]
+
+
+def test_doctor_of_a_store_that_cannot_be_used(tmp_path, url):
+    done = run("doctor", "--store", f"sqlite:///{tmp_path}/none/x.db")
+    said = f"{tmp_path}/none/x.db cannot be created: its folder does not exist"
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, f"WRONG  reach         {said}")
+    assert document("doctor", "--store", "nosuch://x", "--json", status=1)["checks"][-1]["check"] == "store"
+
+
+def doctor_of(api: ApiServer, monkeypatch, token: str) -> dict[str, tuple[bool, str]]:
+    """Return what the doctor says, under the clock of the server."""
+    monkeypatch.setenv("TRUTO_API_TOKEN", token)
+    done = CliRunner().invoke(checkpoint, ["doctor", "--store", api.url, "--json"])
+    told = json.loads(done.stdout)
+    assert done.exit_code == (0 if told["healthy"] else 1)
+    assert token not in done.output
+    return {check["check"]: (check["good"], check["said"]) for check in told["checks"]}
+
+
+def test_doctor_tries_the_token(api: ApiServer, monkeypatch, url):
+    said = doctor_of(api, monkeypatch, api.token)
+    assert all(good for good, _ in said.values())
+    assert said["namespaces"] == (True, "cannot be listed")
+    refused = doctor_of(api, monkeypatch, "another-token")
+    assert [name for name, (good, _) in refused.items() if not good] == ["token"]
+
+
+@pytest.mark.parametrize(
+    ("date", "good", "said"),
+    [
+        ("Fri, 03 May 2024 12:00:01 GMT", True, "as the store's, to the second"),
+        ("Fri, 03 May 2024 12:00:30 GMT", True, "30 s apart"),
+        ("Fri, 03 May 2024 13:00:00 GMT", False, "1 h behind the store's: set this machine's clock"),
+        ("Fri, 03 May 2024 11:50:00 GMT", False, "10 min ahead of the store's: set this machine's clock"),
+    ],
+)
+def test_doctor_compares_the_clocks(date, good, said):
+    now = datetime(2024, 5, 3, 12, tzinfo=timezone.utc)
+    told = datetime.strptime(date, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=timezone.utc)
+    assert care.clock((told - now).total_seconds()) == care.Check("clock", good, said)
+
+
+def test_the_service_tells_its_time(api: ApiServer, truto: TrutoStore):
+    answer = Answer(200, {"result": []}, headers={"Date": "Fri, 03 May 2024 12:00:00 GMT"})
+    api.script(answer, method="GET")
+    assert truto.clock() == datetime(2024, 5, 3, 12, tzinfo=timezone.utc)
+
+
+def test_unlock(store):
+    held = lease.Holder("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+    store.commit("job", {lease.KEY: held.value()})
+    told = "held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
+    assert screen("unlock", "job", "--dry-run") == f"'job' is {told}.\n"
+    assert (
+        error("unlock", "job", status=2) == f"Error: 'job' is {told}. Release it? Nobody can be asked here: add --yes."
+    )
+    assert lease.holder("job", store.load("job")[lease.KEY]) == held
+    assert screen("unlock", "job", "--yes") == f"'job' was {told}.\n"
+    assert lease.holder("job", store.load("job")[lease.KEY]) == lease.Holder(None, None, 5, 0)
+    assert screen("unlock", "job") == "'job' is not held.\n"
+    assert document("unlock", "job", "--json") == {
+        "namespace": "job",
+        "dry_run": False,
+        "owner": None,
+        "since": None,
+    }
+
+
+def test_unlock_of_what_is_no_lease(store):
+    assert screen("unlock", "job", "--yes") == "'job' was held by something that is no lease since None.\n"
+    assert lease.holder("job", store.load("job")[lease.KEY]).owner is None
+
+
+# What is documented
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+VERBS = {name: verb for name, verb in checkpoint.commands.items() if not verb.hidden}
+COMMON = {"--store", "--json", "--dry-run", "--yes", "--help"}
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """Return the arguments and options of each verb, as the README's section shows them."""
+    block = README.partition("## The command")[2].partition("```text\n")[2].partition("```")[0]
+    verbs = {}
+    for entry in block.split("\ncheckpoint "):
+        usage = " ".join(line[:51] for line in entry.replace("checkpoint ", "", 1).split("\n"))
+        name, _, rest = usage.strip().partition(" ")
+        arguments = takewhile(lambda word: re.fullmatch(r"\[?[A-Z]+\]?(\.\.\.)?", word), rest.split())
+        verbs[name] = (" ".join(arguments), set(re.findall(r"--[a-z-]+", usage)))
+    return verbs
+
+
+def test_the_readme_names_every_verb_argument_and_option():
+    actual = {}
+    for name, verb in VERBS.items():
+        context = click.Context(verb)
+        arguments = [param.make_metavar(context) for param in verb.params if isinstance(param, click.Argument)]
+        options = {opt for param in verb.params if isinstance(param, click.Option) for opt in param.opts}
+        actual[name] = (" ".join(arguments), options - COMMON)
+    assert documented() == actual
+
+
+def options_of(verb: click.Command) -> set[str]:
+    return {opt for param in verb.params for opt in param.opts}
+
+
+def test_the_options_in_common_are_where_the_readme_says():
+    where = {option: {name for name, verb in VERBS.items() if option in options_of(verb)} for option in COMMON}
+    assert where["--store"] == set(VERBS)
+    assert where["--json"] == set(VERBS) - {"export", "singer-run", "serve", "demo"}
+    assert where["--yes"] == {"clear", "restore", "copy", "move", "import", "unlock"}
+    assert where["--dry-run"] == where["--yes"] | {"set", "merge", "edit"}
+    assert all(f"`{name}`" in README for name in where["--yes"])
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_help_fits_the_screen_and_says_what_each_option_is_for(name):
+    shown = screen(name, "--help")
+    assert shown.startswith(f"Usage: checkpoint {name} [OPTIONS]")
+    for param in VERBS[name].params:
+        if isinstance(param, click.Option):
+            assert param.help, param.name
+            assert param.opts[0] in shown
+    assert "..." not in shown.partition("\n")[2]
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["checkpoint", "mo"], ["move"]),
+        (["checkpoint", "list", "j"], ["job"]),
+        (["checkpoint", "get", "job", ""], ["contacts", "previous_run_date"]),
+        (["checkpoint", "get", "job", "c"], ["contacts"]),
+        (["checkpoint", "clear", "job", "contacts", "p"], ["previous_run_date"]),
+        (["checkpoint", "list", "--store", "nosuch://", ""], []),
+    ],
+)
+def test_completion(store, words, found):
+    environment = {
+        "_CHECKPOINT_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = CliRunner().invoke(checkpoint, [], env=environment, prog_name="checkpoint")
+    assert [line.partition(",")[2] for line in done.stdout.splitlines() if line] == found
