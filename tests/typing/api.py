@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, KeysView, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from signal import SIGTERM
