@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import closing
 from datetime import timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,7 +169,31 @@ def test_commits_of_several_threads_are_told_in_order(create: Create) -> None:
         assert [change.after for change in store.history("job", f"key {number}")] == ["4", "3", "2", "1", "0"]
 
 
+def test_keys_and_values_may_be_of_classes_derived_from_str(create: Create) -> None:
+    class Key(str, Enum):
+        A = "a"
+
+    class Value(str):
+        __slots__ = ()
+
+    store = create()
+    store.commit("job", {Key.A: Value("1")})
+    store.commit("job", {Key.A: Value("2")})
+    assert told(store) == told(store, "a") == [("a", "1", "2"), ("a", None, "1")]
+
+
 # In the file
+
+
+def test_history_that_was_damaged_is_an_error(path: Path) -> None:
+    with closing(SQLiteStore(path)) as store:
+        write(store, "1")
+        store._connected().execute("UPDATE checkpoint_commits SET before = '{'")
+        with pytest.raises(StoreError) as caught:
+            store.history("job")
+        assert str(caught.value).startswith(f"{path} is not a usable checkpoint database (its history: ")
+        write(store, "2")
+        assert store.load("job")["a"].value == "2"
 
 
 def test_another_bound_takes_effect_with_the_next_commit(path: Path) -> None:

@@ -230,7 +230,7 @@ class SQLiteStore:
             if deleted:
                 cursor.executemany(_DELETE, deleted)
             past = before(changes, stored)
-            told = (now, run_id, host(), os.getpid(), orjson.dumps(past).decode()) if past and self._keep else None
+            told = (now, run_id, host(), os.getpid(), _dumps(past)) if past and self._keep else None
             _count(cursor, state_key, last, told, self._keep)
         return Receipt(written)
 
@@ -515,6 +515,10 @@ def _write(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry])
         raise ValueTooLarge(largest.key, len(largest.value.encode())) from error
 
 
+def _dumps(past: Mapping[str, str | None]) -> str:
+    return orjson.dumps(past, option=orjson.OPT_NON_STR_KEYS).decode()  # a key may be of a class derived from str
+
+
 _Last: TypeAlias = "tuple[int, int, int, int]"
 """The newest row of a namespace: its number, version and `first`, and whether history does not tell of it."""
 
@@ -646,6 +650,8 @@ def _translated(name: str, *, joined: bool = False) -> Generator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{name} cannot be used: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise StoreError(_UNUSABLE.format(path=name, said=f"its history: {error}")) from error
     except sqlite3.ProgrammingError as error:
         if not joined:
             raise StoreError(f"{name}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, KeysView, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from signal import SIGTERM
@@ -174,6 +175,9 @@ def every_store_is_one() -> Sequence[Store]:
     with ApiServer(latency=0.05) as server:
         truto = TrutoStore(server.url, server.token, timeout=1.0, deadline=5.0, concurrency=4, rate=(10, 1.0))
     assert_type(checkpoint.open_store(), Store)
+    SQLiteStore("state.db", keep=timedelta(days=30))
+    SQLiteStore(connection=sqlite3.connect("sink.db"), keep=0)
+    SQLiteStore("state.db", keep="1 day")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     return [MemoryStore(), SQLiteStore("state.db"), truto, checkpoint.open_store("memory://x"), OwnStore()]
 
 
