@@ -78,7 +78,9 @@ class Feed:
         self.lane, self.low, self.top, self.mark, self.spelled = lane, lane.low, lane.top, lane.mark, lane.holds
 
     def close(self) -> None:
-        """Let every row go the slow way."""
+        """Let every row go the slow way, those of a run under way too."""
+        if self.run is not None:
+            self.run.cut()
         self.lane = self.low = self.top = None
         self.mark = self.quick = 0
 
@@ -123,9 +125,9 @@ class Run:
         """Return how many were asked for."""
         return len(self.rows) - length_hint(self.records)
 
-    def end(self) -> None:
-        """Hand out no more of them."""
-        self.rows.clear()
+    def cut(self) -> None:
+        """Hand out no more of them than were asked for."""
+        del self.rows[self.taken() :]
 
 
 def extremes(values: list[Any]) -> tuple[Any, Any]:

@@ -116,8 +116,10 @@ class Position:
         covered = taken if done else max(taken - 1, 0)
         feed.hand = run.values[taken - 1] if covered < taken else NOTHING
         feed.memo = run.memos[taken - 1] if covered < taken and run.memos else None
-        self.delivered += taken - run.counted
-        run.counted = taken
+        if taken > run.counted:
+            self._reach(self._range.key(run.values[run.counted]), feed)
+            self.delivered += taken - run.counted
+            run.counted = taken
         if covered > run.settled:
             part = slice(run.settled, covered)
             run.settled = covered
@@ -167,7 +169,7 @@ class Position:
 
     def cover(self, row: Row, feed: Feed, *, deliver: bool) -> None:
         """Count a row for the position: a claim says that it is delivered."""
-        self._sync()
+        self.settle()
         self._reach(row.key, feed)
         if self._boundary.is_old(row.key):
             self._boundary.add_old(row.value, row.memo)

@@ -59,9 +59,6 @@ class Reading:
         """Take no more rows, of what is under way neither."""
         self.refusal = why
         self.position.close_lanes()
-        for feed in self.position.feeds:
-            if feed.run is not None:
-                feed.run.end()
 
     def recall(self, other: Reading) -> None:
         """Know the rows that another reading of the stream knew when it was opened."""
@@ -99,7 +96,6 @@ class Reading:
         index, size = 0, 1
         while index < len(records):
             rows = records[index : index + size]
-            index += size
             if run := position.start_run(feed, rows):
                 yield run.records
                 self.check()
@@ -113,6 +109,7 @@ class Reading:
                     elif self._ends(verdict):
                         position.exhaust(feed)
                         return
+            index += len(rows)  # a run may have been cut
             size = RUN if feed.lane is not None else 1
         position.exhaust(feed)
 
@@ -139,8 +136,9 @@ class Reading:
                 feed.hand, feed.memo = value, memo
                 position.delivered += 1
                 yield record
-                if self.refusal is not None:
-                    self.check()
+                if feed.lane is None:  # something else was fed meanwhile, or the stream went back
+                    self._release(feed)
+                    continue
                 feed.hand = NOTHING
                 if keyed and (rises or boundary.coarse or value == feed.high):
                     boundary.add(value, memo, rises=rises)

@@ -432,6 +432,96 @@ def test_an_abandoned_track_holds_a_sorted_position_until_its_rest_is_read_again
         assert at(memory) == 6
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_the_position_never_goes_back(memory, how):
+    seed(memory, s={"at": 10})
+    for order in (None, "asc", "desc"):
+        with Checkpointer("run", memory) as cp:
+            inc = cp.incremental("s", "at", lookback=5, row_order=order)
+            assert feed(inc, how, rows(7)) == rows(7)
+        assert at(memory) == 10
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_track_that_goes_on_after_others_passed_it_holds_the_position_again(memory, listed):
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc")
+        page = rows(1, 1, 1, 4)
+        records = inc.track(page if listed else iter(page))
+        assert [next(records), next(records)] == page[:2]
+        assert inc.filter(rows(1, 9)) == rows(1, 9)
+        assert next(records) == page[2]
+        cp.commit()
+        assert at(memory) == 1  # the row at 4 is not handed out
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_row_behind_the_last_claim_is_regressed_in_a_track_under_way_too(memory, listed):
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc")
+        records = inc.track(rows(1, 2, 3) if listed else iter(rows(1, 2, 3)))
+        assert [next(records), next(records)] == rows(1, 2)
+        assert list(inc.pages([rows(2, 7)])) == [rows(2, 7)]
+        cp.commit()
+        assert at(memory) == 7
+        with pytest.raises(CursorRegressed):
+            next(records)
+
+
+@pytest.mark.parametrize("how", ["filter", "observe", "pages"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_track_beside_others_leaves_the_memory_of_higher_rows_alone(memory, how, listed):
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", primary_key="id")
+        page = rows(1, 2, 3, 4, 5)
+        records = inc.track(page if listed else iter(page))
+        assert [next(records), next(records), next(records)] == page[:3]
+        assert feed(inc, how, [row(9, 77)]) == [row(9, 77)]
+        assert list(records) == page[3:]
+    assert (at(memory), len(stored(memory)["seen"]["rows"])) == (9, 1)
+    with Checkpointer("run", memory) as cp:
+        assert cp.incremental("s", "at", primary_key="id").filter([row(9, 77)]) == []
+
+
+def test_of_rows_above_the_ceiling_the_lowest_count_first(memory):
+    with freeze_time("2024-05-01T10:00:00Z") as clock, Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc")
+        for value in ("2099-01-01T00:00:00Z", "2024-05-01T10:06:00Z"):
+            assert inc.observe(row(value))
+        cp.commit()
+        assert at(memory) is None
+        clock.tick(60)
+        cp.commit()
+        assert at(memory) == "2024-05-01T10:06:00Z"
+
+
+def test_async_loops_end_where_plain_ones_do(memory):
+    seed(memory, s={"at": 5})
+    asked = []
+
+    async def source(values):
+        for value in values:
+            asked.append(value)
+            yield value
+
+    async def job():
+        async with AsyncCheckpointer("run", memory) as cp:
+            inc = cp.incremental("s", "at", row_order="desc")
+            assert [record async for record in inc.track(source(rows(9, 7, 4, 3)))] == rows(9, 7)
+            assert [page async for page in inc.pages(source([rows(8, 5), rows(4), rows(3)]))] == [rows(8, 5)]
+            assert asked == [*rows(9, 7, 4), rows(8, 5), rows(4)]
+            tracked = inc.track(source(rows(6, 5)))
+            assert await anext(tracked) == row(6)
+            inc.finish()
+            await cp.commit(inc)
+            assert cp["s"] == {"at": 9}
+            inc.rewind(5, "once more")
+            with pytest.raises(RuntimeError, match="went back"):
+                await anext(tracked)
+
+    asyncio.run(job())
+
+
 # Values
 
 
@@ -567,6 +657,23 @@ def test_rows_inside_the_lookback_are_remembered_too(memory):
         assert cp.incremental("s", "at", primary_key="id", lookback=3).filter([*page, late]) == []
 
 
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("initial", "page"),
+    [
+        (date(2024, 1, 1), ["2024-05-01T10:00:00Z", "2024-05-01T11:00:00Z"]),
+        (date(2024, 1, 1), [datetime(2024, 5, 1, 10, tzinfo=UTC), datetime(2024, 5, 1, 11, tzinfo=UTC)]),
+        (datetime(2024, 1, 1, tzinfo=UTC), ["2024-05-01T10:00:00.000000000Z", "2024-05-01T10:00:00.000000001Z"]),
+        (0, [Decimal("7.1"), Decimal("7.2")]),
+    ],
+)
+def test_rows_that_a_rounded_start_asks_for_again_are_remembered(memory, how, initial, page):
+    for expected in (rows(*page), []):
+        with Checkpointer("run", memory) as cp:
+            inc = cp.incremental("s", "at", primary_key="id", initial_value=initial, timezone="UTC")
+            assert feed(inc, how, rows(*page)) == expected
+
+
 def test_memory_of_another_position_is_ignored(memory):
     with Checkpointer("run", memory) as cp:
         cp.incremental("s", "at", primary_key="id").filter(rows(1, 2))
@@ -653,6 +760,58 @@ def test_a_changed_kind_of_value_is_an_error(memory):
         inc = cp.incremental("s", "at")
         with pytest.raises(TypeError, match="does not compare"):
             inc.filter(rows("2024-05-01T10:00:00Z"))
+
+
+@pytest.mark.parametrize("order", [None, "asc", "desc"])
+def test_another_row_order_goes_on_from_the_same_position(memory, order):
+    seed(memory, s={"at": 5})
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order=order)
+        assert inc.start_value == 5
+        found = rows(9, 7, 5) if order == "desc" else rows(5, 7, 9)
+        assert inc.filter(found) == found
+    assert at(memory) == 9
+
+
+def test_a_primary_key_given_later_and_taken_away_again(memory):
+    page = rows(7, 7)
+    for primary, expected in ((None, 2), ("id", 2), ("id", 0), (None, 2), ("id", 0)):
+        with Checkpointer("run", memory) as cp:
+            assert len(cp.incremental("s", "at", primary_key=primary).filter(page)) == expected
+
+
+def test_a_lookback_given_later_hands_rows_before_the_position_out_once_more(memory):
+    page = rows(5, 8, 10)
+    for lookback, expected in ((None, page), (3, page[1:2]), (3, []), (None, [])):
+        with Checkpointer("run", memory) as cp:
+            inc = cp.incremental("s", "at", primary_key="id", lookback=lookback)
+            assert inc.filter([one for one in page if inc.start_value is None or one["at"] >= inc.start_value]) == (
+                expected
+            )
+
+
+def test_rewind_and_reset_forget_boundary_rows_and_windows(memory):
+    for change in (lambda inc: inc.rewind(10, "bad rows"), lambda inc: inc.reset("bad rows")):
+        with Checkpointer("run", memory) as cp:
+            cp.incremental("s", "at", primary_key="id").filter(rows(10))
+        seed(memory, s={**stored(memory), "windows": [[20, 30]]})
+        with Checkpointer("run", memory) as cp:
+            inc = cp.incremental("s", "at", primary_key="id", initial_value=0)
+            change(inc)
+            assert inc.filter(rows(10)) == rows(10)
+            inc.unfinished()
+            cp.commit()
+            assert set(stored(memory) or {}) <= {"at", "seen"}
+            cp.incremental("s", "at", primary_key="id", initial_value=0).reset("for the next one")
+
+
+def test_a_rewind_is_what_the_next_windows_begin_at(memory):
+    seed(memory, s={"at": 10, "windows": [[20, 30]]})
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", initial_value=0)
+        inc.rewind(5, "bad rows")
+        assert [(window.start, window.end) for window in inc.windows(10, until=30)] == [(5, 15), (15, 25), (25, 30)]
+    assert stored(memory) == {"at": 5}
 
 
 @pytest.mark.parametrize(
