@@ -787,8 +787,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise failure
 
     def _due(self) -> bool:
+        """Tell whether the last flush is long enough ago; a clock that went back, as tests' do, holds nothing back."""
         self._ledger.claimed_at = time.monotonic()
-        return self._ledger.claimed_at - self._ledger.flushed_at >= self._min_interval
+        return not 0 <= self._ledger.claimed_at - self._ledger.flushed_at < self._min_interval
 
     def _warn_of_size(self, key: str, value: str) -> None:
         if len(value) >= LARGE:

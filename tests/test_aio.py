@@ -138,7 +138,7 @@ class GatedStore(MemoryStore):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_cancelling_a_commit_settles_the_write_first(times):
+def test_fault_45_cancelling_a_commit_settles_the_write_first(times):
     store = GatedStore()
 
     async def job():
@@ -243,7 +243,7 @@ def test_no_thread_is_left_behind(store):
     assert [thread.name for thread in threading.enumerate() if "leaves nothing" in thread.name] == []
 
 
-def test_entering_a_dead_service_can_be_cancelled(api, truto):
+def test_fault_45_entering_a_dead_service_can_be_cancelled(api, truto):
     api.script(Delay(0.3), forever=True)
 
     async def job():

@@ -412,7 +412,7 @@ def test_bad_arguments_are_refused_at_construction(arguments, error, text):
         Checkpointer("run", **arguments)
 
 
-def test_nothing_is_committed_by_a_destructor_or_at_interpreter_exit(tmp_path):
+def test_fault_49_nothing_is_committed_by_a_destructor_or_at_interpreter_exit(tmp_path):
     url = f"sqlite:///{tmp_path}/state.db"
     abandoned = f"""
 from checkpoint import Checkpointer
@@ -429,7 +429,7 @@ cp.commit_soon()
         assert dict(cp) == {"a": A}
 
 
-def test_an_abandoned_generator_commits_nothing_by_itself():
+def test_fault_49_an_abandoned_generator_commits_nothing_by_itself():
     store = MemoryStore()
 
     def job():
@@ -470,7 +470,7 @@ def test_commits_closer_together_than_min_interval_are_held_back():
         assert stored(store) == {"a": C, "b": B}
 
 
-def test_the_first_stop_signal_asks_to_stop_and_the_second_interrupts():
+def test_fault_46_the_first_stop_signal_asks_to_stop_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGTERM)
     with Checkpointer("run", MemoryStore(), stop_signals=(signal.SIGTERM,)) as cp:
         assert cp.stopping is False
@@ -575,7 +575,7 @@ def test_a_cursor_spoilt_in_place_still_lets_the_held_back_commit_out_at_exit():
     assert stored(store) == {"a": B}
 
 
-def test_sixteen_threads_on_one_checkpointer(store):
+def test_fault_44_sixteen_threads_on_one_checkpointer(store):
     def work(cp, name):
         for at in range(12):  # with the looks, less than the rate of a token
             cp[name] = {"at": at}
@@ -619,7 +619,7 @@ def test_a_commit_of_one_thread_does_not_hide_the_failure_of_another():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_commits_nothing_that_the_parent_queued(tmp_path):
+def test_fault_43_a_forked_child_commits_nothing_that_the_parent_queued(tmp_path):
     job = f"""
 import os, sys
 from checkpoint import Checkpointer

@@ -227,7 +227,7 @@ def test_unlock_says_who_held_it_and_lets_the_next_run_in(store, monkeypatch):
     late.__exit__(None, None, None)
 
 
-def test_the_clock_does_not_matter(store, monkeypatch):
+def test_fault_47_the_clock_does_not_matter(store, monkeypatch):
     late = abandon(store, monkeypatch)
     for moment in ("1999-01-01", "2050-01-01"):
         with freeze_time(moment), Checkpointer("run", store, exclusive=True) as cp:

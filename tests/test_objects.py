@@ -448,7 +448,7 @@ ENTRY = GOOD["entries"]["a"]
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )
-def test_what_cannot_be_read_is_an_error_and_kept(
+def test_fault_41_what_cannot_be_read_is_an_error_and_kept(
     store: ObjectStore, raw: Callable[..., bytes], s3: str, data: Any, said: str
 ) -> None:
     data = data if isinstance(data, bytes) else json.dumps(data).encode()
@@ -571,7 +571,7 @@ def test_an_object_taken_away_meanwhile_is_created_again(
     assert store.commit("job", {"a": "2"}, {"a": None}).entries["a"].version == 1
 
 
-def test_no_update_of_several_processes_is_lost(store: ObjectStore) -> None:
+def test_fault_42_no_update_of_several_processes_is_lost(store: ObjectStore) -> None:
     def count(worker: int) -> None:
         for number in range(4):
             written = False
@@ -966,7 +966,7 @@ def test_credentials_are_shown_nowhere(
 # Forks
 
 
-def test_after_a_fork_each_process_has_its_own_connections(store: ObjectStore) -> None:
+def test_fault_43_after_a_fork_each_process_has_its_own_connections(store: ObjectStore) -> None:
     store.commit("job", {"parent": "1"})
 
     def grandchild(number: int) -> None:

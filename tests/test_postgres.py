@@ -210,7 +210,7 @@ def test_eight_processes_make_the_tables_at_once(postgres_url: str, postgres: Po
     assert len(postgres.load("job")) == 8
 
 
-def test_a_newer_schema_is_refused_and_kept(postgres_url: str, other: Any, schema: str) -> None:
+def test_fault_41_a_newer_schema_is_refused_and_kept(postgres_url: str, other: Any, schema: str) -> None:
     with closing(PostgresStore(postgres_url)) as store:
         store.commit("job", {"a": "1"})
     other.execute(f"UPDATE {schema}.checkpoint_schema SET version = 2")
@@ -439,7 +439,9 @@ def test_a_namespace_held_for_too_long_is_unavailable(postgres: PostgresStore, p
     assert postgres.commit("job", {"a": "2"}, base).entries == postgres.load("job")
 
 
-def test_ctrl_c_ends_a_commit_that_waits(postgres: PostgresStore, plain_url: str, other: Any, schema: str) -> None:
+def test_fault_45_ctrl_c_ends_a_commit_that_waits(
+    postgres: PostgresStore, plain_url: str, other: Any, schema: str
+) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
 
     def interrupt() -> None:
@@ -659,7 +661,7 @@ def test_a_transaction_left_behind_is_ended_by_the_server(
 # Other processes
 
 
-def test_eight_processes_count_without_a_lost_update(
+def test_fault_42_eight_processes_count_without_a_lost_update(
     postgres_url: str, postgres: PostgresStore, tmp_path: Path
 ) -> None:
     postgres.commit("job", {f"counter {number}": "0" for number in range(3)})
@@ -686,7 +688,7 @@ def test_eight_processes_count_without_a_lost_update(
     logging.getLogger("tests").info("8 processes, %g s: %d increments, %d conflicts", SECONDS, done, conflicts)
 
 
-def test_after_a_fork_each_process_has_connections_of_its_own(postgres: PostgresStore, other: Any) -> None:
+def test_fault_43_after_a_fork_each_process_has_connections_of_its_own(postgres: PostgresStore, other: Any) -> None:
     postgres.commit("job", {"a": "1"})
     (mine,) = backends(postgres)
     (inherited,) = postgres._server._idle[os.getpid()]
@@ -886,7 +888,7 @@ def test_rows_and_cursor_become_visible_together(
     assert connection.execute("SELECT 1 AS one").fetchone() == {"one": 1}
 
 
-def test_a_rollback_takes_both_back_and_the_same_goes_in_again(
+def test_fault_39_a_rollback_takes_both_back_and_the_same_goes_in_again(
     connection: Any, schema: str, postgres: PostgresStore, sink: Callable[[], list[int]]
 ) -> None:
     store = joined(connection, schema)

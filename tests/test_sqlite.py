@@ -173,7 +173,7 @@ def test_without_a_user_state_folder_it_says_what_to_do(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
-def test_without_a_home_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_40_without_a_home_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(user: int) -> None:
         raise KeyError(user)
 
@@ -327,12 +327,12 @@ def refused(path: Path, reason: str) -> None:
         (bytes(100_000), "file is not a database"),
     ],
 )
-def test_an_empty_file_and_garbage_are_no_fresh_start(path: Path, content: bytes, reason: str) -> None:
+def test_fault_41_an_empty_file_and_garbage_are_no_fresh_start(path: Path, content: bytes, reason: str) -> None:
     path.write_bytes(content)
     refused(path, reason)
 
 
-def test_a_file_cut_off_anywhere_is_no_fresh_start(path: Path) -> None:
+def test_fault_41_a_file_cut_off_anywhere_is_no_fresh_start(path: Path) -> None:
     whole = make(path)
     lengths = {
         1,
@@ -364,7 +364,7 @@ def test_a_damaged_page_is_an_error_when_it_is_read(path: Path) -> None:
     refused(path, "database disk image is malformed")
 
 
-def test_a_newer_schema_is_refused(path: Path) -> None:
+def test_fault_41_a_newer_schema_is_refused(path: Path) -> None:
     make(path)
     with closing(connect(path)) as connection:
         connection.execute("UPDATE checkpoint_schema SET version = 3")
@@ -603,7 +603,7 @@ def test_a_folder_is_no_store(tmp_path: Path) -> None:
 
 
 @as_a_user
-def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
+def test_fault_40_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "state.db"
@@ -698,7 +698,7 @@ def test_a_failed_creation_leaves_nothing(
 # Other processes
 
 
-def test_no_update_of_eight_processes_is_lost(store: SQLiteStore) -> None:
+def test_fault_42_no_update_of_eight_processes_is_lost(store: SQLiteStore) -> None:
     def count(worker: int) -> None:
         for _ in range(15):
             written = False
@@ -742,7 +742,7 @@ def test_a_reader_that_stays_delays_the_commit_and_undoes_nothing_else(path: Pat
     assert values(store) == {"a": "3"}
 
 
-def test_waiting_for_a_lock_can_be_interrupted(path: Path, store: SQLiteStore) -> None:
+def test_fault_45_waiting_for_a_lock_can_be_interrupted(path: Path, store: SQLiteStore) -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
@@ -760,7 +760,7 @@ def test_waiting_for_a_lock_can_be_interrupted(path: Path, store: SQLiteStore) -
     assert values(store) == {"a": "2"}
 
 
-def test_an_interrupted_commit_is_rolled_back(path: Path, store: SQLiteStore) -> None:
+def test_fault_45_an_interrupted_commit_is_rolled_back(path: Path, store: SQLiteStore) -> None:
     class Interrupting(dict[str, None]):
         def items(self):
             assert store._connection.in_transaction
@@ -774,7 +774,7 @@ def test_an_interrupted_commit_is_rolled_back(path: Path, store: SQLiteStore) ->
         other.commit("job", {"a": "3"})
 
 
-def test_parent_and_child_use_it_after_a_fork(path: Path, store: SQLiteStore) -> None:
+def test_fault_43_parent_and_child_use_it_after_a_fork(path: Path, store: SQLiteStore) -> None:
     store.commit("job", {"parent": "1"})
 
     def child(number: int) -> None:
@@ -834,7 +834,7 @@ def test_a_fork_in_the_middle_of_other_threads_commits_harms_nothing(path: Path,
     assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
+def test_fault_37_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
     script = (
         "import sys; from checkpoint.stores.sqlite import SQLiteStore\n"
         "store = SQLiteStore(sys.argv[1])\n"
@@ -860,7 +860,7 @@ def test_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
 # What SQLite says
 
 
-def test_a_full_disk_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
+def test_fault_40_a_full_disk_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
     (pages,) = store._connected().execute("PRAGMA page_count").fetchone()
     store._connected().execute(f"PRAGMA max_page_count = {pages}")
@@ -871,7 +871,7 @@ def test_a_full_disk_keeps_what_was_there(path: Path, store: SQLiteStore) -> Non
     assert values(store) == {"a": "1", "b": "3"}
 
 
-def test_a_disk_that_fails_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
+def test_fault_40_a_disk_that_fails_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
 
     def child(number: int) -> None:

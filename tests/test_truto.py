@@ -295,7 +295,7 @@ def test_a_concurrent_writer_is_detected_and_nothing_is_written(api, truto):
 
 
 @pytest.mark.parametrize("fault", [Drop(), Drop(reset=True), Cut(5), Cut(5, chunked=True), Raw(b"nonsense\r\n\r\n")])
-def test_a_broken_answer_to_a_read_is_asked_for_again(api, truto, fault):  # rows 1, 2
+def test_a_broken_answer_to_a_read_is_asked_for_again(api, truto, fault):
     seed(api, a=A)
     api.script(fault)
     assert {key: decode(entry.value) for key, entry in truto.load("run").items()} == {"a": A}
@@ -307,7 +307,7 @@ def test_a_broken_answer_to_a_read_is_asked_for_again(api, truto, fault):  # row
     [Drop(), Drop(reset=True), Drop(applied=True), Drop(applied=True, reset=True), Cut(5), Cut(5, chunked=True)],
 )
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
-def test_a_write_without_an_answer_is_read_back_first(api, truto, method, fault):  # rows 1, 2, 4
+def test_a_write_without_an_answer_is_read_back_first(api, truto, method, fault):
     if method != "POST":
         seed(api, a=A)
     with Checkpointer("run", truto) as cp:
@@ -420,7 +420,7 @@ class TrutoStoreAt(TrutoStore):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_after_a_fork_both_have_connections_of_their_own(tmp_path):  # row 43
+def test_fault_43_after_a_fork_both_have_connections_of_their_own(tmp_path):
     job = """
 import os
 from checkpoint.stores import http
@@ -445,7 +445,7 @@ assert os.waitpid(child, 0)[1] == 0
         assert {entry.value for entry in api.store.load("child").values()} == {"child 19"}
 
 
-def test_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):  # row 45
+def test_fault_45_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):
     seed(api, **{f"k{n}": {"n": n} for n in range(5)})
     with Checkpointer("run", truto) as cp:
         for key in cp:
@@ -460,7 +460,7 @@ def test_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):  # ro
     assert held(api) == {f"k{n}": {"n": -2} for n in range(5)}
 
 
-def test_ctrl_c_waits_for_the_answer_to_a_single_write(api, truto):  # row 45
+def test_fault_45_ctrl_c_waits_for_the_answer_to_a_single_write(api, truto):
     seed(api, a=A)
     with Checkpointer("run", truto) as cp:
         cp["a"] = B
@@ -475,7 +475,7 @@ def test_ctrl_c_waits_for_the_answer_to_a_single_write(api, truto):  # row 45
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_does_not_wait(api):  # row 45
+def test_fault_45_a_second_ctrl_c_does_not_wait(api):
     store = TrutoStore(api.url, api.token, timeout=30)
     seed(api, a=A)
     with Checkpointer("run", store) as cp:
@@ -498,7 +498,7 @@ def test_a_second_ctrl_c_does_not_wait(api):  # row 45
 
 
 @pytest.mark.parametrize("keys", [1, 3])
-def test_ctrl_c_ends_the_wait_for_a_retry_at_once(api, keys):  # row 45
+def test_fault_45_ctrl_c_ends_the_wait_for_a_retry_at_once(api, keys):
     def interrupt_later():
         while not any(call.status for call in api.requests):
             time.sleep(0.01)
@@ -519,7 +519,7 @@ def test_ctrl_c_ends_the_wait_for_a_retry_at_once(api, keys):  # row 45
 
 
 @pytest.mark.parametrize("keys", [1, 3])
-def test_ctrl_c_ends_the_wait_for_the_rate_at_once(api, keys, caplog):  # row 45
+def test_fault_45_ctrl_c_ends_the_wait_for_the_rate_at_once(api, keys, caplog):
     class Waits(logging.Handler):
         def emit(self, record):
             if record.getMessage().startswith("waiting") and not interrupts:  # several threads may say so
@@ -682,7 +682,7 @@ def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch, s
     assert (b"Authorization: Bearer sEcReT" in heads[0]) == (scheme == "http")
 
 
-def test_a_bad_token_is_in_no_frame_of_ours():  # row 26
+def test_a_bad_token_is_in_no_frame_of_ours():
     with pytest.raises(ValueError, match="not shown") as caught:
         TrutoStore(token="sEcReT\n")
     frame = caught.value.__traceback__.tb_next
@@ -694,7 +694,7 @@ def test_a_bad_token_is_in_no_frame_of_ours():  # row 26
 @pytest.mark.parametrize(
     "fault", [Answer(401, "x" * 70 + "sEcReT-0123456789"), Raw(b"HTTP/1.1 200 OK\r\nsEcReT-0123456789 x\r\n\r\n")]
 )
-def test_an_echoed_token_is_taken_out_before_the_text_is_cut(api, fault):  # row 50
+def test_an_echoed_token_is_taken_out_before_the_text_is_cut(api, fault):
     store = TrutoStore(api.url, "sEcReT-0123456789", deadline=0.5, timeout=0.3)
     api.script(fault, forever=True)
     with pytest.raises(StoreError) as caught:
@@ -710,7 +710,7 @@ def test_tls_where_none_is_spoken_fails_at_once(api):
     store.close()
 
 
-def test_an_interrupted_submission_begins_nothing_more(api, monkeypatch):  # row 45
+def test_an_interrupted_submission_begins_nothing_more(api, monkeypatch):
     store = TrutoStore(api.url, api.token, concurrency=2)
     submitted = []
 
