@@ -110,11 +110,22 @@ def postgres(postgres_url: str) -> Iterator[PostgresStore]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "objects", "postgres", "sqlite", "truto"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param in {"objects", "postgres", "truto"}:
         yield request.getfixturevalue(request.param)
         return
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "state.db")
     yield store
     store.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", "truto"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A store of each sort: in memory, in a file, and one that writes key by key."""
+    yield from opened(request, tmp_path)
+
+
+@pytest.fixture(params=["memory", "objects", "postgres", "sqlite", "truto"])
+def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Every store."""
+    yield from opened(request, tmp_path)

@@ -90,7 +90,8 @@ def test_fault_42_of_eight_processes_no_update_is_lost_in_sqlite(tmp_path: Path)
 
 
 @pytest.mark.parametrize("fork_first", [True, False])
-def test_fault_43_after_a_fork_both_sides_use_the_run_and_get_their_own_answers(store, fork_first: bool):
+def test_fault_43_after_a_fork_both_sides_use_the_run_and_get_their_own_answers(every_store, fork_first: bool):
+    store = every_store
     if isinstance(store, MemoryStore):
         pytest.skip("a store in memory is not shared by processes")
     with Checkpointer("run", store) as cp:

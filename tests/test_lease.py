@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 A, B = {"at": "a"}, {"at": "b"}
 
 
+@pytest.fixture
+def store(every_store):
+    return every_store
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A lease of less than a second, so that the tests wait for none that takes fifteen."""
