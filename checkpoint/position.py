@@ -199,6 +199,7 @@ class Position:
                 self._boundary.step()
             if feed is self.loose:
                 feed.close()
+        if rises or feed.high is None or (feed.high is not high and row.key > self._range.key(feed.high)):
             feed.high = row.value
         if row.memo is not None and (self._boundary.coarse or rises or row.key == before):
             self._boundary.add(row.value, row.memo, rises=rises)
@@ -239,7 +240,9 @@ class Position:
     def _new_lane(self, feed: Feed) -> Lane | None:
         """Return the lane of rows that are spelled as the highest one; low enough for all that were handed out."""
         self._sync()
-        if self._name is None or feed.high is None or self._least is None or any(f is not feed for f in self.feeds):
+        if self.finished or self._name is None or any(other is not feed for other in self.feeds):
+            return None  # what was finished is not any longer when a row comes, which the slow way takes note of
+        if feed.high is None or self._least is None:
             return None
         key = self._range.key(feed.high)
         if self._boundary.is_old(key) or (self.loose.high is not None and self._range.key(self.loose.high) > key):
