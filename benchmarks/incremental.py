@@ -117,12 +117,17 @@ def main() -> None:
     count, rounds = (20_000, 2) if quick else (1_000_000, 7)
     rows = make(count)
     cases = []
-    for key, order in ((None, "asc"), ("id", "asc"), (None, None), ("id", None)):
+    kinds = {
+        "": (None, "asc"),
+        ", primary key": ("id", "asc"),
+        ", unsorted": (None, None),
+        ", unsorted, key": ("id", None),
+    }
+    for kind, (key, order) in kinds.items():
         others = peers(rows, key)
         for how in ("track", "filter", "observe"):
-            name = ", ".join([how, *(["primary key"] if key else []), *([] if order else ["unsorted"])])
             mine = ours(rows, how, primary_key=key, row_order=order)
-            cases.append(compare(name, rounds, {OURS: mine, **others}, lambda mine, peer: peer / mine))
+            cases.append(compare(how + kind, rounds, {OURS: mine, **others}, lambda mine, peer: peer / mine))
     report("incremental", "times ours", cases, ["checkpoint-store", "dlt", "singer-sdk"], write=not quick)
     print(f"\nnanoseconds per record, over the bare loop, of {count:,} records")
     for case in cases:
