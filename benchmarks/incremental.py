@@ -52,7 +52,7 @@ def ours(rows: list[dict[str, Any]], how: str, **opened: Any) -> Callable[[], fl
 
     def run() -> float:
         with Checkpointer("bench", MemoryStore()) as cp:
-            stream = cp.incremental("rows", FIELD, row_order="asc", **opened)
+            stream = cp.incremental("rows", FIELD, **opened)
 
             def track() -> None:
                 for _ in stream.track(rows):
@@ -117,15 +117,17 @@ def main() -> None:
     count, rounds = (20_000, 2) if quick else (1_000_000, 7)
     rows = make(count)
     cases = []
-    for key in (None, "id"):
+    kinds = {
+        "": (None, "asc"),
+        ", primary key": ("id", "asc"),
+        ", unsorted": (None, None),
+        ", unsorted, key": ("id", None),
+    }
+    for kind, (key, order) in kinds.items():
         others = peers(rows, key)
         for how in ("track", "filter", "observe"):
-            name = how if key is None else f"{how}, primary key"
-            cases.append(
-                compare(
-                    name, rounds, {OURS: ours(rows, how, primary_key=key), **others}, lambda mine, peer: peer / mine
-                )
-            )
+            mine = ours(rows, how, primary_key=key, row_order=order)
+            cases.append(compare(how + kind, rounds, {OURS: mine, **others}, lambda mine, peer: peer / mine))
     report("incremental", "times ours", cases, ["checkpoint-store", "dlt", "singer-sdk"], write=not quick)
     print(f"\nnanoseconds per record, over the bare loop, of {count:,} records")
     for case in cases:

@@ -34,7 +34,7 @@ class Position:
     """
 
     __slots__ = (
-        "_ahead", "_boundary", "_least", "_name", "_options", "_range", "_under", "above", "bound", "delivered",
+        "_ahead", "_boundary", "_least", "_name", "_options", "_range", "_top", "_under", "above", "bound", "delivered",
         "feeds", "finished", "loose", "unfinished",
     )  # fmt: skip
 
@@ -55,6 +55,7 @@ class Position:
         """What this run last claimed of a sorted stream, which no row may go behind."""
         self.finished = self.unfinished = False
         self._ahead: list[Row] = []  # above the ceiling, lowest first
+        self._top: Row | None = None  # the last one that was the highest: its key need not be made again
         self._under: Any = None  # the highest value but one
         self._least: Row | None = None  # the lowest row that no earlier run can have handed out
 
@@ -186,16 +187,19 @@ class Position:
 
     def _rise(self, row: Row, feed: Feed) -> None:
         high = self._range.highest(self.highs())
-        before = None if high is None else self._range.key(high)
+        top = self._top
+        before = None if high is None else top.key if top is not None and high is top.value else self._range.key(high)
         if not self._boundary.is_old(row.key) and (self._least is None or row.key < self._least.key):
             self._least = row
         rises = before is None or row.key > before
         if rises:
+            self._top = row
             if self._options.range_start == "open" and high is not None:
                 self._under = high
                 self._boundary.step()
             if feed is self.loose:
                 feed.close()
+        if rises or feed.high is None or (feed.high is not high and row.key > self._range.key(feed.high)):
             feed.high = row.value
         if row.memo is not None and (self._boundary.coarse or rises or row.key == before):
             self._boundary.add(row.value, row.memo, rises=rises)
@@ -236,7 +240,9 @@ class Position:
     def _new_lane(self, feed: Feed) -> Lane | None:
         """Return the lane of rows that are spelled as the highest one; low enough for all that were handed out."""
         self._sync()
-        if self._name is None or feed.high is None or self._least is None or any(f is not feed for f in self.feeds):
+        if self.finished or self._name is None or any(other is not feed for other in self.feeds):
+            return None  # what was finished is not any longer when a row comes, which the slow way takes note of
+        if feed.high is None or self._least is None:
             return None
         key = self._range.key(feed.high)
         if self._boundary.is_old(key) or (self.loose.high is not None and self._range.key(self.loose.high) > key):

@@ -89,7 +89,8 @@ class Range:
 
     def highest(self, values: Iterable[Any]) -> Any:
         """Return the highest of some values, of equal ones the first; None counts for nothing."""
-        return max((value for value in values if value is not None), key=self.key, default=None)
+        found = [value for value in values if value is not None]
+        return max(found, key=self.key) if len(found) > 1 else found[0] if found else None
 
     def ceiling(self) -> Key | None:
         """Return the key above which nothing becomes the position; None: there is no such bound."""

@@ -456,6 +456,21 @@ def test_a_track_that_goes_on_after_others_passed_it_holds_the_position_again(me
 
 
 @pytest.mark.parametrize("listed", [True, False])
+def test_a_row_after_finish_takes_it_back(memory, listed):
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at")
+        page = rows(5, 4, 3, 2)
+        records = inc.track(page if listed else iter(page))
+        assert [next(records), next(records)] == page[:2]
+        inc.finish()
+        assert next(records) == page[2]
+        cp.commit()
+        assert at(memory) is None
+        assert list(records) == page[3:]
+    assert at(memory) == 5
+
+
+@pytest.mark.parametrize("listed", [True, False])
 def test_a_row_behind_the_last_claim_is_regressed_in_a_track_under_way_too(memory, listed):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc")
