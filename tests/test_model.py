@@ -6,11 +6,12 @@ A failure prints the steps that led to it, as few as there are, and the seed tha
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,10 +26,14 @@ from hypothesis.stateful import (
 )
 
 from checkpoint import Checkpointer, CommitUnknown, Conflict, MemoryStore, PartialCommit, SQLiteStore, TrutoStore, codec
+from checkpoint.stores.base import KeepsHistory
 from checkpoint.testing import ApiServer, Drop
 
+if TYPE_CHECKING:
+    from checkpoint import Store
+
 STEPS = int(os.environ.get("CHECKPOINT_MODEL_STEPS", "3000"))
-SHARE = {"memory": 0.5, "sqlite": 0.25, "truto": 0.15, "network": 0.1}
+SHARE = {"memory": 0.47, "sqlite": 0.25, "truto": 0.1, "network": 0.1, "postgres": 0.05, "objects": 0.03}
 A_RUN = 50
 NAMESPACE = "run"
 
@@ -40,6 +45,7 @@ cursors = st.dictionaries(
 shards = st.sampled_from([1, 2, 3])
 
 done: Counter[str] = Counter()
+numbers = itertools.count(1)
 
 
 def canonical(cursors: dict[str, Any]) -> dict[str, bytes]:
@@ -62,13 +68,14 @@ class Model(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         self.store = self.open_store()
+        self.namespace = f"{NAMESPACE}-{next(numbers)}"
         self.stored: dict[str, dict] = {}
         self.group_stored: dict[str, dict] = {}
         self.shards: int | None = None
         self.enter()
 
     def enter(self):
-        self.cp = Checkpointer(NAMESPACE, self.store)
+        self.cp = Checkpointer(self.namespace, self.store)
         self.cp.__enter__()
         self.known, self.view = dict(self.stored), dict(self.stored)
         self.touched: set[str] = set()  # by the other writer, since this run knew them
@@ -172,8 +179,6 @@ class Model(RuleBasedStateMachine):
             self.known[found] = self.stored[found]
         self.view = dict(self.known)
         self.group_view = dict(self.group_stored)
-        if only is not None:
-            return
 
     @rule()
     def commit(self):
@@ -201,6 +206,24 @@ class Model(RuleBasedStateMachine):
         self.try_to(self.cp.commit)
         assert self.cp.commit().keys == ()
 
+    @rule(key=keys, at=st.integers(0, 9))
+    def restore(self, key, at):
+        """History leads, change by change, to what is stored; an old value comes back as a commit of its key."""
+        done[self.name] += 1
+        if not isinstance(self.store, KeepsHistory):
+            return
+        history = self.cp.history(key)
+        values = [change.after for change in history]
+        assert [change.before for change in history] == [*values[1:], *([None] if values else [])]
+        decoded = [None if value is None else codec.decode(value) for value in values]
+        assert same(decoded[0] if decoded else None, self.stored.get(key))
+        if history:
+            at %= len(history)
+            self.view.pop(key, None)
+            if decoded[at] is not None:
+                self.view[key] = decoded[at]
+            self.try_to(lambda: self.cp.restore(key, history[at].version), {key})
+
     @rule()
     def discard(self):
         done[self.name] += 1
@@ -220,7 +243,7 @@ class Model(RuleBasedStateMachine):
     def another_writer(self, key, cursor):
         done[self.name] += 1
         if cursor is not None or key in self.stored:
-            self.store.commit(NAMESPACE, {key: None if cursor is None else codec.encode(cursor)})
+            self.store.commit(self.namespace, {key: None if cursor is None else codec.encode(cursor)})
             self.touched.add(key)
             self.stored.pop(key, None)
             if cursor is not None:
@@ -252,7 +275,7 @@ class Model(RuleBasedStateMachine):
         assert canonical(self.read_store()) == canonical(self.stored)
 
     def read_store(self) -> dict[str, dict]:
-        loaded = self.store.load(NAMESPACE)
+        loaded = self.store.load(self.namespace)
         return {key: codec.decode(entry.value) for key, entry in loaded.items() if not key.startswith("g")}
 
     @invariant()
@@ -294,8 +317,19 @@ class TrutoModel(Model):
     server: ApiServer
 
     def open_store(self):
-        self.server.store.commit(NAMESPACE, dict.fromkeys(self.server.store.load(NAMESPACE)))
         return TrutoStore(self.server.url, self.server.token, rate=(10**6, 1.0))
+
+
+class SharedModel(Model):
+    """Runs on one server, one after the other."""
+
+    shared: Store
+
+    def open_store(self):
+        return self.shared
+
+    def close_store(self):
+        pass
 
 
 class NetworkModel(RuleBasedStateMachine):
@@ -408,3 +442,8 @@ def test_a_run_over_http_is_too(model):
     with ApiServer() as server:
         model.server = server
         run(model)
+
+
+@pytest.mark.parametrize("name", ["objects", "postgres"])
+def test_a_run_on_a_server_is_too(name, request):
+    run(type(name, (SharedModel,), {"name": name, "shared": request.getfixturevalue(name)}))
