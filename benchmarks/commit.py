@@ -146,7 +146,7 @@ def langgraph(stack: ExitStack, folder: Path) -> Run:
 
 
 def meltano(folder: Path) -> Run:
-    """Return what its command does after a run: lock, read, merge and write the state."""
+    """Return what its command does after a run: take its lock, and write the state."""
     from meltano.core.state_store import filesystem  # noqa: PLC0415
     from meltano.core.state_store.base import MeltanoState  # noqa: PLC0415
 
@@ -158,9 +158,7 @@ def meltano(folder: Path) -> Run:
 
     def write(number: int) -> None:
         bookmarks = {"stream_0": {"id": number, "updated_at": AT}}
-        state = MeltanoState("sync_job", completed_state={"singer_state": {"bookmarks": bookmarks}})
-        with manager.acquire_lock("sync_job", retry_seconds=1):
-            manager.update(state)
+        manager.update(MeltanoState("sync_job", completed_state={"singer_state": {"bookmarks": bookmarks}}))
 
     return timed(write)
 

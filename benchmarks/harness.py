@@ -32,6 +32,7 @@ missing: dict[str, str] = {}
 class Figures:
     """Seconds that one contestant took, and what else was counted."""
 
+    rounds: int
     median: float
     p99: float
     min: float
@@ -54,7 +55,6 @@ class Case:
     """All contestants under one condition."""
 
     name: str
-    rounds: int
     figures: Mapping[str, Figures]
     goal: Goal | None = None
 
@@ -102,12 +102,12 @@ def case(
     """Sum up what each contestant took; of a goal, its text and whether the figures meet it."""
     ours = statistics.median(seconds[OURS])
     figures = {
-        contestant: Figures(median, _p99(times), min(times), median / ours, dict((counts or {}).get(contestant, {})))
+        contestant: Figures(len(times), median, _p99(times), min(times), median / ours, dict((counts or {}).get(contestant, {})))
         for contestant, times in seconds.items()
         for median in [statistics.median(times)]
     }
     said = None if goal is None else Goal(goal[0], bool(goal[1](figures)))
-    return Case(name, len(seconds[OURS]), figures, said)
+    return Case(name, figures, said)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def _show(results: dict[str, Any]) -> None:
             times = "".join(f"{spell(figures[which]):>10}" for which in ("median", "p99", "min"))
             counts = "".join(f"  {value:g} {what}" for what, value in figures["counts"].items())
             print(
-                f"{found['name']:<28}{contestant:<32}{found['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}"
+                f"{found['name']:<28}{contestant:<32}{figures['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}"
             )
         if found["goal"]:
             print(f"{found['name']:<28}goal: {found['goal']['text']}: {'met' if found['goal']['met'] else 'MISSED'}")
