@@ -47,7 +47,7 @@ def commits(keys: int, rounds: int) -> Case:
             cp.update({f"stream_{number}": {"id": 0} for number in range(keys)})
         cp = stack.enter_context(Checkpointer("sync_job", store))
         mode = settings(store, raw)
-        contestants = {OURS: ours(cp), RAW: upserts(raw, keys), "fdatasync": synced(stack, folder)}
+        contestants = {OURS: ours(cp), RAW: upserts(raw, keys), "fdatasync (floor)": synced(stack, folder)}
         if keys == 1:
             contestants |= peers(stack, folder)
         goal = (f"≤ 1.3 × {RAW}", lambda figures: figures[RAW].ratio >= 1 / 1.3)

@@ -27,6 +27,9 @@ RESULTS = Path(__file__).parent / "results"
 missing: dict[str, str] = {}
 """Peers that could not be imported, and why."""
 
+only: set[str] = set()
+"""Where it is not empty, the only contestants that run beside ours."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -84,6 +87,7 @@ def compare(
 
     A contestant returns the seconds it measured. `counts` is read after the last round.
     """
+    contestants = {name: run for name, run in contestants.items() if chosen(name)}
     seconds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for run in contestants.values():
         run()  # warm
@@ -108,6 +112,11 @@ def case(
     }
     said = None if goal is None else Goal(goal[0], bool(goal[1](figures)))
     return Case(name, figures, said)
+
+
+def chosen(contestant: str) -> bool:
+    """Tell whether a contestant is to run."""
+    return not only or contestant == OURS or contestant in only
 
 
 @contextmanager

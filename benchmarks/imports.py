@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAMES = {"import checkpoint": "import checkpoint", "its Checkpointer": "from checkpoint import Checkpointer"}
 PEERS = ("httpx", "dlt")
-BARE = "bare interpreter"
+BARE = "bare interpreter (floor)"
 
 
 def cases(quick: bool) -> list[Case]:
