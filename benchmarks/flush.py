@@ -1,85 +1,87 @@
-"""Flushing 100 changed keys to the state API, against the loop of the vendor's reference.
+"""Flushing 100 changed keys to the state API, beside other ways to send 100 requests.
 
-The server is a process of its own, so that it shares no interpreter lock with what is measured. Both contestants change
-every key in every round, and are measured from the new cursors to the last answer.
+All contestants change every key in every round, and are measured from the new cursors to the last answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
-import subprocess
-import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import requests
-from harness import OURS, Case, compare, fail, options, report
+from floor import sockets
+from harness import OURS, Case, compare, fail, main, peer
+from served import NAMESPACE, TOKEN, server
 
 from checkpoint import Checkpointer
 from checkpoint.stores.truto import TrutoStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
-PEER = "requests.patch loop"
-TOKEN = "a-token"
-SERVER = """
-import sys
-from functools import partial
-from checkpoint.server import Options, serve
-from checkpoint.stores.memory import MemoryStore
-options = Options(latency=float(sys.argv[1]), in_threads=False)
-serve(MemoryStore(), sys.argv[2], port=0, options=options, ready=partial(print, flush=True))
-"""
+    Run = Callable[[], float]
+
+LOOP = "requests.patch loop"
+OVERWRITE = f"{OURS}, overwrite"
+GOALS = {50: 24, 5: 12, 0: 2}
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+PARAMS = {"state_key": NAMESPACE}
+CONCURRENCY = 32
+PACKAGES = ("httpcore", "httpcore2", "httpx", "httpx2", "requests", "aiohttp", "truto-python-sdk", "uvicorn", "httptools", "uvloop")
 
 
-def main() -> None:
+def cases(quick: bool) -> list[Case]:
     """Measure at three latencies."""
-    quick = options(__doc__).quick
-    keys = [f"stream_{number:03}" for number in range(10 if quick else 100)]
-    rounds = {50: 3, 5: 3, 0: 3} if quick else {50: 9, 5: 25, 0: 25}
-    cases = [flush(latency, keys, count) for latency, count in rounds.items()]
-    packages = [
-        "checkpoint-store",
-        "httpcore",
-        "httpcore2",
-        "httpx",
-        "httpx2",
-        "requests",
-        "uvicorn",
-        "httptools",
-        "uvloop",
-    ]
-    report("flush", "peer's median / ours: above 1, ours is faster", cases, packages, write=not quick)
+    rounds = {50: 1} if quick else {50: 5, 5: 15, 0: 15}
+    return [flush(latency, 20 if quick else 100, count) for latency, count in rounds.items()]
 
 
-def flush(latency: int, keys: list[str], rounds: int) -> Case:
+def flush(latency: int, count: int, rounds: int) -> Case:
     """Measure at so many milliseconds of latency."""
     with ExitStack() as stack:
-        url, token = stack.enter_context(server(latency / 1000))
-        store = TrutoStore(url, token)
-        stack.callback(store.close)
-        with Checkpointer("theirs", store) as cp:
-            cp.update({key: cursor(0) for key in keys})
-        cp = stack.enter_context(Checkpointer("ours", store))
-        contestants = {OURS: ours(cp, keys), PEER: theirs(url, token, keys)}
-        return compare(f"{len(keys)} keys, {latency} ms", rounds, contestants, lambda ours, peer: peer / ours)
+        url = stack.enter_context(server(latency / 1000, count))
+        keys = [f"stream_{number:06}" for number in range(count)]
+        rest = Rest()
+        contestants = {
+            OURS: ours(stack, url, keys, rest),
+            OVERWRITE: ours(stack, url, keys, rest, on_conflict="overwrite"),
+            **peers(stack, url, keys),
+            f"{CONCURRENCY} raw sockets (floor)": sockets(stack, url, keys, CONCURRENCY),
+        }
+        times = GOALS[latency]
+        goal = (f"≥ {times} × as fast as the {LOOP}", lambda figures: figures[LOOP].ratio >= times)
+        return compare(f"{count} keys, {latency} ms", rounds, contestants, goal if LOOP in contestants else None)
 
 
-def ours(cp: Checkpointer, keys: list[str]) -> Callable[[], float]:
-    """Return a round of ours."""
+class Rest:
+    """Our own limit is 500 requests in 10 s: a round that waited for it would measure the wait."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def take(self, requests: int) -> None:
+        """Wait until so many requests go at once."""
+        time.sleep(max(0.0, self._until - time.monotonic()))
+        self._until = max(self._until, time.monotonic()) + requests * 10 / 500 * 1.1
+
+
+def ours(stack: ExitStack, url: str, keys: list[str], rest: Rest, **options: Any) -> Run:
+    store = TrutoStore(url, TOKEN)
+    stack.callback(store.close)
+    cp = stack.enter_context(Checkpointer(NAMESPACE, store, **options))
     numbers = itertools.count(1)
 
     def run() -> float:
-        # Our own limit is 500 requests in 10 s: a round that waited for it would measure the wait.
-        time.sleep(len(keys) * 10 / 500 * 1.1)
-        number = next(numbers)
+        cp.reload()  # the other contestants write the same keys
+        rest.take(len(keys) + 2)
+        cursor = fresh(numbers)
         started = time.perf_counter()
         for key in keys:
-            cp[key] = cursor(number)
+            cp[key] = cursor
         commit = cp.commit()
         seconds = time.perf_counter() - started
         if len(commit.keys) != len(keys) or commit.retries:
@@ -89,42 +91,107 @@ def ours(cp: Checkpointer, keys: list[str]) -> Callable[[], float]:
     return run
 
 
-def theirs(url: str, token: str, keys: list[str]) -> Callable[[], float]:
-    """Return a round of the reference's loop."""
+def peers(stack: ExitStack, url: str, keys: list[str]) -> dict[str, Run]:
+    """Return the peers that are installed."""
+    found: dict[str, Run] = {}
+    urls = {key: f"{url}/sync-job-run-state/{key}" for key in keys}
+    with peer("requests"):
+        import requests  # noqa: PLC0415 - each peer may be missing
+
+        session = stack.enter_context(requests.Session())
+        found[LOOP] = one_by_one(urls, lambda to, body: requests.patch(to, headers=HEADERS, params=PARAMS, json=body))
+        found["requests.Session"] = one_by_one(
+            urls, lambda to, body: session.patch(to, headers=HEADERS, params=PARAMS, json=body)
+        )
+    with peer("httpx"):
+        import httpx  # noqa: PLC0415
+
+        client = stack.enter_context(httpx.Client(headers=HEADERS, params=PARAMS))
+        found["httpx.Client"] = one_by_one(urls, lambda to, body: client.patch(to, json=body))
+    with peer("truto-python-sdk"):
+        found["truto-python-sdk"] = vendor(stack, url, keys)
+    with peer("aiohttp"):
+        found[f"aiohttp, {CONCURRENCY} connections"] = aio(stack, urls)
+    return found
+
+
+def one_by_one(urls: dict[str, str], patch: Callable[[str, dict[str, str]], Any]) -> Run:
     numbers = itertools.count(1)
-    headers = {"Authorization": f"Bearer {token}"}
 
     def run() -> float:
-        number = next(numbers)
+        cursor = fresh(numbers)
         started = time.perf_counter()
-        for key in keys:
-            value = base64.b64encode(json.dumps(cursor(number)).encode()).decode()
-            requests.patch(
-                f"{url}/sync-job-run-state/{key}",
-                headers=headers,
-                params={"state_key": "theirs"},
-                json={"value": value},
-            ).raise_for_status()
+        for url in urls.values():
+            patch(url, {"value": encoded(cursor)}).raise_for_status()
         return time.perf_counter() - started
 
     return run
 
 
-def cursor(number: int) -> dict[str, Any]:
-    return {"id": str(number), "updated_at": "2024-05-01T10:00:00Z"}
+def vendor(stack: ExitStack, url: str, keys: list[str]) -> Run:
+    """Return the vendor's SDK, which opens a session for each call."""
+    from truto_python_sdk import TrutoApi  # noqa: PLC0415
+
+    api, runner, numbers = TrutoApi(TOKEN, url), stack.enter_context(Loop()), itertools.count(1)
+
+    async def send() -> float:
+        cursor = fresh(numbers)
+        started = time.perf_counter()
+        for key in keys:  # the SDK has no resource for this call: its own way of sending is all it lends
+            await api._patch(f"sync-job-run-state/{key}", data={"value": encoded(cursor)}, params=PARAMS)  # noqa: SLF001
+        return time.perf_counter() - started
+
+    return lambda: runner.run(send())
 
 
-@contextmanager
-def server(latency: float) -> Generator[tuple[str, str]]:
-    """Serve the state API from another process; its URL and token."""
-    command = [sys.executable, "-c", SERVER, str(latency), TOKEN]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        url = process.stdout.readline().strip() if process.stdout else ""
-        if not url:
-            fail("the server did not start")
-        yield url, TOKEN
-        process.terminate()
+def aio(stack: ExitStack, urls: dict[str, str]) -> Run:
+    """Return aiohttp with one session kept, all requests gathered."""
+    import aiohttp  # noqa: PLC0415
+
+    loop, numbers = stack.enter_context(Loop()), itertools.count(1)
+
+    async def opened() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(headers=HEADERS, connector=aiohttp.TCPConnector(limit=CONCURRENCY))
+
+    session = loop.run(opened())
+    stack.callback(lambda: loop.run(session.close()))
+
+    async def patch(url: str, cursor: dict[str, Any]) -> None:
+        async with session.patch(url, params=PARAMS, json={"value": encoded(cursor)}) as response:
+            response.raise_for_status()
+            await response.read()
+
+    async def send() -> float:
+        cursor = fresh(numbers)
+        started = time.perf_counter()
+        await asyncio.gather(*(patch(url, cursor) for url in urls.values()))
+        return time.perf_counter() - started
+
+    return lambda: loop.run(send())
+
+
+class Loop:
+    """An event loop that is kept between rounds."""
+
+    def __enter__(self) -> Loop:
+        self._loop = asyncio.new_event_loop()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.close()
+
+    def run(self, coroutine: Any) -> Any:
+        return self._loop.run_until_complete(coroutine)
+
+
+def fresh(numbers: itertools.count[int]) -> dict[str, Any]:
+    """Return a cursor that no contestant has stored: two of the same are not sent twice by ours."""
+    return {"id": f"{next(numbers)}-{time.time_ns()}", "updated_at": "2024-05-01T10:00:00Z"}
+
+
+def encoded(cursor: dict[str, Any]) -> str:
+    return base64.b64encode(json.dumps(cursor).encode()).decode()
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, cases, PACKAGES)

@@ -1,4 +1,7 @@
-"""What the benchmarks share: interleaved rounds, statistics, the table and the results file."""
+"""What the benchmarks share: interleaved rounds, statistics, the table and the results file.
+
+Each script is a module with `cases(quick) -> list[Case]`, and a call of `main`.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,45 @@ import os
 import platform
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
 OURS = "checkpoint"
 RESULTS = Path(__file__).parent / "results"
 
+missing: dict[str, str] = {}
+"""Peers that could not be imported, and why."""
+
+only: set[str] = set()
+"""Where it is not empty, the only contestants that run beside ours."""
+
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds that one contestant took."""
+    """Seconds that one contestant took, and what else was counted."""
 
+    rounds: int
     median: float
     p99: float
     min: float
     ratio: float
-    """To ours, as the benchmark defines it."""
+    """Its median by ours: above 1, ours is faster."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Such as `requests` or `peak MB`."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a case is to show."""
+
+    text: str
+    met: bool
 
 
 @dataclass(frozen=True)
@@ -37,66 +58,120 @@ class Case:
     """All contestants under one condition."""
 
     name: str
-    rounds: int
     figures: Mapping[str, Figures]
+    goal: Goal | None = None
 
 
-def options(description: str) -> argparse.Namespace:
-    """Read the command line."""
+def main(script: str, description: str, cases: Callable[[bool], list[Case]], packages: Sequence[str] = ()) -> None:
+    """Run a script from its command line: measure, print the table, write `results/NAME.json`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it runs; nothing is written")
-    return parser.parse_args()
+    parser.add_argument("--results", type=Path, help="folder to write to, also what --quick measured")
+    options = parser.parse_args()
+    results = _results(Path(script).stem, description, cases(options.quick), packages)
+    _show(results)
+    folder = options.results or (None if options.quick else RESULTS)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        (folder / f"{results['benchmark']}.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def compare(
-    name: str, rounds: int, contestants: Mapping[str, Callable[[], float]], ratio: Callable[[float, float], float]
+    name: str,
+    rounds: int,
+    contestants: Mapping[str, Callable[[], float]],
+    goal: tuple[str, Callable[[Mapping[str, Figures]], bool]] | None = None,
+    counts: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Case:
     """Run every contestant once a round, in turn, so that a drift of the machine meets them all alike.
 
-    A contestant returns the seconds it measured. `ratio` takes the medians of ours and of a peer.
+    A contestant returns the seconds it measured. `counts` is read after the last round.
     """
+    contestants = {name: run for name, run in contestants.items() if chosen(name)}
     seconds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for run in contestants.values():
         run()  # warm
     for _ in range(rounds):
         for contestant, run in contestants.items():
             seconds[contestant].append(run())
+    return case(name, seconds, goal, counts)
+
+
+def case(
+    name: str,
+    seconds: Mapping[str, Sequence[float]],
+    goal: tuple[str, Callable[[Mapping[str, Figures]], bool]] | None = None,
+    counts: Mapping[str, Mapping[str, float]] | None = None,
+) -> Case:
+    """Sum up what each contestant took; of a goal, its text and whether the figures meet it."""
     ours = statistics.median(seconds[OURS])
     figures = {
-        contestant: Figures(median, _p99(times), min(times), ratio(ours, median))
+        contestant: Figures(len(times), median, _p99(times), min(times), median / ours, dict((counts or {}).get(contestant, {})))
         for contestant, times in seconds.items()
         for median in [statistics.median(times)]
     }
-    return Case(name, rounds, figures)
+    said = None if goal is None else Goal(goal[0], bool(goal[1](figures)))
+    return Case(name, figures, said)
 
 
-def report(name: str, ratio: str, cases: list[Case], packages: list[str], *, write: bool) -> None:
-    """Print the table; write `results/NAME.json`."""
-    results: dict[str, Any] = {
+def chosen(contestant: str) -> bool:
+    """Tell whether a contestant is to run."""
+    return not only or contestant == OURS or contestant in only
+
+
+@contextmanager
+def peer(name: str) -> Generator[None]:
+    """Leave a contestant out, and say so, where its package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        missing[name] = str(error)
+
+
+def spell(seconds: float) -> str:
+    """Write a time in the unit that suits it, such as `1.23 s` or `85.0 ns`."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if abs(seconds) * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def fail(message: str) -> NoReturn:
+    """End with a sentence: what was measured is not what was meant."""
+    sys.exit(f"benchmark: {message}")
+
+
+def _results(name: str, description: str, cases: list[Case], packages: Sequence[str]) -> dict[str, Any]:
+    return {
         "benchmark": name,
+        "description": description.partition("\n")[0],
         "command": f"python benchmarks/{name}.py",
         "machine": _machine(),
-        "versions": _versions(packages),
-        "ratio": ratio,
-        "unit": "seconds",
+        "versions": _versions(["checkpoint-store", *packages]),
+        "missing": missing,
+        "unit": "seconds; ratio: median by ours, above 1 ours is faster",
         "cases": [asdict(case) for case in cases],
     }
+
+
+def _show(results: dict[str, Any]) -> None:
     print(results["command"])
-    for key in ("machine", "versions"):
+    for key in ("machine", "versions", "missing"):
         print(f"{key}: " + ", ".join(f"{what} {value}" for what, value in results[key].items()))
-    print(f"ratio: {ratio}\n")
-    print(f"{'case':<26}{'contestant':<22}{'rounds':>7}{'median':>10}{'p99':>10}{'min':>10}{'ratio':>8}")
-    for case in cases:
-        for contestant, figures in case.figures.items():
-            times = "".join(f"{seconds * 1000:>10.2f}" for seconds in (figures.median, figures.p99, figures.min))
-            print(f"{case.name:<26}{contestant:<22}{case.rounds:>7}{times}{figures.ratio:>8.2f}")
-    print("\ntimes in milliseconds")
-    if write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{'case':<28}{'contestant':<32}{'rounds':>7}{'median':>10}{'p99':>10}{'min':>10}{'ratio':>8}")
+    for found in results["cases"]:
+        for contestant, figures in found["figures"].items():
+            times = "".join(f"{spell(figures[which]):>10}" for which in ("median", "p99", "min"))
+            counts = "".join(f"  {value:g} {what}" for what, value in figures["counts"].items())
+            print(
+                f"{found['name']:<28}{contestant:<32}{figures['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}"
+            )
+        if found["goal"]:
+            print(f"{found['name']:<28}goal: {found['goal']['text']}: {'met' if found['goal']['met'] else 'MISSED'}")
+    print()
 
 
-def _p99(times: list[float]) -> float:
+def _p99(times: Sequence[float]) -> float:
     """Return the 99th percentile by nearest rank: of fewer than 100 times, the longest."""
     return sorted(times)[math.ceil(len(times) * 0.99) - 1]
 
@@ -121,8 +196,3 @@ def _processor() -> str:
 def _versions(packages: list[str]) -> dict[str, str]:
     installed = {found.name: found.version for found in distributions() if found.name in packages}
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
-
-
-def fail(message: str) -> NoReturn:
-    """End with a sentence: what was measured is not what was meant."""
-    sys.exit(f"benchmark: {message}")

@@ -1,0 +1,47 @@
+"""What a start of the interpreter takes with an import, beside one without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from harness import OURS, Case, compare, main, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAMES = {"import checkpoint": "import checkpoint", "its Checkpointer": "from checkpoint import Checkpointer"}
+PEERS = ("httpx", "dlt")
+BARE = "bare interpreter (floor)"
+
+
+def cases(quick: bool) -> list[Case]:
+    """Measure the package, and the name that every job imports from it."""
+    peers = {f"import {name}": started(f"import {name}") for name in PEERS if find_spec(name)}
+    missing.update((name, "not installed") for name in PEERS if not find_spec(name))
+    goal = (
+        "≤ 40 ms over a bare interpreter",
+        lambda figures: figures[OURS].median - figures[BARE].median <= 0.04,  # noqa: PLR2004
+    )
+    return [
+        compare(name, 3 if quick else 15, {OURS: started(line), BARE: started("pass"), **peers}, goal)
+        for name, line in NAMES.items()
+    ]
+
+
+def started(line: str) -> Callable[[], float]:
+    """Return a round of an interpreter of its own that runs one line."""
+
+    def run() -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", line], check=True)
+        return time.perf_counter() - begun
+
+    return run
+
+
+if __name__ == "__main__":
+    main(__file__, __doc__, cases, PEERS)

@@ -1,0 +1,92 @@
+"""The results as Markdown and as a picture: all of them, and a row for each case in the project's README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness import OURS, RESULTS, spell
+from plots import Bar, standing
+
+NAMES = ("flush", "unchanged", "group", "soon", "incremental", "commit", "imports", "load", "encode")
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- speed: from benchmarks/results -->\n", "<!-- end of speed -->\n"
+MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "dlt")
+"""The peers that goals name, and those nearest to what the library does; the README shows one a case."""
+
+
+def write(results: Path, *, readme: bool) -> None:
+    """Write the folder's README and picture, and the table of the project's README."""
+    found = read(results)
+    (results / "README.md").write_text(everything(found), "utf-8")
+    bars = [
+        Bar(case["name"], peer, figures["ratio"])
+        for result in found
+        for case in result["cases"]
+        for peer, figures in case["figures"].items()
+        if not peer.startswith(OURS)
+    ]
+    (results / "standing.svg").write_text(standing("How many times as long as checkpoint each peer takes", bars), "utf-8")
+    if readme:
+        before, _, rest = README.read_text("utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        README.write_text(before + BEGIN + summary(found) + END + after, "utf-8")
+
+
+def read(results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return what the benchmarks wrote, in their order; those that did not run are left out."""
+    paths = [results / f"{name}.json" for name in NAMES]
+    return [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    """Return a row for each case: ours, the peer it is held against, and whether the goal is met."""
+    rows = ["| | `checkpoint` | beside | times ours | goal |", "|---|---|---|---|---|"]
+    for result in found:
+        for case in result["cases"]:
+            figures, goal = case["figures"], case["goal"]
+            peer = next((name for name in MAIN if name in figures), [name for name in figures if name != OURS][0])
+            met = "" if goal is None else f"{goal['text']}: {'met' if goal['met'] else '**missed**'}"
+            rows.append(
+                f"| {case['name']} | {_ours(figures[OURS])} | {spell(figures[peer]['median'])}, {peer} "
+                f"| {figures[peer]['ratio']:.2f} | {met} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def everything(found: list[dict[str, Any]]) -> str:
+    """Return all figures of all contestants."""
+    parts = [
+        "# Results\n",
+        "Written by `python benchmarks/run.py`. The ratio is a contestant's median by ours: above 1, ours is faster.\n",
+        "![How many times as long as checkpoint each peer takes](standing.svg)\n",
+        "![Seconds per commit over the number of partitions, simulated](capacity.svg)\n",
+    ]
+    for result in found:
+        parts.append(f"## {result['benchmark']}\n\n{result['description']}\n")
+        said = [", ".join(f"{what} {value}" for what, value in result[key].items()) for key in ("machine", "versions")]
+        parts.append(f"`{result['command']}`; {'; '.join(said)}.\n")
+        if result["missing"]:
+            parts.append("Without " + ", ".join(f"{peer} ({why})" for peer, why in result["missing"].items()) + ".\n")
+        rows = ["| | contestant | rounds | median | P99 | min | ratio | |", "|---|---|--:|--:|--:|--:|--:|---|"]
+        for case in result["cases"]:
+            for number, (name, figures) in enumerate(case["figures"].items()):
+                times = " | ".join(spell(figures[which]) for which in ("median", "p99", "min"))
+                rows.append(
+                    f"| {'' if number else case['name']} | {name} | {figures['rounds']} | {times} "
+                    f"| {figures['ratio']:.2f} | {_counts(figures)} |"
+                )
+            if case["goal"]:
+                rows.append(f"| | *goal: {case['goal']['text']}: {'met' if case['goal']['met'] else 'missed'}* |" + " |" * 6)
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _ours(figures: dict[str, Any]) -> str:
+    counts = _counts(figures)
+    return spell(figures["median"]) + (f", {counts}" if counts else "")
+
+
+def _counts(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{value:g} {what}" for what, value in figures["counts"].items())
