@@ -314,8 +314,8 @@ def _identity(row: Any, primary_key: str | Callable[[Any], Hashable] | None) -> 
 def _frozen(value: Any) -> Hashable:
     """Return something hashable that equals that of another row where the rows are equal."""
     if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value).items()
-        return frozenset((key, _frozen(item)) for key, item in items)
+        row: dict[Any, Any] = value
+        return frozenset((key, _frozen(item)) for key, item in row.items())
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(item) for item in cast("Iterable[Any]", value))
     return cast("Hashable", value)

@@ -155,9 +155,9 @@ def job(tmp_path):
     api, sink = Api(f"http://127.0.0.1:{server.server_port}", server.tables), Sink()
     store = f"sqlite:///{tmp_path}/state.db"
 
-    def run(title, index=0):
+    def run(title, index=0, **more):
         names = {"Checkpointer": Checkpointer, "CursorExpired": CursorExpired, "api": api, "sink": sink, "STORE": store}
-        exec(recipe(title, index), names)
+        exec(recipe(title, index), {**names, **more})
 
     run.api, run.sink, run.store = api, sink, store
     yield run
@@ -265,6 +265,17 @@ def test_exactly_once(job, tmp_path, monkeypatch):
     for _ in range(2):
         job("Exactly once, into SQLite")
     with closing(sqlite3.connect("warehouse.db")) as sink:
+        rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
+    assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
+
+
+def test_exactly_once_into_postgresql(job, postgres_database):
+    """Killed at every exchange with the server in tests/test_joined_postgres.py."""
+    import psycopg
+
+    for _ in range(2):
+        job("Exactly once, into PostgreSQL", WAREHOUSE=postgres_database)
+    with psycopg.connect(postgres_database) as sink:
         rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
     assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
 
