@@ -194,7 +194,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if self._missing == "raise" and not len(self):
             raise StateMissing(self.state_key)
         seconds = time.monotonic() - started
-        logger.info("%r: %d keys in %r, loaded in %.3f s", self.state_key, len(self), store, seconds)
+        logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
 
     def _leave(self, error: BaseException | None) -> None:
         """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""

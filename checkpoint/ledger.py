@@ -199,7 +199,7 @@ class Ledger:
             self.flushed_at = due_at
             commit = Commit(tuple(batch), requests, retries, time.monotonic() - started)
             logger.debug(
-                "%r: committed %d keys, %d requests, %d retries, %.3f s",
+                "%r: committed keys=%d requests=%d retries=%d seconds=%.3f",
                 self.state_key, len(batch), requests, retries, commit.seconds,
             )  # fmt: skip
             return commit

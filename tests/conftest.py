@@ -102,6 +102,19 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The connection string of an empty database."""
+    import psycopg
+
+    server = postgres_url.partition("schema=")[0].rstrip("?&")
+    name = f"checkpoint_{token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield psycopg.conninfo.make_conninfo(server, dbname=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
 def postgres(postgres_url: str) -> Iterator[PostgresStore]:
     from checkpoint.stores.postgres import PostgresStore
 

@@ -366,7 +366,8 @@ def test_the_store_defaults_to_the_environment_and_then_to_the_state_folder(tmp_
     with caplog.at_level(logging.INFO, "checkpoint"), Checkpointer("run") as cp:
         assert dict(cp) == {}
     (message,) = caplog.messages
-    assert message.partition(", loaded in ")[0] == f"'run': 0 keys in SQLiteStore('{tmp_path}/checkpoint/state.db')"
+    assert message.startswith("'run': loaded keys=0 seconds=")
+    assert message.endswith(f" store=SQLiteStore('{tmp_path}/checkpoint/state.db')")
 
 
 def test_missing_state_can_be_refused(store):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -28,6 +30,23 @@ def test_every_error_is_exported():
         name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
     }
     assert tree <= set(checkpoint.__all__)
+
+
+def test_every_public_name_and_method_says_in_a_sentence_what_it_is():
+    said = {}
+    for name in checkpoint.__all__:
+        try:
+            said[name] = home = getattr(checkpoint, name)
+        except ImportError:  # as above
+            continue
+        for member in [member for member in vars(home) if not member.startswith("_")] if isinstance(home, type) else []:
+            value = inspect.getattr_static(home, member)
+            value = getattr(value, "__func__", value)
+            if inspect.isfunction(value) or isinstance(value, property):
+                said[f"{name}.{member}"] = value
+    first = {name: (inspect.getdoc(value) or "").partition("\n")[0] for name, value in said.items()}
+    assert {name: line for name, line in first.items() if not re.fullmatch(r"[A-Z].+[.:]", line)} == {}
+    assert len(first) > 100
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -63,6 +63,20 @@ def test_the_first_block_syncs_once_and_then_only_what_is_new(names):
     store.close()
 
 
+def test_the_crash_test_shown_passes(names, crash_and_resume):
+    (block,) = [block for block in BLOCKS if "crash_and_resume" in block]
+    exec(block, names)
+    names["test_contacts"](crash_and_resume)
+
+
+def test_every_module_is_in_the_table():
+    table = TEXT_AND_REST.partition("## Where things are")[2]
+    package = README.parent / "checkpoint"
+    named = {path.stem if path.parent != package else path.name for path in package.rglob("*.py")}
+    named -= {"__init__.py", "__init__", "__main__.py", "__main__"}
+    assert {name for name in named if f"`{name}`" not in table} == set()
+
+
 def at(day):
     return {"updated_at": f"2024-05-{day:02}"}
 

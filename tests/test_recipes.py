@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -15,7 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from checkpoint import Checkpointer, CursorExpired
+from checkpoint import Checkpointer, CursorExpired, lease
+from checkpoint.testing import ApiServer
 
 README = Path(__file__).parent.parent / "README.md"
 RECIPES = README.read_text("utf-8").partition("## Recipes")[2]
@@ -155,9 +157,11 @@ def job(tmp_path):
     api, sink = Api(f"http://127.0.0.1:{server.server_port}", server.tables), Sink()
     store = f"sqlite:///{tmp_path}/state.db"
 
-    def run(title, index=0):
+    def run(title, index=0, **more):
         names = {"Checkpointer": Checkpointer, "CursorExpired": CursorExpired, "api": api, "sink": sink, "STORE": store}
+        names.update(more)
         exec(recipe(title, index), names)
+        return names
 
     run.api, run.sink, run.store = api, sink, store
     yield run
@@ -244,6 +248,68 @@ def test_log_position(job):
     assert job.sink.rows == [{"id": 300, "lsn": 70}] * 2  # the snapshot, and the log from its beginning
 
 
+def test_from_cron(job, monkeypatch, caplog):
+    title = "From cron"
+    dies_and_goes_on(job, title, [15, 37])
+    assert job.sink.counts == expected(TABLES["contacts"])
+    with Checkpointer("crm", job.store) as cp:
+        del cp["contacts"]
+    job.sink.rows.clear()
+    write = job.sink.write
+
+    def write_and_stop(rows):
+        write(rows)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(job.sink, "write", write_and_stop)
+    for written in (10, 17):  # a page each, the second without the three rows that were there already
+        job(title)
+        assert len(job.sink.rows) == written
+    monkeypatch.undo()
+    job(title)
+    assert job.sink.counts == expected(TABLES["contacts"])
+    for name, seconds in {"TIME": 0.6, "BEAT": 0.1, "LOOK": 0.05}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    with Checkpointer("crm", job.store, exclusive=True), pytest.raises(SystemExit) as left:
+        job(title)
+    assert str(left.value).startswith("not started: 'crm' is held by ")
+
+
+@pytest.mark.filterwarnings("ignore:::dagster")
+def test_in_dagster(job):
+    dagster = pytest.importorskip("dagster", reason="dagster is not installed")
+    title, rooms, write = "As a Dagster asset", [37, 15], job.sink.write
+
+    def fill_up_twice(rows):
+        job.sink.room = rooms[-1] if rooms else None
+        try:
+            write(rows)
+        except OSError:
+            rooms.pop()
+            raise
+
+    job.sink.write = fill_up_twice
+    done = dagster.materialize([job(title)["contacts"]])
+    assert done.success
+    assert len([event for event in done.all_events if event.event_type_value == "STEP_RESTARTED"]) == 2
+    assert rooms == []
+    assert job.sink.counts == expected(TABLES["contacts"])
+    with Checkpointer("crm", job.store) as cp:
+        assert cp["contacts"]["updated_at"] == TABLES["contacts"][-1]["updated_at"]
+        assert {change.run_id for change in cp.history("contacts")} == {done.run_id}
+
+
+def test_the_namespace_of_a_sync_job(job, monkeypatch, capsys):
+    with ApiServer() as server:
+        monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
+        before = server.store.commit("sync_job_123", {"previous_run_date": "2024-06-30T10:00:00.000Z", "x": "not JSON"})
+        job("The namespace of a Truto sync job", STORE=server.url)
+        after = {key: entry.value for key, entry in server.store.load("sync_job_123").items()}
+    assert after == {"previous_run_date": "2024-05-01T00:00:00.000Z", "x": "not JSON"}
+    at = before.entries["x"].updated_at
+    assert capsys.readouterr().out == f"previous_run_date 2024-06-30T10:00:00.000Z {at}\nx not JSON {at}\n"
+
+
 def test_by_account(job):
     title = "Partitioned by account, in a group"
     dies_and_goes_on(job, title, [35, 90])
@@ -265,6 +331,17 @@ def test_exactly_once(job, tmp_path, monkeypatch):
     for _ in range(2):
         job("Exactly once, into SQLite")
     with closing(sqlite3.connect("warehouse.db")) as sink:
+        rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
+    assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
+
+
+def test_exactly_once_into_postgresql(job, postgres_database):
+    """Killed at every exchange with the server in tests/test_joined_postgres.py."""
+    import psycopg
+
+    for _ in range(2):
+        job("Exactly once, into PostgreSQL", WAREHOUSE=postgres_database)
+    with psycopg.connect(postgres_database) as sink:
         rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
     assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
 

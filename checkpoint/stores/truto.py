@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
@@ -91,7 +92,13 @@ class TrutoStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
         check_name("state_key", state_key)
-        return self._list(Run(), state_key)
+        run, started = Run(), monotonic()
+        entries = self._list(run, state_key)
+        logger.debug(
+            "%r: listed keys=%d requests=%d retries=%d seconds=%.3f",
+            state_key, len(entries), run.requests, run.retries, monotonic() - started,
+        )  # fmt: skip
+        return entries
 
     def commit(
         self,

@@ -1,0 +1,326 @@
+"""Connectors killed at every place where they could die, and run again: what is missing, what comes twice.
+
+The pytest fixture `crash_and_resume` is made of it; elsewhere it is called with a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import traceback
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from functools import wraps
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
+
+from checkpoint.stores import open_store
+from checkpoint.testing import ApiServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator
+    from pathlib import Path
+
+    from checkpoint.stores.base import Store
+
+T = TypeVar("T")
+StoreT = TypeVar("StoreT", bound="Store")
+
+STORE = "sqlite:///{folder}/state.db"
+"""The store of a test that names none."""
+
+TOKEN_VARIABLE = "TRUTO_API_TOKEN"  # noqa: S105 - where it is, not what
+
+_SHOWN = 3  # rows in a message
+
+
+class Crash(BaseException):
+    """What ends a job at a chosen point; no `Exception`, so that a job's own error handling does not see it."""
+
+
+class Crashes(NamedTuple):
+    """What came of a job that was crashed and resumed."""
+
+    points: int
+    """How many times it was, each time at another point."""
+    twice: int
+    """Rows that came twice after the worst of them."""
+
+
+class Attempt:
+    """One run of a job under test: where its state, its rows and its files go, and where it may die.
+
+    Possible crash points are: before each item of `records` and after the last one, before and after each `write`,
+    before and after each commit of `store`, and each `mark`.
+    """
+
+    def __init__(self, folder: Path, url: str, *, point: int | None = None, kill: bool = False) -> None:
+        self.folder = folder
+        """A folder for files of the job's own, such as a sink's database; the run that resumes finds them again."""
+        self.url = url
+        """The URL of the store, for a job that opens it itself; its commits are crash points where it is watched."""
+        self.places: list[str] = []
+        """The crash points that were reached, in words."""
+        self.crashed: str | None = None
+        """The one where it was crashed, None: nowhere (yet)."""
+        self._point = point
+        self._kill = kill
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The store, opened when it is first asked for, and closed after the run."""
+        with self._lock:
+            if self._store is None:
+                self._store = self.watch(open_store(self.url))
+            return self._store
+
+    def watch(self, store: StoreT) -> StoreT:
+        """Make the commits of a store crash points, and return it: for one that the job opens itself."""
+        store.commit = self._marking("commit", store.commit)  # type: ignore[method-assign]
+        return store
+
+    @overload
+    def records(self, source: Iterable[T]) -> Iterator[T]: ...
+    @overload
+    def records(self, source: AsyncIterable[T]) -> AsyncIterator[T]: ...
+    def records(self, source: Iterable[T] | AsyncIterable[T]) -> Iterator[T] | AsyncIterator[T]:
+        """Yield what a source yields, rows or pages; the job may die before each and at the end."""
+        if hasattr(source, "__aiter__"):
+            return self._records_async(cast("AsyncIterable[T]", source))
+        return self._records(source)
+
+    def write(self, rows: Iterable[Any]) -> None:
+        """Write rows to a sink that keeps them in a file; they must pickle. Reaches the disk's cache before it returns.
+
+        For a job whose own sink is not what is tested; see `rows` of `crash_and_resume` otherwise.
+        """
+        self._marking("write", self._write)(list(rows))
+
+    def mark(self, place: str) -> None:
+        """Name a place where the job may die, such as between two of a sink's statements."""
+        self._reach(f"at {place!r} number {self._number(place)}")
+
+    def written(self) -> list[Any]:
+        """Return the rows that `write` has written so far, in all runs."""
+        rows: list[Any] = []
+        path = self._sink
+        if path.exists():
+            with path.open("rb") as file:
+                while file.peek(1):
+                    rows += pickle.load(file)  # noqa: S301 - written by this test
+        return rows
+
+    def close(self) -> None:
+        """Close the store, if it was opened."""
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def _sink(self) -> Path:
+        return self.folder / "written.pickle"
+
+    def _write(self, rows: list[Any]) -> None:
+        with self._sink.open("ab") as file:
+            file.write(pickle.dumps(rows))
+
+    def _records(self, source: Iterable[T]) -> Iterator[T]:
+        for item in source:
+            self._reach(f"before record {self._number('record')}", again=True)
+            yield item
+        self._reach("after the last record", again=True)
+
+    async def _records_async(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
+        async for item in source:
+            self._reach(f"before record {self._number('record')}", again=True)
+            yield item
+        self._reach("after the last record", again=True)
+
+    def _marking(self, name: str, call: Callable[..., T]) -> Callable[..., T]:
+        @wraps(call)
+        def marked(*args: Any, **kwargs: Any) -> T:
+            number = self._number(name)
+            self._reach(f"before {name} {number}")
+            result = call(*args, **kwargs)
+            self._reach(f"after {name} {number}")
+            return result
+
+        return marked
+
+    def _number(self, name: str) -> int:
+        with self._lock:
+            self._counts[name] += 1
+            return self._counts[name]
+
+    def _reach(self, place: str, *, again: bool = False) -> None:
+        """Come to a place where the job dies if it was chosen.
+
+        One that goes on after its crash dies `again` where it reads; writing and committing are let pass, as a
+        `finally` may do so.
+        """
+        with self._lock:
+            if self.crashed is None:
+                self.places.append(place)
+                if len(self.places) != self._point:
+                    return
+                self.crashed = place
+                if self._kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            elif not again:
+                return
+        raise Crash(self.crashed)
+
+
+def crash_and_resume(
+    job: Callable[[Attempt], object],
+    folder: Path,
+    *,
+    rows: Callable[[Attempt], Iterable[Any]] = Attempt.written,
+    primary_key: str | Callable[[Any], Hashable] | None = None,
+    store: str = STORE,
+    kill: bool = False,
+    limit: int | None = 100,
+) -> Crashes:
+    """Crash a job at one point after another, resume it each time, and compare its rows with those of a whole run.
+
+    `job(run)` gets an `Attempt`, and is run: once to its end, for the truth; then for each crash point, with an empty
+    store and folder, until it dies there, and once more to its end. It must read the same source each time.
+
+    Args:
+        job: A whole run of the connector, from opening a `Checkpointer` on `run.store` to its end.
+        folder: An empty folder for the files of all runs.
+        rows: Returns what the job's own sink holds; without it, what the job gave to `run.write`.
+        primary_key: What tells whether two rows are the same: a name, or a callable of the row. None: the whole row.
+        store: The URL of the store, in which `{folder}` stands for the run's folder, `{unique}` for a text that is used
+            once, and `{server}` for the URL of an `ApiServer` that runs meanwhile, its token in `$TRUTO_API_TOKEN`.
+        kill: False: the point raises a `BaseException`, so that `finally` and `with` do what they do at Ctrl-C. True:
+            the job runs in a forked process, which SIGKILL ends, so that nothing does. Needs `fork`, and a store and a
+            sink outside of the process.
+        limit: Of more points than this, so many are taken, evenly spread; None: all.
+
+    Raises:
+        AssertionError: rows are missing; the job writes none, or reaches no point where it could die.
+        ValueError: a limit below 1, or `kill` with a store in memory, or where processes cannot fork.
+
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    if kill and (store.startswith("memory:") or not hasattr(os, "fork")):
+        raise ValueError("kill=True needs a system that forks, and a store outside of the process")
+
+    def identities(run: Attempt) -> dict[Hashable, list[Any]]:
+        found: dict[Hashable, list[Any]] = {}
+        for row in rows(run):
+            found.setdefault(_identity(row, primary_key), []).append(row)
+        return found
+
+    with _place(folder / "whole", store) as url:
+        whole = Attempt(folder / "whole", url)
+        _run(job, whole)
+        truth = identities(whole)
+    if not truth:
+        raise AssertionError("the job wrote no rows: give them to run.write, or tell by rows= how to read them back")
+    total = len(whole.places)
+    if not total:
+        raise AssertionError("the job passed no point where it could die: read through run.records, open run.store")
+    count = min(total, limit or total)
+    worst = 0
+    for point in [1 + index * total // count for index in range(count)]:
+        place = folder / f"crash-{point}"
+        with _place(place, store) as url:
+            crashed = Attempt(place, url, point=point, kill=kill)
+            (_run_and_kill if kill else _run)(job, crashed)
+            resumed = Attempt(place, url)
+            try:
+                _run(job, resumed)
+            except Exception as error:
+                raise AssertionError(f"crashed {whole.places[point - 1]}, the job could not be resumed") from error
+            found = identities(resumed)
+        missing = [row for key, same in truth.items() for row in same[len(found.get(key, ())) :]]
+        if missing:
+            raise AssertionError(
+                f"crashed {crashed.crashed or whole.places[point - 1]} (point {point} of {total}) and resumed, the job "
+                f"lost {len(missing)} of {sum(map(len, truth.values()))} rows: {_listed(missing)}"
+            )
+        worst = max(worst, sum(max(0, len(same) - len(truth.get(key, ()))) for key, same in found.items()))
+    return Crashes(count, worst)
+
+
+def fill(template: str, folder: Path, server: str) -> str:
+    """Return the URL of an empty store: a template with its fields filled in, see `store` of `crash_and_resume`."""
+    fields = {"{folder}": str(folder), "{unique}": token_hex(8), "{server}": server}
+    for name, value in fields.items():
+        template = template.replace(name, value)
+    return template
+
+
+@contextmanager
+def _place(folder: Path, template: str) -> Iterator[str]:
+    """Make a folder, and yield the URL of an empty store; a server that it needs runs meanwhile."""
+    folder.mkdir(parents=True)
+    if "{server}" not in template:
+        yield fill(template, folder, "")
+        return
+    before = os.environ.get(TOKEN_VARIABLE)
+    with ApiServer() as server:
+        os.environ[TOKEN_VARIABLE] = server.token
+        try:
+            yield fill(template, folder, server.url)
+        finally:
+            del os.environ[TOKEN_VARIABLE]
+            if before is not None:
+                os.environ[TOKEN_VARIABLE] = before
+
+
+def _run(job: Callable[[Attempt], object], run: Attempt) -> None:
+    """Run a job in this process, to its end or to its crash point."""
+    try:
+        job(run)
+    except BaseException:
+        if run.crashed is None:
+            raise
+    finally:
+        run.close()
+
+
+def _run_and_kill(job: Callable[[Attempt], object], run: Attempt) -> None:
+    """Run a job in a process of its own, to its end or to its crash point."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a test may have threads; the child does not use them
+        pid = os.fork()
+    if not pid:
+        try:
+            _run(job, run)
+        except BaseException:  # noqa: BLE001 - the parent's frames must not go on in the child
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code not in {0, -signal.SIGKILL}:
+        raise AssertionError(f"the job failed before its crash point: its process ended with {code}")
+
+
+def _identity(row: Any, primary_key: str | Callable[[Any], Hashable] | None) -> Hashable:
+    if primary_key is None:
+        return _frozen(row)
+    return _frozen(row[primary_key] if isinstance(primary_key, str) else primary_key(row))
+
+
+def _frozen(value: Any) -> Hashable:
+    """Return something hashable that equals that of another row where the rows are equal."""
+    if isinstance(value, dict):
+        row: dict[Any, Any] = value
+        return frozenset((key, _frozen(item)) for key, item in row.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in cast("Iterable[Any]", value))
+    return cast("Hashable", value)
+
+
+def _listed(rows: list[Any]) -> str:
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return ", ".join(map(repr, rows[:_SHOWN])) + more

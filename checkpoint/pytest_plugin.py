@@ -1,0 +1,78 @@
+"""Fixtures for the tests of a connector: a store, a server, and a job that is crashed and resumed."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from checkpoint.crashing import Attempt, Crashes
+    from checkpoint.stores.base import Store
+    from checkpoint.testing import ApiServer
+
+INI = "checkpoint_store"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names the store of all tests."""
+    parser.addini(
+        INI,
+        "URL of the store of a test, with {folder}, {unique} or {server} in it (default: SQLite in a temporary folder)",
+        default="",
+    )
+
+
+@pytest.fixture
+def checkpoint_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """Run a `checkpoint.testing.ApiServer` without state, whose token is in `$TRUTO_API_TOKEN`."""
+    from checkpoint.testing import ApiServer  # noqa: PLC0415 - a test session that needs none does not load it
+
+    with ApiServer() as server:
+        monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
+        yield server
+
+
+@pytest.fixture
+def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Open an empty store: SQLite in a folder of this test's, or what the ini option or an indirect parameter names.
+
+    The option `checkpoint_store` and the parameter are URLs, in which `{folder}` stands for an empty folder, `{unique}`
+    for a text that is used once, and `{server}` for the URL of `checkpoint_server`.
+    """
+    from checkpoint.crashing import fill  # noqa: PLC0415 - as above
+    from checkpoint.stores import open_store  # noqa: PLC0415 - as above
+
+    template = getattr(request, "param", None) or _template(request)
+    folder = tmp_path / "checkpoint_store"
+    folder.mkdir()
+    server = request.getfixturevalue("checkpoint_server").url if "{server}" in template else ""
+    store = open_store(fill(template, folder, server))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def crash_and_resume(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Crashes]:
+    """Return `checkpoint.crashing.crash_and_resume`, with a folder of this test's and the store of the ini option.
+
+    `crash_and_resume(job)` kills a job wherever it may die, runs it again, and fails where a row is missing.
+    """
+    from checkpoint.crashing import crash_and_resume  # noqa: PLC0415 - as above
+
+    template, numbers = _template(request), count(1)
+
+    def call(job: Callable[[Attempt], object], *, store: str = template, **options: Any) -> Crashes:
+        return crash_and_resume(job, tmp_path / f"crash_and_resume-{next(numbers)}", store=store, **options)
+
+    return call
+
+
+def _template(request: pytest.FixtureRequest) -> str:
+    from checkpoint.crashing import STORE  # noqa: PLC0415 - as above
+
+    return request.config.getini(INI) or STORE
