@@ -79,7 +79,7 @@ class ApiServer:
     `switches` are fields of `checkpoint.server.Options`, to be changed by `set` or by assigning `options`. Port 0 takes
     a free one. With a certificate it serves TLS. The store, a `MemoryStore` where none is given, is not closed.
 
-    freezegun may freeze the test, once this module is imported: the server's delays and its rate go by the real clock,
+    freezegun may freeze the test, once a server has been made: the server's delays and its rate go by the real clock,
     the `Date` it sends and the times it stores by the frozen one.
     """
 

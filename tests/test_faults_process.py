@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 from freezegun import freeze_time
 
-from checkpoint import AsyncCheckpointer, Checkpointer, MemoryStore, SQLiteStore, TrutoStore, codec
+from checkpoint import AsyncCheckpointer, Checkpointer, MemoryStore, SQLiteStore, StoreError, TrutoStore, codec
 from checkpoint.testing import Answer, ApiServer, Hang
 
 if TYPE_CHECKING:
@@ -59,6 +61,84 @@ def test_fault_38_killed_between_the_sinks_commit_and_ours_rows_come_again_and_n
     first = (pages - 1) * 7
     again = range(first, min(first + 7, 30))
     assert found == {n: 2 if n in again else 1 for n in range(30)}
+
+
+# 40: the disk; what SQLite says of it, a read-only folder and a missing home are in test_sqlite.py
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root, to mount a tmpfs")
+def test_fault_40_a_full_file_system_keeps_what_was_there(tmp_path: Path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        path = folder / "state.db"
+        with closing(SQLiteStore(path)) as store:
+            with Checkpointer("run", store) as cp:
+                cp["a"] = A
+                cp.commit()
+                cp["a"] = {"at": "x" * 200_000}
+                with pytest.raises(StoreError) as caught:
+                    cp.commit()
+                assert (
+                    str(caught.value)
+                    == f"the disk of {path} is full, and nothing was written: make room, then try again"
+                )
+                assert codec.decode(store.load("run")["a"].value) == A
+                cp["a"] = B
+                assert cp.commit().keys == ("a",)
+            assert codec.decode(store.load("run")["a"].value) == B
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+UNSYNCED = """
+import sys
+from checkpoint import Checkpointer, StoreError
+
+with Checkpointer("run", sys.argv[1]) as cp:
+    cp["a"] = {"at": "a"}
+    cp.commit()
+    print("committed", flush=True)
+    sys.stdin.readline()
+    cp["a"] = {"at": "b"}
+    try:
+        cp.commit()
+        print("acknowledged")
+    except StoreError as error:
+        print(error)
+    cp.discard()
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_fault_40_a_sync_that_fails_is_no_acknowledgement(tmp_path: Path):
+    path = tmp_path / "state.db"
+    job = subprocess.Popen(
+        [sys.executable, "-c", UNSYNCED, f"sqlite:///{path}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with job:
+        assert job.stdin is not None
+        assert job.stdout is not None
+        assert job.stdout.readline() == "committed\n"
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-e", "inject=fsync,fdatasync:error=EIO", "-p", str(job.pid), "-o", os.devnull],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with tracer:
+            assert tracer.stderr is not None
+            attached = "attached" in tracer.stderr.readline()
+            said, _ = job.communicate("\n", timeout=60)
+    if not attached:
+        pytest.skip("tracing is not allowed here")
+    assert (job.returncode, said) == (
+        0,
+        f"{path} could not be read or written (disk I/O error): check the disk, then try again\n",
+    )
+    with closing(SQLiteStore(path)) as store:
+        assert codec.decode(store.load("run")["a"].value) == A
 
 
 def counting(url: str, token: str | None, times: int) -> None:
@@ -245,7 +325,7 @@ def test_fault_46_sigterm_ends_the_run_as_it_was_asked_to(how: str, tmp_path: Pa
 
 @pytest.mark.parametrize("jump", ["2024-04-30", "2024-05-02"])
 def test_fault_47_a_clock_that_jumps_a_day_disturbs_no_deadline_and_no_retry(jump: str):
-    with freeze_time("2024-05-01") as clock, ApiServer() as api:
+    with ApiServer() as api, freeze_time("2024-05-01") as clock:
         store = TrutoStore(api.url, api.token, deadline=30)
 
         async def jumping(exchange) -> None:
@@ -260,3 +340,15 @@ def test_fault_47_a_clock_that_jumps_a_day_disturbs_no_deadline_and_no_retry(jum
             cp["a"] = B
             assert cp.commit().keys == ("a",)
         store.close()
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_fault_47_an_interval_does_not_go_by_the_clock_on_the_wall(days: int, monkeypatch: pytest.MonkeyPatch):
+    wall = time.time
+    with Checkpointer("run", MemoryStore(), min_interval=3600) as cp:
+        cp["a"] = A
+        assert cp.commit().keys == ("a",)
+        monkeypatch.setattr(time, "time", lambda: wall() + days * 86_400)
+        cp["a"] = B
+        assert cp.commit().keys == ()
+        assert cp.changed == {"a"}

@@ -143,7 +143,11 @@ class Model(RuleBasedStateMachine):
         return {
             key
             for key in changed
-            if (key in self.touched if self.versions else not same(self.stored.get(key), self.known.get(key)))
+            if (
+                key in self.touched and {key} & {*self.stored, *self.known}  # what came and went again left nothing
+                if self.versions
+                else not same(self.stored.get(key), self.known.get(key))
+            )
             and not same(self.stored.get(key), self.view.get(key))
         }
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from checkpoint.stores import open_store
+from checkpoint.testing import StoreContract
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from checkpoint import Store
 
 KNOWN = "its URL begins with one of az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, sqlite:"
 
@@ -80,23 +82,36 @@ def test_a_url_that_names_no_store_says_which_do(url: str, said: str) -> None:
     assert str(caught.value) == said
 
 
-def test_installed_packages_add_schemes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Install what another package says of itself; its module is beside these tests."""
     metadata = tmp_path / "theirs-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[checkpoint.stores]\ntheirs = their_store:open_theirs\n")
-    (tmp_path / "their_store.py").write_text(
-        "from checkpoint.stores.memory import MemoryStore\n"
-        "def open_theirs(url):\n"
-        "    store = MemoryStore()\n"
-        "    store.url = url\n"
-        "    return store\n"
-    )
+    (metadata / "entry_points.txt").write_text("[checkpoint.stores]\ntheirs = their_store:JSONStore\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert open_store("theirs://host/path?a=b").url == "theirs://host/path?a=b"
+
+
+@pytest.mark.usefixtures("installed")
+def test_installed_packages_add_schemes() -> None:
+    assert open_store("theirs://host/path?a=b").path == Path("host/path?a=b")
     with pytest.raises(
         ValueError, match=r"one of az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, sqlite:, theirs:$"
     ):
         open_store("redis://localhost")
-    monkeypatch.delitem(sys.modules, "their_store")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="their store locks as POSIX does")
+@pytest.mark.usefixtures("installed")
+class TestTheirStore(StoreContract):
+    """The store of another package, found by its scheme, keeps the contract."""
+
+    @pytest.fixture
+    def store(self, installed: None, tmp_path: Path) -> Store:
+        self.url = f"theirs://{tmp_path}/state.json"
+        return open_store(self.url)
+
+    def reopen(self, store: Store) -> Store:
+        store.close()
+        return open_store(self.url)
