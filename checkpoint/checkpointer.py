@@ -590,12 +590,15 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         """
         with self._open():
-            self._draft.clear()
-            self._spelled.clear()
-            self._ledger.discard()
+            self._drop()
             if self._ledger.joined is not None:
                 self._ledger.adopt(self._ledger.opened.load(self.state_key))
             self._take_back()
+
+    def _drop(self) -> None:
+        self._draft.clear()
+        self._spelled.clear()
+        self._ledger.discard()
 
     def _take_back(self) -> None:
         """Let groups and streams go back, all of them; where one cannot, say so at the end."""
@@ -623,7 +626,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with self._ledger.flushing:
             loaded = store.load(self.state_key)
             with self._ledger.lock:
-                self.discard()
+                self._drop()
                 self._ledger.adopt(loaded)
                 self._take_back()
 

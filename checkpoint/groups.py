@@ -20,7 +20,7 @@ from zlib import crc32
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CorruptState
+from checkpoint.errors import CheckpointError, CorruptState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Mapping
@@ -191,8 +191,14 @@ class Group(MutableMapping[str, Cursor]):
         """Go back to what the namespace says, and go on from there."""
         with self._lock:
             self._seat(stored)
+            failure: CheckpointError | ValueError | None = None
             for member, stream in self._held().items():
-                stream.back(self._shard_of(member).cursor(member))
+                try:
+                    stream.back(self._shard_of(member).cursor(member))
+                except (CheckpointError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
+                    failure = failure or error
+            if failure is not None:
+                raise failure
 
     def detach(self) -> None:
         """Go back to the last claim, for good, streams too."""

@@ -509,3 +509,20 @@ def test_which_keys_are_entries():
     assert told == {"g": 1, "g.16-00": 16, "g.16-15": 16, "g.16-16": 0, "g.01-00": 0, "g.1-0": 0, "h": 0, "g.x-y": 0}
     assert entries_of("g", 100)[-1] == "g.100-99"
     assert shards_of("g", "g.100-99") == 100
+
+
+def test_where_one_stream_of_a_group_cannot_go_back_the_others_do(store):
+    with Checkpointer("run", store) as cp:
+        group = cp.group("crm")
+        a, b = (cp.incremental(key, "at", group=group, row_order="asc") for key in "ab")
+        for stream in (a, b):
+            stream.filter([{"at": 1}])
+        cp.commit()
+        b.filter([{"at": 2}])
+        store.commit("run", {"crm": codec.encode({"a": 5, "b": {"at": 1}})})
+        with pytest.raises(CorruptState, match="its member 'a' is no object"):
+            cp.reload()
+        assert b.filter([{"at": 2}]) == [{"at": 2}]
+        store.commit("run", {"crm": codec.encode({"a": {"at": 1}, "b": {"at": 1}})})
+        cp.reload()
+        assert (a.start_value, b.start_value) == (1, 1)
