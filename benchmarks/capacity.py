@@ -2,8 +2,8 @@
 
     python benchmarks/capacity.py --streams 20 --partitions 500 --interval 60 --latency 0.05 --rate 500/10
 
-prints, for plain keys, one group a stream and a sharded group a stream: requests per hour, seconds per commit, the share
-of the rate limit used, and the bytes sent and received. `--plot FILE` draws 10 to 10 000 000 partitions instead;
+prints, for plain keys, one group a stream and a sharded group a stream: requests per hour, seconds per commit, the
+share of the rate limit used, and the bytes sent and received. `--plot FILE` draws 10 to 10 000 000 partitions instead;
 `--verify` holds the simulation against real runs on a loopback server.
 
 Every partition changes between two commits, unless `--changed` says how many of a stream's do. Entries exist already:
@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ NAMESPACE = "sync_job_123"
 KEYS = 0
 """Instead of a number of shards: every partition has a key of its own."""
 HOUR = 3600.0
-AT_ONCE = 50_000
+AT_ONCE = 20_000
 """Requests of one commit that are simulated: the pace repeats itself, and what is beyond goes on at the same."""
 ANSWER = 200
 """Bytes of an entry's other fields in an answer."""
@@ -252,14 +252,15 @@ def plot(job: Job, shards: int, path: Path) -> None:
 
 
 def table(job: Job, shards: int) -> str:
-    rows = [
-        f"{'':<22}{'entries':>12}{'requests':>12}{'s/commit':>12}{'requests/h':>12}{'of rate':>9}{'MB sent':>10}{'MB read':>10}"
-    ]
+    heads = "".join(
+        f"{head:>12}" for head in ("entries", "requests", "s/commit", "requests/h", "of rate", "MB sent", "MB read")
+    )
+    rows = [f"{'':<22}{heads}"]
     for name, layout in {"a key each": KEYS, "one group": 1, f"{shards} shards": shards}.items():
         found = cost(job, layout)
         rows.append(
             f"{name:<22}{found.entries:>12,}{found.requests:>12,}{found.seconds:>12,.3f}{found.requests_per_hour:>12,.0f}"
-            f"{found.rate_used:>9.1%}{found.sent / 1e6:>10.3f}{found.received / 1e6:>10.3f}"
+            f"{found.rate_used:>12.1%}{found.sent / 1e6:>12.3f}{found.received / 1e6:>12.3f}"
         )
     return "\n".join(rows)
 

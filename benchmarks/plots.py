@@ -50,7 +50,10 @@ def lines(title: str, across: str, up: str, drawn: Sequence[Line]) -> str:
     parts = [_text(left, 26, title, weight="bold")]
     for power in range(low, high + 1):
         y = y_of(10**power)
-        parts += [_rule(left, y, width - right, y), _text(left - 8, y + 4, f"{10.0**power:,g}", anchor="end", fill=GREY)]
+        parts += [
+            _rule(left, y, width - right, y),
+            _text(left - 8, y + 4, f"{10.0**power:,g}", anchor="end", fill=GREY),
+        ]
     for power in range(math.ceil(first), math.floor(last) + 1):
         x = x_of(10**power)
         parts += [
@@ -94,13 +97,14 @@ def standing(title: str, bars: Sequence[Bar]) -> str:
     for number, bar in enumerate(bars):
         y = top + ROW * number
         start, end = sorted((x_of(1), x_of(bar.ratio)))
+        wide = max(1.0, end - start)
         colour = COLOURS[0] if bar.ratio >= 1 else COLOURS[1]
         if bar.case != earlier:
             parts += [_rule(16, y - 2, width - 16, y - 2), _text(16, y + 15, bar.case)]
             earlier = bar.case
         parts += [
             _text(left - 10, y + 15, bar.peer, anchor="end", fill=GREY),
-            f"<rect x='{start:.1f}' y='{y + 3}' width='{max(1.0, end - start):.1f}' height='{ROW - 8}' fill='{colour}'/>",
+            f"<rect x='{start:.1f}' y='{y + 3}' width='{wide:.1f}' height='{ROW - 8}' fill='{colour}'/>",
             _text(
                 *((end + 5, y + 15) if bar.ratio >= 1 else (start - 5, y + 15)),
                 f"{bar.ratio:.3g}×",
@@ -112,7 +116,8 @@ def standing(title: str, bars: Sequence[Bar]) -> str:
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' {FONT}>"
+    size = f"viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} {FONT}>"
     return "\n".join([head, "<rect width='100%' height='100%' fill='white'/>", *parts, "</svg>", ""])
 
 
