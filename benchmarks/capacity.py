@@ -38,6 +38,8 @@ KEYS = 0
 HOUR = 3600.0
 AT_ONCE = 20_000
 """Requests of one commit that are simulated: the pace repeats itself, and what is beyond goes on at the same."""
+TOO_LARGE = 16 * 2**20
+"""Bytes of an entry that a service is not to be given."""
 ANSWER = 200
 """Bytes of an entry's other fields in an answer."""
 
@@ -140,7 +142,7 @@ def commits_per_hour(job: Job, pace: Pace, first: float, looks: int, writes: int
     if first >= HOUR / 10:
         return HOUR / max(first, job.interval)
     count, start, seconds = 1, max(first, job.interval), first
-    while start < HOUR and count < 1000:  # noqa: PLR2004 - by then it repeats itself
+    while start < HOUR and count < 1000:
         seconds = commit(job, pace, looks, writes, start)
         start += max(seconds, job.interval)
         count += 1
@@ -185,7 +187,7 @@ def measure(job: Job, shards: int, rounds: int = 1) -> tuple[int, list[float]]:
                 cp.commit()
                 seconds.append(time.perf_counter() - started)
                 sent = server.requests
-                if any(call.status == 429 for call in sent):  # noqa: PLR2004
+                if any(call.status == 429 for call in sent):
                     raise SystemExit("capacity: the server refused a request")
         store.close()
     return len(sent), seconds
@@ -240,11 +242,19 @@ def verify(rounds: int) -> list[dict[str, Any]]:
 
 
 def plot(job: Job, shards: int, path: Path) -> None:
-    """Draw the seconds of a commit over 10 to 10 000 000 partitions."""
+    """Draw the seconds of a commit over 10 to 10 000 000 partitions; a line ends where its entries are too large."""
     sizes = [10**power * step for power in range(1, 7) for step in (1, 3)] + [10**7]
+    jobs = [replace(job, partitions=size) for size in sizes]
     layouts = {"a key each": KEYS, "one group": 1, f"a group of {shards} shards": shards}
     drawn: Sequence[Line] = [
-        Line(name, [(size, cost(replace(job, partitions=size), layout).seconds) for size in sizes])
+        Line(
+            name,
+            [
+                (sized.partitions, cost(sized, layout).seconds)
+                for sized in jobs
+                if entry_size(sized, layout) <= TOO_LARGE
+            ],
+        )
         for name, layout in layouts.items()
     ]
     said = f"{job.latency * 1000:g} ms, {job.rate[0]} requests per {job.rate[1]:g} s, all partitions changed"

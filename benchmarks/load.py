@@ -97,7 +97,7 @@ def loads(name: str, contestants: Mapping[str, str], where: str, keys: int, roun
         memory[label]["peak MB"] = round(child(code, "memory")[1], 1)
     goal = (
         "≤ 150 ms, ≤ 85 MB",
-        lambda figures: figures[OURS].median <= 0.15 and memory[OURS]["peak MB"] <= 85,  # noqa: PLR2004
+        lambda figures: figures[OURS].median <= 0.15 and memory[OURS]["peak MB"] <= 85,
     )
     runs = {label: contestant(code) for label, code in contestants.items()}
     return compare(name, rounds, runs, goal if contestants is SQLITE else None, memory)
