@@ -2,8 +2,8 @@
 
     python benchmarks/capacity.py --streams 20 --partitions 500 --interval 60 --latency 0.05 --rate 500/10
 
-prints, for plain keys, one group a stream and a sharded group a stream: requests per hour, seconds per commit, the share
-of the rate limit used, and the bytes sent and received. `--plot FILE` draws 10 to 10 000 000 partitions instead;
+prints, for plain keys, one group a stream and a sharded group a stream: requests per hour, seconds per commit, the
+share of the rate limit used, and the bytes sent and received. `--plot FILE` draws 10 to 10 000 000 partitions instead;
 `--verify` holds the simulation against real runs on a loopback server.
 
 Every partition changes between two commits, unless `--changed` says how many of a stream's do. Entries exist already:
@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,10 @@ NAMESPACE = "sync_job_123"
 KEYS = 0
 """Instead of a number of shards: every partition has a key of its own."""
 HOUR = 3600.0
-AT_ONCE = 50_000
+AT_ONCE = 20_000
 """Requests of one commit that are simulated: the pace repeats itself, and what is beyond goes on at the same."""
+TOO_LARGE = 16 * 2**20
+"""Bytes of an entry that a service is not to be given."""
 ANSWER = 200
 """Bytes of an entry's other fields in an answer."""
 
@@ -140,7 +142,7 @@ def commits_per_hour(job: Job, pace: Pace, first: float, looks: int, writes: int
     if first >= HOUR / 10:
         return HOUR / max(first, job.interval)
     count, start, seconds = 1, max(first, job.interval), first
-    while start < HOUR and count < 1000:  # noqa: PLR2004 - by then it repeats itself
+    while start < HOUR and count < 1000:
         seconds = commit(job, pace, looks, writes, start)
         start += max(seconds, job.interval)
         count += 1
@@ -185,7 +187,7 @@ def measure(job: Job, shards: int, rounds: int = 1) -> tuple[int, list[float]]:
                 cp.commit()
                 seconds.append(time.perf_counter() - started)
                 sent = server.requests
-                if any(call.status == 429 for call in sent):  # noqa: PLR2004
+                if any(call.status == 429 for call in sent):
                     raise SystemExit("capacity: the server refused a request")
         store.close()
     return len(sent), seconds
@@ -240,11 +242,19 @@ def verify(rounds: int) -> list[dict[str, Any]]:
 
 
 def plot(job: Job, shards: int, path: Path) -> None:
-    """Draw the seconds of a commit over 10 to 10 000 000 partitions."""
+    """Draw the seconds of a commit over 10 to 10 000 000 partitions; a line ends where its entries are too large."""
     sizes = [10**power * step for power in range(1, 7) for step in (1, 3)] + [10**7]
+    jobs = [replace(job, partitions=size) for size in sizes]
     layouts = {"a key each": KEYS, "one group": 1, f"a group of {shards} shards": shards}
     drawn: Sequence[Line] = [
-        Line(name, [(size, cost(replace(job, partitions=size), layout).seconds) for size in sizes])
+        Line(
+            name,
+            [
+                (sized.partitions, cost(sized, layout).seconds)
+                for sized in jobs
+                if entry_size(sized, layout) <= TOO_LARGE
+            ],
+        )
         for name, layout in layouts.items()
     ]
     said = f"{job.latency * 1000:g} ms, {job.rate[0]} requests per {job.rate[1]:g} s, all partitions changed"
@@ -252,14 +262,15 @@ def plot(job: Job, shards: int, path: Path) -> None:
 
 
 def table(job: Job, shards: int) -> str:
-    rows = [
-        f"{'':<22}{'entries':>12}{'requests':>12}{'s/commit':>12}{'requests/h':>12}{'of rate':>9}{'MB sent':>10}{'MB read':>10}"
-    ]
+    heads = "".join(
+        f"{head:>12}" for head in ("entries", "requests", "s/commit", "requests/h", "of rate", "MB sent", "MB read")
+    )
+    rows = [f"{'':<22}{heads}"]
     for name, layout in {"a key each": KEYS, "one group": 1, f"{shards} shards": shards}.items():
         found = cost(job, layout)
         rows.append(
             f"{name:<22}{found.entries:>12,}{found.requests:>12,}{found.seconds:>12,.3f}{found.requests_per_hour:>12,.0f}"
-            f"{found.rate_used:>9.1%}{found.sent / 1e6:>10.3f}{found.received / 1e6:>10.3f}"
+            f"{found.rate_used:>12.1%}{found.sent / 1e6:>12.3f}{found.received / 1e6:>12.3f}"
         )
     return "\n".join(rows)
 

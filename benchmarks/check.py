@@ -23,7 +23,7 @@ BOUNDS: dict[str, dict[str, dict[str, float]]] = {
     "load": {"5,000 keys from SQLite": {"eager orjson": 1 / 6}},
     "encode": {"encode a 60-byte cursor": {"json + base64": 0.5}},
 }
-"""Benchmark, case, peer: how many times as long as ours it takes at the least. True ratios are three times that and more."""
+"""Benchmark, case, peer: how many times as long as ours it takes at the least: a third of the true ratio, or less."""
 PROMISES = ("unchanged", "group")
 """Goals that count requests: no machine is too busy for them."""
 

@@ -147,10 +147,9 @@ def langgraph(stack: ExitStack, folder: Path) -> Run:
 
 def meltano(folder: Path) -> Run:
     """Return what its command does after a run: take its lock, and write the state."""
+    import structlog  # noqa: PLC0415 - one of Meltano's own
     from meltano.core.state_store import filesystem  # noqa: PLC0415
     from meltano.core.state_store.base import MeltanoState  # noqa: PLC0415
-
-    import structlog  # noqa: PLC0415 - one of Meltano's own
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     path = folder / "meltano"

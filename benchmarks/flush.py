@@ -31,7 +31,18 @@ GOALS = {50: 24, 5: 12, 0: 2}
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 PARAMS = {"state_key": NAMESPACE}
 CONCURRENCY = 32
-PACKAGES = ("httpcore", "httpcore2", "httpx", "httpx2", "requests", "aiohttp", "truto-python-sdk", "uvicorn", "httptools", "uvloop")
+PACKAGES = (
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "requests",
+    "aiohttp",
+    "truto-python-sdk",
+    "uvicorn",
+    "httptools",
+    "uvloop",
+)
 
 
 def cases(quick: bool) -> list[Case]:
@@ -173,14 +184,14 @@ def aio(stack: ExitStack, urls: dict[str, str]) -> Run:
 class Loop:
     """An event loop that is kept between rounds."""
 
-    def __enter__(self) -> Loop:
+    def __enter__(self) -> Loop:  # noqa: PYI034 - no subclasses
         self._loop = asyncio.new_event_loop()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.close()
 
-    def run(self, coroutine: Any) -> Any:
+    def run(self, coroutine: Any) -> Any:  # noqa: D102
         return self._loop.run_until_complete(coroutine)
 
 

@@ -43,7 +43,7 @@ def cases(quick: bool) -> list[Case]:
                 seconds.append(time.perf_counter() - started)
             sent = server.requests
             writes = max(writes, sum(call.method != "GET" for call in sent))
-            refused += sum(call.status == 429 for call in sent)  # noqa: PLR2004
+            refused += sum(call.status == 429 for call in sent)
             if len(commit.keys) != SHARDS:
                 fail(f"not the commit that was meant: {commit}")
             if len(seconds) == rounds:
@@ -57,7 +57,7 @@ def cases(quick: bool) -> list[Case]:
             {OURS: seconds, ONE_EACH: [each]},
             (
                 "≤ 64 writes, no 429, ≤ 2 s",
-                lambda figures: writes <= SHARDS and not refused and figures[OURS].median <= 2,  # noqa: PLR2004
+                lambda figures: writes <= SHARDS and not refused and figures[OURS].median <= 2,
             ),
             counts,
         )

@@ -106,7 +106,9 @@ def case(
     """Sum up what each contestant took; of a goal, its text and whether the figures meet it."""
     ours = statistics.median(seconds[OURS])
     figures = {
-        contestant: Figures(len(times), median, _p99(times), min(times), median / ours, dict((counts or {}).get(contestant, {})))
+        contestant: Figures(
+            len(times), median, _p99(times), min(times), median / ours, dict((counts or {}).get(contestant, {}))
+        )
         for contestant, times in seconds.items()
         for median in [statistics.median(times)]
     }
@@ -163,9 +165,7 @@ def _show(results: dict[str, Any]) -> None:
         for contestant, figures in found["figures"].items():
             times = "".join(f"{spell(figures[which]):>10}" for which in ("median", "p99", "min"))
             counts = "".join(f"  {value:g} {what}" for what, value in figures["counts"].items())
-            print(
-                f"{found['name']:<28}{contestant:<32}{figures['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}"
-            )
+            print(f"{found['name']:<28}{contestant:<32}{figures['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}")
         if found["goal"]:
             print(f"{found['name']:<28}goal: {found['goal']['text']}: {'met' if found['goal']['met'] else 'MISSED'}")
     print()

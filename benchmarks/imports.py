@@ -24,7 +24,7 @@ def cases(quick: bool) -> list[Case]:
     missing.update((name, "not installed") for name in PEERS if not find_spec(name))
     goal = (
         "≤ 40 ms over a bare interpreter",
-        lambda figures: figures[OURS].median - figures[BARE].median <= 0.04,  # noqa: PLR2004
+        lambda figures: figures[OURS].median - figures[BARE].median <= 0.04,
     )
     return [
         compare(name, 3 if quick else 15, {OURS: started(line), BARE: started("pass"), **peers}, goal)

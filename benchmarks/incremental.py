@@ -43,7 +43,7 @@ def over_the_bare_loop(rows: list[dict[str, Any]], feed: Callable[[], None]) -> 
     bare = perf_counter() - begun
     begun = perf_counter()
     feed()
-    return (perf_counter() - begun - bare) / len(rows)
+    return max(1e-9, (perf_counter() - begun - bare) / len(rows))
 
 
 def ours(rows: list[dict[str, Any]], how: str, **opened: Any) -> Callable[[], float]:
@@ -118,7 +118,7 @@ def naive(rows: list[dict[str, Any]]) -> Callable[[], float]:
             largest = ""
             for row in rows:
                 value = row[FIELD]
-                if value > largest:
+                if value > largest:  # noqa: PLR1730 - faster than max
                     largest = value
 
         return over_the_bare_loop(rows, feed)

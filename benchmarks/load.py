@@ -46,7 +46,8 @@ rows = connection.execute("SELECT * FROM checkpoint_entries WHERE state_key = ?"
 LIST = """
 import httpx
 started = time.perf_counter()
-answer = httpx.get(where + "/sync-job-run-state", params={"state_key": namespace}, headers={"Authorization": "Bearer " + token})
+headers = {"Authorization": "Bearer " + token}
+answer = httpx.get(where + "/sync-job-run-state", params={"state_key": namespace}, headers=headers, timeout=60)
 listed = orjson.loads(answer.content)["result"]
 """
 EAGER = "eager orjson"
@@ -61,7 +62,8 @@ count = len(cp)
 }
 HTTP = {
     OURS: "store = TrutoStore(where, token); cp = Checkpointer(namespace, store).__enter__(); count = len(cp)",
-    EAGER: LIST + "loaded = {e['key']: orjson.loads(base64.b64decode(e['value'])) for e in listed}; count = len(loaded)",
+    EAGER: LIST
+    + "loaded = {e['key']: orjson.loads(base64.b64decode(e['value'])) for e in listed}; count = len(loaded)",
     "httpx and orjson, no cursors": LIST + "count = len(listed)",
 }
 
@@ -95,7 +97,7 @@ def loads(name: str, contestants: Mapping[str, str], where: str, keys: int, roun
         memory[label]["peak MB"] = round(child(code, "memory")[1], 1)
     goal = (
         "≤ 150 ms, ≤ 85 MB",
-        lambda figures: figures[OURS].median <= 0.15 and memory[OURS]["peak MB"] <= 85,  # noqa: PLR2004
+        lambda figures: figures[OURS].median <= 0.15 and memory[OURS]["peak MB"] <= 85,
     )
     runs = {label: contestant(code) for label, code in contestants.items()}
     return compare(name, rounds, runs, goal if contestants is SQLITE else None, memory)

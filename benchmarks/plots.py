@@ -38,7 +38,7 @@ def lines(title: str, across: str, up: str, drawn: Sequence[Line]) -> str:
     width, height, left, top, right, bottom = 760, 420, 80, 50, 170, 50
     xs = [x for line in drawn for x, _ in line.points]
     ys = [y for line in drawn for _, y in line.points]
-    low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
+    low, high = math.floor(math.log10(min(ys)) - 0.3), math.ceil(math.log10(max(ys)))
     first, last = math.log10(min(xs)), math.log10(max(xs))
 
     def x_of(value: float) -> float:
@@ -50,7 +50,10 @@ def lines(title: str, across: str, up: str, drawn: Sequence[Line]) -> str:
     parts = [_text(left, 26, title, weight="bold")]
     for power in range(low, high + 1):
         y = y_of(10**power)
-        parts += [_rule(left, y, width - right, y), _text(left - 8, y + 4, f"{10.0**power:,g}", anchor="end", fill=GREY)]
+        parts += [
+            _rule(left, y, width - right, y),
+            _text(left - 8, y + 4, f"{10.0**power:,g}", anchor="end", fill=GREY),
+        ]
     for power in range(math.ceil(first), math.floor(last) + 1):
         x = x_of(10**power)
         parts += [
@@ -61,10 +64,12 @@ def lines(title: str, across: str, up: str, drawn: Sequence[Line]) -> str:
         _text((left + width - right) / 2, height - 10, across, anchor="middle", fill=GREY),
         _text(left, top - 8, up, anchor="end", fill=GREY),
     ]
-    for line, colour in zip(drawn, COLOURS, strict=False):
+    lowest = float("-inf")
+    for line, colour in sorted(zip(drawn, COLOURS, strict=False), key=lambda pair: -pair[0].points[-1][1]):
         points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
         parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='2.5'/>")
-        parts.append(_text(width - right + 8, y_of(line.points[-1][1]) + 4, line.name, fill=colour))
+        lowest = max(lowest + 18, y_of(line.points[-1][1]) + 4)  # names do not stand on each other
+        parts.append(_text(x_of(line.points[-1][0]) + 8, lowest, line.name, fill=colour))
     return _svg(width, height, parts)
 
 
@@ -72,7 +77,7 @@ def standing(title: str, bars: Sequence[Bar]) -> str:
     """Draw how much faster (to the right of 1) or slower (to the left) ours is than each peer, logarithmically."""
     left, top, width = 430, 74, 980
     reach = max(1.0, *(abs(math.log10(bar.ratio)) for bar in bars))
-    low = min(-1.0, math.floor(min(math.log10(bar.ratio) for bar in bars)))
+    low = min(-1.0, math.floor(min(math.log10(bar.ratio) for bar in bars))) - 0.8  # room for the figures
     high = max(1.0, math.ceil(reach))
 
     def x_of(ratio: float) -> float:
@@ -80,11 +85,11 @@ def standing(title: str, bars: Sequence[Bar]) -> str:
 
     parts = [_text(16, 26, title, weight="bold")]
     height = top + ROW * len(bars) + 20
-    for power in range(int(low), int(high) + 1):
+    for power in range(math.ceil(low), int(high) + 1):
         x = x_of(10**power)
         parts += [
             _rule(x, top - 8, x, height - 16, dark=power == 0),
-            _text(x, top - 14, f"{10.0**power:g}×", anchor="middle", fill=GREY),
+            _text(x, top - 14, f"{10.0**power:,g}×", anchor="middle", fill=GREY),
         ]
     parts += [
         _text(x_of(1) - 8, 48, "behind", anchor="end", fill=COLOURS[1], weight="bold"),
@@ -94,16 +99,17 @@ def standing(title: str, bars: Sequence[Bar]) -> str:
     for number, bar in enumerate(bars):
         y = top + ROW * number
         start, end = sorted((x_of(1), x_of(bar.ratio)))
+        wide = max(1.0, end - start)
         colour = COLOURS[0] if bar.ratio >= 1 else COLOURS[1]
         if bar.case != earlier:
             parts += [_rule(16, y - 2, width - 16, y - 2), _text(16, y + 15, bar.case)]
             earlier = bar.case
         parts += [
             _text(left - 10, y + 15, bar.peer, anchor="end", fill=GREY),
-            f"<rect x='{start:.1f}' y='{y + 3}' width='{max(1.0, end - start):.1f}' height='{ROW - 8}' fill='{colour}'/>",
+            f"<rect x='{start:.1f}' y='{y + 3}' width='{wide:.1f}' height='{ROW - 8}' fill='{colour}'/>",
             _text(
                 *((end + 5, y + 15) if bar.ratio >= 1 else (start - 5, y + 15)),
-                f"{bar.ratio:.3g}×",
+                f"{bar.ratio:,.0f}×" if bar.ratio >= 99.5 else f"{bar.ratio:.2g}×",
                 anchor="start" if bar.ratio >= 1 else "end",
                 fill=colour,
             ),
@@ -112,7 +118,8 @@ def standing(title: str, bars: Sequence[Bar]) -> str:
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' {FONT}>"
+    size = f"viewBox='0 0 {width} {height}' width='{width}' height='{height}'"
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} {FONT}>"
     return "\n".join([head, "<rect width='100%' height='100%' fill='white'/>", *parts, "</svg>", ""])
 
 

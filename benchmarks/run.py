@@ -1,8 +1,8 @@
 """Run every benchmark, each in a process of its own, and write what they say.
 
-    python benchmarks/run.py             all of them: `results/*.json`, then the table and the pictures
-    python benchmarks/run.py flush load  these, and the table and the pictures from all results there are
-    python benchmarks/run.py --table     nothing but the table and the pictures
+python benchmarks/run.py             all of them: `results/*.json`, then the table and the pictures
+python benchmarks/run.py flush load  these, and the table and the pictures from all results there are
+python benchmarks/run.py --table     nothing but the table and the pictures
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def main() -> None:
             arguments = ["--results", str(options.results), *(["--quick"] if options.quick else [])]
         code = subprocess.run([sys.executable, HERE / f"{name}.py", *arguments], check=False).returncode
         print(f"== {name}: {time.monotonic() - started:.0f} s{f', FAILED ({code})' if code else ''}\n", flush=True)
-    subprocess.run(
-        [sys.executable, HERE / "capacity.py", "--plot", str(options.results / "capacity.svg")], check=True
-    )
+    subprocess.run([sys.executable, HERE / "capacity.py", "--plot", str(options.results / "capacity.svg")], check=True)
     write(options.results, readme=options.results == RESULTS)
 
 

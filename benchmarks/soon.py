@@ -33,7 +33,10 @@ def cases(quick: bool) -> list[Case]:
         if store.load(NAMESPACE)["stream_000000"].value != encoded_compactly(calls - 1):
             fail("the last value is not the one that is stored")
         seconds = {OURS: waits, **inline(url)}
-    goal = ("≤ 50 µs, memory flat, the last value stored", lambda figures: figures[OURS].median <= 50e-6 and grown <= FLAT)
+    goal = (
+        "≤ 50 µs, memory flat, the last value stored",
+        lambda figures: figures[OURS].median <= 50e-6 and grown <= FLAT,
+    )
     return [case(f"{calls:,} calls, 50 ms", seconds, goal, {OURS: {"MB grown": round(grown, 1)}})]
 
 

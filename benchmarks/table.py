@@ -27,7 +27,9 @@ def write(results: Path, *, readme: bool) -> None:
         for peer, figures in case["figures"].items()
         if not peer.startswith(OURS)
     ]
-    (results / "standing.svg").write_text(standing("How many times as long as checkpoint each peer takes", bars), "utf-8")
+    (results / "standing.svg").write_text(
+        standing("How many times as long as checkpoint each peer takes", bars), "utf-8"
+    )
     if readme:
         before, _, rest = README.read_text("utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
@@ -46,7 +48,7 @@ def summary(found: list[dict[str, Any]]) -> str:
     for result in found:
         for case in result["cases"]:
             figures, goal = case["figures"], case["goal"]
-            peer = next((name for name in MAIN if name in figures), [name for name in figures if name != OURS][0])
+            peer = next((name for name in MAIN if name in figures), next(name for name in figures if name != OURS))
             met = "" if goal is None else f"{goal['text']}: {'met' if goal['met'] else '**missed**'}"
             rows.append(
                 f"| {case['name']} | {_ours(figures[OURS])} | {spell(figures[peer]['median'])}, {peer} "
@@ -78,7 +80,9 @@ def everything(found: list[dict[str, Any]]) -> str:
                     f"| {figures['ratio']:.2f} | {_counts(figures)} |"
                 )
             if case["goal"]:
-                rows.append(f"| | *goal: {case['goal']['text']}: {'met' if case['goal']['met'] else 'missed'}* |" + " |" * 6)
+                rows.append(
+                    f"| | *goal: {case['goal']['text']}: {'met' if case['goal']['met'] else 'missed'}* |" + " |" * 6
+                )
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 

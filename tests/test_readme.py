@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,11 @@ from checkpoint.stores import open_store
 from checkpoint.testing import Answer, ApiServer, Drop
 
 README = Path(__file__).parent.parent / "README.md"
+sys.path.insert(0, str(README.parent / "benchmarks"))
+import table  # noqa: E402 - a script, not installed
+
 TEXT, _, RECIPES = README.read_text("utf-8").partition("## Recipes")  # these have tests of their own
 TEXT_AND_REST = README.read_text("utf-8")
-RESULTS = README.parent / "benchmarks" / "results"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT + RECIPES.partition("\n## ")[2], re.DOTALL | re.MULTILINE)
 
 
@@ -130,12 +132,13 @@ def test_the_commit_shown_finds_out_what_became_of_an_unanswered_write(commit, n
 
 
 def test_the_figures_are_those_that_the_benchmarks_wrote():
-    rows = []
-    for name in ("flush", "flush_overwrite", "commit"):
-        for case in json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["cases"]:
-            ours, peer = case["figures"].items()
-            rows.append(
-                f"| {case['name']} | {ours[1]['median'] * 1000:.2f} ms | {peer[1]['median'] * 1000:.2f} ms, {peer[0]} "
-                f"| {peer[1]['ratio']:.2f} |"
-            )
-    assert [row for row in TEXT_AND_REST.splitlines() if " ms |" in row] == rows
+    found = table.read()
+    assert [result["benchmark"] for result in found] == list(table.NAMES)
+    shown = TEXT_AND_REST.partition(table.BEGIN)[2].partition(table.END)[0]
+    assert shown == table.summary(found)
+
+
+def test_the_pictures_shown_are_there():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", TEXT_AND_REST)
+    assert pictures
+    assert [picture for picture in pictures if not (README.parent / picture).is_file()] == []
