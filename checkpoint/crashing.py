@@ -12,6 +12,7 @@ import threading
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import AsyncIterable
 from contextlib import contextmanager
 from functools import wraps
 from secrets import token_hex
@@ -21,7 +22,7 @@ from checkpoint.stores import open_store
 from checkpoint.testing import ApiServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator
     from pathlib import Path
 
     from checkpoint.stores.base import Store
@@ -91,8 +92,8 @@ class Attempt:
     def records(self, source: AsyncIterable[T]) -> AsyncIterator[T]: ...
     def records(self, source: Iterable[T] | AsyncIterable[T]) -> Iterator[T] | AsyncIterator[T]:
         """Yield what a source yields, rows or pages; the job may die before each and at the end."""
-        if hasattr(source, "__aiter__"):
-            return self._records_async(cast("AsyncIterable[T]", source))
+        if isinstance(source, AsyncIterable):
+            return self._records_async(source)
         return self._records(source)
 
     def write(self, rows: Iterable[Any]) -> None:
@@ -260,7 +261,7 @@ def fill(template: str, folder: Path, server: str) -> str:
 
 
 @contextmanager
-def _place(folder: Path, template: str) -> Iterator[str]:
+def _place(folder: Path, template: str) -> Generator[str]:
     """Make a folder, and yield the URL of an empty store; a server that it needs runs meanwhile."""
     folder.mkdir(parents=True)
     if "{server}" not in template:
@@ -311,14 +312,13 @@ def _identity(row: Any, primary_key: str | Callable[[Any], Hashable] | None) -> 
     return _frozen(row[primary_key] if isinstance(primary_key, str) else primary_key(row))
 
 
-def _frozen(value: Any) -> Hashable:
+def _frozen(value: object) -> Hashable:
     """Return something hashable that equals that of another row where the rows are equal."""
     if isinstance(value, dict):
-        row: dict[Any, Any] = value
-        return frozenset((key, _frozen(item)) for key, item in row.items())
+        return frozenset((key, _frozen(item)) for key, item in cast("dict[object, object]", value).items())
     if isinstance(value, (list, tuple)):
-        return tuple(_frozen(item) for item in cast("Iterable[Any]", value))
-    return cast("Hashable", value)
+        return tuple(_frozen(item) for item in cast("Iterable[object]", value))
+    return value
 
 
 def _listed(rows: list[Any]) -> str:

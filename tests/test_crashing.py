@@ -101,10 +101,14 @@ def test_what_is_killed_runs_no_finally(tmp_path):
 
 
 def test_a_job_that_swallows_its_crash_dies_where_it_reads_on(tmp_path):
+    read = []
+
     def job(run):
+        read.append(0)
         with Checkpointer("crm", run.store) as cp:
             contacts = stream(cp)
             for page in contacts.pages(run.records(pages(contacts.start_value))):
+                read[-1] += 1
                 with suppress(BaseException):
                     run.write(page)
                 cp.commit()
@@ -113,6 +117,7 @@ def test_a_job_that_swallows_its_crash_dies_where_it_reads_on(tmp_path):
         AssertionError, match=r"^crashed before write 1 \(point 2 of 16\) and resumed, the job lost 4 of"
     ):
         crash_and_resume(job, tmp_path)
+    assert read[:4] == [3, 0, 3, 1]  # whole; crashed before record 1, resumed; crashed before write 1
 
 
 def test_a_job_that_writes_what_is_in_hand_when_it_dies_is_a_good_one(tmp_path):
