@@ -47,7 +47,7 @@ PACKAGES = (
 
 def cases(quick: bool) -> list[Case]:
     """Measure at three latencies."""
-    rounds = {50: 1} if quick else {50: 5, 5: 15, 0: 15}
+    rounds = {50: 1} if quick else {50: 5, 5: 9, 0: 9}
     return [flush(latency, 20 if quick else 100, count) for latency, count in rounds.items()]
 
 

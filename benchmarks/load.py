@@ -70,7 +70,7 @@ HTTP = {
 
 def cases(quick: bool) -> list[Case]:
     """Measure from a file and over HTTP, in which the server's part is the same for all."""
-    keys, rounds = (5_000, 1) if quick else (100_000, 7)
+    keys, rounds = (5_000, 1) if quick else (100_000, 5)
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
         path = Path(folder) / "state.db"
         with closing(SQLiteStore(path)) as store:
