@@ -8,8 +8,31 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 NOBODY = 65534
+
+# What reads to the end of a pipe notices that the process at the other one has ended, even when that was killed.
+_LEFT = """
+    cat > /dev/null
+    if read -r pid < "$0/data/postmaster.pid"; then
+        kill -QUIT "$pid"
+        while kill -0 "$pid"; do sleep 0.1; done
+    fi
+    rm -rf "$0"
+"""
+
+
+def guarded(*command: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command that ends when its `stdin` is closed, and so when this process has ended."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        **options,
+    )
 
 
 class PostgresServer:
@@ -20,6 +43,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path is short
+        self._guard = guarded("sh", "-c", _LEFT, str(self.home))
         self.url = f"postgresql://postgres@/postgres?host={self.home}"
         self._data = self.home / "data"
         # PostgreSQL refuses to run as root: then it is nobody's, and so is a copy, for wherever the package is
@@ -59,8 +83,8 @@ class PostgresServer:
         self._run("pg_ctl", "-w", "-t", "60", "-m", mode, "stop")
 
     def close(self) -> None:
-        self.stop()
-        shutil.rmtree(self.home)
+        self._guard.stdin.close()
+        self._guard.wait(60)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from freezegun import freeze_time
-from postgres_server import NOBODY
+from postgres_server import NOBODY, guarded
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -259,12 +259,19 @@ def test_a_database_that_cannot_hold_any_text_is_refused(plain_url: str, other: 
         other.execute(f"DROP DATABASE {schema}")
 
 
-def test_the_defaults_of_the_server_do_not_matter(postgres_url: str) -> None:
+def test_the_defaults_of_the_server_do_not_matter(postgres_url: str, plain_url: str, other: Any, schema: str) -> None:
     options = "-c default_transaction_isolation=serializable -c default_transaction_read_only=on -c search_path=x"
     url = f"{postgres_url}&options={options.replace(' ', '%20').replace('=', '%3D')}%20-c%20statement_timeout%3D1"
     with closing(PostgresStore(url)) as store:
         store.commit("job", {"a": "1", "b": "é"}, run_id="run")
         assert values(store) == {"a": "1", "b": "é"}
+        with ThreadPoolExecutor() as pool, psycopg.connect(plain_url) as holder:
+            holder.execute(f"UPDATE {schema}.checkpoint_namespaces SET version = 7")
+            committing = pool.submit(store.commit, "job", {"a": "2"})
+            waiting(other, schema)
+            holder.commit()
+            receipt = committing.result(60)
+        assert (receipt.entries["a"].version, receipt.retries) == (8, 0)
 
 
 # Names and values
@@ -314,6 +321,7 @@ def test_a_run_id_that_text_cannot_hold_is_refused(postgres: PostgresStore) -> N
 
 def test_history_of_an_age(postgres_url: str) -> None:
     with closing(PostgresStore(postgres_url, keep=timedelta(hours=1))) as store:
+        store.load("job")  # see the fixture `postgres`
         with freeze_time("2024-05-01T10:00:00Z") as clock:
             store.commit("job", {"a": "1"})
             clock.move_to("2024-05-01T10:30:00Z")
@@ -382,14 +390,17 @@ def test_a_server_that_stays_away_is_unavailable(tmp_path: Path) -> None:
 
 def test_killed_backends_are_replaced(postgres: PostgresStore, other: Any) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
-    with ThreadPoolExecutor(3) as pool:  # several connections, each of them dead when it is used next
-        for _ in pool.map(lambda _: [postgres.load("job") for _ in range(20)], range(3)):
-            pass
+    server, until = postgres._server, module.monotonic() + 60
     for number in range(2, 5):
+        with server._lent(until), server._lent(until), server._lent(until):
+            pass
+        assert len(backends(postgres)) == 3
         for pid in backends(postgres):
             other.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
-        base = postgres.commit("job", {"a": str(number)}, base).entries
-    assert (base["a"].value, base["a"].version) == ("4", 4)
+        receipt = postgres.commit("job", {"a": str(number)}, base)
+        base = receipt.entries
+        assert (receipt.retries, base["a"].version) == (1, number)
+    assert values(postgres) == {"a": "4"}
 
 
 def waiting(other: Any, schema: str) -> int:
@@ -596,6 +607,18 @@ def test_the_first_commit_of_all_lands_once_too(proxy: Proxy, through: PostgresS
     assert len(postgres.history("job")) == 1
 
 
+@pytest.mark.parametrize(("keep", "changes"), [(100, {"__lease__": "2"}), (100, {"__lease__": None}), (0, {"a": "2"})])
+def test_a_commit_without_a_trace_whose_answer_is_lost_lands_once(
+    proxy: Proxy, through: PostgresStore, keep: int, changes: dict[str, str | None]
+) -> None:
+    through._keep = keep
+    base = through.commit("job", {"a": "1", "__lease__": "1"}).entries
+    proxy.on_commit.append("cut")
+    receipt = through.commit("job", changes, base)
+    assert receipt.entries == {key: entry for key, entry in through.load("job").items() if entry.version == 2}
+    assert through.commit("job", {"b": "1"}).entries["b"].version == 3
+
+
 @pytest.mark.parametrize("theirs", [{"b": "theirs"}, {"a": "theirs"}, {"a": None}])
 def test_a_commit_whose_answer_is_lost_is_known_under_later_ones(
     proxy: Proxy,
@@ -631,6 +654,19 @@ def test_a_commit_whose_answer_nobody_can_have_is_unknown(
     assert (caught.value.keys, caught.value.unsettled) == (("a", "b"), {"a", "b"})
     assert values(postgres) == {"a": "2", "b": "1"}
     postgres.commit("job", {"a": "2", "b": "1"}, {**base, "b": None})
+
+
+def test_a_commit_that_was_found_not_to_have_landed_is_not_unknown(
+    proxy: Proxy, through: PostgresStore, postgres: PostgresStore, other: Any, schema: str
+) -> None:
+    base = through.commit("job", {"a": "1"}).entries
+    other.execute(FAIL.format(schema=schema, code="53100", when="IMMEDIATE"))
+    other.execute(f"ALTER SEQUENCE {schema}.tries MINVALUE -9 INCREMENT -1 RESTART 3")  # the second try fails
+    proxy.on_commit.append("drop")
+    with pytest.raises(StoreError, match="failed: try again") as caught:
+        through.commit("job", {"a": "2"}, base)
+    assert type(caught.value) is StoreError
+    assert postgres.load("job") == base
 
 
 def test_a_server_that_falls_silent_ends_with_the_deadline(
@@ -708,6 +744,14 @@ def test_fault_43_after_a_fork_each_process_has_connections_of_its_own(postgres:
     assert set(postgres.load("job")) == {"a", "b", "child 0", "child 1"}
 
 
+def test_a_conflict_costs_no_connection(postgres: PostgresStore) -> None:
+    postgres.commit("job", {"a": "1"})
+    before = backends(postgres)
+    with pytest.raises(Conflict):
+        postgres.commit("job", {"a": "2"}, {"a": None})
+    assert backends(postgres) == before
+
+
 def test_several_threads_share_a_store(postgres: PostgresStore) -> None:
     def work(number: int) -> None:
         for count in range(10):
@@ -741,16 +785,14 @@ def bouncer(postgres_server: PostgresServer) -> Iterator[str]:
     user = NOBODY if os.geteuid() == 0 else None
     if user is not None:
         os.chown(home, NOBODY, NOBODY)
-    process = subprocess.Popen(
-        [program, str(home / "pgbouncer.ini")],
+    process = guarded(
+        *("sh", "-c", '"$0" "$1" & cat > /dev/null; kill $!; wait', program, str(home / "pgbouncer.ini")),
         user=user,
         group=user,
         extra_groups=None if user is None else [],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
     )
     yield f"postgresql://postgres@/postgres?host={home}&port=6432"
-    process.terminate()
+    process.stdin.close()
     process.wait(60)
     shutil.rmtree(home)
 
@@ -896,6 +938,7 @@ def test_fault_39_a_rollback_takes_both_back_and_the_same_goes_in_again(
         with pytest.raises(ZeroDivisionError), transaction(connection):
             connection.execute(f"INSERT INTO {schema}.sink VALUES (1)")
             store.commit("job", {"a": "1"}, {"a": None})
+            store.commit("job", {"b": "1"})
             1 / 0  # noqa: B018
         assert (sink(), store.load("job"), values(postgres)) == ([], {}, {})
     with transaction(connection):
