@@ -228,7 +228,7 @@ class Ledger:
                     self._unsettle({key: batch[key] for key in error.unsettled})
                     self._settle(batch, error.committed, landed)
                     batch = {key: value for key, value in batch.items() if key not in error.committed}
-                    conflicts = self._blame({**watched, **batch}, error)
+                    conflicts = self._blame(batch, watched, error)
                     if conflicts is not None and rounds:
                         self._know(conflicts)
                         base = {key: conflicts.get(key, was) for key, was in base.items() if key not in error.committed}
@@ -258,8 +258,8 @@ class Ledger:
                 del self.claimed[key]
                 self._failed.discard(key)
 
-    def _blame(self, batch: Changes, error: CheckpointError) -> dict[str, Entry | None] | None:
-        """Remember what an error found and what it leaves open.
+    def _blame(self, batch: Changes, watched: Changes, error: CheckpointError) -> dict[str, Entry | None] | None:
+        """Remember what an error found of what was watched, and what of the batch it leaves open.
 
         Return what was found where the error is nothing but own writes that landed late, or what is to be written
         anyway, None where there is more.
@@ -267,7 +267,7 @@ class Ledger:
         errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(batch, error)
         conflicts = {one.key: one.found for one in errors.values() if isinstance(one, Conflict)}
         if all(isinstance(one, Conflict) for one in errors.values()) and all(
-            value_of(found) in self._unsettled.get(key, ()) or value_of(found) == batch[key]
+            value_of(found) in self._unsettled.get(key, ()) or value_of(found) == watched[key]
             for key, found in conflicts.items()
         ):
             return conflicts

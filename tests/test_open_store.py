@@ -115,3 +115,9 @@ class TestTheirStore(StoreContract):
     def reopen(self, store: Store) -> Store:
         store.close()
         return open_store(self.url)
+
+
+def test_a_mistyped_scheme_shows_no_password() -> None:
+    with pytest.raises(ValueError, match="no store opens") as caught:
+        open_store("postgress://user:pass@word@localhost/db")
+    assert str(caught.value).startswith("no store opens 'postgress://***@localhost/db': its URL begins with")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -59,7 +60,8 @@ def open_store(url: str | None = None) -> Store:
         return opener(url)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
     hint = "" if ":" in url else f"; a file is sqlite:///{url}"
-    raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
+    shown = re.sub(r"//[^/]*@", "//***@", url)  # a mistyped scheme does not make a password less of one
+    raise ValueError(f"no store opens {shown!r}: its URL begins with one of {known}{hint}")
 
 
 def _resolve(name: str) -> Callable[..., Store]:
