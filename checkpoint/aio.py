@@ -73,7 +73,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             self._cp._watch_signals()
             await self._hop(self._cp._load)
         except BaseException:
-            self._cp._end()
+            await self._end()
             raise
         return self
 
@@ -85,6 +85,12 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         except BaseException as error:
             self._cp._note_failure(error)
             raise
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        try:
+            await self._hop(self._cp._taken.close)  # which may wait for the store
         finally:
             self._cp._end()
 

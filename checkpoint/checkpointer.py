@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from checkpoint import codec
@@ -116,15 +116,17 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._missing = missing
         self._exclusive = exclusive
         self._min_interval = min_interval
-        self._stop_signals = tuple(signal.Signals(number) for number in stop_signals)
+        self._stop_signals = tuple(dict.fromkeys(signal.Signals(number) for number in stop_signals))
         self._run_id = run_id
         self._stops: list[int] = []  # signals that came; streams look at it too
         self._handlers: dict[int, Any] = {}
+        self._taken = ExitStack()  # what entering took, and leaving lets go
         self._ledger = Ledger(state_key, overwrite=on_conflict == "overwrite", run_id=run_id, steps=self._steps)
         self._phase: Literal["new", "open", "closed"] = "new"
 
         self._streams: dict[str, Incremental[Any]] = {}  # by the key they hold; some are detached by now
         self._groups: dict[str, Group] = {}  # likewise, by name
+        self._held: frozenset[str] = frozenset()  # keys of commits that came too soon, which go out with the next
         self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
         self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
 
@@ -183,11 +185,14 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def _load(self) -> None:
         started = time.monotonic()
         store = self._ledger.store = self._given if isinstance(self._given, Store) else open_store(self._given)
+        if store is not self._given:
+            self._taken.callback(store.close)
         if self._exclusive:
             from checkpoint.lease import Lease  # noqa: PLC0415 - most runs need none
 
-            self._ledger.lease = Lease(store, self.state_key, self._run_id)
-            self._ledger.lease.acquire()
+            lease = self._ledger.lease = Lease(store, self.state_key, self._run_id)
+            self._taken.callback(lease.release)
+            lease.acquire()
         if isinstance(store, Warms):
             self._warm = store.warm
         self._ledger.known = store.load(self.state_key)
@@ -207,7 +212,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                     self._claim(self._scope(()))
                     self._phase = "closed"
                     self._need_transaction(self._ledger.claimed)
-            except (TypeError, ValueError, RuntimeError) as refused:
+            except (TypeError, ValueError, RuntimeError, CheckpointError) as refused:
                 self._leave(refused)  # what was claimed before is still safe to say
                 raise
             self._ledger.flush(frozenset(self._ledger.claimed))
@@ -232,18 +237,14 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def _end(self) -> None:
         """Let go of everything that entering took."""
-        try:
-            self._worker.stop()
-            if self._ledger.lease is not None:
-                self._ledger.lease.release()
+        with ExitStack() as ending:  # each of them, whatever the others raise
+            ending.callback(self._restore_signals)
+            ending.callback(_entered.pop, id(self), None)
+            ending.callback(self._taken.close)
+            ending.callback(self._worker.stop)
+            self._phase = "closed"
             for group in self._groups.values():
                 group.detach()
-            if self._ledger.store is not None and self._ledger.store is not self._given:
-                self._ledger.store.close()
-        finally:
-            self._phase = "closed"
-            _entered.pop(id(self), None)
-            self._restore_signals()
 
     def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():
@@ -278,6 +279,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._warn_of_size(key, value)
         with self._open():
             self._check_free(key)
+            self._spelled.pop(key, None)
             below = self._ledger.below(key)
             certain = not (self._ledger.doubts(key) or self._ledger.may_be_undone(key))
             if below is not None and certain and codec.same(value, below):
@@ -291,6 +293,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             if key not in self:
                 raise KeyError(key)
             self._check_free(key)
+            self._spelled.pop(key, None)
             self._draft[key] = None
 
     def __contains__(self, key: object) -> bool:
@@ -402,6 +405,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                     stream.detach()
             for key in [key for key in self._draft if group.owns(key)]:
                 del self._draft[key]
+                self._spelled.pop(key, None)
             self._groups[name] = group
             return group
 
@@ -601,7 +605,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._ledger.discard()
 
     def _take_back(self) -> None:
-        """Let groups and streams go back, all of them; where one cannot, say so at the end."""
+        """Let groups and streams go back, all of them; one that cannot is detached, and told of at the end."""
         failure: Exception | None = None
         holders: list[Group | Incremental[Any]] = [*self._live_groups(), *self._live().values()]
         for one in holders:
@@ -611,6 +615,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 else:
                     one.back(self._decode(one.key, self._value(one.key)))
             except (CheckpointError, TypeError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
+                if not isinstance(one, Group):  # which says itself how much of it cannot go on
+                    one.detach()
                 failure = failure or error
         if failure is not None:
             raise failure
@@ -638,7 +644,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._ledger.refresh()
             keys = self._claim(scope)
             self._need_transaction(keys)
-            return keys if self._due() else None
+            self._held |= keys
+            if not self._due():
+                return None
+            keys, self._held = self._held, frozenset()
+            return keys
 
     def _need_transaction(self, keys: Iterable[str]) -> None:
         """Refuse to flush keys into a transaction that the caller has not begun."""
@@ -846,6 +856,7 @@ class _Raw(MutableMapping[str, str]):
         check_changes(self._cp.state_key, {key: value})
         with self._cp._open():
             self._cp._check_free(key)
+            self._cp._spelled.pop(key, None)
             self._cp._draft[key] = value
 
     def __delitem__(self, key: str) -> None:

@@ -63,7 +63,7 @@ class Group(MutableMapping[str, Cursor]):
         self._by_index: list[_Shard]
         self._leftovers: list[str]
         self._exists: bool
-        self._pending: dict[_Shard, str]
+        self._pending: dict[_Shard, tuple[str, dict[str, Cursor | None]]]
         self._claiming: list[Incremental[Any]]
         self._seat(stored)
 
@@ -165,20 +165,21 @@ class Group(MutableMapping[str, Cursor]):
                     said[shard] = dict(shard.draft)
             for stream in self._claiming:
                 said.setdefault(self._shard_of(stream.key), {})[stream.key] = stream.claim()
-            self._pending = {shard: shard.value_with(changes) for shard, changes in said.items()}
-            changed = any(value != shard.value for shard, value in self._pending.items())
+            self._pending = {shard: (shard.value_with(changes), changes) for shard, changes in said.items()}
+            changed = any(value != shard.value for shard, (value, _) in self._pending.items())
             if not (self._exists or changed):
                 return {}
             values: dict[str, str | None] = dict.fromkeys(self._leftovers)
-            values.update((entry, self._pending.get(shard, shard.value)) for entry, shard in self._shards.items())
+            for entry, shard in self._shards.items():
+                values[entry] = self._pending[shard][0] if shard in self._pending else shard.value
             return values
 
     def claimed(self) -> None:
         """Take what `claim` returned for said."""
         with self._lock:
-            for shard, value in self._pending.items():
+            for shard, (value, changes) in self._pending.items():
                 self._exists = self._exists or value != shard.value
-                shard.take(value)
+                shard.take(value, changes)
             for stream in self._claiming:
                 stream.claimed()
 
@@ -188,14 +189,24 @@ class Group(MutableMapping[str, Cursor]):
             return any(shard.value_with(shard.draft) != shard.value for shard in self._shards.values() if shard.draft)
 
     def back(self, stored: Mapping[str, str]) -> None:
-        """Go back to what the namespace says, and go on from there."""
+        """Go back to what the namespace says, and go on from there; what cannot is detached.
+
+        Raises:
+            CorruptState: entries are missing, and the group is detached; or a stream's member is no cursor.
+
+        """
         with self._lock:
-            self._seat(stored)
+            try:
+                self._seat(stored)
+            except BaseException:
+                self.detach()
+                raise
             failure: CheckpointError | ValueError | None = None
             for member, stream in self._held().items():
                 try:
                     stream.back(self._shard_of(member).cursor(member))
                 except (CheckpointError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
+                    stream.detach()
                     failure = failure or error
             if failure is not None:
                 raise failure
@@ -287,12 +298,13 @@ class _Shard:
         value = codec.encode({member: cursor for member, cursor in members.items() if cursor is not None})
         return self.value if codec.same(value, self.value) else value
 
-    def take(self, value: str) -> None:
-        """Take a value for the last claim; drafts stay, for they are live."""
+    def take(self, value: str, changes: Mapping[str, Cursor | None]) -> None:
+        """Take a value, made with these changes, for the last claim; drafts stay, for they are live."""
         if value != self.value:
             self.value, self._last = value, None
-        for member in [member for member, cursor in self.draft.items() if cursor is None]:
-            del self.draft[member]
+        for member, cursor in changes.items():
+            if cursor is None:
+                self.draft.pop(member, None)
 
 
 def entries_of(name: str, shards: int) -> tuple[str, ...]:

@@ -163,8 +163,13 @@ class Lease:
             self._thread.join()
         if self._mine is None or self._lost:
             return
+        released = self._mine._replace(owner=None, since=None)
         try:
-            self._write(self._mine._replace(owner=None, since=None))
+            try:
+                self._write(released)
+            except Conflict as conflict:
+                if self.keeps(conflict.found):  # a renewal whose answer was lost
+                    self._write(released)
         except CheckpointError as error:
             logger.warning("%r: the lease was not released, and ends in %.0f s: %s", self._state_key, TIME, error)
 

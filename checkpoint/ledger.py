@@ -162,6 +162,7 @@ class Ledger:
                 self.known.pop(key, None)
             else:
                 self.known[key] = self.known.get(key, Entry(key, value))._replace(value=value)
+        self._doubtful.difference_update(self.claimed)
         self.claimed.clear()
         self._failed.clear()
 

@@ -197,6 +197,8 @@ class ApiServer:
 
     async def _close(self) -> None:
         self._listening.close()
+        for _ in range(10):  # turns of the loop, in which what was accepted last gets its transport
+            await asyncio.sleep(0)
         for transport in list(self._transports.values()):
             transport.abort()
         while self._transports:  # noqa: ASYNC110 - a turn or two of the loop
@@ -529,18 +531,21 @@ class _RealTimeLoop(asyncio.SelectorEventLoop):
 
 
 def _recording_protocol(transports: dict[Any, asyncio.Transport]) -> type[Any]:
-    """Return uvicorn's protocol, keeping the transport of every open connection under its peer's address."""
+    """Return uvicorn's protocol, keeping the transport of every open connection under its peer's address.
+
+    One whose peer has gone already has none; it is kept all the same, to be closed.
+    """
     from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415 - as above
 
     class Recording(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            transports[self.client] = transport
+            transports[self.client or id(self)] = transport
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            if transports.get(self.client) is self.transport:
-                del transports[self.client]
+            if transports.get(self.client or id(self)) is self.transport:
+                del transports[self.client or id(self)]
 
     return Recording
 

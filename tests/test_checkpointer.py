@@ -752,7 +752,7 @@ def test_flush_sends_again_what_failed_in_the_background():
         assert (stored(store), cp.changed) == ({"a": A}, set())
 
 
-def test_a_commit_of_one_key_is_not_kept_from_it_by_another(store):
+def test_what_was_held_back_goes_out_with_the_next_and_its_conflict_does_not_stay_in_the_way(store):
     seed(store, a=A, b=A)
     with Checkpointer("run", store, min_interval=3600) as cp:
         cp["z"] = A
@@ -762,12 +762,22 @@ def test_a_commit_of_one_key_is_not_kept_from_it_by_another(store):
         seed(store, a=C)
         cp._ledger.flushed_at = float("-inf")
         cp["b"] = B
-        assert cp.commit("b").keys == ("b",)
-        cp._ledger.flushed_at = float("-inf")
         with pytest.raises(Conflict):
-            cp.commit("a")
+            cp.commit("b")
+        cp._ledger.flushed_at = float("-inf")
+        assert cp.commit("b").keys == ("b",)
         cp.discard()
     assert stored(store) == {"a": C, "b": B, "z": A}
+
+
+def test_keys_committed_by_name_in_turn_all_get_out(store):
+    with freeze_time("2024-05-01") as clock, Checkpointer("run", store, min_interval=10) as cp:
+        for number in range(12):
+            for key in ("a", "b"):
+                cp[key] = {"n": number}
+                cp.commit(key)
+            clock.tick(3)
+        assert set(stored(store)) == {"a", "b"}
 
 
 def test_a_later_background_failure_is_told_with_the_first():
@@ -871,3 +881,62 @@ def test_reload_keeps_the_base_of_what_is_held_back():
 def test_what_is_no_signal_is_refused_at_construction(signals):
     with pytest.raises(ValueError, match="is not a valid Signals"):
         Checkpointer("run", stop_signals=signals)
+
+
+def test_a_clean_exit_that_cannot_claim_sends_what_was_claimed_before(store):
+    store.commit("run", {"g": "opaque!"})
+    with pytest.raises(CorruptState), Checkpointer("run", store, min_interval=3600) as cp:
+        cp["z"] = A
+        cp.commit()
+        cp["a"] = A
+        assert cp.commit() == Commit()
+        cp.group("g")["x"] = A
+    assert store.load("run")["g"].value == "opaque!"
+    assert decode(store.load("run")["a"].value) == A
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_send_what_was_in_doubt(tmp_path):
+    store = FaultyStore()
+    store.errors = [(False, StoreError("no idea"))]
+    with pytest.raises(StoreError, match="no idea"), Checkpointer("run", store) as cp:
+        cp["a"] = A
+        try:
+            cp.commit()
+        except StoreError:
+            cp._ledger.forked()  # as in the child
+            assert cp.changed == set()
+            assert cp.commit() == Commit()
+            raise
+
+
+def test_setting_a_key_back_to_what_is_stored_is_no_change_though_it_was_read_between(store):
+    store.commit("run", {"a": "eyAieCI6IDEgfQ=="})  # { "x": 1 }
+    with Checkpointer("run", store) as cp:
+        for number in (2, 1):
+            cp["a"] = {"x": number}
+            assert cp["a"] == {"x": number}
+        assert cp.changed == set()
+        assert cp.commit() == Commit()
+
+
+def test_a_stop_signal_named_twice_is_let_go_of():
+    before = signal.getsignal(signal.SIGTERM)
+    with Checkpointer("run", MemoryStore(), stop_signals=(signal.SIGTERM, signal.SIGTERM)):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stream_that_cannot_go_back_commits_nothing_more(store):
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        stream.filter([{"at": 1}])
+        cp.commit()
+        stream.filter([{"at": 50}])
+        store.commit("run", {"s": "opaque!"})
+        with pytest.raises(Conflict):
+            cp.commit()
+        with pytest.raises(CorruptState):
+            cp.discard()
+        assert not stream.live
+    assert store.load("run")["s"].value == "opaque!"

@@ -522,7 +522,35 @@ def test_where_one_stream_of_a_group_cannot_go_back_the_others_do(store):
         store.commit("run", {"crm": codec.encode({"a": 5, "b": {"at": 1}})})
         with pytest.raises(CorruptState, match="its member 'a' is no object"):
             cp.reload()
+        assert (a.live, b.live) == (False, True)
         assert b.filter([{"at": 2}]) == [{"at": 2}]
-        store.commit("run", {"crm": codec.encode({"a": {"at": 1}, "b": {"at": 1}})})
-        cp.reload()
-        assert (a.start_value, b.start_value) == (1, 1)
+    assert stored(store) == {"crm": {"a": 5, "b": {"at": 2}}}
+
+
+def test_a_group_that_cannot_go_back_commits_nothing_more(store):
+    with Checkpointer("run", store) as cp:
+        group = cp.group("g", shards=2)
+        group.update(MEMBERS)
+        cp.commit()
+        for member in MEMBERS:
+            group[member]["at"] = "changed"
+        store.commit("run", {"g.02-00": None})
+        with pytest.raises(Conflict):
+            cp.commit()
+        with pytest.raises(CorruptState, match="'g.02-00' is missing"):
+            cp.discard()
+        assert not group.live
+    assert set(store.load("run")) == {"g.02-01"}
+
+
+def test_a_commit_of_one_stream_leaves_a_deleted_member_deleted(store):
+    with Checkpointer("run", store) as cp:
+        group = cp.group("g")
+        group["x"] = A
+        stream = cp.incremental("s", "at", group=group, row_order="asc")
+        cp.commit()
+        del group["x"]
+        stream.filter([{"at": 1}])
+        cp.commit(stream)
+        assert ("x" in group, cp.changed) == (False, {"g"})
+    assert stored(store) == {"g": {"s": {"at": 1}}}

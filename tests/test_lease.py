@@ -343,3 +343,60 @@ def test_a_store_that_cannot_be_reached_is_no_lease():
     with pytest.raises(StoreUnavailable), Checkpointer("run", store, exclusive=True):
         pass
     store.close()
+
+
+class Lossy(MemoryStore):
+    """Writes, and says that it did not."""
+
+    lose = False
+
+    def commit(self, *args, **kwargs):
+        receipt = super().commit(*args, **kwargs)
+        if self.lose:
+            self.lose = False
+            raise StoreUnavailable("the answer was lost")
+        return receipt
+
+
+def test_a_lease_whose_last_renewal_was_not_answered_is_released(caplog):
+    store = Lossy()
+    with caplog.at_level(logging.WARNING, "checkpoint"), Checkpointer("run", store, exclusive=True):
+        store.lose = True
+        while not caplog.messages:
+            threading.Event().wait(0.01)
+    assert held(store).owner is None
+
+
+def test_leaving_lets_go_of_everything_whatever_the_store_raises(monkeypatch):
+    closed = []
+    store = Lossy()
+    monkeypatch.setattr("checkpoint.checkpointer.open_store", lambda _url: store)
+    monkeypatch.setattr(store, "close", lambda: closed.append(store))
+    with pytest.raises(OSError, match="gone"), Checkpointer("run", "memory://any", exclusive=True) as cp:
+
+        def gone(*_args, **_kwargs):
+            raise OSError("gone")
+
+        monkeypatch.setattr(cp._ledger.lease, "_write", gone)
+    assert closed == [store]
+
+
+def test_with_asyncio_leaving_does_not_hold_up_the_loop():
+    store, loops = MemoryStore(), []
+    release = lease.Lease.release
+
+    async def run():
+        async with AsyncCheckpointer("run", store, exclusive=True):
+            pass
+
+    def noted(self):
+        loops.append(threading.current_thread() is threading.main_thread())
+        release(self)
+
+    lease.Lease.release = noted
+    try:
+        asyncio.run(run())
+    finally:
+        lease.Lease.release = release
+    assert loops == [False]
+    assert held(store).owner is None

@@ -121,3 +121,10 @@ def test_a_mistyped_scheme_shows_no_password() -> None:
     with pytest.raises(ValueError, match="no store opens") as caught:
         open_store("postgress://user:pass@word@localhost/db")
     assert str(caught.value).startswith("no store opens 'postgress://***@localhost/db': its URL begins with")
+
+
+@pytest.mark.parametrize("url", ["https://user:word@host:99999", "https://user:word@", "http://user:word@host"])
+def test_a_users_password_in_the_apis_address_is_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match="has no user") as caught:
+        open_store(url)
+    assert "word" not in str(caught.value)

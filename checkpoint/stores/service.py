@@ -241,7 +241,7 @@ class Service:
             document = orjson.loads(body)
             said = f"{document['error']}: {document['message']}"
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            kind = response.headers.get("content-type", "no content type")
+            kind = response.headers.get("content-type", "no content type").replace(self._token.reveal(), "***")
             start = body[:80].decode("utf-8", "replace")
             said = f"({kind}) {start!r}" if start else f"({kind}, empty)"
         return f"{response.status} {said}"[:400]
