@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-POINTS = int(os.environ.get("CHECKPOINT_KILL_POINTS", "100"))
+POINTS = int(os.environ.get("CHECKPOINT_KILL_POINTS", "60"))
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -466,7 +466,7 @@ def spelled(value):
     return json.dumps(value, sort_keys=True)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents)
 def test_no_document_loses_anything(drawn):
     kind, document = drawn

@@ -17,7 +17,7 @@ import pytest
 from checkpoint import Checkpointer
 from checkpoint.stores.memory import MemoryStore
 
-STREAMS = int(os.environ.get("CHECKPOINT_STREAMS", "3000"))
+STREAMS = int(os.environ.get("CHECKPOINT_STREAMS", "1500"))
 SEED = int(os.environ.get("CHECKPOINT_SEED", "0"))
 PARTS = 20
 

@@ -19,7 +19,7 @@ import pytest
 from checkpoint import Checkpointer, codec
 from checkpoint.testing import Answer, ApiServer, Drop, Pass
 
-SECONDS = float(os.environ.get("CHECKPOINT_SOAK_SECONDS", "2"))
+SECONDS = float(os.environ.get("CHECKPOINT_SOAK_SECONDS", "1"))
 ROUNDS = 2 if SECONDS < 10 else 4
 PROCESSES = THREADS = 8
 
