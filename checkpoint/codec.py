@@ -3,9 +3,9 @@
 A value is standard, padded base64 (RFC 4648, section 4) of compact UTF-8 JSON (RFC 8259), keys in the order given.
 
 orjson does the common case. It also turns NaN into null, writes datetimes and UUIDs, reads 2**70 as a float and keeps
-the last of duplicate keys, so its answer counts only where it is seen to be exact: what it writes must read back equal,
-what it reads must be written back identically. Everything else goes through the standard library's json and strict
-checks.
+the last of duplicate keys, so its answer counts only where it is seen to be exact: what it writes must be flat and of
+plain types, or read back equal; what it reads must be written back identically. Everything else goes through the
+standard library's json and strict checks.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ MAX_DEPTH = 254
 """Levels of nesting a cursor may have: what orjson writes."""
 
 
+_all_exact = frozenset({str, int, bool, type(None)}).issuperset
+"""Whether orjson writes values of these types exactly, or refuses them: not what it writes of floats."""
+
+
 def encode(cursor: Mapping[str, Any]) -> str:
     """Return the value string of a cursor.
 
@@ -38,7 +42,7 @@ def encode(cursor: Mapping[str, Any]) -> str:
         ValueError: NaN or an infinity, a cycle or too many levels, text that is not valid Unicode.
 
     """
-    return b2a_base64(_dumps(cursor), newline=False).decode("ascii")
+    return b2a_base64(_dumps(cursor), newline=False).decode()
 
 
 def decode(value: str) -> Cursor:
@@ -96,8 +100,8 @@ def _dumps(cursor: Mapping[str, Any], *, sort_keys: bool = False) -> bytes:
     if not isinstance(cursor, dict):
         raise TypeError(f"a cursor is a dict, not {_type_name(cursor)}")
     try:
-        data = orjson.dumps(cursor, option=orjson.OPT_SORT_KEYS if sort_keys else None)
-        if orjson.loads(data) == cursor:
+        data = orjson.dumps(cursor, None, orjson.OPT_SORT_KEYS if sort_keys else None)
+        if _all_exact(map(type, cursor.values())) or orjson.loads(data) == cursor:
             return data
     except (TypeError, ValueError):
         pass  # what is wrong, or merely beyond orjson, the strict way says
