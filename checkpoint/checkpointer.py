@@ -29,7 +29,7 @@ from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
 from checkpoint.ledger import Changes, Ledger
 from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
 from checkpoint.stores import open_store
-from checkpoint.stores.base import Atomic, Entry, KeepsHistory, Store, Warms, check_changes, check_name, joined
+from checkpoint.stores.base import Entry, KeepsHistory, Store, Warms, check_changes, check_name, joined
 from checkpoint.worker import Worker
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def _load(self) -> None:
         started = time.monotonic()
-        store = self._ledger.store = self._given if isinstance(self._given, Store) else open_store(self._given)
+        store = self._given if isinstance(self._given, Store) else open_store(self._given)
+        self._ledger.open(store)
         if store is not self._given:
             self._taken.callback(store.close)
         if self._exclusive:
@@ -396,8 +397,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if not 1 <= shards <= MAX_SHARDS:
             raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
         with self._open():
-            key_by_key = not isinstance(self._ledger.opened, Atomic)
-            group = Group(self.state_key, name, shards, self._stored_of(name), key_by_key=key_by_key)
+            group = Group(self.state_key, name, shards, self._stored_of(name), key_by_key=not self._ledger.atomic)
             if earlier := self._groups.get(name):
                 earlier.detach()
             for key, stream in self._live().items():

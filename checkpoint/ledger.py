@@ -69,6 +69,10 @@ class Ledger:
     ) -> None:
         self.state_key = state_key
         self.store: Store | None = None
+        self.joined: JoinsTransactions | None = None
+        """The store, where it writes inside the caller's transactions."""
+        self.atomic = False
+        """Whether commits of the store are all or nothing."""
         self.lease: Lease | None = None
         self.claimed: Changes = {}  # None deletes
         self.known: dict[str, Entry] = {}
@@ -84,17 +88,16 @@ class Ledger:
         self._past: dict[str, deque[Entry | None]] = {}  # what was known earlier of keys in the caller's transaction
         self.flushed_at = self.claimed_at = float("-inf")
 
+    def open(self, store: Store) -> None:
+        """Use a store."""
+        self.store, self.joined, self.atomic = store, joined(store), isinstance(store, Atomic)
+
     @property
     def opened(self) -> Store:
         """The store, once it is open."""
         if self.store is None:
             raise RuntimeError("a Checkpointer is used inside its with block")
         return self.store
-
-    @property
-    def joined(self) -> JoinsTransactions | None:
-        """The store, where it writes inside the caller's transactions."""
-        return joined(self.store)
 
     # Reading and claiming
 
@@ -181,7 +184,7 @@ class Ledger:
                     del batch[key], self.claimed[key]  # taken back before it was ever sent
                     self._failed.discard(key)
                 due_at = self.claimed_at
-                steps = [batch] if isinstance(self.store, Atomic) else list(self._steps(batch))
+                steps = [batch] if self.atomic else list(self._steps(batch))
             if not batch:
                 return Commit()
             started, requests, retries = time.monotonic(), 0, 0
