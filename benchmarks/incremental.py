@@ -128,8 +128,8 @@ def naive(rows: list[dict[str, Any]]) -> Callable[[], float]:
 
 def cases(quick: bool) -> list[Case]:
     """Measure without and with a primary key, per record."""
-    rows = make(20_000 if quick else 200_000)
-    rounds = 2 if quick else 7
+    rows = make(20_000 if quick else 1_000_000)
+    rounds = 2 if quick else 5
     found: list[Case] = []
     for kind, key, order in (("", None, "asc"), (", primary key", "id", "asc"), (", unsorted", None, None)):
         others = {NAIVE: naive(rows), **peers(rows, key)}
