@@ -26,7 +26,7 @@ from plots import Line, lines
 
 from checkpoint import Checkpointer, codec, groups
 from checkpoint.stores.rate import Pace, simulate
-from checkpoint.stores.truto import ENTRIES_PER_GET, TrutoStore
+from checkpoint.stores.truto import CONCURRENCY, ENTRIES_PER_GET, TrutoStore
 from checkpoint.testing import ApiServer
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Job:
     """Seconds of a request."""
     rate: tuple[int, float] = (500, 10.0)
     """Requests in any so many seconds."""
-    concurrency: int = 32
+    concurrency: int = CONCURRENCY
     """Requests at once."""
 
 
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=60.0, help="seconds from a commit to the next")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds of a request")
     parser.add_argument("--rate", default="500/10", help="requests/seconds")
-    parser.add_argument("--concurrency", type=int, default=32, help="requests at once")
+    parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="requests at once")
     parser.add_argument("--shards", type=int, default=64, help="of a sharded group")
     parser.add_argument("--plot", type=Path, help="SVG file to draw")
     parser.add_argument("--verify", type=Path, nargs="?", const=Path("-"), help="JSON file for what was compared")

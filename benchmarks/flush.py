@@ -18,7 +18,7 @@ from harness import OURS, Case, compare, fail, main, peer
 from served import NAMESPACE, TOKEN, server
 
 from checkpoint import Checkpointer
-from checkpoint.stores.truto import TrutoStore
+from checkpoint.stores.truto import CONCURRENCY, TrutoStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,6 @@ OVERWRITE = f"{OURS}, overwrite"
 GOALS = {50: 24, 5: 12, 0: 2}
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 PARAMS = {"state_key": NAMESPACE}
-CONCURRENCY = 32
 PACKAGES = (
     "httpcore",
     "httpcore2",

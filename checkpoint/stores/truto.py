@@ -40,6 +40,9 @@ logger = logging.getLogger("checkpoint")
 ENTRIES_PER_GET = 1_000
 """Listed entries that cost about as much as one request for a single entry."""
 
+CONCURRENCY = 50
+"""Requests at once where nothing else is asked for: a hundred changed keys are the look and two rounds of writes."""
+
 MISSING = 404
 TOO_LARGE = 413
 
@@ -68,7 +71,7 @@ class TrutoStore:
         *,
         timeout: float = 10.0,
         deadline: float = 60.0,
-        concurrency: int = 32,
+        concurrency: int = CONCURRENCY,
         rate: tuple[int, float] = (500, 10.0),
     ) -> None:
         self._base_url = base_url
