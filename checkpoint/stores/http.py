@@ -150,7 +150,10 @@ class Clients:
         A request that comes sooner waits for its connection, or opens it; so does one whose connection was not to be
         opened.
         """
-        added = [self._make() for _ in range(count - len(self._made.get(os.getpid(), ())))]
+        missing = count - len(self._made.get(os.getpid(), ()))
+        if missing <= 0:  # as after the first commit, for each key that is set
+            return []
+        added = [self._make() for _ in range(missing)]
         self._idle.setdefault(os.getpid(), deque()).extendleft(added)
         return [client.open for client in added]
 
