@@ -121,7 +121,7 @@ class Incremental(Generic[T]):
         """The key the cursor is stored under."""
         self._options = options
         self._stops = stops  # not empty: the run is to stop
-        self._detached = self._left = self._warned = False
+        self._detached = self._warned = False
         self._last = stored  # the last claim, or what was stored
         self._counted = Stats(0, 0, 0, 0)  # of earlier readings, and of windows
         self._highest: Any = None  # so too
@@ -400,6 +400,7 @@ class Incremental(Generic[T]):
 
     def __enter__(self) -> Self:
         self._reading.check()
+        self._left = False
         return self
 
     def __exit__(
@@ -500,6 +501,7 @@ class Incremental(Generic[T]):
         self._reading, self._loose = reading, reading.position.loose
         self._position, self._base = reading.range.position, stored
         self._frontier = None
+        self._left = False
 
     def _position_of(self, stored: Cursor | None) -> Any:
         if stored is None:

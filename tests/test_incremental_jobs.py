@@ -322,3 +322,33 @@ def test_where_one_stream_cannot_go_back_the_others_do_and_the_job_is_told(memor
     assert {key: entry.value for key, entry in memory.load("run").items()} == {
         "a": encode({"at": 6}), "b": foreign, "c": encode({"at": 6}),
     }  # fmt: skip
+
+
+def test_a_stream_is_finished_by_every_block_of_its_own(memory):
+    with Checkpointer("run", memory) as cp:
+        stream = cp.incremental("s", "at", initial_value=0)
+        for at in (1, 2):
+            with stream:
+                stream.filter(rows(at))
+            cp.commit()
+            assert stored(memory) == {"s": {"at": at}}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_stream_that_went_back_is_finished_again(memory, own):
+    memory.commit("run", {"s": encode({"at": 0})})
+    with Checkpointer("run", memory) as cp:
+        stream = cp.incremental("s", "at")
+        with stream:
+            stream.filter(rows(1))
+        memory.commit("run", {"s": encode({"at": -5})})
+        with pytest.raises(Conflict):
+            cp.commit()
+        cp.discard()
+        assert stream.start_value == -5
+        if own:
+            with stream:
+                stream.filter(rows(2))
+        else:
+            stream.filter(rows(2))
+    assert stored(memory) == {"s": {"at": 2}}
