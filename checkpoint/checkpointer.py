@@ -126,6 +126,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         self._streams: dict[str, Incremental[Any]] = {}  # by the key they hold; some are detached by now
         self._groups: dict[str, Group] = {}  # likewise, by name
+        self._layouts: dict[str, int] = {}  # in how many shards each group was last claimed, whatever it is opened in
         self._held: frozenset[str] = frozenset()  # keys of commits that came too soon, which go out with the next
         self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
         self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
@@ -430,10 +431,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def _steps(self, batch: Changes) -> Iterable[Changes]:
         """Cut a batch into what must land one after the other, where a store writes key by key."""
-        groups = self._live_groups()
-        if not groups:
-            return [batch]
-        return steps(self.state_key, batch, self._ledger.known, groups)
+        return steps(self.state_key, batch, self._ledger.known, self._layouts, self._ledger.doubts)
 
     # Streams
 
@@ -733,8 +731,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
             return draft != below or self._ledger.doubts(key)
         return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
 
+            for name in [name for name in self._layouts if any(shards_of(name, key) for key in differences)]:
+                del self._layouts[name]  # set through the mapping, they are no group's
     def _claim_of(self, stream: Incremental[Any]) -> str | None:
         """Return what a stream's key is to hold; where that is no change, as it is spelled."""
+                self._layouts[group.name] = group.shards
         cursor, below = stream.claim(), self._ledger.below(stream.key)
         if cursor is None:
             return None

@@ -23,7 +23,7 @@ from checkpoint.codec import Cursor
 from checkpoint.errors import CheckpointError, CorruptState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Mapping
+    from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
     from checkpoint.incremental import Incremental
     from checkpoint.stores.base import Entry
@@ -321,10 +321,7 @@ def laid_out(state_key: str, name: str, shards: int, stored: Mapping[str, str], 
         CorruptState: entries are stored, and no layout is complete.
 
     """
-    found: dict[int, dict[str, str]] = {}
-    for key, value in stored.items():
-        if count := shards_of(name, key):
-            found.setdefault(count, {})[key] = value
+    found = _layouts(name, stored)
     complete = [count for count, entries in found.items() if len(entries) == count]
     entries = entries_of(name, shards)
     if not found:
@@ -350,31 +347,51 @@ def laid_out(state_key: str, name: str, shards: int, stored: Mapping[str, str], 
     return {entry: codec.encode(members) for entry, members in zip(entries, laid, strict=True)}
 
 
+def _layouts(name: str, stored: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    """Return the entries of a group by the number of shards of the layout they belong to."""
+    found: dict[int, dict[str, str]] = {}
+    for key, value in stored.items():
+        if count := shards_of(name, key):
+            found.setdefault(count, {})[key] = value
+    return found
+
+
 def steps(
-    state_key: str, batch: Mapping[str, str | None], known: Mapping[str, Entry], groups: Iterable[Group]
+    state_key: str,
+    batch: Mapping[str, str | None],
+    known: Mapping[str, Entry],
+    layouts: Mapping[str, int],
+    doubts: Callable[[str], bool],
 ) -> Iterator[dict[str, str | None]]:
     """Cut a batch into what must have landed before the rest is sent, for a store that writes key by key.
 
     A group that moves is written as it was first; then its old entries go. The last entry of a layout is written after
-    the others, so that a first commit that was cut off before it is known for what it is.
+    the others, so that a first commit that was cut off before it is known for what it is; before such a layout is left
+    it is made complete. `layouts` are the numbers of shards that the batch was claimed for, by group; `doubts` tells of
+    which keys the store may hold something else than what is known.
     """
+    completed: dict[str, str | None] = {}
     relaid: dict[str, str | None] = {}
     leaving: dict[str, str | None] = {}
     finals: dict[str, str | None] = {}
     rest = dict(batch)
-    for group in groups:
-        entries = entries_of(group.name, group.shards)
-        gone = {key: None for key, value in batch.items() if value is None and group.owns(key)}
+    for name, shards in layouts.items():
+        entries = entries_of(name, shards)
+        gone = {key: None for key, value in batch.items() if value is None and shards_of(name, key)}
         if gone:
-            stored = {key: entry.value for key, entry in known.items() if group.owns(key)}
-            before = laid_out(state_key, group.name, group.shards, stored, key_by_key=True)
-            relaid |= {entry: value for entry, value in before.items() if stored.get(entry) != value}
+            stored = {key: entry.value for key, entry in known.items() if shards_of(name, key)}
+            before = laid_out(state_key, name, shards, stored, key_by_key=True)
+            found = _layouts(name, stored)
+            if len(found) == 1 and shards not in found:
+                completed |= {key: _EMPTY for key in entries_of(name, *found) if key not in stored}
+            relaid |= {entry: value for entry, value in before.items() if stored.get(entry) != value or doubts(entry)}
+            gone |= {key: None for key in (*stored, *completed) if shards_of(name, key) and key not in before}
             leaving |= gone
             for key in [*gone, *(entry for entry, value in before.items() if rest.get(entry) == value)]:
                 rest.pop(key, None)
         elif entries[-1] in rest and entries[-1] not in known and len(entries) > 1:
             finals[entries[-1]] = rest.pop(entries[-1])
-    return (step for step in (relaid, leaving, rest, finals) if step)
+    return (step for step in (completed, relaid, leaving, rest, finals) if step)
 
 
 def shards_of(name: str, key: str) -> int:

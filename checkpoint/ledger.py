@@ -184,7 +184,11 @@ class Ledger:
                     del batch[key], self.claimed[key]  # taken back before it was ever sent
                     self._failed.discard(key)
                 due_at = self.claimed_at
-                steps = [batch] if self.atomic else list(self._steps(batch))
+                try:
+                    steps = [batch] if self.atomic else list(self._steps(batch))
+                except CheckpointError:
+                    self._failed.update(batch)
+                    raise
             if not batch:
                 return Commit()
             started, requests, retries = time.monotonic(), 0, 0
@@ -192,7 +196,7 @@ class Ledger:
             try:
                 for step in steps:
                     # Before the first write all of the batch is looked at, so that a conflict finds nothing written.
-                    sent = self._send(step, batch if step is steps[0] else step, landed)
+                    sent = self._send(step, {**step, **batch} if step is steps[0] else step, landed)
                     requests, retries = requests + sent[0], retries + sent[1]
             except BaseException as error:
                 with self.lock:
