@@ -405,6 +405,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 if group.owns(key):
                     stream.detach()
             for key in [key for key in self._draft if group.owns(key)]:
+            for other in self._live_groups():
+                if other.name != name and (other.owns(name) or shards_of(name, other.name)):
+                    raise ValueError(f"{name!r} would share entries with the group {other.name!r}: name it otherwise")
                 del self._draft[key]
                 self._spelled.pop(key, None)
             self._groups[name] = group
@@ -675,10 +678,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 if not any(group is one for group in self._live_groups()):
                     raise ValueError(f"{one!r} is not a live group of this run")
                 groups[one.name] = None
-            elif self._live().get(one.key) is one:
+            elif one in self._live().values():
                 keys.add(one.key)
             else:
-                owner = next((group for group in self._live_groups() if group.holds(one)), None)
+                    self._check_no_member(one)
+                owner = next((group for group in self._live_groups() if one in group.streams()), None)
                 if owner is None:
                     raise ValueError(f"{one!r} is not a live stream of this run")
                 members = groups.setdefault(owner.name, set())
@@ -694,6 +698,14 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with ledger.lock:
             groups = [(self._groups[name], members) for name, members in scope.groups.items()]
             streams = {key: one for key, one in self._live().items() if scope.keys is None or key in scope.keys}
+    def _check_no_member(self, key: str) -> None:
+        """Refuse to commit by its name what only a group has, for the mapping has no such key to send."""
+        if key in self or key in self._live() or key in self._ledger.known or key in self._draft:
+            return
+        for group in self._live_groups():
+            if any(stream.key == key for stream in group.streams()):
+                raise ValueError(f"{key!r} is a member of the group {group.name!r}: commit the stream, or the group")
+
             asked = self._draft if scope.keys is None else scope.keys
             drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
             drafts.update((key, self._claim_of(stream)) for key, stream in streams.items())

@@ -75,15 +75,11 @@ class Group(MutableMapping[str, Cursor]):
     def __getitem__(self, member: str) -> Cursor:
         with self._used():
             shard = self._shard_of(member)
-            if member in shard.draft:
-                cursor = shard.draft[member]
-                if cursor is None:
-                    raise KeyError(member)
-                return cursor
-            cursor = shard.cursor(member)
+            held = member in self._held()  # and what is read of it a copy
+            cursor = shard.draft[member] if member in shard.draft and not held else self.cursor(member)
             if cursor is None:
                 raise KeyError(member)
-            if member not in self._held():  # of whose cursor this is a copy
+            if not held:
                 shard.draft[member] = cursor
             return cursor
 
@@ -136,11 +132,9 @@ class Group(MutableMapping[str, Cursor]):
             if earlier := self._held().get(stream.key):
                 earlier.detach()
             self._streams[stream.key] = stream
-            self._shard_of(stream.key).draft.pop(stream.key, None)
-
-    def holds(self, stream: Incremental[Any]) -> bool:
-        """Tell whether a live stream holds a member."""
-        return self._held().get(stream.key) is stream
+            draft = self._shard_of(stream.key).draft
+            if stream.key in draft:
+                draft[stream.key] = self.cursor(stream.key)  # no longer to be changed in place
 
     def streams(self) -> Iterable[Incremental[Any]]:
         """Return the live streams that hold members."""
@@ -182,11 +176,17 @@ class Group(MutableMapping[str, Cursor]):
                 shard.take(value, changes)
             for stream in self._claiming:
                 stream.claimed()
+                self._shard_of(stream.key).draft.pop(stream.key, None)
 
     def changed(self) -> bool:
-        """Tell whether anything was set that is not claimed."""
+        """Tell whether anything was set that is not claimed; a member that was spoilt in place was."""
         with self._lock:
-            return any(shard.value_with(shard.draft) != shard.value for shard in self._shards.values() if shard.draft)
+            try:
+                return any(
+                    shard.value_with(shard.draft) != shard.value for shard in self._shards.values() if shard.draft
+                )
+            except (CheckpointError, TypeError, ValueError):
+                return True
 
     def back(self, stored: Mapping[str, str]) -> None:
         """Go back to what the namespace says, and go on from there; what cannot is detached.

@@ -10,7 +10,16 @@ from zlib import crc32
 
 import pytest
 
-from checkpoint import AsyncCheckpointer, Checkpointer, Conflict, CorruptState, MemoryStore, codec
+from checkpoint import (
+    AsyncCheckpointer,
+    Checkpointer,
+    CommitUnknown,
+    Conflict,
+    CorruptState,
+    MemoryStore,
+    PartialCommit,
+    codec,
+)
 from checkpoint.groups import entries_of, laid_out, shards_of
 from checkpoint.stores.truto import TrutoStore
 
@@ -554,3 +563,117 @@ def test_a_commit_of_one_stream_leaves_a_deleted_member_deleted(store):
         cp.commit(stream)
         assert ("x" in group, cp.changed) == (False, {"g"})
     assert stored(store) == {"g": {"s": {"at": 1}}}
+
+
+def test_a_first_commit_that_was_cut_off_may_move_and_be_cut_off_again():
+    start = laid_out("run", "g", 3, {"g": codec.encode(MEMBERS)}, key_by_key=True)
+    del start["g.03-02"]
+    left = {member: cursor for member, cursor in MEMBERS.items() if crc32(member.encode()) % 3 != 2}
+    for cut in itertools.count():
+        store = PerKey(cut)
+        store.inner.commit("run", start)
+        try:
+            with Checkpointer("run", store) as cp:
+                cp.group("g", 2)
+        except Killed:
+            pass
+        store.left = None
+        assert [members(store, shards) for shards in (2, 3, 1)] == [left] * 3
+        if store.whole:
+            break
+    assert set(store.load("run")) == {"g"}
+
+
+class Unanswered(PerKey):
+    """The same, whose write of one key is not answered, once, and ends the step."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(-1)
+        self.key = key
+
+    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+        receipt = super().commit(state_key, changes, base, run_id=run_id)
+        if self.key not in changes:
+            return receipt
+        self.key = ""
+        raise CommitUnknown(state_key, changes)
+
+
+def test_moving_back_after_an_unknown_deletion_loses_no_member():
+    store = Unanswered("g.02-01")
+    store.inner.commit("run", laid_out("run", "g", 2, {"g": codec.encode(MEMBERS)}, key_by_key=True))
+    with Checkpointer("run", store) as cp:
+        cp.group("g", 3)
+        with pytest.raises(PartialCommit):
+            cp.commit()
+        cp.group("g", 2)
+        cp.commit()
+        assert {"g.02-00", "g.02-01"} == set(store.load("run"))
+    assert members(store, 2) == MEMBERS
+
+
+def test_what_was_claimed_for_one_layout_is_sent_as_that_although_the_group_was_opened_in_another():
+    for cut in itertools.count():
+        store = PerKey(-1)
+        store.inner.commit("run", laid_out("run", "g", 2, {"g": codec.encode(MEMBERS)}, key_by_key=True))
+        try:
+            with Checkpointer("run", store, min_interval=3600) as cp:
+                cp["a"] = A
+                cp.commit()
+                cp.group("g", 3)
+                assert not cp.commit()
+                cp.group("g", 2)  # which no commit has claimed
+                store.left = cut
+                cp.flush()
+        except Killed:
+            pass
+        store.left = None
+        assert members(store, 1) == MEMBERS
+        if store.whole:
+            return
+
+
+def test_a_member_that_was_set_before_a_stream_was_opened_for_it_stays_set(store):
+    with Checkpointer("run", store) as cp:
+        group = cp.group("g")
+        group["s"] = {"at": 1}
+        handed = group["s"]
+        stream = cp.incremental("s", "at", group=group, row_order="asc")
+        handed["at"] = group["s"]["at"] = 7
+        assert (stream.start_value, group["s"], cp.changed) == (1, {"at": 1}, {"g"})
+        with pytest.raises(ZeroDivisionError), stream:
+            raise ZeroDivisionError
+        assert group["s"] == {"at": 1}
+    assert stored(store) == {"g": {"s": {"at": 1}}}
+
+
+def test_what_was_spoilt_in_place_has_changed():
+    with Checkpointer("run", MemoryStore()) as cp:
+        group = cp.group("g")
+        group["a"] = A
+        group["a"]["at"] = {1}
+        assert cp.changed == {"g"}
+        group["a"] = B
+
+
+def test_a_stream_of_a_group_is_not_committed_by_its_name_alone(store):
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("contacts", "at", group="crm", row_order="asc")
+        stream.filter([{"at": 1}])
+        with pytest.raises(
+            ValueError, match="'contacts' is a member of the group 'crm': commit the stream, or the group"
+        ):
+            cp.commit("contacts")
+        cp["contacts"] = A
+        assert cp.commit("contacts").keys == ("contacts",)
+        assert cp.commit("never set").keys == ()
+        assert cp.commit(stream).keys == ("crm",)
+
+
+@pytest.mark.parametrize(("first", "second"), [("g", "g.16-00"), ("g.16-00", "g")])
+def test_groups_that_would_share_an_entry_are_refused(first, second):
+    with Checkpointer("run", MemoryStore()) as cp:
+        group = cp.group(first, 16)
+        with pytest.raises(ValueError, match="would share entries with the group"):
+            cp.group(second)
+        assert group.live
