@@ -123,11 +123,14 @@ class Ledger:
         self._failed.update(keys)
 
     def discard(self) -> None:
-        """Drop claims whose flush failed, and adopt what conflicts found."""
+        """Drop claims whose flush failed, and adopt what conflicts found.
+
+        A key with a claim that still waits keeps the base that was claimed on, see `adopt`.
+        """
         for key in self._failed:
             self.claimed.pop(key, None)
         self._failed.clear()
-        self._know(self._found)
+        self._know({key: entry for key, entry in self._found.items() if key not in self.claimed})
         self._found.clear()
 
     def adopt(self, loaded: dict[str, Entry]) -> None:
