@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
@@ -82,8 +82,9 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     ) -> None:
         try:
             await self._hop(self._cp._leave, exc)
+            self._cp._tell_failure(exc)
         except BaseException as error:
-            self._cp._note_failure(error)
+            self._cp._tell_failure(error)
             raise
         finally:
             await self._end()
@@ -188,9 +189,13 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     # Committing
 
-    async def commit(self, *only: str | Incremental[Any] | Group) -> Commit:
-        """Claim what changed, and flush it; see `Checkpointer.commit`."""
-        keys = self._cp._begin_commit(only)
+    def commit(self, *only: str | Incremental[Any] | Group) -> Coroutine[Any, Any, Commit]:
+        """Claim what changed, at the call, and flush it, when awaited; see `Checkpointer.commit`."""
+        return self._flush(self._cp._begin_commit(only))
+
+    async def _flush(self, keys: frozenset[str] | None) -> Commit:
+        with self._cp._open():
+            pass  # outside the block there is no worker to hop to
         return Commit() if keys is None else await self._hop(self._cp._ledger.flush, keys)
 
     def commit_soon(self, *only: str | Incremental[Any] | Group) -> None:
@@ -200,7 +205,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     async def flush(self) -> None:
         """Wait until everything claimed so far is stored; see `Checkpointer.flush`."""
         with self._cp._open():
-            pass  # outside the block there is no worker to hop to
+            pass  # as in _flush
         await self._hop(self._cp.flush)
 
     def discard(self) -> None:
@@ -210,19 +215,19 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     async def reload(self) -> None:
         """Discard, and list the namespace again; see `Checkpointer.reload`."""
         with self._cp._open():
-            pass  # as in flush
+            pass  # as in _flush
         await self._hop(self._cp.reload)
 
     async def history(self, key: str | None = None, *, limit: int | None = None) -> list[Change]:
         """Return what the latest commits changed, newest first; see `Checkpointer.history`."""
         with self._cp._open():
-            pass  # as in flush
+            pass  # as in _flush
         return await self._hop(self._cp.history, key, limit=limit)
 
     async def restore(self, key: str, version: int) -> Commit:
         """Commit to a key the value of an earlier commit; see `Checkpointer.restore`."""
         with self._cp._open():
-            pass  # as in flush
+            pass  # as in _flush
         return await self._hop(self._cp.restore, key, version)
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

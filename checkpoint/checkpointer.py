@@ -164,9 +164,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
     ) -> None:
         try:
             self._leave(exc)
+            self._worker.stop()  # what it failed with it may tell a moment after its flush has ended
+            self._tell_failure(exc)
         except BaseException as error:
             self._worker.stop()
-            self._note_failure(error)
+            self._tell_failure(error)
             raise
         finally:
             self._end()
@@ -218,7 +220,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 self._leave(refused)  # what was claimed before is still safe to say
                 raise
             self._ledger.flush(frozenset(self._ledger.claimed))
-            self._raise_failure()
             return
         self._phase = "closed"
         for stream in self._live_streams():
@@ -228,10 +229,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 self._ledger.flush()
         except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
             add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
-        self._note_failure(error)
 
-    def _note_failure(self, error: BaseException) -> None:
-        """Tell of a background failure that nobody has seen yet beside the error that goes on."""
+    def _tell_failure(self, error: BaseException | None) -> None:
+        """Tell of a background failure that nobody has seen yet, beside the error that goes on; None: raise it."""
+        if error is None:
+            self._raise_failure()
+            return
         with self._ledger.lock:
             failure, self._failure = self._failure, None
         if failure is not None and failure is not error:
@@ -320,7 +323,10 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def clear(self) -> None:
         """Delete every key, decoding none."""
         with self._open():
-            for key in self:
+            keys = list(self)
+            for key in keys:
+                self._check_free(key)
+            for key in keys:
                 del self[key]
 
     @property
@@ -364,6 +370,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             As `history` and `commit`.
 
         """
+        with self._open():
+            self._check_free(key)
         changes = {change.version: change for change in self.history(key)}
         if version not in changes:
             kept = ", ".join(map(str, changes)) or "none"
@@ -398,6 +406,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if not 1 <= shards <= MAX_SHARDS:
             raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
         with self._open():
+            for other in self._live_groups():
+                if other.name != name and (other.owns(name) or shards_of(name, other.name)):
+                    raise ValueError(f"{name!r} would share entries with the group {other.name!r}: name it otherwise")
             group = Group(self.state_key, name, shards, self._stored_of(name), key_by_key=not self._ledger.atomic)
             if earlier := self._groups.get(name):
                 earlier.detach()
@@ -405,9 +416,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 if group.owns(key):
                     stream.detach()
             for key in [key for key in self._draft if group.owns(key)]:
-            for other in self._live_groups():
-                if other.name != name and (other.owns(name) or shards_of(name, other.name)):
-                    raise ValueError(f"{name!r} would share entries with the group {other.name!r}: name it otherwise")
                 del self._draft[key]
                 self._spelled.pop(key, None)
             self._groups[name] = group
@@ -673,6 +681,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 if any(group.name == one for group in self._live_groups()):
                     groups[one] = None
                 else:
+                    self._check_no_member(one)
                     keys.add(one)
             elif isinstance(one, Group):
                 if not any(group is one for group in self._live_groups()):
@@ -681,14 +690,21 @@ class Checkpointer(MutableMapping[str, Cursor]):
             elif one in self._live().values():
                 keys.add(one.key)
             else:
-                    self._check_no_member(one)
                 owner = next((group for group in self._live_groups() if one in group.streams()), None)
                 if owner is None:
-                    raise ValueError(f"{one!r} is not a live stream of this run")
+                    raise ValueError(f"{one!r} is no key, and no live stream of this run")
                 members = groups.setdefault(owner.name, set())
                 if members is not None:
                     members.add(one.key)
         return _Scope(keys, groups)
+
+    def _check_no_member(self, key: str) -> None:
+        """Refuse to commit by its name what only a group has, for the mapping has no such key to send."""
+        if key in self or key in self._live() or key in self._ledger.known or key in self._draft:
+            return
+        for group in self._live_groups():
+            if any(stream.key == key for stream in group.streams()):
+                raise ValueError(f"{key!r} is a member of the group {group.name!r}: commit the stream, or the group")
 
     # Layers
 
@@ -698,14 +714,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with ledger.lock:
             groups = [(self._groups[name], members) for name, members in scope.groups.items()]
             streams = {key: one for key, one in self._live().items() if scope.keys is None or key in scope.keys}
-    def _check_no_member(self, key: str) -> None:
-        """Refuse to commit by its name what only a group has, for the mapping has no such key to send."""
-        if key in self or key in self._live() or key in self._ledger.known or key in self._draft:
-            return
-        for group in self._live_groups():
-            if any(stream.key == key for stream in group.streams()):
-                raise ValueError(f"{key!r} is a member of the group {group.name!r}: commit the stream, or the group")
-
             asked = self._draft if scope.keys is None else scope.keys
             drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
             drafts.update((key, self._claim_of(stream)) for key, stream in streams.items())
@@ -723,8 +731,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 )
             )
             ledger.claim(differences, mine)
+            for name in [name for name in self._layouts if any(shards_of(name, key) for key in differences)]:
+                del self._layouts[name]  # set through the mapping, they are no group's
             for group, _ in groups:
                 group.claimed()
+                self._layouts[group.name] = group.shards
             for key, stream in streams.items():
                 stream.claimed()
                 self._draft.pop(key, None)
@@ -743,11 +754,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             return draft != below or self._ledger.doubts(key)
         return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
 
-            for name in [name for name in self._layouts if any(shards_of(name, key) for key in differences)]:
-                del self._layouts[name]  # set through the mapping, they are no group's
     def _claim_of(self, stream: Incremental[Any]) -> str | None:
         """Return what a stream's key is to hold; where that is no change, as it is spelled."""
-                self._layouts[group.name] = group.shards
         cursor, below = stream.claim(), self._ledger.below(stream.key)
         if cursor is None:
             return None

@@ -121,6 +121,23 @@ def test_a_commit_is_a_snapshot_taken_at_the_call(api, truto):
     assert stored(api.store) == {"a": A}
 
 
+def test_a_commit_claims_what_streams_handed_out_until_the_call_and_no_more(store):
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", row_order="asc")
+            stream.filter([{"at": 1}])
+            commit = asyncio.ensure_future(cp.commit(stream))
+            stream.filter([{"at": 2}])
+            assert (await commit).keys == ("s",)
+            assert stored(store) == {"s": {"at": 1}}
+            late = cp.commit()
+        with pytest.raises(RuntimeError, match="this one is closed"):
+            await late
+
+    asyncio.run(job())
+    assert stored(store) == {"s": {"at": 2}}
+
+
 class GatedStore(MemoryStore):
     """A store whose commits wait for a go."""
 

@@ -27,6 +27,7 @@ from checkpoint import (
 )
 from checkpoint.codec import decode, encode
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.worker import Worker
 
 A, B, C = {"at": 1}, {"at": 2}, {"at": 3}
 
@@ -940,3 +941,87 @@ def test_a_stream_that_cannot_go_back_commits_nothing_more(store):
             cp.discard()
         assert not stream.live
     assert store.load("run")["s"].value == "opaque!"
+
+
+def test_a_claim_that_waits_keeps_its_base_when_a_conflict_of_the_key_is_adopted(store):
+    seed(store, a=A)
+    with freeze_time("2024-05-01"), Checkpointer("run", store, min_interval=10) as cp:
+        seed(store, a=C)
+        cp["a"] = B
+        with pytest.raises(Conflict):
+            cp.commit()
+        cp["b"] = B
+        assert cp.commit("b").keys == ("b",)
+        cp["a"] = {"at": 9}
+        assert not cp.commit("a")
+        cp.discard()
+        assert cp["a"] == {"at": 9}
+        with pytest.raises(Conflict):
+            cp.flush()
+        cp.discard()
+        assert cp["a"] == C
+    assert stored(store) == {"a": C, "b": B}
+
+
+def test_a_background_failure_that_is_told_late_is_told_beside_the_exception_that_ends_the_block(monkeypatch):
+    store, stopping = FaultyStore(), Event()
+    store.errors = [(False, StoreError("disk on fire"))]
+    stop = Worker.stop
+    monkeypatch.setattr(Worker, "stop", lambda worker: (stopping.set(), stop(worker)))
+    with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
+        flush = cp._ledger.flush
+
+        def slow(only=None):
+            try:
+                return flush(only)
+            except StoreError:
+                assert stopping.wait(10)
+                raise
+
+        monkeypatch.setattr(cp._ledger, "flush", slow)
+        cp["a"] = A
+        cp.commit_soon()
+        while not cp._ledger._failed:
+            Event().wait(0.001)
+        raise ZeroDivisionError
+    assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]
+
+
+def test_restoring_what_a_stream_or_group_holds_is_refused(memory_history):
+    store = memory_history
+    with Checkpointer("run", store) as cp:
+        cp.group("g", 2)["a"] = A
+        cp.incremental("s", "at", row_order="asc").filter([{"at": 3}])
+        for key in ("g", "s"):
+            with pytest.raises(ValueError, match="holds the group|held by a live stream"):
+                cp.restore(key, store.history("run", key)[0].version)
+        assert stored(store) == {}
+        cp.discard()
+
+
+@pytest.fixture
+def memory_history():
+    """Return a store in which two keys were deleted."""
+    store = MemoryStore()
+    seed(store, g=A, s=A)
+    store.commit("run", {"g": None, "s": None})
+    return store
+
+
+def test_clearing_is_all_or_nothing():
+    store = MemoryStore()
+    seed(store, a=A, b=B)
+    with Checkpointer("run", store) as cp:
+        cp.incremental("b", "at")
+        with pytest.raises(ValueError, match="'b' is held by a live stream"):
+            cp.clear()
+        assert dict(cp) == {"a": A, "b": B}
+
+
+def test_a_commit_of_what_is_neither_key_nor_stream_is_refused():
+    with Checkpointer("run", MemoryStore()) as cp:
+        cp["a"] = A
+        for what in (7, None, ["a"]):
+            with pytest.raises(ValueError, match="is no key, and no live stream of this run"):
+                cp.commit(what)
+        assert cp.changed == {"a"}
