@@ -692,7 +692,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             else:
                 owner = next((group for group in self._live_groups() if one in group.streams()), None)
                 if owner is None:
-                    raise ValueError(f"{one!r} is no key, and no live stream of this run")
+                    raise ValueError(f"{one!r} is no key, and not a live stream of this run")
                 members = groups.setdefault(owner.name, set())
                 if members is not None:
                     members.add(one.key)

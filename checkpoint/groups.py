@@ -371,6 +371,7 @@ def steps(
     which keys the store may hold something else than what is known.
     """
     completed: dict[str, str | None] = {}
+    lasts: dict[str, str | None] = {}
     relaid: dict[str, str | None] = {}
     leaving: dict[str, str | None] = {}
     finals: dict[str, str | None] = {}
@@ -382,16 +383,18 @@ def steps(
             stored = {key: entry.value for key, entry in known.items() if shards_of(name, key)}
             before = laid_out(state_key, name, shards, stored, key_by_key=True)
             found = _layouts(name, stored)
-            if len(found) == 1 and shards not in found:
-                completed |= {key: _EMPTY for key in entries_of(name, *found) if key not in stored}
+            missing = [key for key in entries_of(name, *found) if key not in stored] if len(found) == 1 else []
+            if missing and shards not in found:
+                completed |= dict.fromkeys(missing[:-1], _EMPTY)
+                lasts[missing[-1]] = _EMPTY
             relaid |= {entry: value for entry, value in before.items() if stored.get(entry) != value or doubts(entry)}
-            gone |= {key: None for key in (*stored, *completed) if shards_of(name, key) and key not in before}
+            gone |= {key: None for key in (*stored, *completed, *lasts) if shards_of(name, key) and key not in before}
             leaving |= gone
             for key in [*gone, *(entry for entry, value in before.items() if rest.get(entry) == value)]:
                 rest.pop(key, None)
         elif entries[-1] in rest and entries[-1] not in known and len(entries) > 1:
             finals[entries[-1]] = rest.pop(entries[-1])
-    return (step for step in (completed, relaid, leaving, rest, finals) if step)
+    return (step for step in (completed, lasts, relaid, leaving, rest, finals) if step)
 
 
 def shards_of(name: str, key: str) -> int:

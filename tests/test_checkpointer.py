@@ -1022,6 +1022,6 @@ def test_a_commit_of_what_is_neither_key_nor_stream_is_refused():
     with Checkpointer("run", MemoryStore()) as cp:
         cp["a"] = A
         for what in (7, None, ["a"]):
-            with pytest.raises(ValueError, match="is no key, and no live stream of this run"):
+            with pytest.raises(ValueError, match="is no key, and not a live stream of this run"):
                 cp.commit(what)
         assert cp.changed == {"a"}
