@@ -17,6 +17,7 @@ import logging
 import os
 import weakref
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, overload
@@ -321,7 +322,7 @@ class Incremental(Generic[T]):
             until: the end of the last window; None: `end_value`.
 
         Raises:
-            ValueError: there is no start or no end, the end is in the future, or the step is none.
+            ValueError: there is no start or no end, the end is in the future or after `end_value`, or the step is none.
 
         """
         self._reading.check()
@@ -335,7 +336,10 @@ class Incremental(Generic[T]):
         end, now = scale.key(until), scale.now()
         if now is not None and end > now:
             raise ValueError(f"{self.key!r}: until={until!r} is in the future: what happens until then would be lost")
-        scale.shift(self.start_value, step, written=True) if step != "month" else scale.months(self.start_value, 1)
+        if self._options.end_value is not None and end > scale.key(self._options.end_value):
+            raise ValueError(f"{self.key!r}: until={until!r} lies after end_value, up to which the stream is read")
+        with suppress(OverflowError, ValueError):  # longer than there are years: one window
+            scale.shift(self.start_value, step, written=True) if step != "month" else scale.months(self.start_value, 1)
         islands: list[list[Any]] = (self._base or {}).get(WINDOWS) or []
         typed = self._reading.range.typed
         frontier = Frontier(scale, self.start_value, [(typed(start), typed(end)) for start, end in islands])

@@ -74,6 +74,9 @@ def test_windows_cut_the_range_half_open_and_end_at_until_exactly(memory):
         ("2024-02-28T00:00:00Z", DAY, "2024-03-01T12:00:00Z",
          ["2024-02-29T00:00:00Z", "2024-03-01T00:00:00Z", "2024-03-01T12:00:00Z"]),
         (0.0, 0.5, 1.25, [0.5, 1.0, 1.25]),
+        ("2024-02-28T00:00:00Z", timedelta.max, "2024-03-01T00:00:00Z", ["2024-03-01T00:00:00Z"]),
+        ("9999-12-01", "month", "9999-12-31", ["9999-12-31"]),
+        (0, float("inf"), 5, [5]),
     ],
 )  # fmt: skip
 def test_steps(memory, start, step, until, ends):
@@ -97,7 +100,7 @@ def test_the_end_must_not_lie_in_the_future(memory):
     ("options", "step", "until"),
     [({}, 1, 5), ({"initial_value": 0}, 1, None), ({"initial_value": 0}, 0, 5), ({"initial_value": 0}, -1, 5),
      ({"initial_value": 0}, "week", 5), ({"initial_value": 0}, DAY, 5), ({"initial_value": 0}, "month", 5),
-     ({"initial_value": 0}, 1, "x")],
+     ({"initial_value": 0}, 1, "x"), ({"initial_value": 0, "end_value": 4}, 1, 5)],
 )  # fmt: skip
 def test_bad_windows(memory, options, step, until):
     with Checkpointer("run", memory) as cp, pytest.raises((TypeError, ValueError)):
