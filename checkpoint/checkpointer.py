@@ -423,7 +423,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def _stored_of(self, name: str) -> dict[str, str]:
         """Return the values of a group's entries, of whatever layout, as the job sees them."""
-        keys = {*self._ledger.known, *self._ledger.claimed, *self._draft}
+        keys = dict.fromkeys((*self._ledger.known, *self._ledger.claimed, *self._draft))  # in one order, as members are
         values = {key: self._value(key) for key in keys if shards_of(name, key)}
         return {key: value for key, value in values.items() if value is not None}
 

@@ -379,8 +379,8 @@ def steps(
     for name, shards in layouts.items():
         entries = entries_of(name, shards)
         gone = {key: None for key, value in batch.items() if value is None and shards_of(name, key)}
-        if gone:
-            stored = {key: entry.value for key, entry in known.items() if shards_of(name, key)}
+        stored = {key: entry.value for key, entry in known.items() if shards_of(name, key)} if gone else {}
+        if stored:
             before = laid_out(state_key, name, shards, stored, key_by_key=True)
             found = _layouts(name, stored)
             missing = [key for key in entries_of(name, *found) if key not in stored] if len(found) == 1 else []
@@ -389,11 +389,13 @@ def steps(
                 lasts[missing[-1]] = _EMPTY
             relaid |= {entry: value for entry, value in before.items() if stored.get(entry) != value or doubts(entry)}
             gone |= {key: None for key in (*stored, *completed, *lasts) if shards_of(name, key) and key not in before}
-            leaving |= gone
-            for key in [*gone, *(entry for entry, value in before.items() if rest.get(entry) == value)]:
-                rest.pop(key, None)
+            for entry in [entry for entry, value in before.items() if rest.get(entry) == value]:
+                del rest[entry]
         elif entries[-1] in rest and entries[-1] not in known and len(entries) > 1:
             finals[entries[-1]] = rest.pop(entries[-1])
+        leaving |= gone
+        for key in gone:
+            rest.pop(key, None)
     return (step for step in (completed, lasts, relaid, leaving, rest, finals) if step)
 
 

@@ -601,6 +601,40 @@ class Unanswered(PerKey):
         raise CommitUnknown(state_key, changes)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_first_commit_that_failed_is_one_in_another_layout_too(order):
+    for cut in itertools.count():
+        store = Unanswered("g.02-00")
+        store.order = order
+        try:
+            with Checkpointer("run", store) as cp:
+                cp.group("g", 2).update(MEMBERS)
+                with pytest.raises(CommitUnknown):
+                    cp.commit()
+                group = cp.group("g", 3)
+                group["account-3"] = A
+                store.inner.commit("run", {"g.02-00": None})  # it had not landed
+                store.left = cut
+                cp.commit()
+        except Killed:
+            pass
+        store.left = None
+        assert members(store, 3).keys() <= MEMBERS.keys()
+        if store.whole:
+            assert set(store.load("run")) == {"g.03-00", "g.03-01", "g.03-02"}
+            return
+
+
+def test_a_move_writes_each_entry_once(api, truto):
+    with Checkpointer("run", truto) as cp:
+        cp.group("g", 8).update(MEMBERS)
+    before = len(api.requests)
+    with Checkpointer("run", truto) as cp:
+        cp.group("g", 5)
+    methods = [call.method for call in api.requests[before:] if call.method != "GET"]
+    assert methods == ["POST"] * 5 + ["DELETE"] * 8
+
+
 def test_moving_back_after_an_unknown_deletion_loses_no_member():
     store = Unanswered("g.02-01")
     store.inner.commit("run", laid_out("run", "g", 2, {"g": codec.encode(MEMBERS)}, key_by_key=True))
