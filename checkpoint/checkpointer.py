@@ -714,11 +714,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         with ledger.lock:
             groups = [(self._groups[name], members) for name, members in scope.groups.items()]
             streams = {key: one for key, one in self._live().items() if scope.keys is None or key in scope.keys}
-            asked = self._draft if scope.keys is None else scope.keys
-            drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
-            drafts.update((key, self._claim_of(stream)) for key, stream in streams.items())
-            for group, members in groups:
-                drafts.update(group.claim(members))
+            drafts = self._drafts(scope, streams, groups)
             differences: Changes = {}
             for key, draft in drafts.items():
                 if self._differs(key, draft):
@@ -746,6 +742,32 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 elif key not in self._draft and key not in streams and value is not None:
                     self._warn_of_size(key, value)
             return frozenset(ledger.claimed if mine is None else mine)
+
+    def _drafts(
+        self, scope: _Scope, streams: dict[str, Incremental[Any]], groups: list[tuple[Group, set[str] | None]]
+    ) -> dict[str, Cursor | str | None]:
+        """Return what a scope's keys are to hold, as the job, its streams and its groups say."""
+        asked = self._draft if scope.keys is None else scope.keys
+        drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
+        claims: Changes = {key: self._claim_of(stream) for key, stream in streams.items()}
+        for group, members in groups:
+            entries = group.claim(members)
+            drafts.update(entries)
+            if group.streams():
+                claims.update(entries)
+        self._check_undone(claims)
+        drafts.update(claims)
+        return drafts
+
+    def _check_undone(self, claims: Changes) -> None:
+        """Refuse what streams claim on top of rows that the caller rolled back; the same rows may go in again."""
+        for key, value in claims.items():
+            undone = self._ledger.undone.get(key, value)
+            if undone != value and (undone is None or value is None or not codec.same(undone, value)):
+                raise RuntimeError(
+                    f"the transaction that {key!r} was last committed in was rolled back, and its rows with it: call "
+                    "discard(), and ask the source again from start_value"
+                )
 
     def _differs(self, key: str, draft: Cursor | str | None) -> bool:
         """Tell whether a draft would change the layers below it."""

@@ -86,6 +86,7 @@ class Ledger:
         self._unsettled: dict[str, set[str | None]] = {}  # own values that may have landed, or may yet
         self._doubtful: set[str] = set()  # keys of which `known` may be wrong, for the last send was not confirmed
         self._past: dict[str, deque[Entry | None]] = {}  # what was known earlier of keys in the caller's transaction
+        self.undone: Changes = {}  # what keys had got in a transaction of the caller's that was rolled back
         self.flushed_at = self.claimed_at = float("-inf")
 
     def open(self, store: Store) -> None:
@@ -132,6 +133,7 @@ class Ledger:
         self._failed.clear()
         self._know({key: entry for key, entry in self._found.items() if key not in self.claimed})
         self._found.clear()
+        self.undone.clear()
 
     def adopt(self, loaded: dict[str, Entry]) -> None:
         """Take a fresh listing for known.
@@ -153,6 +155,7 @@ class Ledger:
         for key, past in self._past.items():
             entry = found.get(key)
             if entry != self.known.get(key) and entry in past:
+                self.undone[key] = value_of(self.known.get(key))
                 self._know({key: entry})
 
     def forked(self) -> None:
@@ -264,6 +267,7 @@ class Ledger:
         self._know(confirmed)
         for key in confirmed:
             self._found.pop(key, None)
+            self.undone.pop(key, None)
             self._doubtful.discard(key)
             if key in self.claimed and self.claimed[key] == batch[key]:
                 del self.claimed[key]

@@ -146,6 +146,36 @@ def test_a_stream_goes_back_with_discard(connection, path):
     assert stored(path) == {"s": {"at": 2}}
 
 
+@pytest.mark.parametrize("group", [None, "g"])
+def test_a_stream_does_not_pass_rows_that_were_rolled_back(connection, path, group):
+    with run(connection) as cp:
+        stream = cp.incremental("s", "at", row_order="asc", group=group)
+        for end in ("ROLLBACK", "COMMIT"):  # the same rows may go in again
+            connection.execute("BEGIN")
+            assert stream.filter([{"at": 1}]) == [{"at": 1}]
+            assert cp.commit()
+            connection.execute(end)
+        connection.execute("BEGIN")
+        assert stream.filter([{"at": 2}]) == [{"at": 2}]
+        assert cp.commit()
+        connection.execute("ROLLBACK")
+        assert stream.filter([{"at": 3}]) == [{"at": 3}]
+        connection.execute("BEGIN")
+        for _ in range(2):
+            with pytest.raises(RuntimeError) as caught:
+                cp.commit()
+            assert str(caught.value) == (
+                f"the transaction that {group or 's'!r} was last committed in was rolled back, and its rows with it: "
+                "call discard(), and ask the source again from start_value"
+            )
+        cp.discard()
+        assert stream.start_value == 1
+        assert stream.filter([{"at": 2}, {"at": 3}]) == [{"at": 2}, {"at": 3}]
+        assert cp.commit()
+        connection.execute("COMMIT")
+    assert stored(path) == ({"s": {"at": 3}} if group is None else {"g": {"s": {"at": 3}}})
+
+
 def test_a_group_is_joined_too(connection, path):
     with run(connection) as cp:
         group = cp.group("g", shards=2)
