@@ -359,6 +359,40 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
     assert b"\x1b" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("set job new - <&-", 1, b"Error: the value for 'new' is no cursor: "),
+        ("import job <&-", 1, b"Error: this is no document of the format json: "),
+        ("clear job <&- >/dev/null", 2, b"Usage: "),
+        ("list >&-", 0, b""),
+        ("get job key-00000 >&-", 0, b""),
+        ("export job >&-", 0, b""),
+        ("copy job --as other 2>&-", 0, b""),
+        ("set job key-00000 '{\"a\": 1}' <&- >&- 2>&-", 0, b""),
+    ],
+)
+def test_a_closed_stream_is_an_empty_one(tmp_path, line, status, said):
+    done = shell(f"checkpoint {line}", seeded(tmp_path))
+    assert (done.returncode, done.stderr[: len(said) or None]) == (status, said)
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        stored = {"a": 1} if "{" in line else {"updated_at": "2024-05-01"}
+        assert store.load("job")["key-00000"].value == encode(stored)
+
+
+def test_what_a_terminal_has_no_letters_for_is_escaped(tmp_path):
+    environment = {**seeded(tmp_path), "PYTHONIOENCODING": "ascii"}
+    done = shell("checkpoint set job clé '{}' && checkpoint list job | cut -d ' ' -f 1", environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"+ cl\\xe9  {}\n1 key of 'job' changed.\nkey\ncl\\xe9\nkey-00000\n"
+
+
+def test_ctrl_c_while_it_begins_ends_it_in_a_word(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    done = shell("checkpoint list", {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"Aborted!\n")
+
+
 def test_diff_exits_as_diff_does(tmp_path):
     environment = seeded(tmp_path)
     script = (

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 
 def main() -> None:
     """Run the command `checkpoint`."""
+    _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: a terminal may lack a letter
     try:
         from checkpoint.cli.command import checkpoint  # noqa: PLC0415 - click and rich are an extra
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
         sys.exit(f"The command line needs {error.name}: pip install 'checkpoint-store[cli]'")
+    except KeyboardInterrupt:
+        sys.exit("Aborted!")
     checkpoint(prog_name="checkpoint")
+
+
+def _open_what_is_closed() -> None:
+    """Put the null device where a standard stream was closed, so that no file of ours gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays open
