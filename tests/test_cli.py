@@ -227,6 +227,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     [
         (["nosuch"], "No such command 'nosuch'."),
         (["demo", "--limit", "0"], "Invalid value for '--limit': 0 is not in the range x>=1."),
+        (["singer-run", "..", "--tap", "a", "--target", "b"], "Invalid value for 'JOB': namespace must not be '..'"),
         (["serve"], "a token is needed: set $CHECKPOINT_SERVER_TOKEN, or give --token"),
         *[
             (

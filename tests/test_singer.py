@@ -248,6 +248,17 @@ def test_it_ends_as_they_ended(job, tap, target, status, committed):
     )
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no real-time signals here")
+def test_a_signal_without_a_name_is_told_by_its_number(job):
+    number = signal.SIGRTMIN + 1
+    code = f"import os; os.kill(os.getpid(), {number})"
+    done, stderr = job.run("--tap", shlex.join([sys.executable, "-c", code]))
+    assert (done, stderr) == (
+        128 + number,
+        f"Error: {sys.executable} was ended by signal {number}; what the target had confirmed is committed\n",
+    )
+
+
 def test_large_states_and_rows_flow(job):
     assert job.run(rows=400, tap={"pad": 200_000, "width": 20_000}) == (0, "")
     assert (job.rows, job.state["orders"]["id"]) == ([*range(1, 401)], 400)

@@ -16,7 +16,7 @@ import click
 
 from checkpoint import formats
 from checkpoint.checkpointer import Checkpointer
-from checkpoint.cli.options import opened, store_option
+from checkpoint.cli.options import checked, complete_namespace, opened, store_option
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -42,7 +42,7 @@ def words_of(_ctx: click.Context, param: click.Parameter, value: str) -> list[st
 
 
 @click.command("singer-run")
-@click.argument("job")
+@click.argument("job", callback=checked, shell_complete=complete_namespace)
 @click.option("--tap", metavar="COMMAND", required=True, callback=words_of, help='Such as "tap-x --config tap.json".')
 @click.option("--target", metavar="COMMAND", required=True, callback=words_of, help="What gets the tap's output.")
 @click.option(
@@ -125,7 +125,8 @@ def fail(sentence: str, status: int) -> NoReturn:
 
 def ending(status: int) -> str:
     """Return the words for how a process ended."""
-    return f"ended with status {status}" if status > 0 else f"was ended by {signal.Signals(-status).name}"
+    names = {each.value: each.name for each in signal.Signals}  # of the real-time ones only the first and the last
+    return f"ended with status {status}" if status > 0 else f"was ended by {names.get(-status, f'signal {-status}')}"
 
 
 class Pipeline:
