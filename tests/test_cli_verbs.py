@@ -464,9 +464,10 @@ def test_restore_of_one_key(store):
     assert values(store) == {**BOTH, "contacts": VALUE_1}
     assert store.load("job")["contacts"].sync_job_run_id == "checkpoint restore"
     assert error("restore", "job", "nosuch", "--to", "1") == "Error: there is no 'nosuch' in 'job', now or at 1"
-    assert error("restore", "job", "--to", "soon", status=2) == (
-        "Error: Invalid value for '--to': 'soon' is no version (12), time (2024-05-01T10:00Z) or age (2h)."
-    )
+    for moment in ("soon", "999999w"):
+        assert error("restore", "job", "--to", moment, status=2) == (
+            f"Error: Invalid value for '--to': '{moment}' is no version (12), time (2024-05-01T10:00Z) or age (2h)."
+        )
 
 
 def test_a_history_that_does_not_reach_back_is_an_error(url):
@@ -572,6 +573,21 @@ def test_plot_of_numbers_has_no_lag(store):
     assert [step["lag"] for step in document("plot", "ids", "events", "--field", "id", "--json")] == [None] * 3
 
 
+def test_plot_of_large_numbers_and_on_a_narrow_screen(store, monkeypatch):
+    for number in (10**60, 2 * 10**60, 10**400):
+        store.commit("ids", {"large": encode({"id": number})})
+    assert error("plot", "ids", "large") == (
+        "Error: what of 'large' is to be drawn? none of its members is a number or a time"
+    )
+    lines = screen("plot", "ids", "large", "--field", "id").splitlines()
+    assert (lines[3][:7], lines[10][:7]) == ("2e+60 │", "1e+60 │")
+    for day in (1, 2):
+        with freeze_time(f"2024-05-0{day}T12:00:00Z"):
+            store.commit("ids", {"small": encode({"id": day})})
+    monkeypatch.setenv("COLUMNS", "30")
+    assert screen("plot", "ids", "small").splitlines()[-2:] == [f"1 │●{'─' * 25}", "   2024-05-01 12:00"]
+
+
 def test_plot_as_an_image(store, tmp_path):
     store.commit("a&b", {"<key>": VALUE_1})
     file = tmp_path / "lag.svg"
@@ -598,6 +614,10 @@ def test_plot_of_what_cannot_be_drawn(store):
     )
     assert error("plot", "job", "token", "--field", "next") == (
         "Error: the history of 'token' in 'job' has no position to draw"
+    )
+    assert error("plot", "job", "nosuch") == "Error: there is no cursor of 'nosuch' in the history"
+    assert error("plot", "job", "previous_run_date") == (
+        "Error: there is no cursor of 'previous_run_date' in the history"
     )
 
 

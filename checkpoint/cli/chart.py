@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROWS = 8
+_LARGE = 1e15  # what is larger is written with an exponent
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 800, 160, 150, 40, 60
 
 
@@ -39,7 +40,7 @@ def moment(seconds: float) -> str:
 
 def number(value: float) -> str:
     """Return a number as a label."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+    return f"{value:,.0f}" if value == int(value) and abs(value) < _LARGE else f"{value:g}"
 
 
 def text(title: str, panels: list[Panel], width: int) -> str:
@@ -66,7 +67,8 @@ def _lines(panel: Panel, width: int) -> list[str]:
         grid[row][column] = "●"
     drawn = [f"{labels.get(row, ''):>{margin}} │{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
     first, last = moment(begin), moment(end)
-    axis = f"{first}{last:>{columns - len(first)}}" if end > begin else first
+    room = columns - len(first)
+    axis = f"{first}{last:>{room}}" if end > begin and room > len(last) else first
     return [panel.title, *drawn, f"{'':{margin}}  {axis}"]
 
 

@@ -54,9 +54,11 @@ def moment_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     if re.fullmatch(r"[0-9]{1,18}", value):
         return Moment(value, version=int(value))
     ago = re.fullmatch(rf"([0-9]{{1,6}}) ?({'|'.join(_UNITS)})", value)
-    if ago is not None:
-        return Moment(value, at=datetime.now(timezone.utc) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]]))
-    at = screen.instant(value)
+    try:
+        seconds = int(ago[1]) * _UNITS[ago[2]] if ago else None
+        at = screen.instant(value) if seconds is None else datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    except OverflowError:  # before the first year
+        at = None
     if at is None:
         raise click.BadParameter(f"{value!r} is no version (12), time (2024-05-01T10:00Z) or age (2h).")
     return Moment(value, at=at)
@@ -246,7 +248,7 @@ def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_js
     steps = _steps(changes, _field(changes, key) if field is None else field)
     if not steps:
         raise click.ClickException(f"the history of {key!r} in {namespace!r} has no position to draw")
-    title = f"{namespace} {key}"
+    title = screen.printable(f"{namespace} {key}")
     if as_json:
         screen.document([step._asdict() for step in steps])
     elif out is not None:
@@ -275,7 +277,9 @@ def _field(changes: list[Change], key: str) -> str:
     """Return the only member of the newest cursor that is a number or a time."""
     cursors = (screen.cursor_of(change.after) for change in changes if change.after is not None)
     cursor = next((cursor for cursor in cursors if cursor is not None), None)
-    fields = [name for name, value in (cursor or {}).items() if _scaled(value) is not None]
+    if cursor is None:
+        raise click.ClickException(f"there is no cursor of {key!r} in the history")
+    fields = [name for name, value in cursor.items() if _scaled(value) is not None]
     if len(fields) == 1:
         return fields[0]
     hint = (
@@ -305,10 +309,10 @@ def _scaled(value: Any) -> tuple[float, str] | None:
     scale = Scale("the position")
     try:
         found = scale.key(value)
-    except (TypeError, ValueError):
+        if scale.kind == "number":
+            return float(found), "number"
+    except (TypeError, ValueError, OverflowError):
         return None
-    if scale.kind == "number":
-        return float(found), "number"
     if scale.kind in {"instant", "wall"}:
         return found[0] + float(f"0.{found[1] or 0}"), scale.kind
     return None
