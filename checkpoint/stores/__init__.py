@@ -59,8 +59,9 @@ def open_store(url: str | None = None) -> Store:
         opener: Callable[[str], Store] = found[scheme].load()
         return opener(url)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
-    hint = "" if ":" in url else f"; a file is sqlite:///{url}"
-    shown = re.sub(r"//[^/]*@", "//***@", url)  # a mistyped scheme does not make a password less of one
+    # A mistyped scheme does not make a password less of one, wherever its store has it.
+    shown = f"{scheme}://***" if re.search("[@?=]", url) else url
+    hint = "" if ":" in shown else f"; a file is sqlite:///{url}"
     raise ValueError(f"no store opens {shown!r}: its URL begins with one of {known}{hint}")
 
 

@@ -491,17 +491,17 @@ def _secret(token: str | None) -> Secret:
 
 
 def _checked_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if "@" in parts.netloc:
+    if "@" in base_url:
         raise ValueError("the API's base URL has no user; it is not shown here")
+    if "?" in base_url or "#" in base_url:
+        raise ValueError("the API's base URL has no query or fragment")
     try:
+        parts = urlsplit(base_url)
         named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is none
+    except ValueError:  # a port or an address that is none
         named = False
     if not named:
         raise ValueError(f"the API's base URL is like https://api.truto.one, not {base_url!r}")
-    if parts.query or parts.fragment:
-        raise ValueError("the API's base URL has no query or fragment")
     return base_url.rstrip("/")
 
 
