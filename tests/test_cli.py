@@ -403,7 +403,9 @@ def test_diff_exits_as_diff_does(tmp_path):
     assert [line for line in done.stdout.split() if line.isdigit()] == [b"0", b"1", b"2"]
 
 
-def in_terminal(arguments: list[str], environment: dict[str, str], answer: bytes) -> tuple[int, bytes]:
+def in_terminal(
+    arguments: list[str], environment: dict[str, str], answer: bytes, question: bytes = b"[y/N]: "
+) -> tuple[int, bytes]:
     """Run the command in a terminal of its own, answer its question, and return its status and its screen."""
     pty = pytest.importorskip("pty", reason="needs a terminal of POSIX")
     ours, theirs = pty.openpty()
@@ -416,7 +418,7 @@ def in_terminal(arguments: list[str], environment: dict[str, str], answer: bytes
     ) as process:
         os.close(theirs)
         screen = b""
-        while b"[y/N]: " not in screen and (read := _read(ours)):
+        while question not in screen and (read := _read(ours)):
             screen += read
         os.write(ours, answer)
         while read := _read(ours):
@@ -440,6 +442,40 @@ def test_what_destroys_asks_on_a_terminal(tmp_path, answer, status, left):
     assert b"Delete 2 keys of 'job'? [y/N]: " in screen
     with closing(SQLiteStore(tmp_path / "state.db")) as store:
         assert (code, len(store.load("job"))) == (status, left)
+
+
+def editor(tmp_path: Path, script: str) -> dict[str, str]:
+    """Return the environment of a store with one key, and an editor that is a script."""
+    file = tmp_path / "editor"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return {**seeded(tmp_path), "EDITOR": str(file), "VISUAL": str(file), "TMPDIR": str(tmp_path)}
+
+
+def test_ctrl_c_in_the_editor_is_the_editors(tmp_path):
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from checkpoint.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "edit", "job", "key-00000"],
+        env=editor(tmp_path, """trap : INT; kill -INT 0; echo '{"a": 1}' > "$1" """),
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "1 key of 'job' changed."
+
+
+def test_an_edit_that_is_given_up_names_its_file(tmp_path):
+    environment = editor(tmp_path, """echo '{"a": ' > "$1" """)
+    _, screen = in_terminal(["edit", "job", "key-00000"], environment, b"\x04", question=b"[Y/n]: ")
+    (draft,) = tmp_path.glob("checkpoint-*")
+    assert draft.read_text("utf-8") == '{"a": \n'
+    assert f"What you wrote is in {draft}".encode() in screen
 
 
 def test_a_store_comes_from_the_option_before_the_environment(tmp_path):

@@ -352,6 +352,14 @@ def test_edit_of_a_new_key_and_of_text(store, tmp_path, monkeypatch):
     assert values(store)["previous_run_date"] == "2024-05-07T00:00:00.000Z"
 
 
+@pytest.mark.parametrize("options", [(), ("--raw",)])
+def test_edit_makes_no_key_that_nobody_wrote(store, tmp_path, monkeypatch, options):
+    editor(tmp_path, monkeypatch, "exit 0")
+    assert screen("edit", "job", "mistyped", *options) == "Nothing to change in 'job'.\n"
+    assert values(store) == BOTH
+    assert drafts(tmp_path) == []
+
+
 def test_edit_keeps_what_could_not_be_stored(store, tmp_path, monkeypatch):
     editor(tmp_path, monkeypatch, """echo '{"a": ' > "$1" """)
     done = run("edit", "job", "contacts")

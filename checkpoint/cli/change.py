@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +20,7 @@ from checkpoint.errors import CheckpointError
 from checkpoint.stores.base import RESERVED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from checkpoint.stores.base import Entry, Store
 
@@ -138,28 +140,31 @@ def edit(namespace: str, key: str, *, raw: bool, dry_run: bool, as_json: bool, u
         text = found[key].value if raw and key in found else ""
         if not raw:
             text = screen.json_of(cursor_in(namespace, found[key]) if key in found else {}, indent=2)
-        file = _draft(key, text, ".txt" if raw else ".json")
+        draft = text.encode() + b"\n"
+        file = _draft(key, draft, ".txt" if raw else ".json")
         try:
             value = _edited(file, key, raw=raw)
-            write(store, namespace, {key: value}, found, dry_run=dry_run, as_json=as_json)
-        except (CheckpointError, click.ClickException) as error:
+            changes = {} if file.read_bytes() == draft else {key: value}  # a new key that nobody wrote is none
+            write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json)
+        except (CheckpointError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
             click.echo(f"What you wrote is in {file}", err=True)
             raise error from None
         file.unlink()
 
 
-def _draft(key: str, text: str, suffix: str) -> Path:
+def _draft(key: str, text: bytes, suffix: str) -> Path:
     name = "".join(letter if letter.isalnum() else "-" for letter in key)[:40]
     number, path = tempfile.mkstemp(suffix, f"checkpoint-{name}-")
     with os.fdopen(number, "wb") as file:
-        file.write(text.encode() + b"\n")
+        file.write(text)
     return Path(path)
 
 
 def _edited(file: Path, key: str, *, raw: bool) -> str:
     """Let somebody edit the file, again while it is not valid and they want to; return the value."""
     while True:
-        click.edit(filename=str(file))
+        with _unbroken():
+            click.edit(filename=str(file))
         try:
             return _value(file.read_bytes(), raw=raw, what="what you wrote")
         except click.ClickException as error:
@@ -168,6 +173,16 @@ def _edited(file: Path, key: str, *, raw: bool) -> str:
             error.show()
             if not click.confirm(f"Edit {key!r} again?", default=True, err=True):
                 raise
+
+
+@contextmanager
+def _unbroken() -> Generator[None]:
+    """Leave Ctrl-C to the editor, which has a use of its own for it."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # ignored, it would be so by the editor too
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @click.command()
@@ -183,9 +198,9 @@ def clear(namespace: str, keys: tuple[str, ...], *, yes: bool, dry_run: bool, as
     The jobs that read them start over. The library's own keys stay.
     """
     with using(url) as store:
-        for name in keys:
-            existing(store, namespace, name)
         found = store.load(namespace)
+        for name in keys:
+            existing(found, namespace, name)
         gone = keys or [name for name in found if not name.startswith(RESERVED)]
 
         def ask(number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from checkpoint.cli.options import as_json, checked, complete_key, complete_name
 from checkpoint.copying import namespaces
 from checkpoint.errors import CorruptState
 from checkpoint.stores.base import RESERVED, Entry, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @click.command("list")
@@ -94,7 +98,7 @@ def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) 
     if raw and as_json:
         raise click.UsageError("--raw and --json do not go together")
     with using(url) as store:
-        entry = existing(store, namespace, key)
+        entry = existing(store.load(namespace), namespace, key)
     if as_json:
         screen.document(screen.told_entry(namespace, entry))
     elif raw:
@@ -104,9 +108,8 @@ def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) 
         screen.write_text(screen.json_of(cursor, indent=2 if sys.stdout.isatty() else None))
 
 
-def existing(store: Store, namespace: str, key: str) -> Entry:
-    """Return the entry of a key, or end with the sentence that there is none."""
-    entries = store.load(namespace)
+def existing(entries: Mapping[str, Entry], namespace: str, key: str) -> Entry:
+    """Return the entry of a key of a namespace, or end with the sentence that there is none."""
     if key not in entries:
         hint = f"see `checkpoint list {namespace}`" if entries else "the namespace holds nothing"
         raise click.ClickException(f"there is no {key!r} in {namespace!r}: {hint}")
