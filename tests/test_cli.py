@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
 import socket
@@ -476,6 +477,31 @@ def test_an_edit_that_is_given_up_names_its_file(tmp_path):
     (draft,) = tmp_path.glob("checkpoint-*")
     assert draft.read_text("utf-8") == '{"a": \n'
     assert f"What you wrote is in {draft}".encode() in screen
+
+
+def test_doctor_tells_what_it_knows_while_it_waits():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "checkpoint.cli",
+                "doctor",
+                "--store",
+                f"http://127.0.0.1:{silent.getsockname()[1]}",
+            ],
+            env={**ENVIRONMENT, "TRUTO_API_TOKEN": TOKEN},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        silent.settimeout(60)
+        silent.accept()[0].close()  # it has begun to look
+        ready, _, _ = select.select([process.stdout], [], [], 30)  # half of what it waits for the store
+        told = [process.stdout.readline()[:19].split() for _ in range(2)] if ready else []
+        process.kill()
+    assert told == [["ok", "checkpoint"], ["ok", "store"]]
 
 
 def test_a_store_comes_from_the_option_before_the_environment(tmp_path):

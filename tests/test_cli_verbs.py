@@ -726,8 +726,8 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
     file = tmp_path / "job.json"
     file.write_text(json.dumps({"contacts": {"a": 1}, "new": {"b": 2}}))
     assert error("import", "job", str(file)) == (
-        "Error: 'job' holds 'contacts' otherwise, and nothing was written: --overwrite replaces, and --dry-run shows "
-        "what"
+        "Error: 'job' holds 'contacts' otherwise, and nothing was written: --overwrite replaces, and shows what "
+        "with --dry-run"
     )
     everything = ["import", "job", str(file), "--overwrite", "--delete"]
     assert screen(*everything, "--dry-run") == (
@@ -878,7 +878,7 @@ def test_unlock(store):
 
 
 def test_unlock_of_what_is_no_lease(store):
-    assert screen("unlock", "job", "--yes") == "'job' was held by something that is no lease since None.\n"
+    assert screen("unlock", "job", "--yes") == "'job' was held by something that is no lease.\n"
     assert lease.holder("job", store.load("job")[lease.KEY]).owner is None
 
 
@@ -948,6 +948,7 @@ def test_every_help_fits_the_screen_and_says_what_each_option_is_for(name):
         (["checkpoint", "get", "job", "c"], ["contacts"]),
         (["checkpoint", "clear", "job", "contacts", "p"], ["previous_run_date"]),
         (["checkpoint", "list", "--store", "nosuch://", ""], []),
+        (["checkpoint", "get", "..", ""], []),
     ],
 )
 def test_completion(store, words, found):
@@ -957,4 +958,5 @@ def test_completion(store, words, found):
         "COMP_CWORD": str(len(words) - 1),
     }
     done = CliRunner().invoke(checkpoint, [], env=environment, prog_name="checkpoint")
+    assert isinstance(done.exception, SystemExit | None)
     assert [line.partition(",")[2] for line in done.stdout.splitlines() if line] == found

@@ -52,14 +52,15 @@ def doctor(*, as_json: bool, url: str | None) -> None:
     Can it be reached, is the token good, how long does it take, is the clock right, which versions are at work. Only
     reads. Exits with 1 where something is wrong.
     """
-    checks = list(_checks(url))
+    checks: list[Check] = []
+    for check in _checks(url):
+        checks.append(check)
+        if not as_json:  # told at once: a store that cannot be reached takes a minute to say so
+            screen.say(f"{'ok' if check.good else 'WRONG':5}  {check.name:12}  {check.said}")
     healthy = all(check.good for check in checks)
     if as_json:
         told = [{"check": check.name, "good": check.good, "said": check.said} for check in checks]
         screen.document({"healthy": healthy, "checks": told})
-    else:
-        for check in checks:
-            screen.say(f"{'ok' if check.good else 'WRONG':5}  {check.name:12}  {check.said}")
     sys.exit(0 if healthy else 1)
 
 
@@ -125,7 +126,7 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
     with using(url) as store:
         held = _held(store, namespace)
         if held.owner is not None and not dry_run:
-            confirm(f"{namespace!r} is held by {held.owner} since {held.since}. Release it?", sure=yes)
+            confirm(f"{namespace!r} is held by {_told(held)}. Release it?", sure=yes)
             with suppress(CorruptState):  # it is replaced all the same
                 held = lease.unlock(store, namespace)
     if as_json:
@@ -133,7 +134,11 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
     elif held.owner is None:
         screen.say(f"{namespace!r} is not held.")
     else:
-        screen.say(f"{namespace!r} {'is' if dry_run else 'was'} held by {held.owner} since {held.since}.")
+        screen.say(f"{namespace!r} {'is' if dry_run else 'was'} held by {_told(held)}.")
+
+
+def _told(held: lease.Holder) -> str:
+    return f"{held.owner} since {held.since}" if held.since else f"{held.owner}"
 
 
 def _held(store: Store, namespace: str) -> lease.Holder:

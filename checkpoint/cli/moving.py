@@ -234,7 +234,7 @@ def import_(
         if differing and not overwrite:
             raise click.ClickException(
                 f"{namespace!r} holds {screen.some(differing)} otherwise, and nothing was written: --overwrite "
-                "replaces, and --dry-run shows what"
+                "replaces, and shows what with --dry-run"
             )
         gone = [key for key in found if delete and key not in values and not key.startswith(RESERVED)]
 

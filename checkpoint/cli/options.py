@@ -75,9 +75,12 @@ def complete_namespace(ctx: click.Context, _param: click.Parameter, incomplete: 
 
 def complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the keys of the namespace that begin so."""
+    name = ctx.params["namespace"]
+    if name is None:  # what was given is none
+        return []
     with suppress(CheckpointError, click.ClickException, ValueError), using(ctx.params.get("url")) as store:
-        found = store.load(ctx.params["namespace"])
-        return [name for name in found if name.startswith(incomplete) and not name.startswith(RESERVED)]
+        found = store.load(name)
+        return [each for each in found if each.startswith(incomplete) and not each.startswith(RESERVED)]
     return []
 
 
