@@ -117,6 +117,7 @@ class CheckpointStateStoreManager(StateStoreManager):
             StateIDLockedError: somebody else wrote in between, and nothing was merged that could be merged again.
 
         """
+        self._listed = None  # what is merged is merged into what is there, in the middle of an iteration too
         if isinstance(state, StoredState):
             self._set_stored(state)
         elif state.is_complete():
@@ -145,7 +146,8 @@ class CheckpointStateStoreManager(StateStoreManager):
     def get_state_ids(self, pattern: str | None = None) -> Generator[str]:
         """Yield the ids that have state, sorted; only those that fit a glob pattern, where one is given.
 
-        Until the last one is yielded, `get` answers from the same list: `meltano state list` asks for each id's state.
+        Until the last one is yielded, or something is set, `get` answers from the same list: `meltano state list` asks
+        for each id's state.
         """
         self._listed = self._store.load(self.namespace)
         try:

@@ -186,6 +186,16 @@ def test_any_text_is_a_state_id(manager):
     assert stored(manager) == {}
 
 
+@pytest.mark.parametrize("uri", ["sqlite"], indirect=True)
+def test_a_merge_while_ids_are_iterated_finds_what_others_wrote(uri, manager):
+    manager.set(completed("job", a=1))
+    for state_id in manager.get_state_ids():
+        with CheckpointStateStoreManager(uri=uri) as other:
+            other.set(partial("job", b=2))
+        manager.set(partial(state_id, c=3))
+    assert stored(manager) == {"job": {"completed": bookmarks(a=1), "partial": bookmarks(b=2, c=3)}}
+
+
 def test_a_list_is_asked_for_once(tmp_path, monkeypatch):
     with ApiServer() as server:
         monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
