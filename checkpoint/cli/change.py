@@ -178,7 +178,7 @@ def _edited(file: Path, key: str, *, raw: bool) -> str:
 @contextmanager
 def _unbroken() -> Generator[None]:
     """Leave Ctrl-C to the editor, which has a use of its own for it."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # ignored, it would be so by the editor too
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)  # ignored, it would be so by the editor too
     try:
         yield
     finally:
