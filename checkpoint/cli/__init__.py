@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import cast
 
 
 def main() -> None:
     """Run the command `checkpoint`."""
     _open_what_is_closed()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: a terminal may lack a letter
+    if isinstance(output := cast("object", sys.stdout), io.TextIOWrapper):
+        cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")  # as on stderr: letters may be lacking
     try:
         from checkpoint.cli.command import checkpoint  # noqa: PLC0415 - click and rich are an extra
     except ModuleNotFoundError as error:
