@@ -336,6 +336,16 @@ def test_history_of_an_age(postgres_url: str) -> None:
         ]
 
 
+def test_clocks_that_differ_leave_no_gap_in_history(postgres_url: str) -> None:
+    with closing(PostgresStore(postgres_url, keep=timedelta(hours=1))) as store:
+        store.load("job")
+        with freeze_time("2024-05-01T10:00:00Z") as clock:
+            for value, now in (("1", "10:00:00"), ("2", "10:20:00"), ("3", "10:10:00"), ("4", "11:15:00")):
+                clock.move_to(f"2024-05-01T{now}Z")
+                store.commit("job", {"a": value})
+        assert [(change.before, change.after) for change in store.history("job")] == [("3", "4"), ("2", "3"), ("1", "2")]
+
+
 def test_what_is_no_longer_kept_leaves_the_tables(postgres_url: str, other: Any, schema: str) -> None:
     def rows() -> tuple[int, int]:
         counts = [
@@ -1088,6 +1098,14 @@ def test_a_commit_begins_the_transaction_that_psycopg_would(
         store.commit("job", {"b": "2"})
         connection.rollback()
     assert values(postgres) == {"a": "theirs"}
+
+
+def test_a_backend_that_ends_before_a_commit_begins_is_told_as_ours(plain_url: str, schema: str, other: Any) -> None:
+    with closing(psycopg.connect(plain_url)) as connection:
+        store = joined(connection, schema)
+        other.execute("SELECT pg_terminate_backend(%s, 30000)", [connection.info.backend_pid])
+        with pytest.raises(StoreUnavailable, match="on the caller's connection: .*: roll back, and run the whole"):
+            store.commit("job", {"a": "1"})
 
 
 def test_a_connection_that_cannot_be_used_says_why(plain_url: str, schema: str, other: Any) -> None:

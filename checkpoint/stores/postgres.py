@@ -147,7 +147,9 @@ _FORGET = """WITH forgotten AS (
     )
     DELETE FROM {schema}.checkpoint_changes
     WHERE namespace = %(namespace)s AND version IN (SELECT version FROM forgotten)"""
-_OLD = "at < %(since)s"
+# All before the oldest that is to stay: clocks of several hosts are not in order, and a gap would be a wrong history.
+_OLD = """version < (
+    SELECT min(version) FROM {schema}.checkpoint_commits WHERE namespace = %(namespace)s AND at >= %(since)s)"""
 _TOO_MANY = """version <= (
     SELECT version FROM {schema}.checkpoint_commits WHERE namespace = %(namespace)s
     ORDER BY version DESC OFFSET %(keep)s LIMIT 1)"""
@@ -259,9 +261,6 @@ class PostgresStore:
         if run_id is not None and "\0" in run_id:
             raise ValueError("run_id must not hold a NUL")
         commit = _Commit(state_key, changes, base, run_id, self._keep)
-        if self._joined is not None:
-            with _begun(self._joined):
-                return self._retry(lambda until: commit.attempt(self._unit(_WRITING, until)))
         try:
             return self._retry(lambda until: commit.attempt(self._unit(_WRITING, until)))
         except StoreError as error:
@@ -340,13 +339,24 @@ class PostgresStore:
 
         """
         try:
-            with _part(self._joined) if self._joined is not None else self._server.transaction(mode, until) as cursor:
+            with self._transaction(mode, until) as cursor:
                 statements = _Statements(cursor, self._schema)
                 statements.version = SCHEMA_VERSION if self._current else _found(statements)
                 self._current = not self.joined and statements.version == SCHEMA_VERSION
                 yield statements
         except psycopg.Error as error:
             raise _judged(error, self._name) from error
+
+    @contextmanager
+    def _transaction(self, mode: str, until: float) -> Generator[psycopg.Cursor[tuple[Any, ...]]]:
+        if self._joined is None:
+            with self._server.transaction(mode, until) as cursor:
+                yield cursor
+            return
+        _check_usable(self._joined)
+        with _begun(self._joined, mode), self._joined.transaction():
+            # Whatever the caller has set for its own cursors does not count.
+            yield psycopg.Cursor(self._joined, row_factory=tuple_row)
 
 
 class _Again(Exception):
@@ -707,11 +717,8 @@ def _check_schema(schema: str) -> None:
         raise ValueError(f"a PostgreSQL schema has a name of 1 to 63 bytes, without NUL, not {schema!r}")
 
 
-@contextmanager
-def _part(connection: psycopg.Connection[Any]) -> Generator[psycopg.Cursor[tuple[Any, ...]]]:
-    """Lend a cursor in a part of the caller's transaction, or in one of its own where none is open.
-
-    Whatever the caller has set for its own cursors does not count, and what fails in it leaves the transaction usable.
+def _check_usable(connection: psycopg.Connection[Any]) -> None:
+    """Refuse a connection of the caller's on which nothing can be done.
 
     Raises:
         RuntimeError: the connection is not in a state to be used.
@@ -727,19 +734,17 @@ def _part(connection: psycopg.Connection[Any]) -> Generator[psycopg.Cursor[tuple
         raise StoreUnavailable("the transaction on the store's connection has failed: roll it back")
     if not connection.closed and connection.info.encoding != "utf-8":
         raise RuntimeError(f"the store's connection must have the client encoding UTF8, not {connection.info.encoding}")
-    with connection.transaction():
-        yield psycopg.Cursor(connection, row_factory=tuple_row)
 
 
 @contextmanager
-def _begun(connection: psycopg.Connection[Any]) -> Generator[None]:
-    """Begin the transaction that psycopg would begin with the caller's next statement; not if nothing comes of it.
+def _begun(connection: psycopg.Connection[Any], mode: str) -> Generator[None]:
+    """Begin, to write, the transaction that psycopg would with the caller's next statement; not if nothing comes of it.
 
     Raises:
         RuntimeError: no transaction is open, and none is begun by itself.
 
     """
-    if connection.info.transaction_status != TransactionStatus.IDLE:
+    if mode == _READING or connection.info.transaction_status != TransactionStatus.IDLE:
         yield
         return
     if connection.autocommit:
