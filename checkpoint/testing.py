@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from enum import Enum
 from functools import partial
 from http import HTTPStatus
 from threading import Thread
@@ -606,6 +607,20 @@ class StoreContract:
         assert _values(store) == {"a": "1", "b": "2"}
         assert receipt.entries == store.load("job")
         assert [entry.key for entry in receipt.entries.values()] == ["a", "b"]
+
+    def test_keys_and_values_may_be_of_a_class_derived_from_str(self, store: Store) -> None:
+        class Key(str, Enum):
+            A = "a"
+
+        class Value(str):
+            __slots__ = ()
+
+        base = store.commit("job", {Key.A: Value("1")}).entries
+        assert _values(store) == {"a": "1"}
+        store.commit("job", {Key.A: Value("2")}, {Key.A: base["a"]}, run_id=Value("run-1"))
+        assert _values(store) == {"a": "2"}
+        store.commit("job", {Key.A: None})
+        assert store.load("job") == {}
 
     def test_an_entry_tells_when_it_was_written_and_by_which_run(self, store: Store) -> None:
         entry = store.commit("job", {"a": "1"}, run_id="run-1").entries["a"]

@@ -308,14 +308,6 @@ def test_a_value_that_is_too_large_is_refused_and_nothing_is_written(
     assert values(postgres) == {"a": "é" * 5}
 
 
-def test_a_run_id_that_text_cannot_hold_is_refused(postgres: PostgresStore) -> None:
-    with pytest.raises(ValueError, match="run_id must not hold a NUL"):
-        postgres.commit("job", {"a": "1"}, run_id="a\0b")
-    with pytest.raises(ValueError, match="surrogates"):
-        postgres.commit("job", {"a": "1"}, run_id="\ud800")
-    assert values(postgres) == {}
-
-
 # History
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from freezegun import freeze_time
@@ -82,6 +82,21 @@ class TestTrutoStoreOverPages(TestTrutoStore):
             page_size=50, empty_page=True, shuffled=True, duplicates=True, unknown_namespace=404, delete_missing=200
         )
         return truto
+
+
+@pytest.mark.parametrize(
+    ("run_id", "said"),
+    [
+        (5, "run_id must be a str, not int"),
+        ("a\0b", "run_id must not hold a NUL"),
+        ("\ud800", "run_id must not hold lone surrogates"),
+    ],
+)
+def test_a_run_id_that_is_no_text_is_refused(every_store: Store, run_id: Any, said: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        every_store.commit("job", {"a": "1"}, run_id=run_id)
+    assert str(caught.value) == said
+    assert every_store.load("job") == {}
 
 
 def test_entries_tell_the_time_of_each_write(store: Store) -> None:

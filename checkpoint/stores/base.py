@@ -250,24 +250,33 @@ def check_name(what: str, name: str) -> None:
         raise ValueError(f"{what} must not hold control characters or lone surrogates: {name!r}")
 
 
-def check_changes(state_key: str, changes: Mapping[str, str | None]) -> None:
-    """Refuse bad names and values of a commit before anything is written.
+def check_changes(state_key: str, changes: Mapping[str, str | None], run_id: str | None = None) -> None:
+    """Refuse bad names, values and run ids of a commit before anything is written.
 
     Raises:
-        TypeError, ValueError: as `check_name`, or a value is neither text that UTF-8 can carry nor None.
+        TypeError, ValueError: as `check_name`, or a value or the run id is neither text that UTF-8 can carry nor None;
+            a run id with a NUL.
 
     """
     check_name("state_key", state_key)
     for key, value in changes.items():
         check_name("key", key)
-        if value is not None:
-            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
-                raise TypeError(f"the value of {key!r} must be a str, not {type(value).__name__}")
-            if not value.isascii():
-                try:
-                    value.encode()
-                except UnicodeEncodeError as error:
-                    raise ValueError(f"the value of {key!r} must not hold lone surrogates") from error
+        if value is not None and not (type(value) is str and value.isascii()):
+            _check_text(f"the value of {key!r}", value)
+    if run_id is not None:
+        _check_text("run_id", run_id)
+        if "\0" in run_id:
+            raise ValueError("run_id must not hold a NUL")
+
+
+def _check_text(what: str, text: str) -> None:
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what} must not hold lone surrogates") from error
 
 
 def check_base(

@@ -73,7 +73,7 @@ class MemoryStore:
         run_id: str | None = None,
     ) -> Receipt:
         """Write the changed keys, all or none; see `Store.commit`."""
-        check_changes(state_key, changes)
+        check_changes(state_key, changes, run_id)
         with self._lock:
             stored = self._namespaces.get(state_key, {})
             check_base(state_key, changes, base, stored)

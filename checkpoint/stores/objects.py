@@ -93,7 +93,7 @@ class ObjectStore:
         run_id: str | None = None,
     ) -> Receipt:
         """Write the changed keys, all or none; see `Store.commit`."""
-        check_changes(state_key, changes)
+        check_changes(state_key, changes, run_id)
         name = self._name(state_key)
         if not changes and not base:
             return Receipt()
@@ -306,7 +306,8 @@ def _rendered(state_key: str, entries: Mapping[str, Entry], before: _Document, c
             for key, entry in entries.items()
         },
     }
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2)
+    # A key may be of a class derived from str.
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
 
 
 _DOCUMENT: dict[str, set[type]] = {

@@ -257,9 +257,7 @@ class PostgresStore:
             RuntimeError: no transaction is open on the caller's connection.
 
         """
-        check_changes(state_key, changes)
-        if run_id is not None and "\0" in run_id:
-            raise ValueError("run_id must not hold a NUL")
+        check_changes(state_key, changes, run_id)
         commit = _Commit(state_key, changes, base, run_id, self._keep)
         try:
             return self._retry(lambda until: commit.attempt(self._unit(_WRITING, until)))

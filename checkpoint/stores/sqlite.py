@@ -210,7 +210,7 @@ class SQLiteStore:
             RuntimeError: no transaction is open on the caller's connection.
 
         """
-        check_changes(state_key, changes)
+        check_changes(state_key, changes, run_id)
         if self.joined and not self.in_transaction:
             raise RuntimeError(_NO_TRANSACTION)
         with self._unit("BEGIN IMMEDIATE") as (cursor, schema):

@@ -116,7 +116,7 @@ class TrutoStore:
         Before the first write, the keys named in `base` are looked at; a difference is `Conflict`, and nothing is
         written. A key that is not named is overwritten whatever it holds.
         """
-        check_changes(state_key, changes)
+        check_changes(state_key, changes, run_id)
         run = Run()
         if base:
             self.warm(len(changes))  # while the look is under way
