@@ -105,7 +105,10 @@ class Lease:
         self._store = store
         self._state_key = state_key
         self._run_id = run_id
-        self._owner = f"{platform.node()}, process {os.getpid()}, run {run_id or token_hex(4)}"
+        # Two runs of one id, in one process or in containers, may write their entries in the same millisecond.
+        self._owner = ", ".join(
+            [platform.node(), f"process {os.getpid()}", *([f"run {run_id}"] if run_id else []), token_hex(4)]
+        )
         self._mine: Holder | None = None
         self._entry: Entry | None = None
         self._lost = False

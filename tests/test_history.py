@@ -129,6 +129,32 @@ def test_a_commit_older_than_the_age_is_dropped_by_the_next(create: Create) -> N
         assert told(store) == [("a", "39", "last")]
 
 
+@pytest.mark.parametrize("keep", [0, timedelta(hours=1)])
+def test_the_librarys_own_keys_push_nothing_out(tmp_path: Path, keep: int | timedelta) -> None:
+    with freeze_time("2024-05-01T00:00:00Z") as clock:
+        with closing(SQLiteStore(tmp_path / "state.db")) as store:
+            write(store, "1", "2")
+        clock.tick(timedelta(hours=2))
+        with closing(SQLiteStore(tmp_path / "state.db", keep=keep)) as store:
+            for changes in ({"__lease__": "1"}, {"b": None}):
+                store.commit("job", changes)
+                assert told(store) == [("a", "1", "2"), ("a", None, "1")]
+            write(store, "3")
+            assert told(store) == ([("a", "2", "3")] if keep else [])
+
+
+def test_of_an_age_too_the_librarys_own_keys_push_nothing_out(create: Create) -> None:
+    store = create(keep=timedelta(hours=1))
+    with freeze_time("2024-05-01T00:00:00Z") as clock:
+        write(store, "1", "2")
+        clock.tick(timedelta(hours=2))
+        for changes in ({"__lease__": "1"}, {"b": None}):
+            store.commit("job", changes)
+            assert told(store) == [("a", "1", "2"), ("a", None, "1")]
+        write(store, "3")
+        assert told(store) == [("a", "2", "3")]
+
+
 def test_the_greatest_age_keeps_all(create: Create) -> None:
     store = create(keep=timedelta.max)
     write(store, *map(str, range(130)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_the_lease_is_one_reserved_entry(store):
     with freeze_time("2024-05-01T10:00:00Z"), Checkpointer("run", store, exclusive=True, run_id="r-1") as cp:
         now = held(store)
         assert now.owner is not None
-        assert now.owner.endswith(f", process {os.getpid()}, run r-1")
+        assert re.search(rf", process {os.getpid()}, run r-1, [0-9a-f]{{8}}$", now.owner)
         assert (now.since, now.epoch) == ("2024-05-01T10:00:00.000Z", 1)
         assert dict(cp) == {}
         cp["a"] = A
@@ -179,6 +180,36 @@ def test_of_two_runs_that_take_it_at_once_one_gets_it():
     for thread in threads:
         thread.join()
     assert sorted(results) == ["in", "locked", "locked", "locked"]
+
+
+def test_two_runs_of_one_id_do_not_share_a_lease():
+    looked, decided, results = threading.Barrier(2), threading.Barrier(2), []
+
+    class Together(MemoryStore):
+        def load(self, state_key):
+            found = super().load(state_key)
+            if not found:
+                looked.wait(60)
+            return found
+
+    store = Together()
+
+    def run():
+        try:
+            with Checkpointer("run", store, exclusive=True, run_id="nightly"):
+                decided.wait(60)
+                results.append("in")
+        except Locked:
+            decided.wait(60)
+            results.append("locked")
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    with freeze_time("2024-05-01T10:00:00Z"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(results) == ["in", "locked"]
 
 
 def test_a_run_that_fails_to_enter_lets_go(store):

@@ -110,9 +110,10 @@ class MemoryStore:
             return list(islice((change for change in changes if key in {None, change.key}), limit))
 
     def _remember(self, state_key: str, changes: list[Change]) -> None:
+        if not changes:
+            return
         commits = self._commits.setdefault(state_key, deque())
-        if changes:
-            commits.append(changes)
+        commits.append(changes)
         if isinstance(self._keep, timedelta):
             since = kept_since(self._keep)
             while commits and commits[0][0].at < since:

@@ -232,7 +232,7 @@ class SQLiteStore:
                 cursor.executemany(_DELETE, deleted)
             past = before(changes, stored)
             told = (now, run_id, host(), os.getpid(), _dumps(past)) if past and self._keep else None
-            _count(cursor, state_key, last, told, self._keep)
+            _count(cursor, state_key, last, told, self._keep if past else KEEP)  # nothing to tell pushes nothing out
         return Receipt(written)
 
     def namespaces(self) -> list[str]:
