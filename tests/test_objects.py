@@ -12,6 +12,7 @@ import ssl
 import sys
 import tempfile
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -488,6 +489,31 @@ def test_a_large_namespace_is_listed_without_being_read(s3: str, proxy: Proxy) -
     assert proxy.calls == ["GET"] * 2
 
 
+def test_the_first_namespace_that_cannot_be_looked_at_ends_the_list(
+    store: ObjectStore, proxy: Proxy, raw: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args: Any, **kwargs: Any) -> None:
+            failed.set()
+            super().shutdown(*args, **kwargs)
+
+    def look(request: Request) -> None:
+        if not request.path.endswith("/0.json"):
+            failed.wait(60)
+        answers(403, "AccessDenied")(request)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    for number in range(50):
+        raw(f"{number}.json", b"{}")
+    proxy.script("GET", passed)
+    proxy.forever["GET"] = look
+    with pytest.raises(Unauthorized):
+        store.namespaces()
+    assert len(proxy.calls) <= 1 + 16 + 1
+
+
 def test_what_is_too_large_is_refused_and_nothing_is_written(
     store: ObjectStore, raw: Callable[..., bytes], s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -572,6 +598,19 @@ def test_an_object_taken_away_meanwhile_is_created_again(
     assert caught.value.found is None
     assert store.load("job") == {}
     assert store.commit("job", {"a": "2"}, {"a": None}).entries["a"].version == 1
+
+
+def test_an_object_made_anew_meanwhile_is_another_one(
+    store: ObjectStore, raw: Callable[..., bytes], other: ObjectStore
+) -> None:
+    base = store.commit("job", {"a": "1"}).entries
+    raw(delete=True)
+    found = other.commit("job", {"a": "theirs"}).entries["a"]
+    assert found.version == base["a"].version
+    with pytest.raises(Conflict) as caught:
+        store.commit("job", {"a": "2"}, base)
+    assert caught.value.args == ("job", "a", base["a"], found)
+    assert values(store) == {"a": "theirs"}
 
 
 def test_fault_42_no_update_of_several_processes_is_lost(store: ObjectStore) -> None:

@@ -100,7 +100,7 @@ class Store(Protocol):
         """Write the changed keys, and only those; a change to None deletes its key, a missing one is no error.
 
         Every key named in `base` is compared first, whether it is changed or not: an `Entry` must still be stored as it
-        was (its version; its value where it has none), None means that the key must be absent. A key not named is not
+        was (version and value; its value where it has no version), None means that it must be absent. One not named is not
         checked. A difference is no conflict where the stored value is the one being written.
 
         `run_id` is recorded with the written entries where the store can.
@@ -298,12 +298,12 @@ def check_base(
 
 
 def unchanged(expected: Entry | None, found: Entry | None) -> bool:
-    """Tell whether a key is still stored as it was: by version, by value where there is none."""
+    """Tell whether a key is still stored as it was: by version and value, by value where there is no version."""
     if expected is None or found is None:
         return expected is found
-    if expected.version is None or found.version is None:
-        return expected.value == found.value
-    return expected.version == found.version
+    # Versions count from 1 again where a file or an object was taken away, or from an older one where it was restored.
+    versions = {expected.version, found.version}
+    return expected.value == found.value and (len(versions) == 1 or None in versions)
 
 
 def holds(found: Entry | None, value: str | None) -> bool:

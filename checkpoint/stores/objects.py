@@ -116,12 +116,13 @@ class ObjectStore:
         """Return the namespaces that hold at least one key, or cannot be read, sorted; small objects are looked at."""
         run = _Run(f"{self._url}/")
         sizes = run.retry(lambda: self._opened().sizes(self._prefix))
-        known = {_state_key(name.removeprefix(self._prefix).lstrip("/")): name for name in sizes}
+        found = {_state_key(name.removeprefix(self._prefix).lstrip("/")): name for name in sizes}
+        known = {key: name for key, name in found.items() if key is not None}
+        small = [key for key, name in known.items() if sizes[name] < _EMPTY]
         with ThreadPoolExecutor(16, "checkpoint") as pool:
-            empty = {name: pool.submit(self._is_empty, name) for name in known.values() if sizes[name] < _EMPTY}
-        return sorted(
-            key for key, name in known.items() if key is not None and not (name in empty and empty[name].result())
-        )
+            looks = pool.map(lambda key: self._is_empty(known[key]), small)
+            empty = {key for key, is_empty in zip(small, looks, strict=True) if is_empty}  # the first failure ends it
+        return sorted(known.keys() - empty)
 
     def close(self) -> None:
         """Let go of this process's connections; the next use opens new ones."""
