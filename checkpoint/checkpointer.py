@@ -28,7 +28,7 @@ from checkpoint.errors import CheckpointError, CorruptState, StateMissing
 from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
 from checkpoint.ledger import Changes, Ledger
 from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
-from checkpoint.stores import open_store
+from checkpoint.stores import open_store, shown
 from checkpoint.stores.base import Entry, KeepsHistory, Store, Warms, check_changes, check_name, joined
 from checkpoint.worker import Worker
 
@@ -140,7 +140,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def __repr__(self) -> str:
         store = self._ledger.store
-        return f"Checkpointer({self.state_key!r}, {store if store is not None else self._given!r})"
+        given = shown(self._given) if isinstance(self._given, str) else self._given
+        return f"Checkpointer({self.state_key!r}, {store if store is not None else given!r})"
 
     @property
     def stopping(self) -> bool:

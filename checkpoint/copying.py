@@ -52,7 +52,9 @@ def plan(
 ) -> list[Copy]:
     """Return what `copy` would do, without writing anything; the arguments and errors are those of `copy`."""
     with ExitStack() as stack:
-        return _plan(_opened(source, stack), _opened(target, stack), state_key, name)
+        source = _opened(source, stack)  # under the same name: no rendered traceback shows a password in its URL
+        target = _opened(target, stack)
+        return _plan(source, target, state_key, name)
 
 
 def copy(
@@ -84,8 +86,9 @@ def copy(
 
     """
     with ExitStack() as stack:
-        opened = _opened(source, stack), _opened(target, stack)
-        return [found.copy for found in _copies(*opened, state_key, name, progress, overwrite=overwrite)]
+        source = _opened(source, stack)  # see `plan`
+        target = _opened(target, stack)
+        return [found.copy for found in _copies(source, target, state_key, name, progress, overwrite=overwrite)]
 
 
 def move(
@@ -108,12 +111,13 @@ def move(
 
     """
     with ExitStack() as stack:
-        store, other = _opened(source, stack), _opened(target, stack)
+        source = _opened(source, stack)  # see `plan`
+        target = _opened(target, stack)
         done: list[Copy] = []
-        for found in _copies(store, other, state_key, name, progress, overwrite=overwrite, apart=True):
-            for keys in chunks(store, list(found.entries)):
+        for found in _copies(source, target, state_key, name, progress, overwrite=overwrite, apart=True):
+            for keys in chunks(source, list(found.entries)):
                 base = {key: found.entries[key] for key in keys}
-                store.commit(found.copy.state_key, dict.fromkeys(keys), base, run_id="checkpoint move")
+                source.commit(found.copy.state_key, dict.fromkeys(keys), base, run_id="checkpoint move")
             done.append(found.copy)
         return done
 

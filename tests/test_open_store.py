@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from checkpoint import Checkpointer
 from checkpoint.stores import open_store
 from checkpoint.testing import StoreContract
 
@@ -131,6 +132,11 @@ def test_a_mistyped_url_shows_no_password(url: str, shown: str) -> None:
     with pytest.raises(ValueError, match="no store opens") as caught:
         open_store(url)
     assert str(caught.value) == f"no store opens {shown!r}: {KNOWN}"
+
+
+def test_a_run_shows_no_password() -> None:
+    run = Checkpointer("job", "postgresql://user:word@localhost/db")
+    assert repr(run) == "Checkpointer('job', 'postgresql://***')"
 
 
 @pytest.mark.parametrize(

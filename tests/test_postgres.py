@@ -32,7 +32,8 @@ from psycopg.conninfo import conninfo_to_dict  # noqa: E402
 from psycopg.pq import TransactionStatus  # noqa: E402
 from psycopg.rows import dict_row  # noqa: E402
 
-from checkpoint import open_store  # noqa: E402
+from checkpoint import Checkpointer, open_store  # noqa: E402
+from checkpoint.copying import copy, move, plan  # noqa: E402
 from checkpoint.errors import (  # noqa: E402
     CommitUnknown,
     Conflict,
@@ -872,6 +873,18 @@ def test_the_password_is_nowhere_to_be_seen(
         with closing(PostgresStore(url)) as store, pytest.raises(kind, match=text) as caught:
             store.load("job")
         assert type(caught.value) is kind
+        shown.append(everything_shown(caught.value))
+    wrong = f"postgresql://{user}:{SECRET}x{locked}"
+    calls: list[Callable[[], object]] = [
+        lambda: open_store(f"postgresql://{user}:{SECRET}/@{locked}"),
+        lambda: Checkpointer("job", wrong).__enter__(),
+        lambda: plan(wrong, "memory://copied"),
+        lambda: copy(wrong, "memory://copied"),
+        lambda: move("memory://copied", wrong, "job"),
+    ]
+    for call in calls:
+        with pytest.raises((ValueError, Unauthorized)) as caught:
+            call()
         shown.append(everything_shown(caught.value))
     assert SECRET not in "\n".join([*shown, caplog.text])
 

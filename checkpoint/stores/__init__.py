@@ -49,9 +49,11 @@ def open_store(url: str | None = None) -> Store:
         raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
     if url is None:
         return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
-    scheme = url.partition("://")[0] if "://" in url else ""
+    scheme = _scheme(url)
     if scheme in _OPENERS:
-        return _resolve(_OPENERS[scheme])(url)
+        given = [url]
+        del url  # so that no rendered traceback shows its password
+        return _resolve(_OPENERS[scheme])(given.pop())
     from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and rarely asked
 
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
@@ -59,10 +61,18 @@ def open_store(url: str | None = None) -> Store:
         opener: Callable[[str], Store] = found[scheme].load()
         return opener(url)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
-    # A mistyped scheme does not make a password less of one, wherever its store has it.
-    shown = f"{scheme}://***" if re.search("[@?=]", url) else url
-    hint = "" if ":" in shown else f"; a file is sqlite:///{url}"
-    raise ValueError(f"no store opens {shown!r}: its URL begins with one of {known}{hint}")
+    url = shown(url)  # a mistyped scheme does not make a password less of one
+    hint = "" if ":" in url else f"; a file is sqlite:///{url}"
+    raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
+
+
+def shown(url: str) -> str:
+    """Return a store's URL, or no more of it than its scheme where it may hold a password, wherever its store has it."""
+    return f"{_scheme(url)}://***" if re.search("[@?=]", url) else url
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""
 
 
 def _resolve(name: str) -> Callable[..., Store]:
