@@ -336,7 +336,11 @@ def test_clocks_that_differ_leave_no_gap_in_history(postgres_url: str) -> None:
             for value, now in (("1", "10:00:00"), ("2", "10:20:00"), ("3", "10:10:00"), ("4", "11:15:00")):
                 clock.move_to(f"2024-05-01T{now}Z")
                 store.commit("job", {"a": value})
-        assert [(change.before, change.after) for change in store.history("job")] == [("3", "4"), ("2", "3"), ("1", "2")]
+        assert [(change.before, change.after) for change in store.history("job")] == [
+            ("3", "4"),
+            ("2", "3"),
+            ("1", "2"),
+        ]
 
 
 def test_what_is_no_longer_kept_leaves_the_tables(postgres_url: str, other: Any, schema: str) -> None:

@@ -100,8 +100,8 @@ class Store(Protocol):
         """Write the changed keys, and only those; a change to None deletes its key, a missing one is no error.
 
         Every key named in `base` is compared first, whether it is changed or not: an `Entry` must still be stored as it
-        was (version and value; its value where it has no version), None means that it must be absent. One not named is not
-        checked. A difference is no conflict where the stored value is the one being written.
+        was (its version and value; its value where it has no version), None means that the key must be absent. A key
+        not named is not checked. A difference is no conflict where the stored value is the one being written.
 
         `run_id` is recorded with the written entries where the store can.
 

@@ -120,7 +120,7 @@ class ObjectStore:
         known = {key: name for key, name in found.items() if key is not None}
         small = [key for key, name in known.items() if sizes[name] < _EMPTY]
         with ThreadPoolExecutor(16, "checkpoint") as pool:
-            looks = pool.map(lambda key: self._is_empty(known[key]), small)
+            looks = pool.map(self._is_empty, [known[key] for key in small])
             empty = {key for key, is_empty in zip(small, looks, strict=True) if is_empty}  # the first failure ends it
         return sorted(known.keys() - empty)
 

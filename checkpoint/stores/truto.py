@@ -109,7 +109,7 @@ class TrutoStore:
         changes: Mapping[str, str | None],
         base: Mapping[str, Entry | None] = {},
         *,
-        run_id: str | None = None,  # noqa: ARG002 - the API has no place for it
+        run_id: str | None = None,  # the API has no place for it
     ) -> Receipt:
         """Write the changed keys one by one, in parallel; see `Store.commit`.
 
