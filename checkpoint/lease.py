@@ -179,6 +179,7 @@ class Lease:
     def forked(self) -> None:
         """Be without a lease, in the child of a fork: the parent has it."""
         self._lost, self._thread = True, None
+        self._ended = threading.Event()  # its lock may be held by the thread that the child does not have
 
     def _take(self, found: Holder, entry: Entry | None) -> bool:
         """Try to take a free lease; False: another run was first."""

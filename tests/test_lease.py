@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -298,6 +299,18 @@ def test_a_forked_child_has_no_lease(tmp_path):
         assert cp.commit().keys == ("a",)
     assert held(store).owner is None
     store.close()
+
+
+def test_a_child_forked_amid_a_renewal_can_leave(tmp_path):
+    with closing(SQLiteStore(tmp_path / "state.db")) as store, Checkpointer("run", store, exclusive=True) as cp:
+        with cp._ledger.lease._ended._cond:
+            pid = os.fork()
+            if pid == 0:  # here the lock is held by nobody who will let go of it, as it is where a thread held it
+                signal.alarm(20)
+                threading.Thread(target=lambda: (cp.__exit__(None, None, None), os._exit(7))).start()
+                signal.pause()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        assert held(store).owner is not None
 
 
 def test_it_works_with_asyncio(store):

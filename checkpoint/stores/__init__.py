@@ -67,7 +67,7 @@ def open_store(url: str | None = None) -> Store:
 
 
 def shown(url: str) -> str:
-    """Return a store's URL, or no more of it than its scheme where it may hold a password, wherever its store has it."""
+    """Return a store's URL, or its scheme alone where the rest may hold a password."""
     return f"{_scheme(url)}://***" if re.search("[@?=]", url) else url
 
 
