@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
@@ -425,6 +426,9 @@ cp["a"] = {{"at": 2}}
 cp.commit()
 cp["a"] = {{"at": 3}}
 cp.commit_soon()
+for key in "bc":  # the first of them is collected, the second ends with the interpreter
+    cp = Checkpointer("run", {url!r}).__enter__()
+    cp[key] = {{"at": 1}}
 """
     subprocess.run([sys.executable, "-c", abandoned], check=True, timeout=30)
     with Checkpointer("run", url) as cp:
@@ -578,18 +582,24 @@ def test_a_cursor_spoilt_in_place_still_lets_the_held_back_commit_out_at_exit():
 
 
 def test_fault_44_sixteen_threads_on_one_checkpointer(store):
-    def work(cp, name):
+    def work(name):
+        for at in range(30):
+            cp[f"{name}.{at}"] = B
+            assert f"{name}.{at}" in [*cp]
+            assert f"{name}.{at}" in cp.changed
+            del cp[f"{name}.{at}"]
         for at in range(12):  # with the looks, less than the rate of a token
             cp[name] = {"at": at}
             cp.commit(name)
 
-    with Checkpointer("run", store) as cp:
-        threads = [threading.Thread(target=work, args=(cp, f"t{n}")) for n in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert cp.changed == set()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # wherever it can, one thread breaks into another
+    try:
+        with Checkpointer("run", store) as cp, ThreadPoolExecutor(16) as threads:
+            assert list(threads.map(work, [f"t{n}" for n in range(16)])) == [None] * 16
+            assert cp.changed == set()
+    finally:
+        sys.setswitchinterval(interval)
     assert stored(store) == {f"t{n}": {"at": 11} for n in range(16)}
 
 

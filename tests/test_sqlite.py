@@ -788,7 +788,7 @@ def test_fault_43_parent_and_child_use_it_after_a_fork(path: Path, store: SQLite
     assert max(entry.version for entry in store.load("job").values()) == 22
 
 
-def test_no_connection_and_no_lock_is_carried_into_a_child(store: SQLiteStore) -> None:
+def test_fault_43_no_connection_and_no_lock_is_carried_into_a_child(store: SQLiteStore) -> None:
     def child(number: int) -> None:
         assert store._connection is None
         thread = threading.Thread(target=store.load, args=("job",), daemon=True)
