@@ -767,6 +767,56 @@ def test_import_of_what_is_no_such_document(store, form, text, reason):
     assert values(store) == BOTH
 
 
+LOOKING = [
+    ["list"],
+    ["list", "job"],
+    ["get", "job", "key"],
+    ["clear", "job", "--yes"],
+    ["history", "job"],
+    ["restore", "job", "--to", "1"],
+    ["plot", "job", "key"],
+    ["copy", "job", "--to", "memory://x"],
+    ["move", "--all", "--to", "memory://x"],
+    ["export", "job"],
+    ["unlock", "job"],
+]
+
+
+@pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
+def test_looking_makes_no_store(tmp_path, monkeypatch, url, verb):
+    there = tmp_path / "state" / "checkpoint" / "state.db"
+    monkeypatch.delenv("CHECKPOINT_STORE")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    hint = "check --store (a job creates it at its first run)"
+    assert error(*verb) == f"Error: there is no {there}: {hint}"
+    assert error(*verb, "--store", f"sqlite:///{tmp_path}/nope.db") == f"Error: there is no {tmp_path}/nope.db: {hint}"
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
+def test_diff_and_doctor_make_no_store(store, tmp_path):
+    there = f"sqlite:///{tmp_path}/nope.db"
+    for option, arguments in (("--store", ["job", "other"]), ("--with", ["job"])):
+        assert error("diff", *arguments, option, there, status=2) == (
+            f"Error: there is no {tmp_path}/nope.db: check {option} (a job creates it at its first run)"
+        )
+    done = run("doctor", "--store", there)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1:] == [
+        f"ok     store         SQLiteStore('{tmp_path}/nope.db')",
+        f"WRONG  reach         there is no {tmp_path}/nope.db: check --store (a job creates it at its first run)",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "verb", [["set", "job", "key", "{}"], ["merge", "job", "key", "{}"], ["import", "job"]], ids=" ".join
+)
+def test_writing_makes_the_store(tmp_path, url, verb):
+    there = f"sqlite:///{tmp_path}/state.db"
+    assert run(*verb, "--store", there, stdin='{"key": {}}').exit_code == 0
+    assert screen("get", "job", "key", "--store", there) == "{}\n"
+
+
 def test_the_verbs_work_over_http(api: ApiServer, store, monkeypatch):
     monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
     assert screen("copy", "job", "--to", api.url).splitlines()[-1] == "2 keys there, and compared."
@@ -786,6 +836,7 @@ def test_the_verbs_work_over_http(api: ApiServer, store, monkeypatch):
 
 
 def test_doctor_of_sqlite(tmp_path, url):
+    screen("set", "job", "key", "{}", "--store", f"sqlite:///{tmp_path}/state.db")
     done = run("doctor", "--store", f"sqlite:///{tmp_path}/state.db", "--json")
     assert done.exit_code == 0
     told = json.loads(done.stdout)

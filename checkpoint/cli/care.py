@@ -15,7 +15,7 @@ import click
 
 from checkpoint import lease
 from checkpoint.cli import screen
-from checkpoint.cli.options import as_json, confirm, dry_run, namespace, store_option, using, yes
+from checkpoint.cli.options import as_json, confirm, dry_run, missing, namespace, reading, store_option, yes
 from checkpoint.errors import CheckpointError, CorruptState, Unauthorized
 from checkpoint.stores import open_store
 from checkpoint.stores.base import KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
@@ -73,6 +73,9 @@ def _checks(url: str | None) -> Iterator[Check]:
         return
     with closing(store):
         yield Check("store", True, repr(store))
+        if said := missing(store):
+            yield Check("reach", False, said)
+            return
         try:
             yield from _looks(store)
         except Unauthorized as error:
@@ -123,7 +126,7 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
     A run that dies lets its lease go by itself, after 15 seconds. One that is alive commits nothing more where the
     store compares and swaps: stop it first.
     """
-    with using(url) as store:
+    with reading(url) as store:
         held = _held(store, namespace)
         if held.owner is not None and not dry_run:
             confirm(f"{namespace!r} is held by {_told(held)}. Release it?", sure=yes)

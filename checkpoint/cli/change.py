@@ -15,7 +15,7 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.look import cursor_in, existing
-from checkpoint.cli.options import as_json, confirm, dry_run, key, keys, namespace, store_option, using, yes
+from checkpoint.cli.options import as_json, confirm, dry_run, key, keys, namespace, reading, store_option, using, yes
 from checkpoint.errors import CheckpointError
 from checkpoint.stores.base import RESERVED
 
@@ -197,7 +197,7 @@ def clear(namespace: str, keys: tuple[str, ...], *, yes: bool, dry_run: bool, as
 
     The jobs that read them start over. The library's own keys stay.
     """
-    with using(url) as store:
+    with reading(url) as store:
         found = store.load(namespace)
         for name in keys:
             existing(found, namespace, name)

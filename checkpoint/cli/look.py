@@ -9,7 +9,7 @@ import click
 
 from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, store_option, using
+from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, reading, store_option
 from checkpoint.copying import namespaces
 from checkpoint.errors import CorruptState
 from checkpoint.stores.base import RESERVED, Entry, Store
@@ -29,7 +29,7 @@ def list_(namespace: str | None, *, ours: bool, as_json: bool, url: str | None) 
     With the age of what was written last, and the run that wrote it. What stands in quotes is no cursor, but a text
     that somebody else stored.
     """
-    with using(url) as store:
+    with reading(url) as store:
         if namespace is None:
             _list_namespaces(store, ours=ours, as_json=as_json)
         else:
@@ -97,7 +97,7 @@ def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) 
     """
     if raw and as_json:
         raise click.UsageError("--raw and --json do not go together")
-    with using(url) as store:
+    with reading(url) as store:
         entry = existing(store.load(namespace), namespace, key)
     if as_json:
         screen.document(screen.told_entry(namespace, entry))

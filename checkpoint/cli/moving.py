@@ -19,6 +19,7 @@ from checkpoint.cli.options import (
     confirm,
     dry_run,
     namespace,
+    reading,
     store_option,
     using,
     yes,
@@ -93,7 +94,7 @@ def _carry(
         raise click.UsageError("--as is for one NAMESPACE")
     if target is None and name in {None, namespace}:
         raise click.UsageError("where to? Give --to URL, or --as another NAME")
-    with using(url) as store, _other(target, store) as other:
+    with reading(url) as store, _other(target, store) as other:
         try:
             plans = copying.plan(store, other, namespace, name=name)
             if not any(each.total for each in plans):
@@ -173,7 +174,7 @@ def export(namespace: str, file: Any, form: str, url: str | None) -> None:
 
     To FILE, or to standard output. Without --format values, every key must hold a cursor.
     """
-    with using(url) as store:
+    with reading(url) as store:
         entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
     file.write(json.dumps(_exported(namespace, entries, form), ensure_ascii=False, indent=2).encode() + b"\n")
 

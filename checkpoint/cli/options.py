@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
@@ -42,9 +43,31 @@ def opened(url: str | None) -> Store:
 
 @contextmanager
 def using(url: str | None) -> Generator[Store]:
-    """Lend the store that a URL names."""
+    """Lend the store that a URL names, which is created where it does not exist."""
     with closing(opened(url)) as store:
         yield store
+
+
+@contextmanager
+def reading(url: str | None, option: str = "--store") -> Generator[Store]:
+    """Lend the store that a URL names, given by this option, or end with the sentence that it does not exist."""
+    with using(url) as store:
+        if said := missing(store, option):
+            raise click.ClickException(said)
+        yield store
+
+
+def missing(store: Store, option: str = "--store") -> str | None:
+    """Return the sentence that there is no store yet, None where there is one.
+
+    A file that looking would create, and that a mistyped path would so make look like an empty store. Where its folder
+    is missing too the store says so itself, and creates nothing.
+    """
+    path: object = getattr(store, "path", None)
+    with suppress(OSError):  # the store's own words for it are better
+        if isinstance(path, Path) and path.parent.is_dir() and not path.exists():
+            return f"there is no {path}: check {option} (a job creates it at its first run)"
+    return None
 
 
 def checked(_ctx: click.Context, param: click.Parameter, value: Names) -> Names:
@@ -68,7 +91,7 @@ def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Na
 
 def complete_namespace(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the namespaces that begin so; none where the store cannot tell."""
-    with suppress(CheckpointError, click.ClickException, ValueError), using(ctx.params.get("url")) as store:
+    with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
         return [name for name in namespaces(store) if name.startswith(incomplete)]
     return []
 
@@ -78,7 +101,7 @@ def complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     name = ctx.params["namespace"]
     if name is None:  # what was given is none
         return []
-    with suppress(CheckpointError, click.ClickException, ValueError), using(ctx.params.get("url")) as store:
+    with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
         found = store.load(name)
         return [each for each in found if each.startswith(incomplete) and not each.startswith(RESERVED)]
     return []

@@ -24,8 +24,8 @@ from checkpoint.cli.options import (
     key,
     keys,
     namespace,
+    reading,
     store_option,
-    using,
     yes,
 )
 from checkpoint.stores.base import RESERVED, KeepsHistory
@@ -78,7 +78,7 @@ def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: 
     Of one key, or of all. Each begins with its version, which `checkpoint restore --to` and `checkpoint diff --since`
     take.
     """
-    with using(url) as store:
+    with reading(url) as store:
         changes = _keeping(store).history(namespace, key, limit=limit)
     if as_json:
         screen.document([_told(change) for change in changes])
@@ -130,7 +130,7 @@ def restore(
     a time such as 2024-05-01T10:00Z (UTC where no zone is given), or an age such as 2h. It is one more commit; what is
     replaced stays in the history.
     """
-    with using(url) as store:
+    with reading(url) as store:
         found = store.load(namespace)
         then = values_at(store, namespace, moment)
         now = {name for name in found if not name.startswith(RESERVED)}
@@ -212,7 +212,7 @@ def diff(
     """
     if not (other or target or since or until):
         raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
-    with using(url) as store, using(target or url) as there:
+    with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
         before = values_at(store, namespace, since)
         after = values_at(there, other or namespace, until)
     changes = [
@@ -243,7 +243,7 @@ def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_js
     """
     if out is not None and out.suffix.lower() != ".svg":
         raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")
-    with using(url) as store:
+    with reading(url) as store:
         changes = _keeping(store).history(namespace, key)
     steps = _steps(changes, _field(changes, key) if field is None else field)
     if not steps:

@@ -169,6 +169,11 @@ class SQLiteStore:
         return cls(unquote(path, errors="surrogateescape"))
 
     @property
+    def path(self) -> Path | None:
+        """The file, which is created when it is first used; None where the connection is the caller's own."""
+        return self._path if self._joined is None else None
+
+    @property
     def joined(self) -> bool:
         """Whether commits join the transactions of a connection of the caller's own."""
         return self._joined is not None
