@@ -83,7 +83,8 @@ def dump(cursors: Mapping[str, Cursor], format: Format) -> Any:  # noqa: A002 - 
     rest = copies.pop(f"${format}", None)
     for key in copies:
         if key.startswith("$"):
-            raise ValueError(f"{key!r} holds no stream, and a {format} document has no place for it: delete it first")
+            a = "an" if format == "airbyte" else "a"
+            raise ValueError(f"{key!r} holds no stream, and {a} {format} document has no place for it: delete it first")
     return write(copies, rest)
 
 

@@ -154,7 +154,7 @@ def test_list_of_keys_as_a_document(store):
 
 def test_lists_of_nothing(url):
     assert screen("list") == "MemoryStore() holds nothing.\n"
-    assert screen("list", "job") == "'job' holds nothing.\n"
+    assert screen("list", "job") == "'job' holds nothing in MemoryStore().\n"
     assert (document("list", "--json"), document("list", "job", "--json")) == ([], [])
 
 
@@ -177,7 +177,8 @@ def test_get(store):
 
 def test_get_of_what_is_not_there_or_no_cursor(store):
     assert error("get", "job", "nosuch") == "Error: there is no 'nosuch' in 'job': see `checkpoint list job`"
-    assert error("get", "nosuch", "key") == "Error: there is no 'key' in 'nosuch': the namespace holds nothing"
+    assert error("get", "nosuch", "key") == "Error: 'nosuch' holds nothing in MemoryStore()"
+    assert error("clear", "nosuch", "key") == "Error: 'nosuch' holds nothing in MemoryStore()"
     assert error("get", "job", "previous_run_date") == (
         "Error: 'previous_run_date' in 'job' holds no cursor (it is not base64): --raw reads and sets it as text"
     )
@@ -422,8 +423,8 @@ def test_history(store):
         f"- contacts  {FIRST}",
         f"+ contacts  {SECOND}",
     ]
-    assert screen("history", "job", "nosuch") == "No history of 'nosuch' in 'job'.\n"
-    assert screen("history", "nosuch") == "No history of 'nosuch'.\n"
+    assert screen("history", "job", "nosuch") == "No history of 'nosuch' in 'job' in MemoryStore().\n"
+    assert screen("history", "nosuch") == "No history of 'nosuch' in MemoryStore().\n"
     assert document("history", "job", "--json", "--limit", "1") == [
         {
             "version": 3,
@@ -480,7 +481,9 @@ def test_restore_of_one_key(store):
 
 def test_a_history_that_does_not_reach_back_is_an_error(url):
     store = MemoryStore.from_url(url)
-    assert error("restore", "job", "--to", "1") == "Error: the history of 'job' is empty: 1 is before that"
+    assert error("restore", "job", "--to", "1") == (
+        "Error: 'job' holds nothing in MemoryStore(), and has no history there"
+    )
     with freeze_time("2024-05-01T12:00:00Z"):
         for number in range(103):
             store.commit("job", {"key": str(number)})
@@ -489,6 +492,47 @@ def test_a_history_that_does_not_reach_back_is_an_error(url):
     assert error("diff", "job", "--since", "2024-04-01", status=2) == f"Error: {reach}: 2024-04-01 is before that"
     assert run("restore", "job", "--to", "3", "--yes").exit_code == 0
     assert values(store) == {"key": "2"}
+
+
+def test_a_namespace_whose_history_was_not_kept_is_an_error(tmp_path, url):
+    with closing(SQLiteStore(tmp_path / "state.db", keep=0)) as store:
+        store.commit("job", {"key": "1"})
+        assert error("restore", "job", "--to", "1", "--store", f"sqlite:///{tmp_path}/state.db") == (
+            f"Error: 'job' has no history in {store!r}, so what it was at 1 is not known"
+        )
+
+
+def test_a_version_that_is_not_there_yet_is_an_error(store):
+    for moment in ("4", "2030"):
+        sentence = f"Error: no version {moment} of 'job': the newest is 3"
+        assert error("restore", "job", "--to", moment) == sentence
+        assert error("diff", "job", "--since", moment, status=2) == sentence
+    store.commit("job", {"__lease__": None})
+    store.commit("job", {"__lease__": "held"})  # of which history does not tell
+    assert screen("restore", "job", "--to", "5") == "Nothing to change in 'job'.\n"
+    assert error("restore", "job", "--to", "6") == "Error: no version 6 of 'job': the newest is 5"
+
+
+@pytest.mark.parametrize(
+    ("keys", "moment", "said"),
+    [
+        ((), "9d", "9d is before the first commit that history has: this deletes all 2 keys."),
+        ((), "0", "0 is before the first commit that history has: this deletes all 2 keys."),
+        (("contacts",), "9d", "9d is before the first commit that history has: this deletes 1 key."),
+    ],
+)
+def test_restore_says_that_there_was_nothing_yet(store, keys, moment, said):
+    verb = ["restore", "job", *keys, "--to", moment]
+    assert run(*verb, "--dry-run").stderr == f"{said}\n"
+    number = len(keys) or 2
+    assert run(*verb).stderr.splitlines()[-1] == (
+        f"Error: {said} Change {number} key{'s' * (number > 1)} of 'job'? Nobody can be asked here: add --yes."
+    )
+    assert values(store) == BOTH
+    assert run(*verb, "--yes").stderr == f"{said}\n"
+    assert len(values(store)) == 2 - number
+    run("restore", "job", "--to", moment, "--yes")
+    assert screen("restore", "job", "--to", moment, "--yes") == "Nothing to change in 'job'.\n"
 
 
 def test_diff_of_moments_and_namespaces(store):
@@ -516,6 +560,10 @@ def test_diff_of_moments_and_namespaces(store):
             }
         ],
     }
+    assert screen("diff", "job", "nosuch", status=1).count("\n") == 2
+    assert error("diff", "nosuch", "neither", status=2) == (
+        "Error: 'nosuch' holds nothing in MemoryStore(), nor does 'neither' in MemoryStore()"
+    )
     assert error("diff", "job", status=2) == "Error: with what? Give OTHER, --with URL or --since MOMENT"
 
 
@@ -682,7 +730,7 @@ def test_move(store):
         "2 keys there, compared, and deleted here."
     )
     assert (values(store), values(store, "new")) == ({}, BOTH)
-    assert error("move", "job", "--as", "new", "--yes") == "Error: 'job' holds nothing"
+    assert error("move", "job", "--as", "new", "--yes") == "Error: 'job' holds nothing in MemoryStore()"
 
 
 @pytest.mark.parametrize(
@@ -713,6 +761,7 @@ def test_export_of_cursors(store):
     assert error("export", "job") == (
         "Error: 'previous_run_date' in 'job' holds no cursor, which json has no place for: export --format values"
     )
+    assert error("export", "nosuch") == "Error: 'nosuch' holds nothing in MemoryStore()"
     screen("clear", "job", "previous_run_date", "--yes")
     assert document("export", "job") == {"contacts": json.loads(SECOND)}
     assert document("export", "job", "--format", "singer") == {"bookmarks": {"contacts": json.loads(SECOND)}}
@@ -827,7 +876,7 @@ def test_the_verbs_work_over_http(api: ApiServer, store, monkeypatch):
     assert error("list", *there) == f"Error: TrutoStore('{api.url}') cannot list its namespaces: name one"
     assert error("move", "--all", "--yes", "--to", "memory://x", *there).startswith("Error: TrutoStore(")
     screen("clear", "job", "--yes", *there)
-    assert screen("list", "job", *there) == "'job' holds nothing.\n"
+    assert screen("list", "job", *there) == f"'job' holds nothing in TrutoStore('{api.url}').\n"
     monkeypatch.delenv("TRUTO_API_TOKEN")
     assert error("list", "job", *there) == "Error: no API token: set TRUTO_API_TOKEN, or pass token="
 

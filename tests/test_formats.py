@@ -333,6 +333,11 @@ def test_an_invalid_document_is_told(kind, document, sentence):
             {"$airbyte": {}},
             "'$airbyte' holds no stream, and a singer document has no place for it: delete it first",
         ),
+        (
+            "airbyte",
+            {"$singer": {}},
+            "'$singer' holds no stream, and an airbyte document has no place for it: delete it first",
+        ),
         ("singer", {"a%0a": {}}, "'a%0a' is not how a stream's name is written as a key: 'a%0A' is"),
         ("singer", {"a": {}, "$singer": {"bookmarks": 1}}, "'$singer'['bookmarks'] must be an object, not a number"),
         ("airbyte", {"a/b/c": {}}, "'a/b/c' is not how a stream's name is written as a key: 'a/b%2Fc' is"),

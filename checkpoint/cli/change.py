@@ -200,7 +200,7 @@ def clear(namespace: str, keys: tuple[str, ...], *, yes: bool, dry_run: bool, as
     with reading(url) as store:
         found = store.load(namespace)
         for name in keys:
-            existing(found, namespace, name)
+            existing(store, found, namespace, name)
         gone = keys or [name for name in found if not name.startswith(RESERVED)]
 
         def ask(number: int) -> None:

@@ -33,7 +33,7 @@ def list_(namespace: str | None, *, ours: bool, as_json: bool, url: str | None) 
         if namespace is None:
             _list_namespaces(store, ours=ours, as_json=as_json)
         else:
-            _list_keys(namespace, _entries(store, namespace, ours=ours), as_json=as_json)
+            _list_keys(store, namespace, ours=ours, as_json=as_json)
 
 
 def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
@@ -61,14 +61,15 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
         screen.say(f"{store!r} holds nothing.")
 
 
-def _list_keys(namespace: str, entries: list[Entry], *, as_json: bool) -> None:
+def _list_keys(store: Store, namespace: str, *, ours: bool, as_json: bool) -> None:
+    entries = _entries(store, namespace, ours=ours)
     if as_json:
         screen.document([screen.told_entry(namespace, entry) for entry in entries])
     elif entries:
         rows = [(e.key, screen.shown(e.value), screen.age(e.updated_at), e.sync_job_run_id or "-") for e in entries]
         screen.show_table(("key", "cursor", "age", "last run"), rows, wide="cursor", right=("age",))
     else:
-        screen.say(f"{namespace!r} holds nothing.")
+        screen.say(f"{nothing(store, namespace)}.")
 
 
 def _entries(store: Store, namespace: str, *, ours: bool) -> list[Entry]:
@@ -98,7 +99,7 @@ def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) 
     if raw and as_json:
         raise click.UsageError("--raw and --json do not go together")
     with reading(url) as store:
-        entry = existing(store.load(namespace), namespace, key)
+        entry = existing(store, store.load(namespace), namespace, key)
     if as_json:
         screen.document(screen.told_entry(namespace, entry))
     elif raw:
@@ -108,12 +109,18 @@ def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) 
         screen.write_text(screen.json_of(cursor, indent=2 if sys.stdout.isatty() else None))
 
 
-def existing(entries: Mapping[str, Entry], namespace: str, key: str) -> Entry:
+def existing(store: Store, entries: Mapping[str, Entry], namespace: str, key: str) -> Entry:
     """Return the entry of a key of a namespace, or end with the sentence that there is none."""
+    if not entries:
+        raise click.ClickException(nothing(store, namespace))
     if key not in entries:
-        hint = f"see `checkpoint list {namespace}`" if entries else "the namespace holds nothing"
-        raise click.ClickException(f"there is no {key!r} in {namespace!r}: {hint}")
+        raise click.ClickException(f"there is no {key!r} in {namespace!r}: see `checkpoint list {namespace}`")
     return entries[key]
+
+
+def nothing(store: Store, namespace: str) -> str:
+    """Return the sentence that a namespace holds nothing, and where: another store may be the one that was meant."""
+    return f"{namespace!r} holds nothing in {store!r}"
 
 
 def cursor_in(namespace: str, entry: Entry) -> dict[str, object]:

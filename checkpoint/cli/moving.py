@@ -11,7 +11,7 @@ import click
 from checkpoint import codec, copying, formats
 from checkpoint.cli import screen
 from checkpoint.cli.change import same, write
-from checkpoint.cli.look import cursor_in
+from checkpoint.cli.look import cursor_in, nothing
 from checkpoint.cli.options import (
     as_json,
     checked,
@@ -98,7 +98,7 @@ def _carry(
         try:
             plans = copying.plan(store, other, namespace, name=name)
             if not any(each.total for each in plans):
-                raise click.ClickException(f"{namespace!r} holds nothing" if namespace else f"{store!r} holds nothing")
+                raise click.ClickException(nothing(store, namespace) if namespace else f"{store!r} holds nothing")
             if not dry_run:
                 _ask(verb, plans, overwrite=overwrite, yes=yes)
                 with screen.progress(verb) as progress:
@@ -176,6 +176,8 @@ def export(namespace: str, file: Any, form: str, url: str | None) -> None:
     """
     with reading(url) as store:
         entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
+        if not entries:
+            raise click.ClickException(nothing(store, namespace))
     file.write(json.dumps(_exported(namespace, entries, form), ensure_ascii=False, indent=2).encode() + b"\n")
 
 

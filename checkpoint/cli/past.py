@@ -13,6 +13,7 @@ import click
 
 from checkpoint.cli import chart, screen
 from checkpoint.cli.change import same, write
+from checkpoint.cli.look import nothing
 from checkpoint.cli.options import (
     as_json,
     checked,
@@ -84,7 +85,8 @@ def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: 
         screen.document([_told(change) for change in changes])
         return
     if not changes:
-        screen.say(f"No history of {key!r} in {namespace!r}." if key else f"No history of {namespace!r}.")
+        what = f"{key!r} in {namespace!r}" if key else repr(namespace)
+        screen.say(f"No history of {what} in {store!r}.")
     for number, (version, group) in enumerate(groupby(changes, key=lambda change: change.version)):
         commit = list(group)
         one = commit[0]
@@ -132,17 +134,26 @@ def restore(
     """
     with reading(url) as store:
         found = store.load(namespace)
-        then = values_at(store, namespace, moment)
+        version, then = _past(store, namespace, moment)
         now = {name for name in found if not name.startswith(RESERVED)}
         missing = [name for name in keys if name not in then and name not in now]
         if missing:
             raise click.ClickException(f"there is no {missing[0]!r} in {namespace!r}, now or at {moment.text}")
         changes = {name: then.get(name) for name in keys or sorted({*now, *then})}
+        loss = _loss(moment, [name for name in changes if name in now], len(now)) if version == 0 else ""
+        if loss and (yes or dry_run):  # nobody is asked
+            click.echo(loss, err=True)
 
         def ask(number: int) -> None:
-            confirm(f"Change {screen.count(number, 'key')} of {namespace!r}?", sure=yes)
+            confirm(f"{loss} Change {screen.count(number, 'key')} of {namespace!r}?".lstrip(), sure=yes)
 
         write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask)
+
+
+def _loss(moment: Moment, gone: list[str], of: int) -> str:
+    """Return what it means to go back to when there was nothing; empty where there is nothing either."""
+    what = f"{'all ' if len(gone) == of > 1 else ''}{screen.count(len(gone), 'key')}"
+    return f"{moment.text} is before the first commit that history has: this deletes {what}." if gone else ""
 
 
 def values_at(store: Store, namespace: str, moment: Moment | None) -> dict[str, str]:
@@ -150,29 +161,46 @@ def values_at(store: Store, namespace: str, moment: Moment | None) -> dict[str, 
 
     Ends with one sentence where the history does not reach back so far.
     """
-    # Loaded first: a commit that comes in between is in the history, and taking it back changes nothing.
-    values = {key: entry.value for key, entry in store.load(namespace).items() if not key.startswith(RESERVED)}
     if moment is None:
-        return values
+        return {key: entry.value for key, entry in store.load(namespace).items() if not key.startswith(RESERVED)}
+    return _past(store, namespace, moment)[1]
+
+
+def _past(store: Store, namespace: str, moment: Moment) -> tuple[int, dict[str, str]]:
+    """Return the version that counted at a moment, 0: the first was yet to come; and the values."""
+    # Loaded first: a commit that comes in between is in the history, and taking it back changes nothing.
+    entries = store.load(namespace)
+    values = {key: entry.value for key, entry in entries.items() if not key.startswith(RESERVED)}
     changes = _keeping(store).history(namespace)
+    if not changes:
+        raise click.ClickException(
+            f"{namespace!r} has no history in {store!r}, so what it was at {moment.text} is not known"
+            if values
+            else f"{nothing(store, namespace)}, and has no history there"
+        )
+    newest = max(each.version or 0 for each in (changes[0], *entries.values()))
+    if moment.version is not None and moment.version > newest:
+        raise click.ClickException(f"no version {moment.version} of {namespace!r}: the newest is {newest}")
     version = _version_at(changes, moment)
     if version is None:
-        reach = f"reaches back to version {changes[-1].version}, {changes[-1].at}" if changes else "is empty"
-        raise click.ClickException(f"the history of {namespace!r} {reach}: {moment.text} is before that")
+        reach = f"version {changes[-1].version}, {changes[-1].at}"
+        raise click.ClickException(
+            f"the history of {namespace!r} reaches back to {reach}: {moment.text} is before that"
+        )
     for change in changes:
         if change.version > version:
             if change.before is None:
                 values.pop(change.key, None)
             else:
                 values[change.key] = change.before
-    return values
+    return version, values
 
 
 def _version_at(changes: list[Change], moment: Moment) -> int | None:
-    """Return the version that counted at a moment; None: the history, newest first, does not tell."""
-    oldest = changes[-1].version if changes else None
+    """Return the version that counted at a moment; None: the history, newest first and not empty, does not tell."""
+    oldest = changes[-1].version
     if moment.version is not None:
-        return moment.version if oldest is not None and moment.version >= oldest - 1 else None
+        return moment.version if moment.version >= oldest - 1 else None
     for change in changes:
         at = screen.instant(change.at)
         if at is not None and moment.at is not None and at <= moment.at:
@@ -215,6 +243,8 @@ def diff(
     with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
         before = values_at(store, namespace, since)
         after = values_at(there, other or namespace, until)
+        if not (before or after or since or until):
+            raise click.ClickException(f"{nothing(store, namespace)}, nor does {other or namespace!r} in {there!r}")
     changes = [
         (name, before.get(name), after.get(name))
         for name in sorted({*before, *after})
