@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 from freezegun import freeze_time
 
-from checkpoint import MemoryStore, SQLiteStore, TrutoStore, lease
+from checkpoint import Checkpointer, MemoryStore, SQLiteStore, TrutoStore, lease
 from checkpoint.cli import care
 from checkpoint.cli.change import merged
 from checkpoint.cli.command import checkpoint
@@ -184,6 +184,36 @@ def test_get_of_what_is_not_there_or_no_cursor(store):
     )
     assert error("get", "job", "contacts", "--raw", "--json", status=2) == (
         "Error: --raw and --json do not go together"
+    )
+
+
+@pytest.mark.parametrize(("shards", "entry"), [(1, "accounts"), (16, "accounts.16-08")])
+def test_get_of_a_member_of_a_group(store, shards, entry):
+    with Checkpointer("acc", store) as cp:
+        cp.group("accounts", shards=shards).update({f"a{number}": {"id": number} for number in range(40)})
+    assert screen("get", "acc", "accounts", "a17") == '{"id":17}\n'
+    told = document("get", "acc", "accounts", "a17", "--json")
+    assert (told["key"], told["value"], told["cursor"]) == (entry, encode({"id": 17}), {"id": 17})
+    assert document("get", "acc", entry)["a17"] == {"id": 17}
+    assert error("get", "acc", "accounts", "b17") == "Error: 'accounts' in 'acc' has no member 'b17'"
+    assert error("get", "acc", "accounts", "a17", "--raw", status=2) == (
+        "Error: --raw is for the text of a KEY, which a MEMBER does not have"
+    )
+    assert error("get", "acc", "account", "a17") == (
+        "Error: there is no 'account' in 'acc': see `checkpoint list acc`"
+    )
+
+
+def test_get_of_a_group_tells_how_it_is_read(store):
+    with Checkpointer("acc", store) as cp:
+        cp.group("accounts", shards=16)["a17"] = {"id": 17}
+    assert error("get", "acc", "accounts") == (
+        "Error: 'accounts' in 'acc' is a group of 16 entries, accounts.16-00 to accounts.16-15: "
+        "`checkpoint get acc accounts MEMBER` prints the cursor of a member"
+    )
+    assert error("get", "acc", "a17") == (
+        "Error: there is no key 'a17' in 'acc', but a member of a group, in accounts.16-08: "
+        "`checkpoint get acc accounts a17` prints its cursor"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,6 +12,7 @@ from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, reading, store_option
 from checkpoint.copying import namespaces
 from checkpoint.errors import CorruptState
+from checkpoint.groups import shards_of
 from checkpoint.stores.base import RESERVED, Entry, Store
 
 if TYPE_CHECKING:
@@ -87,19 +88,27 @@ def namespaces_of(store: Store) -> list[str]:
 @click.command()
 @namespace
 @click.argument("key", callback=checked, shell_complete=complete_key)
+@click.argument("member", required=False)
 @click.option("--raw", is_flag=True, help="The stored text as it is, whatever it is, and a newline.")
 @as_json
 @store_option()
-def get(namespace: str, key: str, *, raw: bool, as_json: bool, url: str | None) -> None:
+def get(namespace: str, key: str, member: str | None, *, raw: bool, as_json: bool, url: str | None) -> None:
     """Print the cursor of a key as JSON.
 
-    On one line where it goes to another program, so that `checkpoint set` takes it as it comes. Exits with 1 where
-    there is no such key, or where it holds no cursor and --raw is not given.
+    On one line where it goes to another program, so that `checkpoint set` takes it as it comes. Where KEY is the name
+    of a group, MEMBER says whose cursor. Exits with 1 where there is no such key, or where it holds no cursor and --raw
+    is not given.
     """
+    if raw and member is not None:
+        raise click.UsageError("--raw is for the text of a KEY, which a MEMBER does not have")
     if raw and as_json:
         raise click.UsageError("--raw and --json do not go together")
     with reading(url) as store:
-        entry = existing(store, store.load(namespace), namespace, key)
+        entries = store.load(namespace)
+        if member is None:
+            entry = existing(store, entries, namespace, key)
+        else:
+            entry = _member(store, entries, namespace, key, member)
     if as_json:
         screen.document(screen.told_entry(namespace, entry))
     elif raw:
@@ -114,8 +123,36 @@ def existing(store: Store, entries: Mapping[str, Entry], namespace: str, key: st
     if not entries:
         raise click.ClickException(nothing(store, namespace))
     if key not in entries:
-        raise click.ClickException(f"there is no {key!r} in {namespace!r}: see `checkpoint list {namespace}`")
+        raise click.ClickException(_absent(entries, namespace, key))
     return entries[key]
+
+
+def _absent(entries: Mapping[str, Entry], namespace: str, key: str) -> str:
+    """Return the sentence that there is no such key, but a group, or a member of one, where there is."""
+    group = sorted((name for name in entries if shards_of(key, name)), key=lambda name: (len(name), name))
+    if group:
+        return (
+            f"{key!r} in {namespace!r} is a group of {len(group):,} entries, {group[0]} to {group[-1]}: "
+            f"`checkpoint get {namespace} {key} MEMBER` prints the cursor of a member"
+        )
+    for name, entry in entries.items():
+        group_name = name.rpartition(".")[0]
+        if shards_of(group_name, name) and key in (screen.cursor_of(entry.value) or {}):
+            return (
+                f"there is no key {key!r} in {namespace!r}, but a member of a group, in {name}: "
+                f"`checkpoint get {namespace} {group_name} {key}` prints its cursor"
+            )
+    return f"there is no {key!r} in {namespace!r}: see `checkpoint list {namespace}`"
+
+
+def _member(store: Store, entries: Mapping[str, Entry], namespace: str, name: str, member: str) -> Entry:
+    """Return the entry of a group that a member is in, with the member's cursor alone, or end with one sentence."""
+    group = [entry for key, entry in entries.items() if shards_of(name, key)]
+    for entry in group or [existing(store, entries, namespace, name)]:
+        cursor = cursor_in(namespace, entry).get(member)
+        if isinstance(cursor, dict):
+            return entry._replace(value=codec.encode(cast("codec.Cursor", cursor)))
+    raise click.ClickException(f"{name!r} in {namespace!r} has no member {member!r}")
 
 
 def nothing(store: Store, namespace: str) -> str:
