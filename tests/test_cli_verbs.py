@@ -161,10 +161,21 @@ def test_lists_of_nothing(url):
 def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(store):
     with freeze_time("2024-05-03T11:59:00Z"):
         store.commit("other", {"key": "\x1b[31m\x9b\u202e"}, run_id="\x1b]0;title\x07")
+        store.commit("cursors", {"\u061c": encode({"\x9b": "\u2066"})}, run_id="\u061c")
     assert screen("list", "other") == (
         "key  cursor                      age  last run\n"
         'key  "\\u001b[31m\\u009b\\u202e"  1 min  \\u001b]0;title\\u0007\n'
     )
+    cursor = '{"\\u009b":"\\u2066"}'
+    assert screen("list", "cursors") == (
+        f"key     cursor                 age  last run\n\\u061c  {cursor}  1 min  \\u061c\n"
+    )
+    assert screen("diff", "cursors", "nosuch", status=1) == f"- \\u061c  {cursor}\n"
+    assert screen("history", "cursors").splitlines()[1] == f"+ \\u061c  {cursor}"
+    assert screen("get", "cursors", "\u061c") == f"{cursor}\n"
+    for verb in (["export", "cursors"], ["list", "cursors", "--json"], ["history", "cursors", "--json"]):
+        assert not re.search("[\x7f-\x9f\u061c\u2066]", screen(*verb))
+    assert document("export", "cursors") == {"\u061c": {"\x9b": "\u2066"}}
 
 
 def test_get(store):

@@ -178,7 +178,7 @@ def export(namespace: str, file: Any, form: str, url: str | None) -> None:
         entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
         if not entries:
             raise click.ClickException(nothing(store, namespace))
-    file.write(json.dumps(_exported(namespace, entries, form), ensure_ascii=False, indent=2).encode() + b"\n")
+    file.write(screen.json_of(_exported(namespace, entries, form), indent=2).encode() + b"\n")
 
 
 def _exported(namespace: str, entries: Mapping[str, Entry], form: str) -> Any:

@@ -15,7 +15,7 @@ import click
 from checkpoint import codec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from rich.console import Console
     from rich.text import Text
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _WIDE = 10_000
 _LEAST = 10
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_LETTERS = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # C1 controls, and what turns or ends a line
+_UNPRINTABLE = re.compile(f"[\x00-\x1f{_LETTERS}]")
+_UNPRINTABLE_IN_JSON = re.compile(f"[{_LETTERS}]")  # where the others are escaped, but for the newlines between members
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -36,7 +38,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: str, right: Sequence[str] = ()) -> None:
-    """Show a table; the column `wide` is cut where the terminal is too narrow, the columns `right` are numbers.
+    """Show a table; the columns `right` are numbers, `wide` is cut where the terminal is too narrow, and not padded
+    where there is no end of a line.
 
     Put together here: rich's own table takes half a millisecond a row.
     """
@@ -48,7 +51,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     index = columns.index(wide)
     room = max(screen.width - sum(widths) - 2 * (len(widths) - 1) + widths[index], _LEAST)
-    widths[index] = min(widths[index], room)
+    widths[index] = 0 if screen.width == _WIDE else min(widths[index], room)
     lines: list[str] = []
     for row in cells:
         if cell_len(row[index]) > room:
@@ -65,7 +68,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
 
 def document(content: Any) -> None:
     """Write a document for a program: JSON in UTF-8."""
-    write_text(json.dumps(content, ensure_ascii=False, indent=2))
+    write_text(json_of(content, indent=2))
 
 
 def write_text(text: str) -> None:
@@ -75,12 +78,17 @@ def write_text(text: str) -> None:
 
 def printable(text: str) -> str:
     """Return a text without what a terminal would obey."""
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNPRINTABLE.sub(_escaped, text)
 
 
-def json_of(cursor: Mapping[str, Any], indent: int | None = None) -> str:
-    """Return the JSON of a cursor: as it is stored, or on lines of its own."""
-    return json.dumps(cursor, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+def json_of(content: Any, indent: int | None = None) -> str:
+    """Return JSON, on one line or on lines of its own, in which nothing is left that a terminal would obey."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
+    return _UNPRINTABLE_IN_JSON.sub(_escaped, text)
 
 
 def cursor_of(value: str) -> codec.Cursor | None:
@@ -94,7 +102,7 @@ def cursor_of(value: str) -> codec.Cursor | None:
 def shown(value: str) -> str:
     """Return a value as people read it: the cursor's JSON, or an opaque value as a JSON string."""
     cursor = cursor_of(value)
-    return json.dumps(value, ensure_ascii=False) if cursor is None else json_of(cursor)
+    return json_of(value if cursor is None else cursor)
 
 
 def told_value(value: str | None) -> dict[str, Any] | None:
