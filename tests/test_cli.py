@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import closing, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -26,7 +27,6 @@ from checkpoint.stores.truto import TrutoStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TOKEN = "a-token-nobody-may-see"
 ENVIRONMENT = {
@@ -307,6 +307,13 @@ def test_serve_says_that_the_port_is_taken(tmp_path: Path):
     assert done.stderr.startswith(f"Error: 127.0.0.1:{port} cannot be listened on, so try another --port: ")
 
 
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])  # RFC 6761, RFC 5737
+def test_serve_says_that_the_host_is_none_of_this_machine(host):
+    done = command("serve", "--port", "0", "--host", host, "--store", "memory://x", "--token", TOKEN)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {host}:0 cannot be listened on, so try another --host: ")
+
+
 def test_the_package_is_the_command_too():
     done = subprocess.run(
         [sys.executable, "-m", "checkpoint", "--version"], capture_output=True, text=True, check=True, timeout=60
@@ -396,7 +403,58 @@ def test_what_a_terminal_has_no_letters_for_is_escaped(tmp_path):
 def test_ctrl_c_while_it_begins_ends_it_in_a_word(tmp_path):
     (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
     done = shell("checkpoint list", {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
-    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"Aborted!\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"Aborted!\n")
+
+
+def test_ctrl_c_is_no_difference():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [sys.executable, "-m", "checkpoint.cli", "diff", "job", "other"],
+            env={
+                **ENVIRONMENT,
+                "TRUTO_API_TOKEN": TOKEN,
+                "CHECKPOINT_STORE": f"http://127.0.0.1:{silent.getsockname()[1]}",
+                "PYTHONWARNINGS": "ignore",  # of a connection that was cut off
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        silent.settimeout(60)
+        with silent.accept()[0]:  # and no answer: it waits
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, b"", b"\nAborted!\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("line", ["--help", "get --help", "list", "export job", "export job /dev/full"])
+def test_an_output_that_takes_no_more_is_one_sentence(tmp_path, line):
+    done = shell(f"checkpoint {line} >/dev/full", seeded(tmp_path))
+    assert (done.returncode, done.stderr.splitlines()) == (1, [b"Error: [Errno 28] No space left on device"])
+
+
+def test_export_to_a_file_is_whole_or_not_at_all(tmp_path):
+    environment = seeded(tmp_path, keys=100)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "job.json").write_text("the last one\n")
+    (folder / "job.json").chmod(0o640)
+    (folder / "link").symlink_to("job.json")
+    full = shell(f"ulimit -f 1; checkpoint export job {folder}/job.json", environment)
+    assert (full.returncode, full.stderr) == (1, f"Error: [Errno 27] File too large: '{folder}/job.json'\n".encode())
+    assert {file.name: file.read_text() for file in folder.iterdir()} == dict.fromkeys(
+        ("job.json", "link"), "the last one\n"
+    )
+    done = shell(f"checkpoint export job {folder}/link && checkpoint export job /dev/stdout | cat", environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(file.name for file in folder.iterdir()) == ["job.json", "link"]
+    assert (folder / "link").is_symlink()
+    assert (folder / "job.json").read_bytes() == done.stdout == shell("checkpoint export job", environment).stdout
+    assert (folder / "job.json").stat().st_mode & 0o777 == 0o640
+    nowhere = shell(f"checkpoint export job {folder}/none/job.json", environment)
+    assert nowhere.stderr == f"Error: [Errno 2] No such file or directory: '{folder}/none/job.json'\n".encode()
 
 
 def test_diff_exits_as_diff_does(tmp_path):

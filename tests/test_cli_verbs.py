@@ -210,9 +210,7 @@ def test_get_of_a_member_of_a_group(store, shards, entry):
     assert error("get", "acc", "accounts", "a17", "--raw", status=2) == (
         "Error: --raw is for the text of a KEY, which a MEMBER does not have"
     )
-    assert error("get", "acc", "account", "a17") == (
-        "Error: there is no 'account' in 'acc': see `checkpoint list acc`"
-    )
+    assert error("get", "acc", "account", "a17") == ("Error: there is no 'account' in 'acc': see `checkpoint list acc`")
 
 
 def test_get_of_a_group_tells_how_it_is_read(store):
@@ -959,7 +957,7 @@ def test_doctor_of_a_store_that_cannot_be_used(tmp_path, url):
     assert document("doctor", "--store", "nosuch://x", "--json", status=1)["checks"][-1]["check"] == "store"
 
 
-def doctor_of(api: ApiServer, monkeypatch, token: str) -> dict[str, tuple[bool, str]]:
+def doctor_of(api: ApiServer, monkeypatch, token: str) -> dict[str, tuple[bool | None, str]]:
     """Return what the doctor says, under the clock of the server."""
     monkeypatch.setenv("TRUTO_API_TOKEN", token)
     done = CliRunner().invoke(checkpoint, ["doctor", "--store", api.url, "--json"])
@@ -971,10 +969,14 @@ def doctor_of(api: ApiServer, monkeypatch, token: str) -> dict[str, tuple[bool, 
 
 def test_doctor_tries_the_token(api: ApiServer, monkeypatch, url):
     said = doctor_of(api, monkeypatch, api.token)
-    assert all(good for good, _ in said.values())
-    assert said["namespaces"] == (True, "cannot be listed")
+    assert {name for name, (good, _) in said.items() if not good} == {"namespaces", "history"}
+    assert (said["namespaces"], said["history"]) == ((None, "cannot be listed"), (None, "not kept"))
+    assert run("doctor", "--store", api.url).stdout.splitlines()[-2:] == [
+        "-      namespaces    cannot be listed",
+        "-      history       not kept",
+    ]
     refused = doctor_of(api, monkeypatch, "another-token")
-    assert [name for name, (good, _) in refused.items() if not good] == ["token"]
+    assert [name for name, (good, _) in refused.items() if good is False] == ["token"]
 
 
 @pytest.mark.parametrize(

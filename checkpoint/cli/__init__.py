@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from typing import cast
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status after Ctrl-C, as a shell has it of what a signal ended."""
 
 
 def main() -> None:
@@ -20,8 +24,12 @@ def main() -> None:
             raise
         sys.exit(f"The command line needs {error.name}: pip install 'checkpoint-store[cli]'")
     except KeyboardInterrupt:
-        sys.exit("Aborted!")
-    checkpoint(prog_name="checkpoint")
+        print("Aborted!", file=sys.stderr)  # noqa: T201 - there may be no click yet
+        sys.exit(INTERRUPTED)
+    try:
+        checkpoint(prog_name="checkpoint")
+    except OSError as error:  # of the help, which is written before a verb runs
+        sys.exit(f"Error: {error}")
 
 
 def _open_what_is_closed() -> None:

@@ -39,8 +39,12 @@ class Check(NamedTuple):
     """What was looked at, and what was seen."""
 
     name: str
-    good: bool
+    good: bool | None
+    """None: neither good nor wrong, but what the store is like."""
     said: str
+
+
+_JUDGED = {True: "ok", False: "WRONG", None: "-"}
 
 
 @click.command()
@@ -56,8 +60,8 @@ def doctor(*, as_json: bool, url: str | None) -> None:
     for check in _checks(url):
         checks.append(check)
         if not as_json:  # told at once: a store that cannot be reached takes a minute to say so
-            screen.say(f"{'ok' if check.good else 'WRONG':5}  {check.name:12}  {check.said}")
-    healthy = all(check.good for check in checks)
+            screen.say(f"{_JUDGED[check.good]:5}  {check.name:12}  {check.said}")
+    healthy = all(check.good is not False for check in checks)
     if as_json:
         told = [{"check": check.name, "good": check.good, "said": check.said} for check in checks]
         screen.document({"healthy": healthy, "checks": told})
@@ -96,8 +100,9 @@ def _looks(store: Store) -> Iterator[Check]:
     if isinstance(store, TellsFacts):
         for name, fact in store.facts().items():
             yield Check(name, True, fact)
-    yield Check("namespaces", True, "can be listed" if isinstance(store, ListsNamespaces) else "cannot be listed")
-    yield Check("history", True, "kept" if isinstance(store, KeepsHistory) else "not kept")
+    lists, keeps = isinstance(store, ListsNamespaces), isinstance(store, KeepsHistory)
+    yield Check("namespaces", lists or None, "can be listed" if lists else "cannot be listed")
+    yield Check("history", keeps or None, "kept" if keeps else "not kept")
 
 
 def _time_of_load(store: Store) -> float:

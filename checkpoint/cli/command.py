@@ -7,7 +7,7 @@ from typing import Any
 import click
 import rich as _  # noqa: F401 - the verbs import it late; its absence is told before any of them runs
 
-from checkpoint.cli import care, change, demo, look, moving, past, serve, singer
+from checkpoint.cli import INTERRUPTED, care, change, demo, look, moving, past, serve, singer
 from checkpoint.errors import CheckpointError, Conflict, CorruptState
 
 
@@ -26,6 +26,9 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # click ends quietly
+        except KeyboardInterrupt:
+            click.echo("\nAborted!", err=True)
+            ctx.exit(INTERRUPTED)
         except click.ClickException as error:
             raise _ended(ctx, error) from error.__cause__
         except (CheckpointError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -159,7 +160,7 @@ _FORMAT = click.Choice([*formats.FORMATS, VALUES])
 
 @click.command("export")
 @namespace
-@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
 @click.option(
     "--format",
     "form",
@@ -169,7 +170,7 @@ _FORMAT = click.Choice([*formats.FORMATS, VALUES])
     help="json: the cursor of each key. values: the stored texts. Else the state document of that system.",
 )
 @store_option()
-def export(namespace: str, file: Any, form: str, url: str | None) -> None:
+def export(namespace: str, file: Path, form: str, url: str | None) -> None:
     """Write a namespace as a document.
 
     To FILE, or to standard output. Without --format values, every key must hold a cursor.
@@ -178,7 +179,11 @@ def export(namespace: str, file: Any, form: str, url: str | None) -> None:
         entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
         if not entries:
             raise click.ClickException(nothing(store, namespace))
-    file.write(screen.json_of(_exported(namespace, entries, form), indent=2).encode() + b"\n")
+    text = screen.json_of(_exported(namespace, entries, form), indent=2)
+    if file == Path("-"):
+        screen.write_text(text)
+    else:
+        screen.write_file(file, f"{text}\n".encode())
 
 
 def _exported(namespace: str, entries: Mapping[str, Entry], form: str) -> Any:

@@ -178,7 +178,7 @@ def _past(store: Store, namespace: str, moment: Moment) -> tuple[int, dict[str, 
             if values
             else f"{nothing(store, namespace)}, and has no history there"
         )
-    newest = max(each.version or 0 for each in (changes[0], *entries.values()))
+    newest = max(changes[0].version, *(entry.version or 0 for entry in entries.values()), 0)
     if moment.version is not None and moment.version > newest:
         raise click.ClickException(f"no version {moment.version} of {namespace!r}: the newest is {newest}")
     version = _version_at(changes, moment)
@@ -282,7 +282,7 @@ def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_js
     if as_json:
         screen.document([step._asdict() for step in steps])
     elif out is not None:
-        out.write_text(chart.svg(title, _panels(steps)), "utf-8")
+        screen.write_file(out, chart.svg(title, _panels(steps)).encode())
         screen.say(f"{screen.count(len(steps), 'commit')} of {title} drawn in {out}.")
     else:
         console = screen.console()

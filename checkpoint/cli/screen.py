@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +18,7 @@ from checkpoint import codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
+    from pathlib import Path
 
     from rich.console import Console
     from rich.text import Text
@@ -38,10 +41,10 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: str, right: Sequence[str] = ()) -> None:
-    """Show a table; the columns `right` are numbers, `wide` is cut where the terminal is too narrow, and not padded
-    where there is no end of a line.
+    """Show a table; the column `wide` is cut where the terminal is too narrow, the columns `right` are numbers.
 
-    Put together here: rich's own table takes half a millisecond a row.
+    Where lines have no end `wide` is not padded to its longest cell either. Put together here: rich's own table takes
+    half a millisecond a row.
     """
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415
@@ -74,6 +77,27 @@ def document(content: Any) -> None:
 def write_text(text: str) -> None:
     """Write a text as it is, and a newline, in UTF-8 whatever the terminal speaks."""
     click.echo(text.encode())
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; devices and pipes as they are."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(content)
+        return
+    target = file.resolve()  # a link stays one
+    draft = target.with_name(f".{token_hex(8)}.new")
+    try:
+        with draft.open("xb") as new:
+            if target.exists():
+                shutil.copymode(target, draft)
+            new.write(content)
+            new.flush()
+            os.fsync(new.fileno())
+        draft.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error  # which the draft is not
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def printable(text: str) -> str:

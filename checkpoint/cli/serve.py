@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import click
@@ -69,4 +70,5 @@ def serve(
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"{host}:{port} cannot be listened on, so try another --port: {error}") from error
+        other = "--port" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "--host"
+        raise click.ClickException(f"{host}:{port} cannot be listened on, so try another {other}: {error}") from error
