@@ -107,8 +107,23 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    try:
+        found = getattr(import_module(_HOMES[name]), name)
+    except ImportError:
+        if name != "PostgresStore":  # the one whose module does not load without its extra
+            raise
+        found = _without_its_extra(name)
+    globals()[name] = found
     return found
+
+
+def _without_its_extra(name: str) -> type:
+    """Return what stands for a class whose extra is missing: a look at all names is no use of it."""
+
+    def new(_: type, *args: object, **options: object) -> object:
+        return getattr(import_module(_HOMES[name]), name)(*args, **options)  # which says what to install
+
+    return type(name, (), {"__new__": new, "__doc__": "A store whose extra is not installed.", "__module__": __name__})
 
 
 def __dir__() -> list[str]:

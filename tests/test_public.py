@@ -6,20 +6,20 @@ import inspect
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from types import ModuleType
+
+import pytest
 
 import checkpoint
 from checkpoint import errors
 
-EXTRAS = {"ObjectStore": "obstore", "PostgresStore": "psycopg"}  # what they need, and may be missing here
+EXTRAS = {"ObjectStore": "obstore", "PostgresStore": "psycopg"}
 
 
 def test_every_public_name_is_exported_and_nothing_else():
     assert sorted(checkpoint.__all__) == sorted(set(checkpoint.__all__))
     for name in checkpoint.__all__:
-        if find_spec(EXTRAS.get(name, "checkpoint")):
-            assert getattr(checkpoint, name).__name__ == name
+        assert getattr(checkpoint, name).__name__ == name
     modules = {name for name, value in vars(checkpoint).items() if isinstance(value, ModuleType)}
     public = {name for name in dir(checkpoint) if not name.startswith("_")}
     assert public - modules == {*checkpoint.__all__, "TYPE_CHECKING", "import_module"}
@@ -35,10 +35,7 @@ def test_every_error_is_exported():
 def test_every_public_name_and_method_says_in_a_sentence_what_it_is():
     said = {}
     for name in checkpoint.__all__:
-        try:
-            said[name] = home = getattr(checkpoint, name)
-        except ImportError:  # as above
-            continue
+        said[name] = home = getattr(checkpoint, name)
         for member in [member for member in vars(home) if not member.startswith("_")] if isinstance(home, type) else []:
             value = inspect.getattr_static(home, member)
             value = getattr(value, "__func__", value)
@@ -47,6 +44,27 @@ def test_every_public_name_and_method_says_in_a_sentence_what_it_is():
     first = {name: (inspect.getdoc(value) or "").partition("\n")[0] for name, value in said.items()}
     assert {name: line for name, line in first.items() if not re.fullmatch(r"[A-Z].+[.:]", line)} == {}
     assert len(first) > 80
+
+
+@pytest.mark.parametrize(("name", "library"), EXTRAS.items())
+def test_a_store_without_its_extra_says_so_when_it_is_made_and_not_when_it_is_looked_up(name, library):
+    code = f"""
+import inspect, pydoc, sys
+sys.modules[{library!r}] = None
+import checkpoint
+from checkpoint import *
+assert {{*checkpoint.__all__}} <= {{name for name, _ in inspect.getmembers(checkpoint)}}
+assert {name}.__name__ == {name!r}
+assert "PACKAGE CONTENTS" in pydoc.plain(pydoc.render_doc(checkpoint))
+assert {name} is checkpoint.{name}
+try:
+    {name}("s3://bucket")
+except (ImportError, checkpoint.StoreError) as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert re.fullmatch(rf".*needs {library}.*: pip install 'checkpoint-store\[.*\]'\n", done.stdout)
 
 
 def test_an_unknown_name_is_an_attribute_error():
