@@ -89,6 +89,14 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         finally:
             await self._end()
 
+    if not TYPE_CHECKING:  # type checkers say it by themselves
+
+        def __enter__(self) -> None:
+            raise TypeError("an AsyncCheckpointer is entered with `async with`")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
     async def _end(self) -> None:
         try:
             await self._hop(self._cp._taken.close)  # which may wait for the store

@@ -202,7 +202,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._warm = store.warm
         self._ledger.known = store.load(self.state_key)
         if self._missing == "raise" and not len(self):
-            raise StateMissing(self.state_key)
+            raise StateMissing(self.state_key, repr(store))
         seconds = time.monotonic() - started
         logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
 

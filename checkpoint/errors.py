@@ -47,15 +47,17 @@ class CheckpointError(Exception):
 
 
 class StateMissing(CheckpointError):
-    """The namespace holds no state, and the run asked for `missing="raise"`."""
+    """The namespace holds no state, and the run asked for `missing="raise"`; `store` says where, None: unknown."""
 
-    def __init__(self, state_key: str) -> None:
-        super().__init__(state_key)
+    def __init__(self, state_key: str, store: str | None = None) -> None:
+        super().__init__(state_key, store)
         self.state_key = state_key
+        self.store = store
 
     def __str__(self) -> str:
+        where = f" in {self.store}" if self.store is not None else ""
         return (
-            f"nothing is stored under {self.state_key!r}: check state_key and store, "
+            f"nothing is stored under {self.state_key!r}{where}: check state_key and store, "
             "or pass missing='new' to start over"
         )
 
@@ -131,14 +133,17 @@ class Locked(CheckpointError):
 
 
 class LeaseLost(CheckpointError):
-    """Another run took the namespace while this one was silent; nothing was written."""
+    """Another run took the namespace while this one was silent, or it was released by hand; nothing was written."""
 
     def __init__(self, state_key: str) -> None:
         super().__init__(state_key)
         self.state_key = state_key
 
     def __str__(self) -> str:
-        return f"another run took over {self.state_key!r} meanwhile: nothing was written; stop, and start again"
+        return (
+            f"another run took over {self.state_key!r} meanwhile, or its lease was released by hand: "
+            "nothing was written; stop, and start again"
+        )
 
 
 class CommitUnknown(CheckpointError):

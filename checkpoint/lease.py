@@ -129,6 +129,8 @@ class Lease:
         while True:
             entry = self._store.load(self._state_key).get(KEY)
             found = holder(self._state_key, entry)
+            if watched is None and found.owner is not None:
+                logger.info("waiting for the lease of %r, held by %s", self._state_key, found.owner)
             watched = watched or found
             if found.owner is not None and found != watched:
                 raise Locked(self._state_key, found.owner, found.since or "an unknown time")

@@ -68,6 +68,14 @@ def test_leaving_by_an_exception_drops_what_was_not_committed(store):
     assert stored(store) == {"a": A}
 
 
+def test_entered_without_async_it_says_so(store):
+    with (
+        pytest.raises(TypeError, match="an AsyncCheckpointer is entered with `async with`"),
+        AsyncCheckpointer("run", store),
+    ):
+        pass
+
+
 def test_errors_are_the_same(store):
     async def job():
         with pytest.raises(StateMissing):

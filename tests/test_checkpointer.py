@@ -376,7 +376,7 @@ def test_missing_state_can_be_refused(store):
     with pytest.raises(StateMissing) as caught, Checkpointer("run", store, missing="raise"):
         pass
     assert str(caught.value) == (
-        "nothing is stored under 'run': check state_key and store, or pass missing='new' to start over"
+        f"nothing is stored under 'run' in {store!r}: check state_key and store, or pass missing='new' to start over"
     )
     seed(store, a=A)
     with Checkpointer("run", store, missing="raise") as cp:

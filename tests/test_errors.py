@@ -38,8 +38,16 @@ HINT = (
 EVERY = [
     (
         StateMissing("job"),
-        {"state_key": "job"},
+        {"state_key": "job", "store": None},
         "nothing is stored under 'job': check state_key and store, or pass missing='new' to start over",
+    ),
+    (
+        StateMissing("job", "SQLiteStore('/var/state.db')"),
+        {"state_key": "job", "store": "SQLiteStore('/var/state.db')"},
+        (
+            "nothing is stored under 'job' in SQLiteStore('/var/state.db'): check state_key and store, "
+            "or pass missing='new' to start over"
+        ),
     ),
     (
         CorruptState("job", "contacts", "junk"),
@@ -80,7 +88,10 @@ EVERY = [
     (
         LeaseLost("job"),
         {"state_key": "job"},
-        "another run took over 'job' meanwhile: nothing was written; stop, and start again",
+        (
+            "another run took over 'job' meanwhile, or its lease was released by hand: nothing was written; "
+            "stop, and start again"
+        ),
     ),
     (
         CommitUnknown("job", ["contacts", "deals"]),

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -94,6 +94,20 @@ def test_a_second_run_is_locked_out_and_told_by_whom_and_since_when(store):
             pass
         assert (caught.value.state_key, caught.value.owner, caught.value.since) == ("run", now.owner, now.since)
         assert held(store)[:3] == now[:3]
+
+
+def test_a_run_that_waits_for_a_lease_says_so_once(store, monkeypatch, caplog):
+    abandoned = abandon(store, monkeypatch)
+    owner = held(store).owner
+    with caplog.at_level(logging.INFO, "checkpoint"):
+        caplog.clear()
+        with Checkpointer("run", store, exclusive=True):
+            pass
+    assert [message for message in caplog.messages if "waiting" in message] == [
+        f"waiting for the lease of 'run', held by {owner}"
+    ]
+    with suppress(LeaseLost):
+        abandoned.__exit__(None, None, None)
 
 
 def test_other_namespaces_and_runs_without_it_are_not_held_back(store):
