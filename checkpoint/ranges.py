@@ -57,7 +57,13 @@ class Range:
     def new_scale(self) -> Scale:
         """Return a scale that knows no more than the stream's options tell."""
         options = self._options
-        scale = Scale(f"{self._name!r}, {options.field!r}", options.timezone)
+        known = {
+            "the stored position": self.position,
+            "initial_value": options.initial_value,
+            "end_value": options.end_value,
+            "oldest_available": options.oldest_available,
+        }
+        scale = Scale(f"{self._name!r}, {options.field!r}", options.timezone, known)
         step = None if isinstance(options.lookback, timedelta) else options.lookback
         scale.settle(options.initial_value, options.end_value, options.oldest_available, step)
         return scale
@@ -132,9 +138,9 @@ class Range:
         try:
             if not scale.settle(value):
                 scale.key(value)  # text, for all that is known
-            keys = [None if bound is None else scale.key(bound, written=True) for bound in (self.start, self.position)]
+            keys = [None if bound is None else scale.key(bound, written=True) for bound in (self.position, self.start)]
             self.end_key = None if end is None else scale.key(end)
-            self.start_key, self.opened_key = keys
+            self.opened_key, self.start_key = keys
             self._bound = True
         except BaseException:
             if not known:

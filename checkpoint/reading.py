@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -10,7 +11,7 @@ from checkpoint.errors import CursorRegressed
 from checkpoint.feed import NOTHING, OUTSIDE, Feed
 from checkpoint.position import Position, Row
 from checkpoint.ranges import Range
-from checkpoint.rows import getter
+from checkpoint.rows import getter, no_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
@@ -268,7 +269,12 @@ class Reading:
     def _judge(self, record: Any, index: int | None = None) -> Verdict:
         """Tell whether to deliver a record, whether it is late, and what of it counts for the position."""
         options, span = self._options, self.range
-        value = self._get(record)
+        try:
+            value = self._get(record)
+        except TypeError as error:
+            if callable(options.cursor_field) or isinstance(record, Mapping):
+                raise
+            raise TypeError(f"{self.name!r}: {no_row(record, options.field)}") from error
         if value is None:
             if options.on_cursor_value_missing == "raise":
                 where = "" if index is None else f" (row {index} of the batch)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, TypeAlias, cast
@@ -32,6 +33,14 @@ def getter(field: Field) -> Callable[[Any], Any]:
             return record
 
     return get
+
+
+def no_row(record: Any, field: str) -> str:
+    """Return why nothing is read of what is no mapping."""
+    return (
+        f"a row is a mapping with {field!r}, not {type(record).__name__} ({reprlib.repr(record)}): pages() and "
+        "filter() take lists of rows, track() and observe() one row; of other rows a callable can read the field"
+    )
 
 
 def primary_getter(primary: Primary | None) -> Callable[[Any], Any] | None:

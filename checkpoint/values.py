@@ -18,8 +18,11 @@ from calendar import monthrange
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
 Key: TypeAlias = Any
@@ -40,15 +43,16 @@ class Scale:
     """What the values of one column have in common, so that they compare.
 
     Its kind is that of the first value it meets which leaves no doubt (a string may be text, or something written
-    down); `where` names the column in errors. Values that do not compare are a TypeError, NaN and infinities a
-    ValueError.
+    down); errors say `where` it is, and name the values that are `known` by a name, such as initial_value. Values that
+    do not compare are a TypeError, NaN and infinities a ValueError.
     """
 
-    __slots__ = ("_sample", "_where", "_zone", "kind")
+    __slots__ = ("_known", "_sample", "_where", "_zone", "kind")
 
-    def __init__(self, where: str, zone: tzinfo | str | None = None) -> None:
+    def __init__(self, where: str, zone: tzinfo | str | None = None, known: Mapping[str, Any] = {}) -> None:
         self.kind: Kind | None = None
         self._where = where
+        self._known = known
         self._zone = ZoneInfo(zone) if isinstance(zone, str) else zone
         self._sample: Any = None
 
@@ -84,10 +88,17 @@ class Scale:
         if {kind, self.kind} == {"instant", "wall"}:
             naive, aware = (value, self._sample) if kind == "wall" else (self._sample, value)
             raise TypeError(
-                f"{self._where}: {naive!r} has no time zone and {aware!r} has one: say whose clock the first is, "
+                f"{self._where}: {self._named(naive)} has no time zone and {self._named(aware)} has one: "
+                "say whose clock the first is, "
                 "such as timezone='UTC' or timezone='Europe/Berlin'"
             )
-        raise TypeError(f"{self._where}: {_shown(value, kind)} does not compare with {_shown(self._sample, self.kind)}")
+        raise TypeError(
+            f"{self._where}: {self._named(value)} ({_type_of(value, kind)}) does not compare with "
+            f"{self._named(self._sample)} ({_type_of(self._sample, self.kind)})"
+        )
+
+    def _named(self, value: Any) -> str:
+        return next((f"{name} {value!r}" for name, known in self._known.items() if known is value), repr(value))
 
     def _classify(self, value: Any) -> tuple[Kind, Key]:
         if isinstance(value, str):
@@ -421,7 +432,11 @@ def _highest(like: Any) -> Any:
 
 
 def _shown(value: Any, kind: Kind | None) -> str:
-    return f"{value!r} ({'text' if kind == 'text' else type(value).__name__})"
+    return f"{value!r} ({_type_of(value, kind)})"
+
+
+def _type_of(value: Any, kind: Kind | None) -> str:
+    return "text" if kind == "text" else type(value).__name__
 
 
 def clock() -> tuple[int, str]:

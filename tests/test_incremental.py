@@ -572,6 +572,64 @@ def test_naive_against_aware_says_how_to_state_the_zone(cp):
         cp.incremental("t", "at", initial_value=EPOCH, end_value=datetime(2024, 1, 1))  # noqa: DTZ001
 
 
+def test_values_that_do_not_compare_are_named_as_what_they_are(memory):
+    seed(memory, s={"at": "2024-05-01"})
+    zone = "say whose clock the first is, such as timezone='UTC' or timezone='Europe/Berlin'"
+    with Checkpointer("run", memory) as cp:
+        with pytest.raises(TypeError) as caught:
+            cp.incremental("s", "at", initial_value=EPOCH)
+        assert str(caught.value) == (
+            f"'s', 'at': the stored position '2024-05-01' has no time zone and initial_value {EPOCH!r} has one: {zone}"
+        )
+        with pytest.raises(TypeError) as caught:
+            cp.incremental("t", "at", initial_value=EPOCH, end_value="2024-05-01T10:00:00")
+        assert str(caught.value) == (
+            f"'t', 'at': end_value '2024-05-01T10:00:00' has no time zone and initial_value {EPOCH!r} has one: {zone}"
+        )
+        with pytest.raises(TypeError) as caught:
+            cp.incremental("s", "at").filter(rows("2024-05-01T10:00:00Z"))
+        assert str(caught.value) == (
+            "'s', 'at': the stored position '2024-05-01' has no time zone and '2024-05-01T10:00:00Z' has one: " + zone
+        )
+        with pytest.raises(TypeError) as caught:
+            cp.incremental("t", "at", initial_value=5).filter(rows("x"))
+        assert str(caught.value) == "'t', 'at': 'x' (text) does not compare with initial_value 5 (int)"
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [
+        ({"id": 1, "at": EPOCH}, "str ('id')"),
+        (["id", "at"], "str ('id')"),
+        ([(1, EPOCH)], f"tuple ((1, {EPOCH!r}))"),
+        ([[row(EPOCH)]], f"list ([{{'at': {EPOCH!r}, 'id': 0}}])"),
+        ([None], "NoneType (None)"),
+    ],
+)
+def test_what_is_no_row_is_said_to_be_none(cp, how, warm, batch, shown):
+    inc = cp.incremental("s", "at")
+    if warm:  # a lane is open, through which none of this passes
+        inc.filter(rows("2024-05-01T10:00:00Z"))
+    with pytest.raises(TypeError) as caught:
+        feed(inc, how, batch)
+    assert str(caught.value) == (
+        f"'s': a row is a mapping with 'at', not {shown}: pages() and filter() take lists of rows, "
+        "track() and observe() one row; of other rows a callable can read the field"
+    )
+    assert inc.stats.seen == warm
+    inc.unfinished()
+
+
+def test_rows_that_are_no_mappings_are_read_by_a_callable(cp):
+    inc = cp.incremental("s", lambda row: row[1], initial_value=EPOCH)
+    assert inc.filter([(1, EPOCH)]) == [(1, EPOCH)]
+    inc = cp.incremental("t", lambda row: row["at"])
+    with pytest.raises(TypeError, match="tuple indices must be integers"):
+        inc.filter([(1, EPOCH)])
+
+
 @pytest.mark.parametrize(("initial", "bad"), [(1, "x"), (EPOCH, "x"), ("x", 1), (EPOCH, 1), (1.0, date(2024, 1, 1))])
 def test_kinds_that_do_not_compare_say_which_and_where(cp, initial, bad):
     inc = cp.incremental("s", "at", initial_value=initial)
@@ -770,7 +828,7 @@ def test_another_primary_key_hands_boundary_rows_out_once_more(memory):
 def test_a_changed_kind_of_value_is_an_error(memory):
     seed(memory, s={"at": 5})
     with Checkpointer("run", memory) as cp:
-        with pytest.raises(TypeError, match="'s', 'at': 5"):
+        with pytest.raises(TypeError, match="'s', 'at': the stored position 5 "):
             cp.incremental("s", "at", initial_value=EPOCH)
         inc = cp.incremental("s", "at")
         with pytest.raises(TypeError, match="does not compare"):
