@@ -25,17 +25,16 @@ SCREEN = f"""\
 Syncing 120 files of Python {PYTHON}'s standard library, 3 a page
 
                            rows      rows            came
-  sync                in source   fetched   pages   twice   missing   seconds
+  sync                in source   written   pages   twice   missing   seconds
  ─────────────────────────────────────────────────────────────────────────────
   full sync                 120       120      40       0         0       0.0
-  nothing changed           120         1       1       1         0       0.0
-  touched: 2                120         3       1       1         0       0.0
+  nothing changed           120         0       0       0         0       0.0
+  touched: 2                120         2       1       0         0       0.0
   killed in page 20         120        60      20       0        60       0.0
-  started again             120        65      22       5         0       0.0
+  started again             120        63      22       3         0       0.0
 
-Nothing is missing. Rows that share the time of the last commit came twice, and
-so did the page that was in the sink, but not yet committed, when the sync was
-killed.
+Nothing is missing. What came twice was the page in hand: in the sink, but not
+yet committed, when the sync was killed.
 """
 
 
