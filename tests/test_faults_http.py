@@ -81,6 +81,27 @@ def test_fault_01_a_refused_connection_is_tried_again_and_nothing_is_lost(job):
     assert job.calls() == ["GET a", "PATCH a"]
 
 
+def test_fault_01_a_service_that_stays_away_is_told_of_once_in_each_load_and_commit(job):
+    job.seed(a=A, b=A)
+    told = []
+    job.patch.setattr(service.logger, "warning", lambda text, *values: told.append(text % values))
+    said = f"{job.api.url}: no good answer yet, trying for up to 30 s: "
+    with job.away(), suppress(StoreUnavailable), job.run():
+        pass
+    assert told == []
+    job.patch.setattr(service, "SILENCE", 0.0)
+    for _ in range(2):
+        with job.away(), suppress(StoreUnavailable), job.run():
+            pass
+    assert told == [said + "ConnectError: [Errno 111] Connection refused"] * 2
+    with job.run() as cp:
+        with job.away(), suppress(StoreError):
+            cp["a"], cp["b"] = B, B
+            cp.commit()
+        assert [text[: len(said)] for text in told[2:]] == [said]
+        cp.discard()
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_fault_01_a_connection_closed_before_the_answer_is_tried_again(job, reset):
     job.seed(a=A)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
+import logging
 import multiprocessing
 import os
 import pwd
@@ -319,7 +320,7 @@ def refused(path: Path, reason: str) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "it was cut off"),
+        (b"", "it is empty"),
         (b"\n", "it was cut off"),
         (b"{}", "file is not a database"),
         (b"garbage" * 5_000, "file is not a database"),
@@ -599,7 +600,7 @@ def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         load(tmp_path)
-    assert str(caught.value) == f"{tmp_path} {CANNOT_BE_OPENED}"
+    assert str(caught.value) == f"{tmp_path} is a folder: name a file in it, such as {tmp_path}/state.db"
 
 
 @as_a_user
@@ -726,6 +727,30 @@ def test_a_file_that_stays_locked_is_unavailable(path: Path, store: SQLiteStore,
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     store.commit("job", {"a": "3"})
     assert values(store) == {"a": "3"}
+
+
+def test_a_wait_for_others_is_told_of_once(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.commit("job", {"a": "1"})
+    writer, reader = connect(path), connect(path)
+    writer.execute("BEGIN IMMEDIATE")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM checkpoint_entries").fetchone()
+    asked = itertools.count()  # when a lock is found, and when it is found again: of the writer, then of the reader
+
+    def clock() -> float:
+        number = next(asked)
+        if number % 2:
+            (writer, reader)[number // 2].close()
+        return 4.0 * number
+
+    with caplog.at_level(logging.INFO, "checkpoint"), monkeypatch.context() as patch:
+        patch.setattr(sqlite, "time", SimpleNamespace(monotonic=clock))
+        store.commit("job", {"a": "2"})
+    assert next(asked) == 4
+    assert caplog.messages == [f"waiting up to 60 s for other connections that hold {path}"]
+    assert values(store) == {"a": "2"}
 
 
 @pytest.mark.usefixtures("impatient")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from freezegun import freeze_time
@@ -389,6 +390,13 @@ def test_the_token_comes_from_the_environment(api, monkeypatch):
     with Checkpointer("run", api.url) as cp:
         cp["a"] = A
     assert held(api) == {"a": A}
+    monkeypatch.setenv("TRUTO_API_TOKEN", "old")
+    for token, origin in ((None, r" from \$TRUTO_API_TOKEN"), ("old", "")):
+        with (
+            closing(TrutoStore(api.url, token)) as store,
+            pytest.raises(Unauthorized, match=f"refused the token{origin}: 401 "),
+        ):
+            store.load("run")
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,13 @@ def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
 
 
 class Secret:
-    """A string that no repr, log or pickle shows."""
+    """A string that no repr, log or pickle shows; `origin` says where it came from, such as ` from $VARIABLE`."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_text", "origin")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, origin: str = "") -> None:
         self._text = text
+        self.origin = origin
 
     def __repr__(self) -> str:
         return "Secret(***)"

@@ -47,6 +47,10 @@ PAUSE = 1.0
 """Seconds that all requests pause after a 429 that does not say how long."""
 
 
+SILENCE = 3.0
+"""Seconds without success after which an operation says that it goes on trying; before a pause that passes them."""
+
+
 class Again(Exception):
     """An attempt that may be repeated; a step of the retry policy, never seen outside the stores.
 
@@ -65,12 +69,17 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.began = monotonic()
+        self.seconds = seconds
         self.at = self.began + seconds
         self.attempts = 1
 
     def left(self) -> float:
         """Return the seconds that are left."""
         return self.at - monotonic()
+
+    def used(self) -> float:
+        """Return the seconds that are gone of it; waits that it does not count are none."""
+        return self.seconds - self.left()
 
     def spent(self) -> str:
         """Return what it took, in words."""
@@ -89,6 +98,7 @@ class Run:
         """Set: nothing more is begun."""
         self.refused = False
         """Whether the token was refused."""
+        self._silent = True
         self._lock = threading.Lock()
 
     def count_request(self) -> None:
@@ -100,6 +110,12 @@ class Run:
         """Count one that is sent again."""
         with self._lock:
             self.retries += 1
+
+    def breaks_silence(self) -> bool:
+        """Tell whether nobody was told yet that the run goes on trying; from then on somebody was."""
+        with self._lock:
+            was, self._silent = self._silent, False
+        return was
 
     def sleep(self, seconds: float) -> None:
         """Wait, but not longer than the run goes on."""
@@ -170,14 +186,22 @@ class Service:
                 raise failures.pop()
             return attempt()
 
-        def ended(state: RetryCallState) -> bool:
+        def pause_after(state: RetryCallState) -> float:
             failure = state.outcome.exception() if state.outcome is not None else None
-            pause = max(state.upcoming_sleep, failure.pause if isinstance(failure, Again) else 0.0)
-            return run.stop.is_set() or state.attempt_number >= ATTEMPTS or pause >= deadline.left()
+            return max(state.upcoming_sleep, failure.pause if isinstance(failure, Again) else 0.0)
+
+        def ended(state: RetryCallState) -> bool:
+            spent = state.attempt_number >= ATTEMPTS or pause_after(state) >= deadline.left()
+            return run.stop.is_set() or spent
 
         def count(state: RetryCallState) -> None:
             deadline.attempts = state.attempt_number + 1
             run.count_retry()
+            if deadline.used() + pause_after(state) > SILENCE and run.breaks_silence():
+                logger.warning(
+                    "%s: no good answer yet, trying for up to %.0f s: %s",
+                    self.base_url, deadline.seconds, state.outcome and state.outcome.exception(),
+                )  # fmt: skip
 
         policy = Retrying(
             retry=retry_if_exception_type(Again),
@@ -312,7 +336,7 @@ class Service:
                 said += f" (to be asked again in {pause:.0f} s)"
             raise Again(said, reached=status in TRANSIENT, unanswered=status in UNANSWERED, pause=pause or 0.0)
         if status in {401, 403}:
-            raise Unauthorized(f"{self.base_url} refused the token: {self.said(response)}")
+            raise Unauthorized(f"{self.base_url} refused the token{self._token.origin}: {self.said(response)}")
         if 300 <= status < 400:  # noqa: PLR2004
             raise StoreError(f"{self.base_url} redirects ({status}), which is not followed: correct the base URL")
         return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import random
 import sqlite3
@@ -40,8 +41,13 @@ from checkpoint.stores.base import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
 
+logger = logging.getLogger("checkpoint")
+
 TIMEOUT = 60.0
 """Seconds to wait for other connections."""
+
+SILENCE = 3.0
+"""Seconds of them after which it says so."""
 
 SCHEMA_VERSION = 2
 """Of our tables, kept in one of them: `PRAGMA user_version` belongs to whoever else uses the file."""
@@ -147,6 +153,7 @@ class SQLiteStore:
         self._lock = RLock()
         if connection is None:
             self._path = (_default_path() if path is None else Path(path)).absolute()
+            self._patience = _Patience(str(self._path))  # of the operation under way, as the lock is held for one
             if "\0" in str(self._path):
                 raise ValueError(f"a path must not hold a NUL: {path!r}")
             _stores.add(self)
@@ -288,15 +295,17 @@ class SQLiteStore:
         They are a transaction begun so, or a part of the caller's.
         """
         if self._joined is None:
-            with self._lock, _translated(self._name), _transaction(self._connected(), *begin) as cursor:
-                yield cursor, _version(cursor, self._name)
+            with self._lock, _translated(self._name):
+                patience = self._patience = _Patience(self._name)
+                with _transaction(self._connected(), patience, *begin) as cursor:
+                    yield cursor, _version(cursor, self._name)
         else:
             with _translated(self._name, joined=True), _part(self._joined) as cursor:
                 yield cursor, _version(cursor, self._name)
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = _open(self._path)
+            self._connection = _open(self._path, self._patience)
         return self._connection
 
 
@@ -327,23 +336,41 @@ def _default_path() -> Path:
     raise StoreError(f"this user has no home folder ({folder}): {advice}")  # older platformdirs say so with a "~"
 
 
-def _open(path: Path) -> sqlite3.Connection:
+class _Patience:
+    """That of one operation with other connections, which it tells of once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._silent = True
+
+    def is_over(self, began: float) -> bool:
+        """Tell whether a wait that began then (monotonic seconds) took too long."""
+        waited = time.monotonic() - began
+        if waited > SILENCE and self._silent:
+            self._silent = False
+            logger.warning("waiting up to %.0f s for other connections that hold %s", TIMEOUT, self._name)
+        return waited > TIMEOUT
+
+
+def _open(path: Path, patience: _Patience) -> sqlite3.Connection:
     """Open a store's file, and create it where it does not exist."""
     if not path.exists():
-        _create(path)
-    deadline = time.monotonic() + TIMEOUT
+        _create(path, patience)
+    elif path.is_dir():
+        raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'state.db'}")
+    began = time.monotonic()
     while True:
         # An existing file only: SQLite creates a missing one with no bytes, which could be a damaged one.
         connection = _connect(f"{path.as_uri()}?mode=rw")
         try:
-            if _prepare(connection, path):
+            if _prepare(connection, path, patience):
                 return connection
         except BaseException:
             connection.close()
             raise
         # Closed while waiting: two that convert a file at once are in each other's way until one lets go.
         connection.close()
-        if time.monotonic() > deadline:
+        if patience.is_over(began):
             raise StoreError(
                 f"{path} is in WAL mode, which SQLite {sqlite3.sqlite_version} may corrupt (sqlite.org/wal.html, the "
                 "WAL-reset bug), and other connections keep it so: close them, or use SQLite 3.51.3 or later"
@@ -356,9 +383,9 @@ def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=0.05, isolation_level=None, check_same_thread=False)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> bool:
+def _prepare(connection: sqlite3.Connection, path: Path, patience: _Patience) -> bool:
     """Check the file, and set the modes; False: others keep it in WAL mode."""
-    with _transaction(connection, *_READING) as cursor:
+    with _transaction(connection, patience, *_READING) as cursor:
         _version(cursor, str(path))
         _check_whole(connection, path)
     return _set_modes(connection)
@@ -396,8 +423,9 @@ def _check_whole(connection: sqlite3.Connection, path: Path) -> None:
     with suppress(FileNotFoundError):
         if Path(f"{path}-wal").stat().st_size:
             return  # pages may be there that the file has not got yet
-    if not 0 < pages * page_size <= path.stat().st_size:
-        raise StoreError(_UNUSABLE.format(path=path, said="it was cut off"))
+    size = path.stat().st_size
+    if not 0 < pages * page_size <= size:
+        raise StoreError(_UNUSABLE.format(path=path, said="it was cut off" if size else "it is empty"))
 
 
 def _set_modes(connection: sqlite3.Connection) -> bool:
@@ -417,7 +445,7 @@ def _set_modes(connection: sqlite3.Connection) -> bool:
     return True
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, patience: _Patience) -> None:
     """Put a new database in place, whole or not at all; where somebody else was first, theirs stays."""
     if not path.parent.is_dir():
         raise StoreError(f"{path} cannot be created: its folder does not exist")
@@ -426,7 +454,7 @@ def _create(path: Path) -> None:
         with closing(_connect(temporary.as_uri())) as connection:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("PRAGMA fullfsync = 1")
-            with _transaction(connection, "BEGIN IMMEDIATE") as cursor:
+            with _transaction(connection, patience, "BEGIN IMMEDIATE") as cursor:
                 _update(cursor, 0)
             if journal_mode(sqlite3.sqlite_version_info) == "wal":
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -465,14 +493,14 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection, *begin: str) -> Generator[sqlite3.Cursor]:
+def _transaction(connection: sqlite3.Connection, patience: _Patience, *begin: str) -> Generator[sqlite3.Cursor]:
     """Yield a cursor for a transaction of our own, which waits for other connections."""
     cursor = connection.cursor()
     try:
         for statement in begin:
-            _execute(cursor, statement)
+            _execute(cursor, statement, patience)
         yield cursor
-        _execute(cursor, "COMMIT")
+        _execute(cursor, "COMMIT", patience)
     except BaseException:
         if connection.in_transaction:
             cursor.execute("ROLLBACK")
@@ -500,16 +528,16 @@ def _part(connection: sqlite3.Connection) -> Generator[sqlite3.Cursor]:
         connection.text_factory = text_factory
 
 
-def _execute(cursor: sqlite3.Cursor, sql: str) -> None:
+def _execute(cursor: sqlite3.Cursor, sql: str, patience: _Patience) -> None:
     """Execute a statement, again and again while other connections hold the file."""
-    deadline = 0.0
+    began: float | None = None
     while True:
         try:
             cursor.execute(sql)
             return
         except sqlite3.Error as error:  # noqa: PERF203 - this loop is there to try again
-            deadline = deadline or time.monotonic() + TIMEOUT
-            if _code(error) != _BUSY or time.monotonic() > deadline:
+            began = time.monotonic() if began is None else began
+            if _code(error) != _BUSY or patience.is_over(began):
                 raise
 
 

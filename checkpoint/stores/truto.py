@@ -483,11 +483,12 @@ class _Write:
 
 
 def _secret(token: str | None) -> Secret:
-    if token is None:
-        token = os.environ.get("TRUTO_API_TOKEN")
+    if token is not None:
+        return Secret(token)
+    token = os.environ.get("TRUTO_API_TOKEN")
     if token is None:
         raise ValueError("no API token: set TRUTO_API_TOKEN, or pass token=")
-    return Secret(token)
+    return Secret(token, " from $TRUTO_API_TOKEN")
 
 
 def _checked_url(base_url: str) -> str:
