@@ -42,8 +42,6 @@ class Sink(list):
 def names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/default.db")
-    with Checkpointer("sync_job_123", "sqlite:///state.db") as cp:
-        cp["contacts"] = {"pages": 1}
     with ApiServer() as server:
         monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
         yield {"api": Contacts(), "sink": Sink(), "server": server}
@@ -52,6 +50,11 @@ def names(tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: next(line for line in block.splitlines() if "with" in line))
 def test_block_runs(block, names):
     exec(compile(block.replace("https://api.truto.one", names["server"].url), str(README), "exec"), names)
+
+
+def test_the_blocks_run_one_after_the_other_and_again(names):
+    for block in BLOCKS * 2:
+        exec(compile(block.replace("https://api.truto.one", names["server"].url), str(README), "exec"), dict(names))
 
 
 def test_the_first_block_syncs_once_and_then_only_what_is_new(names):

@@ -16,12 +16,16 @@ from urllib.request import urlopen
 
 import pytest
 
-from checkpoint import Checkpointer, CursorExpired, lease
+from checkpoint import Checkpointer, lease
 from checkpoint.testing import ApiServer
 
 README = Path(__file__).parent.parent / "README.md"
 RECIPES = README.read_text("utf-8").partition("## Recipes")[2]
 BLOCKS = re.findall(r"^### ([^\n]*)\n|^```python\n(.*?)^```", RECIPES, re.DOTALL | re.MULTILINE)
+
+
+IMPORTS = next(code for heading, code in BLOCKS if code)
+"""What stands above the first recipe."""
 
 
 def recipe(title, index=0):
@@ -100,6 +104,9 @@ class Api:
     def contacts(self, **query):
         return self.pages("contacts", **query)
 
+    def contacts_page(self, **query):
+        return self.get("contacts", **query)["rows"]
+
     def deals(self, **query):
         return self.pages("deals", **query)
 
@@ -158,8 +165,8 @@ def job(tmp_path):
     store = f"sqlite:///{tmp_path}/state.db"
 
     def run(title, index=0, **more):
-        names = {"Checkpointer": Checkpointer, "CursorExpired": CursorExpired, "api": api, "sink": sink, "STORE": store}
-        names.update(more)
+        names = {"api": api, "sink": sink, "STORE": store, **more}
+        exec(IMPORTS, names)
         exec(recipe(title, index), names)
         return names
 
@@ -203,6 +210,18 @@ def test_with_a_progress_bar(job, capsys):
     assert "100it" in capsys.readouterr().err
     job(title, 1)
     assert job.sink.counts == expected(TABLES["contacts"])
+
+
+def test_page_by_time(job):
+    title = "An API asked again for each page"
+    dies_and_goes_on(job, title, [15, 37])
+    assert job.sink.counts == expected(TABLES["contacts"])
+    job(title)
+    new = [{"id": 1000, "updated_at": stamp(99 // 7)}, {"id": 3, "updated_at": stamp(50)}]
+    job.api.tables["contacts"] += new
+    job(title)
+    assert job.sink.counts == expected(TABLES["contacts"], new)
+    assert {"page" in query for _, query in job.api.asked} == {False}
 
 
 def test_in_no_order(job):
@@ -297,6 +316,10 @@ def test_in_dagster(job):
     with Checkpointer("crm", job.store) as cp:
         assert cp["contacts"]["updated_at"] == TABLES["contacts"][-1]["updated_at"]
         assert {change.run_id for change in cp.history("contacts")} == {done.run_id}
+    for published in (TABLES["contacts"][-1]["updated_at"],) * 2:
+        (event,) = done.asset_materializations_for_node("contacts")
+        assert event.metadata["position"].value == published
+        done = dagster.materialize([job(title)["contacts"]])  # with nothing new
 
 
 def test_the_namespace_of_a_sync_job(job, monkeypatch, capsys):
@@ -330,6 +353,25 @@ def test_exactly_once(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         job("Exactly once, into SQLite")
+    with closing(sqlite3.connect("warehouse.db")) as sink:
+        rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
+    assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
+
+
+def test_exactly_once_rolls_back_and_goes_on(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bad = {"id": [], "updated_at": stamp(50 // 7)}  # what SQLite does not take
+    job.api.tables["contacts"].insert(50, bad)
+    with closing(sqlite3.connect("warehouse.db", isolation_level=None)) as warehouse:
+        monkeypatch.setattr(sqlite3, "connect", lambda *_, **__: warehouse)
+        with pytest.raises(sqlite3.Error):
+            job("Exactly once, into SQLite")
+        assert not warehouse.in_transaction
+        assert warehouse.execute("SELECT count(*), max(id) FROM contacts").fetchone() == (50, 49)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    job.api.tables["contacts"].remove(bad)
+    job("Exactly once, into SQLite")
     with closing(sqlite3.connect("warehouse.db")) as sink:
         rows = sink.execute("SELECT id, updated_at FROM contacts ORDER BY id").fetchall()
     assert rows == [(row["id"], row["updated_at"]) for row in TABLES["contacts"]]
