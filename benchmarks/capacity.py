@@ -7,8 +7,8 @@ share of the rate limit used, and the bytes sent and received. `--plot FILE` dra
 `--verify` holds the simulation against real runs on a loopback server.
 
 Every partition changes between two commits, unless `--changed` says how many of a stream's do. Entries exist already:
-a first commit creates them, and writes the last entry of a sharded group after the others. What is not simulated: the
-time of the processor (about a millisecond a request), bandwidth, other users of the token, and retries.
+a first commit creates them, and writes the last entry of a sharded group after the others. What is not simulated:
+bandwidth, other users of the token, and retries.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from plots import Line, lines
+from served import NAMESPACE, TOKEN, server
 
 from checkpoint import Checkpointer, codec, groups
+from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.rate import Pace, simulate
 from checkpoint.stores.truto import CONCURRENCY, ENTRIES_PER_GET, TrutoStore
-from checkpoint.testing import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NAMESPACE = "sync_job_123"
 KEYS = 0
 """Instead of a number of shards: every partition has a key of its own."""
 HOUR = 3600.0
@@ -61,6 +61,8 @@ class Job:
     """Requests in any so many seconds."""
     concurrency: int = CONCURRENCY
     """Requests at once."""
+    work: float = 0.0
+    """Seconds of the job's processor that a request takes, one request at a time."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def commit(job: Job, pace: Pace, looks: int, writes: int, start: float = 0.0) ->
 def answered(job: Job, pace: Pace, requests: int, start: float) -> float:
     """Return when the last of so many requests is answered."""
     some = min(requests, AT_ONCE)
-    trips = simulate(pace, some, concurrency=job.concurrency, latency=job.latency, start=start)
+    trips = simulate(pace, some, concurrency=job.concurrency, latency=job.latency, start=start, work=job.work)
     last = trips[-1].answered
     if requests > some:
         half = trips[some // 2 - 1].answered
@@ -173,24 +175,24 @@ def measure(job: Job, shards: int, rounds: int = 1) -> tuple[int, list[float]]:
 
     The server enforces the rate: a request too many fails the run.
     """
-    with ApiServer(latency=job.latency, rate=job.rate) as server:
-        with Checkpointer(NAMESPACE, server.store) as cp:  # the entries exist already
-            change(cp, job, shards, job.partitions, 0)
-        store = TrutoStore(server.url, server.token, rate=job.rate, concurrency=job.concurrency)
+    prepared = MemoryStore()
+    with Checkpointer(NAMESPACE, prepared) as cp:  # the entries exist already
+        change(cp, job, shards, job.partitions, 0)
+    entries = {key: entry.value for key, entry in prepared.load(NAMESPACE).items()}
+    with server(job.latency, entries, job.rate) as url:
+        store = TrutoStore(url, TOKEN, rate=job.rate, concurrency=job.concurrency)
         seconds: list[float] = []
         with Checkpointer(NAMESPACE, store) as cp:
             for number in range(1, rounds + 1):
                 change(cp, job, shards, job.partitions if job.changed is None else job.changed, number)
                 time.sleep(job.rate[1] + 0.1)  # the token is idle, as in the simulation
-                server.clear()
                 started = time.perf_counter()
-                cp.commit()
+                commit = cp.commit()
                 seconds.append(time.perf_counter() - started)
-                sent = server.requests
-                if any(call.status == 429 for call in sent):
+                if commit.retries:
                     raise SystemExit("capacity: the server refused a request")
         store.close()
-    return len(sent), seconds
+    return commit.requests, seconds
 
 
 def change(cp: Checkpointer, job: Job, shards: int, partitions: int, number: int) -> None:
@@ -214,13 +216,19 @@ CHECKED = {
     "5 streams, 16 shards each": (Job(streams=5, partitions=500, latency=0.2, rate=(500, 2.0)), 16),
 }
 WITHIN = 0.15
+WORK = 0.0005
+"""Seconds of a processor that a request takes, about: an HTTP client's in Python."""
 
 
 def verify(rounds: int) -> list[dict[str, Any]]:
-    """Hold the simulation against real runs; return both."""
+    """Hold the simulation, with the work of a request that a run without latency shows, against real runs."""
     rows: list[dict[str, Any]] = []
+    requests, seconds = measure(Job(partitions=100, latency=0.0, rate=(500, 0.5)), KEYS, 2 * rounds + 1)
+    work = statistics.median(seconds) / requests  # of this machine
+    print(f"{'100 keys, no latency':<32}{work * 1e3:.2f} ms of work a request")
     for name, (job, shards) in CHECKED.items():
-        said, (requests, seconds) = cost(job, shards), measure(job, shards, rounds)
+        said = cost(replace(job, work=work), shards)
+        requests, seconds = measure(job, shards, rounds)
         real = statistics.median(seconds)
         rows.append(
             {
@@ -284,6 +292,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05, help="seconds of a request")
     parser.add_argument("--rate", default="500/10", help="requests/seconds")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="requests at once")
+    parser.add_argument("--work", type=float, default=WORK, help="seconds of the job's processor for a request")
     parser.add_argument("--shards", type=int, default=64, help="of a sharded group")
     parser.add_argument("--plot", type=Path, help="SVG file to draw")
     parser.add_argument("--verify", type=Path, nargs="?", const=Path("-"), help="JSON file for what was compared")
@@ -298,6 +307,7 @@ def main() -> None:
         options.latency,
         (int(limit), float(period or 1)),
         options.concurrency,
+        options.work,
     )
     if options.verify is not None:
         rows = verify(options.rounds)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from floor import sockets
 from harness import OURS, Case, compare, fail, main, peer
-from served import NAMESPACE, TOKEN, server
+from served import NAMESPACE, TOKEN, server, streams
 
 from checkpoint import Checkpointer
 from checkpoint.stores.truto import CONCURRENCY, TrutoStore
@@ -53,7 +53,7 @@ def cases(quick: bool) -> list[Case]:
 def flush(latency: int, count: int, rounds: int) -> Case:
     """Measure at so many milliseconds of latency."""
     with ExitStack() as stack:
-        url = stack.enter_context(server(latency / 1000, count))
+        url = stack.enter_context(server(latency / 1000, streams(count)))
         keys = [f"stream_{number:06}" for number in range(count)]
         rest = Rest()
         contestants = {

@@ -116,6 +116,17 @@ def case(
     return Case(name, figures, said)
 
 
+def within(limit: float, peer: str, at: float) -> tuple[str, Callable[[Mapping[str, Figures]], bool]]:
+    """Return the goal of a median, in seconds, set on a machine on which the peer took `at`.
+
+    On another one it is met by the same part of the peer's time, too.
+    """
+    return (
+        f"≤ {spell(limit)}, or {limit / at:.2f} × {peer}",
+        lambda figures: figures[OURS].median <= limit or (peer in figures and figures[peer].ratio >= at / limit),
+    )
+
+
 def chosen(contestant: str) -> bool:
     """Tell whether a contestant is to run."""
     return not only or contestant == OURS or contestant in only

@@ -9,28 +9,32 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from harness import OURS, Case, compare, main, missing
+from harness import OURS, Case, Figures, compare, main, missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 NAMES = {"import checkpoint": "import checkpoint", "its Checkpointer": "from checkpoint import Checkpointer"}
 PEERS = ("httpx", "dlt")
 BARE = "bare interpreter (floor)"
+GOAL, HTTPX = 0.04, 0.113
+"""Seconds over a bare interpreter, and those that `import httpx` took where the goal was set."""
 
 
 def cases(quick: bool) -> list[Case]:
     """Measure the package, and the name that every job imports from it."""
     peers = {f"import {name}": started(f"import {name}") for name in PEERS if find_spec(name)}
+    said = f"≤ {GOAL * 1000:g} ms over a bare interpreter, or {GOAL / HTTPX:.2f} × httpx"
     missing.update((name, "not installed") for name in PEERS if not find_spec(name))
-    goal = (
-        "≤ 40 ms over a bare interpreter",
-        lambda figures: figures[OURS].median - figures[BARE].median <= 0.04,
-    )
     return [
-        compare(name, 3 if quick else 15, {OURS: started(line), BARE: started("pass"), **peers}, goal)
+        compare(name, 3 if quick else 15, {OURS: started(line), BARE: started("pass"), **peers}, (said, is_met))
         for name, line in NAMES.items()
     ]
+
+
+def is_met(figures: Mapping[str, Figures]) -> bool:
+    over = {name: found.median - figures[BARE].median for name, found in figures.items()}
+    return over[OURS] <= max(GOAL, GOAL / HTTPX * over.get("import httpx", 0.0))
 
 
 def started(line: str) -> Callable[[], float]:

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from harness import fail
 
+from checkpoint.codec import encode
+
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
 TOKEN = "a-token"
 NAMESPACE = "sync_job_123"
 SERVER = """
-import sys
+import json, sys
 from functools import partial
-from checkpoint.codec import encode
 from checkpoint.server import Options, serve
 from checkpoint.stores.memory import MemoryStore
 store = MemoryStore()
-store.commit(sys.argv[3], {
-    f"stream_{number:06}": encode({"id": number, "updated_at": "2024-05-01T10:00:00Z"})
-    for number in range(int(sys.argv[4]))
-})
-options = Options(latency=float(sys.argv[1]), in_threads=False)
-serve(store, sys.argv[2], port=0, options=options, ready=partial(print, flush=True))
+namespace, token, latency, rate, entries = sys.argv[1:]
+with open(entries) as file:
+    store.commit(namespace, json.load(file))
+options = Options(latency=float(latency), rate=json.loads(rate), in_threads=False)
+serve(store, token, port=0, options=options, ready=partial(print, flush=True))
 """
 
 
 @contextmanager
-def server(latency: float, keys: int = 0) -> Generator[str]:
+def server(latency: float, entries: Mapping[str, str], rate: tuple[int, float] | None = None) -> Generator[str]:
     """Serve the state API, with so many seconds of latency, from another process; its URL.
 
-    The namespace holds so many keys, `stream_000000` and on.
+    The namespace holds these entries; beyond the rate, requests in so many seconds, it answers 429.
     """
-    command = [sys.executable, "-c", SERVER, str(latency), TOKEN, NAMESPACE, str(keys)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            url = process.stdout.readline().strip() if process.stdout else ""
-            if not url:
-                fail("the server did not start")
-            yield url
-        finally:
-            process.terminate()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(entries, file)
+        file.flush()
+        command = [sys.executable, "-c", SERVER, NAMESPACE, TOKEN, str(latency), json.dumps(rate), file.name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                url = process.stdout.readline().strip() if process.stdout else ""
+                if not url:
+                    fail("the server did not start")
+                yield url
+            finally:
+                process.terminate()
+
+
+def streams(count: int) -> dict[str, str]:
+    """Return the entries of so many streams, `stream_000000` and on."""
+    return {
+        f"stream_{number:06}": encode({"id": number, "updated_at": "2024-05-01T10:00:00Z"}) for number in range(count)
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flush import LOOP, encoded
 from harness import OURS, Case, case, fail, main, peer
-from served import NAMESPACE, TOKEN, server
+from served import NAMESPACE, TOKEN, server, streams
 
 from checkpoint import Checkpointer
 from checkpoint.stores.truto import TrutoStore
@@ -27,7 +27,7 @@ def cases(quick: bool) -> list[Case]:
     """Measure the calls one by one, and what the process grows by meanwhile."""
     calls = 5_000 if quick else 100_000
     with ExitStack() as stack:
-        url = stack.enter_context(server(0.05, 1))
+        url = stack.enter_context(server(0.05, streams(1)))
         store = stack.enter_context(closing(TrutoStore(url, TOKEN)))
         waits, grown = ours(store, calls)
         if store.load(NAMESPACE)["stream_000000"].value != encoded_compactly(calls - 1):

@@ -12,7 +12,7 @@ from plots import Bar, standing
 NAMES = ("flush", "unchanged", "group", "soon", "incremental", "commit", "imports", "load", "encode")
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- speed: from benchmarks/results -->\n", "<!-- end of speed -->\n"
-MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "dlt")
+MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx")
 """The peers that goals name, and those nearest to what the library does; the README shows one a case."""
 
 

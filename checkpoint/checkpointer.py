@@ -203,8 +203,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._ledger.known = store.load(self.state_key)
         if self._missing == "raise" and not len(self):
             raise StateMissing(self.state_key, repr(store))
-        seconds = time.monotonic() - started
-        logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
+        if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
+            seconds = time.monotonic() - started
+            logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
 
     def _leave(self, error: BaseException | None) -> None:
         """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""

@@ -77,6 +77,13 @@ def test_a_simulated_flush_goes_in_rounds_of_the_concurrency():
     assert simulate(Pace(500, 10.0), 0, concurrency=32, latency=0.05) == []
 
 
+def test_a_simulated_flush_works_on_one_request_at_a_time():
+    trips = simulate(Pace(500, 10.0), 5, concurrency=2, latency=2.0, work=0.5)
+    assert trips == [Trip(0.0, 2.5), Trip(0.5, 3.0), Trip(2.5, 5.0), Trip(3.0, 5.5), Trip(5.0, 7.5)]
+    trips = simulate(Pace(500, 10.0), 3, concurrency=3, latency=0.0, work=0.5, start=1.0)
+    assert trips == [Trip(1.0, 1.5), Trip(1.5, 2.0), Trip(2.0, 2.5)]
+
+
 def test_a_simulated_flush_keeps_the_pace_which_goes_on_to_the_next():
     pace = Pace(3, 10.0)
     assert simulate(pace, 4, concurrency=8, latency=1.0) == [*[Trip(0.0, 1.0)] * 3, Trip(11.0, 12.0)]

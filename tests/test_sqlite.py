@@ -967,13 +967,6 @@ def test_it_can_be_used_again_after_it_was_closed(store: SQLiteStore) -> None:
     assert values(store) == {"a": "1"}
 
 
-def test_entries_share_what_one_commit_wrote(store: SQLiteStore) -> None:
-    store.commit("job", {f"key {number}": str(number) for number in range(1_000)}, run_id="run-1")
-    entries = store.load("job").values()
-    for shared in ("created_at", "updated_at", "sync_job_run_id"):
-        assert len({id(getattr(entry, shared)) for entry in entries}) == 1
-
-
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(path: Path, enabled: bool) -> None:
     with closing(SQLiteStore(path)) as store:

@@ -78,21 +78,25 @@ class Trip(NamedTuple):
     answered: float
 
 
-def simulate(pace: Pace, requests: int, *, concurrency: int, latency: float, start: float = 0.0) -> list[Trip]:
+def simulate(
+    pace: Pace, requests: int, *, concurrency: int, latency: float, start: float = 0.0, work: float = 0.0
+) -> list[Trip]:
     """Return when each of so many requests goes and when its answer comes, in seconds, in the order they go.
 
     They are all ready at `start`; `concurrency` of them go at once, each as soon as an earlier one is answered and the
-    pace allows. The pace counts them, as it does real ones: a later flush of the same token is simulated with the same
-    pace.
+    pace allows. Each takes `work` of this process, which does one at a time. The pace counts them, as it does real
+    ones: a later flush of the same token is simulated with the same pace.
     """
     free = [start] * concurrency
     heapify(free)
+    idle = start
     trips: list[Trip] = []
     for _ in range(requests):
-        sent = free[0]
+        sent = max(free[0], idle)
         while wait := max(pace.window(sent), pace.gate(sent)):
             sent += wait
-        answered = sent + latency
+        idle = sent + work
+        answered = idle + latency
         pace.take(sent).at = answered
         heapreplace(free, answered)
         trips.append(Trip(sent, answered))
