@@ -6,6 +6,7 @@ The loop's peer is the write that it would wait for.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from array import array
@@ -17,6 +18,7 @@ from harness import OURS, Case, case, fail, main, peer
 from served import NAMESPACE, TOKEN, server, streams
 
 from checkpoint import Checkpointer
+from checkpoint.codec import encode
 from checkpoint.stores.truto import TrutoStore
 
 MEGABYTE = 2**20
@@ -75,8 +77,6 @@ def inline(url: str) -> dict[str, list[float]]:
 
 
 def encoded_compactly(number: int) -> str:
-    from checkpoint.codec import encode  # noqa: PLC0415
-
     return encode({"id": number, "updated_at": "2024-05-01T10:00:00Z"})
 
 
@@ -89,8 +89,6 @@ def resident() -> float:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (MEGABYTE if sys.platform == "darwin" else 1024)
-    import os  # noqa: PLC0415
-
     return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
 
 

@@ -428,6 +428,17 @@ class TrutoStoreAt(TrutoStore):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_fault_43_a_child_forked_while_requests_are_counted_can_count_its_own(truto):
+    throttle = truto._service._throttle
+    with throttle._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if throttle._lock.acquire(timeout=5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fault_43_after_a_fork_both_have_connections_of_their_own(tmp_path):
     job = """
 import os
