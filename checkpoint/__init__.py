@@ -5,9 +5,9 @@ from importlib import import_module
 TYPE_CHECKING = False  # what type checkers know as typing's, which is slow to import
 
 if TYPE_CHECKING:
-    from checkpoint.aio import AsyncCheckpointer as AsyncCheckpointer
-    from checkpoint.checkpointer import Checkpointer as Checkpointer
-    from checkpoint.checkpointer import Commit as Commit
+    from checkpoint.entries import Change as Change
+    from checkpoint.entries import Entry as Entry
+    from checkpoint.entries import Receipt as Receipt
     from checkpoint.errors import CheckpointError as CheckpointError
     from checkpoint.errors import CommitUnknown as CommitUnknown
     from checkpoint.errors import Conflict as Conflict
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from checkpoint.errors import StoreUnavailable as StoreUnavailable
     from checkpoint.errors import Unauthorized as Unauthorized
     from checkpoint.errors import ValueTooLarge as ValueTooLarge
-    from checkpoint.groups import Group as Group
-    from checkpoint.incremental import Incremental as Incremental
+    from checkpoint.run.aio import AsyncCheckpointer as AsyncCheckpointer
+    from checkpoint.run.checkpointer import Checkpointer as Checkpointer
+    from checkpoint.run.checkpointer import Commit as Commit
+    from checkpoint.run.groups import Group as Group
     from checkpoint.stores import open_store as open_store
-    from checkpoint.stores.base import Change as Change
-    from checkpoint.stores.base import Entry as Entry
-    from checkpoint.stores.base import Receipt as Receipt
     from checkpoint.stores.base import Store as Store
     from checkpoint.stores.memory import MemoryStore as MemoryStore
     from checkpoint.stores.objects import ObjectStore as ObjectStore
     from checkpoint.stores.postgres import PostgresStore as PostgresStore
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
-    from checkpoint.windows import Window as Window
+    from checkpoint.streams.incremental import Incremental as Incremental
+    from checkpoint.streams.windows import Window as Window
 
 # Where each name lives: a program pays for what it uses, when it first uses it.
 _HOMES = {
-    "AsyncCheckpointer": "checkpoint.aio",
-    "Checkpointer": "checkpoint.checkpointer",
-    "Commit": "checkpoint.checkpointer",
+    "AsyncCheckpointer": "checkpoint.run.aio",
+    "Checkpointer": "checkpoint.run.checkpointer",
+    "Commit": "checkpoint.run.checkpointer",
     "CheckpointError": "checkpoint.errors",
     "CommitUnknown": "checkpoint.errors",
     "Conflict": "checkpoint.errors",
@@ -55,19 +55,19 @@ _HOMES = {
     "StoreUnavailable": "checkpoint.errors",
     "Unauthorized": "checkpoint.errors",
     "ValueTooLarge": "checkpoint.errors",
-    "Group": "checkpoint.groups",
-    "Incremental": "checkpoint.incremental",
+    "Group": "checkpoint.run.groups",
+    "Incremental": "checkpoint.streams.incremental",
     "open_store": "checkpoint.stores",
-    "Change": "checkpoint.stores.base",
-    "Entry": "checkpoint.stores.base",
-    "Receipt": "checkpoint.stores.base",
+    "Change": "checkpoint.entries",
+    "Entry": "checkpoint.entries",
+    "Receipt": "checkpoint.entries",
     "Store": "checkpoint.stores.base",
     "MemoryStore": "checkpoint.stores.memory",
     "ObjectStore": "checkpoint.stores.objects",
     "PostgresStore": "checkpoint.stores.postgres",
     "SQLiteStore": "checkpoint.stores.sqlite",
     "TrutoStore": "checkpoint.stores.truto",
-    "Window": "checkpoint.windows",
+    "Window": "checkpoint.streams.windows",
 }
 
 __all__ = [

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from checkpoint.stores.base import Entry
+    from checkpoint.entries import Entry
 
 
 class CheckpointError(Exception):

@@ -71,7 +71,7 @@ def test_tables_give_the_answers_of_rows(kind, seed):
 
 
 def plain(batch):
-    from checkpoint.arrow import rows
+    from checkpoint.streams.arrow import rows
 
     return rows(batch)
 

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 import pytest
 
 from checkpoint import AsyncCheckpointer, Checkpointer, SQLiteStore
-from checkpoint.crashing import Attempt, Crashes, crash_and_resume
+from checkpoint.testing.crashing import Attempt, Crashes, crash_and_resume
 
 ROWS = [{"id": n, "updated_at": f"2024-05-01T10:00:{n // 3:02}Z", "tags": ["x", {"n": n}]} for n in range(12)]
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from checkpoint import errors
+from checkpoint.entries import Entry
 from checkpoint.errors import (
     CheckpointError,
     CommitUnknown,
@@ -26,7 +27,6 @@ from checkpoint.errors import (
     Unauthorized,
     ValueTooLarge,
 )
-from checkpoint.stores.base import Entry
 
 OLD = Entry("contacts", "1", version=1)
 NEW = Entry("contacts", "2", updated_at="2024-05-01T10:00:00.000Z", sync_job_run_id="run-2", version=2)

@@ -20,7 +20,7 @@ from checkpoint import (
     PartialCommit,
     codec,
 )
-from checkpoint.groups import entries_of, laid_out, shards_of
+from checkpoint.run.groups import entries_of, laid_out, shards_of
 from checkpoint.stores.truto import TrutoStore
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from freezegun import freeze_time
 
+from checkpoint.entries import Change
 from checkpoint.errors import StoreError
-from checkpoint.stores.base import Change, host
+from checkpoint.stores.base import host
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.sqlite import SQLiteStore
 

@@ -25,10 +25,10 @@ from checkpoint import (
     StoreUnavailable,
 )
 from checkpoint.codec import decode, encode
-from checkpoint.incremental import Incremental, Stats
-from checkpoint.position import Position
 from checkpoint.stores.memory import MemoryStore
-from checkpoint.values import Scale
+from checkpoint.streams.incremental import Incremental, Stats
+from checkpoint.streams.position import Position
+from checkpoint.streams.values import Scale
 
 EPOCH = "1970-01-01T00:00:00Z"
 UTC = timezone.utc
@@ -1122,7 +1122,7 @@ def test_a_generator_of_the_source_that_fails_leaves_a_sorted_stream_at_what_was
 
 
 def test_streams_import_no_store_and_importing_checkpoint_no_streams():
-    code = "import sys, checkpoint; print('checkpoint.incremental' in sys.modules, 'pyarrow' in sys.modules)"
+    code = "import sys, checkpoint; print('checkpoint.streams.incremental' in sys.modules, 'pyarrow' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.split() == ["False", "False"]
 

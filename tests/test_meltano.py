@@ -22,7 +22,7 @@ from meltano.core.state_store.base import (
     UnsupportedStateBackendURIError,
 )
 
-from checkpoint.meltano import CheckpointStateStoreManager
+from checkpoint.neighbours.meltano import CheckpointStateStoreManager
 
 
 @pytest.fixture(params=["sqlite", "http", "postgres"])

@@ -134,6 +134,9 @@ def test_crashes(crash_and_resume):
 
 
 def test_a_session_that_uses_no_fixture_loads_nothing_of_it():
-    code = "import sys, checkpoint.pytest_plugin; print(*sorted(n for n in sys.modules if n.startswith('checkpoint')))"
+    code = (
+        "import sys, checkpoint.testing.pytest_plugin; "
+        "print(*sorted(n for n in sys.modules if n.startswith('checkpoint')))"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60)
-    assert printed.stdout.split() == ["checkpoint", "checkpoint.pytest_plugin"]
+    assert printed.stdout.split() == ["checkpoint", "checkpoint.testing", "checkpoint.testing.pytest_plugin"]

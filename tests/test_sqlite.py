@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 import platformdirs
 import pytest
 
+from checkpoint.entries import Entry
 from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores import sqlite
-from checkpoint.stores.base import Entry
 from checkpoint.stores.sqlite import SQLiteStore, journal_mode
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from checkpoint.entries import Entry
 from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
-from checkpoint.stores.base import Entry, JoinsTransactions
+from checkpoint.stores.base import JoinsTransactions
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.testing import StoreContract
 

@@ -27,8 +27,8 @@ from checkpoint import (
     Unauthorized,
 )
 from checkpoint.codec import decode, encode
+from checkpoint.entries import Entry
 from checkpoint.stores import http, open_store
-from checkpoint.stores.base import Entry
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Answer, ApiServer, Cut, Delay, Drop, Hang, Hook, Raw

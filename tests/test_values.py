@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.values import Scale, clock, wire
+from checkpoint.streams.values import Scale, clock, wire
 
 UTC = timezone.utc
 BERLIN = ZoneInfo("Europe/Berlin")

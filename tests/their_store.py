@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
+from checkpoint.entries import Entry, Receipt
+from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from checkpoint import lease
 from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, confirm, dry_run, missing, namespace, reading, store_option, yes
 from checkpoint.errors import CheckpointError, CorruptState, Unauthorized
+from checkpoint.run import lease
 from checkpoint.stores import open_store
 from checkpoint.stores.base import KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
 

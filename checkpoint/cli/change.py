@@ -22,7 +22,8 @@ from checkpoint.stores.base import RESERVED
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from checkpoint.stores.base import Entry, Store
+    from checkpoint.entries import Entry
+    from checkpoint.stores.base import Store
 
 raw = click.option("--raw", is_flag=True, help="The text is stored as it is, less one newline at its end.")
 

@@ -28,9 +28,9 @@ from urllib.parse import quote
 
 import click
 
-from checkpoint.checkpointer import Checkpointer
 from checkpoint.cli.options import opened, store_option
 from checkpoint.errors import StoreError
+from checkpoint.run.checkpointer import Checkpointer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

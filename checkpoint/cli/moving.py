@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from checkpoint import codec, copying, formats
+from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.change import same, write
 from checkpoint.cli.look import cursor_in, nothing
@@ -25,6 +25,8 @@ from checkpoint.cli.options import (
     using,
     yes,
 )
+from checkpoint.neighbours import copying
+from checkpoint.neighbours import documents as formats
 from checkpoint.stores.base import RESERVED, check_changes
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from checkpoint.copying import Copy
-    from checkpoint.stores.base import Entry, Store
+    from checkpoint.entries import Entry
+    from checkpoint.stores.base import Store
 
 
 def _options(verb: Callable[..., Any]) -> Callable[..., Any]:

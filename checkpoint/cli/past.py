@@ -30,12 +30,13 @@ from checkpoint.cli.options import (
     yes,
 )
 from checkpoint.stores.base import RESERVED, KeepsHistory
-from checkpoint.values import Scale
+from checkpoint.streams.values import Scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from checkpoint.stores.base import Change, Store
+    from checkpoint.entries import Change
+    from checkpoint.stores.base import Store
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from checkpoint.stores.base import Entry
+    from checkpoint.entries import Entry
 
 _WIDE = 10_000
 _LEAST = 10

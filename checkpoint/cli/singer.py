@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 import click
 
-from checkpoint import formats
-from checkpoint.checkpointer import Checkpointer
 from checkpoint.cli.options import checked, complete_namespace, opened, store_option
+from checkpoint.neighbours import documents as formats
+from checkpoint.run.checkpointer import Checkpointer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

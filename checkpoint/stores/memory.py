@@ -10,11 +10,9 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from checkpoint.entries import Change, Entry, Receipt
 from checkpoint.stores.base import (
     KEEP,
-    Change,
-    Entry,
-    Receipt,
     before,
     check_base,
     check_changes,

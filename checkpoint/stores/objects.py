@@ -20,9 +20,10 @@ from urllib.parse import quote, unquote
 import orjson
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
+from checkpoint.entries import Entry, Receipt
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
 from checkpoint.stores import bucket
-from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import Bucket, Failed, Mode, library
 
 if TYPE_CHECKING:

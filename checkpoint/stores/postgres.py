@@ -16,12 +16,10 @@ from weakref import WeakSet
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
+from checkpoint.entries import Change, Entry, Receipt
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
 from checkpoint.stores.base import (
     KEEP,
-    Change,
-    Entry,
-    Receipt,
     before,
     check_base,
     check_changes,

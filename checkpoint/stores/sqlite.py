@@ -21,12 +21,10 @@ from weakref import WeakSet
 
 import orjson
 
+from checkpoint.entries import Change, Entry, Receipt
 from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores.base import (
     KEEP,
-    Change,
-    Entry,
-    Receipt,
     before,
     check_base,
     check_changes,

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
+from checkpoint.entries import Entry, Receipt
 from checkpoint.errors import (
     CheckpointError,
     CommitUnknown,
@@ -28,7 +29,7 @@ from checkpoint.errors import (
     Unauthorized,
     ValueTooLarge,
 )
-from checkpoint.stores.base import Entry, Receipt, check_base, check_changes, check_name, holds, unchanged
+from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
 from checkpoint.stores.http import Response, Secret
 from checkpoint.stores.service import Again, Deadline, Run, Service
 

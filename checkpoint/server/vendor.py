@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from checkpoint.stores.base import Entry, Store
+    from checkpoint.entries import Entry
+    from checkpoint.stores.base import Store
 
     Result = TypeVar("Result")
 

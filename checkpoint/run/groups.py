@@ -25,8 +25,8 @@ from checkpoint.errors import CheckpointError, CorruptState
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
-    from checkpoint.incremental import Incremental
-    from checkpoint.stores.base import Entry
+    from checkpoint.entries import Entry
+    from checkpoint.streams.incremental import Incremental
 
 logger = logging.getLogger("checkpoint")
 

@@ -6,17 +6,17 @@ import copy
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from checkpoint.options import SEEN
-from checkpoint.rows import digest, primary_getter
-from checkpoint.values import MICRO
+from checkpoint.streams.options import SEEN
+from checkpoint.streams.rows import digest, primary_getter
+from checkpoint.streams.values import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from checkpoint.codec import Cursor
-    from checkpoint.options import Options
-    from checkpoint.ranges import Range
-    from checkpoint.values import Key
+    from checkpoint.streams.options import Options
+    from checkpoint.streams.ranges import Range
+    from checkpoint.streams.values import Key
 
 Memo: TypeAlias = Any
 """A delivered row to remember: its digest, or a copy to digest when it is claimed; None where there is no key."""

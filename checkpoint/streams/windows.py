@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, TypeVar
 
-    from checkpoint.incremental import Incremental
-    from checkpoint.values import Key, Scale, Step
+    from checkpoint.streams.incremental import Incremental
+    from checkpoint.streams.values import Key, Scale, Step
 
     T = TypeVar("T", default=Any)
 else:

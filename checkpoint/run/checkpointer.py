@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from checkpoint import codec
 from checkpoint.codec import Cursor
 from checkpoint.errors import CheckpointError, CorruptState, StateMissing
-from checkpoint.groups import MAX_SHARDS, Group, shards_of, steps
-from checkpoint.ledger import Changes, Ledger
-from checkpoint.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
+from checkpoint.run.groups import MAX_SHARDS, Group, shards_of, steps
+from checkpoint.run.ledger import Changes, Ledger
+from checkpoint.run.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
+from checkpoint.run.worker import Worker
 from checkpoint.stores import open_store, shown
-from checkpoint.stores.base import Entry, KeepsHistory, Store, Warms, check_changes, check_name, joined
-from checkpoint.worker import Worker
+from checkpoint.stores.base import KeepsHistory, Store, Warms, check_changes, check_name, joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from checkpoint.incremental import Incremental
-    from checkpoint.stores.base import Change
+    from checkpoint.entries import Change, Entry
+    from checkpoint.streams.incremental import Incremental
 
 logger = logging.getLogger("checkpoint")
 
@@ -193,7 +193,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if store is not self._given:
             self._taken.callback(store.close)
         if self._exclusive:
-            from checkpoint.lease import Lease  # noqa: PLC0415 - most runs need none
+            from checkpoint.run.lease import Lease  # noqa: PLC0415 - most runs need none
 
             lease = self._ledger.lease = Lease(store, self.state_key, self._run_id)
             self._taken.callback(lease.release)
@@ -388,7 +388,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     # Groups
 
     def group(self, name: str, shards: int = 1) -> Group:
-        """Open the group whose members are stored together under `name`; see `checkpoint.groups.Group`.
+        """Open the group whose members are stored together under `name`; see `checkpoint.run.groups.Group`.
 
         One that is stored in another number of shards is moved by the next commit. Opening it again detaches the
         earlier one.
@@ -465,7 +465,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         max_seen: int = 1_000,
         group: Group | str | None = None,
     ) -> Incremental[Any]:
-        """Open the stream whose cursor is stored under `key`; see `checkpoint.incremental.Incremental`.
+        """Open the stream whose cursor is stored under `key`; see `checkpoint.streams.incremental.Incremental`.
 
         The key is the stream's until it is opened again, which detaches the earlier one, or left by an exception. It
         reads as the last claim, and setting it is a ValueError.
@@ -494,8 +494,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             ValueError, TypeError: the arguments, or what is stored, do not fit together.
 
         """
-        from checkpoint.incremental import Incremental  # noqa: PLC0415 - a job without streams needs it not
-        from checkpoint.options import Options  # noqa: PLC0415 - as above
+        from checkpoint.streams.incremental import Incremental  # noqa: PLC0415 - a job without streams needs it not
+        from checkpoint.streams.options import Options  # noqa: PLC0415 - as above
 
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import codec
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, LeaseLost, Locked
-from checkpoint.stores.base import Entry, utc_now
+from checkpoint.stores.base import utc_now
 
 if TYPE_CHECKING:
+    from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
 logger = logging.getLogger("checkpoint")

@@ -29,14 +29,14 @@ from meltano.core.state_store.base import (  # pyright: ignore[reportMissingType
 
 from checkpoint import codec
 from checkpoint.errors import Conflict, CorruptState
-from checkpoint.formats import key_of, name_of
+from checkpoint.neighbours.documents import key_of, name_of
 from checkpoint.stores import open_store
 from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from checkpoint.stores.base import Entry
+    from checkpoint.entries import Entry
 
 PREFIX = "checkpoint+"
 """What comes before the URL of a store."""

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from checkpoint.boundary import Boundary, copies
 from checkpoint.errors import CursorRegressed
-from checkpoint.feed import NOTHING, OUTSIDE, Feed
-from checkpoint.position import Position, Row
-from checkpoint.ranges import Range
-from checkpoint.rows import getter, no_row
+from checkpoint.streams.boundary import Boundary, copies
+from checkpoint.streams.feed import NOTHING, OUTSIDE, Feed
+from checkpoint.streams.position import Position, Row
+from checkpoint.streams.ranges import Range
+from checkpoint.streams.rows import getter, no_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 
-    from checkpoint.options import Options
+    from checkpoint.streams.options import Options
 
 RUN = 1_000
 """Records of a list that are tracked at once."""
@@ -234,7 +234,7 @@ class Reading:
 
     def _arrow_page(self, batch: Any, feed: Feed) -> tuple[Any, bool]:
         """As `_page`, of a table or record batch: looked at as columns in a lane, as rows outside it."""
-        from checkpoint import arrow  # noqa: PLC0415 - an extra
+        from checkpoint.streams import arrow  # noqa: PLC0415 - an extra
 
         name, ordered = self._field, self._options.asc
         if feed.lane is not None and name is not None and not self.boundary.coarse:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from checkpoint.crashing import Attempt, Crashes
     from checkpoint.stores.base import Store
     from checkpoint.testing import ApiServer
+    from checkpoint.testing.crashing import Attempt, Crashes
 
 INI = "checkpoint_store"
 
@@ -44,8 +44,8 @@ def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
     The option `checkpoint_store` and the parameter are URLs, in which `{folder}` stands for an empty folder, `{unique}`
     for a text that is used once, and `{server}` for the URL of `checkpoint_server`.
     """
-    from checkpoint.crashing import fill  # noqa: PLC0415 - as above
     from checkpoint.stores import open_store  # noqa: PLC0415 - as above
+    from checkpoint.testing.crashing import fill  # noqa: PLC0415 - as above
 
     template = getattr(request, "param", None) or _template(request)
     folder = tmp_path / "checkpoint_store"
@@ -58,11 +58,11 @@ def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
 
 @pytest.fixture
 def crash_and_resume(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Crashes]:
-    """Return `checkpoint.crashing.crash_and_resume`, with a folder of this test's and the store of the ini option.
+    """Return `checkpoint.testing.crash_and_resume`, with a folder of this test's and the store of the ini option.
 
     `crash_and_resume(job)` kills a job wherever it may die, runs it again, and fails where a row is missing.
     """
-    from checkpoint.crashing import crash_and_resume  # noqa: PLC0415 - as above
+    from checkpoint.testing.crashing import crash_and_resume  # noqa: PLC0415 - as above
 
     template, numbers = _template(request), count(1)
 
@@ -73,6 +73,6 @@ def crash_and_resume(request: pytest.FixtureRequest, tmp_path: Path) -> Callable
 
 
 def _template(request: pytest.FixtureRequest) -> str:
-    from checkpoint.crashing import STORE  # noqa: PLC0415 - as above
+    from checkpoint.testing.crashing import STORE  # noqa: PLC0415 - as above
 
     return request.config.getini(INI) or STORE

@@ -1,6 +1,6 @@
 """One way by which rows come into a stream, and the lane behind those that came.
 
-Every row is judged by its key (see `checkpoint.values`). That is the slow way, and the truth. After a row was handed
+Every row is judged by its key (see `values`). That is the slow way, and the truth. After a row was handed
 out a `Lane` is opened behind it: rows that are spelled alike, and fall inside it, are handed out as well without a
 look at their keys. What the lane does not know goes the slow way.
 """
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from checkpoint.boundary import Memo
-    from checkpoint.values import Lane
+    from checkpoint.streams.boundary import Memo
+    from checkpoint.streams.values import Lane
 
 NOTHING: Any = object()
 """No row in hand; None is a row's own."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from checkpoint.entries import Entry
 from checkpoint.errors import (
     CheckpointError,
     CommitUnknown,
@@ -23,12 +24,12 @@ from checkpoint.errors import (
     StoreError,
     Unauthorized,
 )
-from checkpoint.stores.base import Atomic, Entry, joined
+from checkpoint.stores.base import Atomic, joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from checkpoint.lease import Lease
+    from checkpoint.run.lease import Lease
     from checkpoint.stores.base import JoinsTransactions, Store
 
 logger = logging.getLogger("checkpoint")

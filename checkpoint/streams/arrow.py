@@ -9,7 +9,7 @@ import pyarrow  # noqa: ICN001  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 if TYPE_CHECKING:
-    from checkpoint.values import Lane
+    from checkpoint.streams.values import Lane
 
 pa: Any = pyarrow  # which has no types
 pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType]

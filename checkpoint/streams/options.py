@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-    from checkpoint.rows import Field, Primary
-    from checkpoint.values import Step
+    from checkpoint.streams.rows import Field, Primary
+    from checkpoint.streams.values import Step
 
 RowOrder: TypeAlias = Literal["asc", "desc"] | None
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, MutableMapp
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from checkpoint.checkpointer import Checkpointer, Commit, add_note
 from checkpoint.codec import Cursor
+from checkpoint.run.checkpointer import Checkpointer, Commit, add_note
 from checkpoint.stores.base import joined
 
 if TYPE_CHECKING:
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from checkpoint.groups import Group
-    from checkpoint.incremental import Incremental
-    from checkpoint.stores.base import Change, Entry, Store
+    from checkpoint.entries import Change, Entry
+    from checkpoint.run.groups import Group
+    from checkpoint.stores.base import Store
+    from checkpoint.streams.incremental import Incremental
 
 P = ParamSpec("P")
 T = TypeVar("T")

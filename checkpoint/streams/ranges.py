@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import CursorExpired
-from checkpoint.values import Scale, clock
+from checkpoint.streams.values import Scale, clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from checkpoint.options import Options
-    from checkpoint.values import Key
+    from checkpoint.streams.options import Options
+    from checkpoint.streams.values import Key
 
 SKEW = 300
 """Seconds that a source's clock may be ahead of ours."""

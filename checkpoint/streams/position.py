@@ -6,16 +6,16 @@ import copy
 from bisect import insort
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.boundary import copies
-from checkpoint.feed import NOTHING, Feed, Run, extremes
+from checkpoint.streams.boundary import copies
+from checkpoint.streams.feed import NOTHING, Feed, Run, extremes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from checkpoint.boundary import Boundary, Memo
-    from checkpoint.options import Options
-    from checkpoint.ranges import Range
-    from checkpoint.values import Key, Lane
+    from checkpoint.streams.boundary import Boundary, Memo
+    from checkpoint.streams.options import Options
+    from checkpoint.streams.ranges import Range
+    from checkpoint.streams.values import Key, Lane
 
 
 class Row(NamedTuple):

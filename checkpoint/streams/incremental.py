@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, overload
 
-from checkpoint.boundary import stored_digests
-from checkpoint.feed import OUTSIDE
-from checkpoint.options import SEEN, WINDOWS, Options
-from checkpoint.reading import Reading
-from checkpoint.values import Step, wire
-from checkpoint.windows import Frontier, Window
+from checkpoint.streams.boundary import stored_digests
+from checkpoint.streams.feed import OUTSIDE
+from checkpoint.streams.options import SEEN, WINDOWS, Options
+from checkpoint.streams.reading import Reading
+from checkpoint.streams.values import Step, wire
+from checkpoint.streams.windows import Frontier, Window
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar
 
     from checkpoint.codec import Cursor
-    from checkpoint.feed import Feed
+    from checkpoint.streams.feed import Feed
 
     T = TypeVar("T", default=Any)
     Table = TypeVar("Table", bound="Tabular")

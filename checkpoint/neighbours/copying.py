@@ -1,0 +1,249 @@
+"""Namespaces copied, or moved, from one store to another, or to another name.
+
+Values go as the strings they are, opaque ones too. What a store adds on its own (times, versions, runs, history) is the
+target's own. Keys beginning with `__`, such as the lease, stay where they are.
+
+A copy that was broken off is simply begun again: what the target holds already is not written a second time.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from itertools import chain
+from secrets import token_hex
+from typing import TYPE_CHECKING, NamedTuple
+
+from checkpoint.errors import StoreError
+from checkpoint.stores import open_store
+from checkpoint.stores.base import RESERVED, Atomic, ListsNamespaces, Store, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from checkpoint.entries import Entry
+
+CHUNK = 500
+"""Keys of one commit to a store that writes key by key; others get a namespace whole."""
+
+MARK = "__move__"
+"""The reserved key by which a move finds out whether source and target are one place."""
+
+
+class Copy(NamedTuple):
+    """What a copy does to one namespace, or did."""
+
+    state_key: str
+    """The namespace at the source."""
+    name: str
+    """The namespace at the target."""
+    new: tuple[str, ...]
+    """Keys that the target does not have."""
+    replaced: tuple[str, ...]
+    """Keys that the target holds otherwise."""
+    equal: tuple[str, ...]
+    """Keys that the target holds already."""
+
+    @property
+    def total(self) -> int:
+        """How many keys there are."""
+        return len(self.new) + len(self.replaced) + len(self.equal)
+
+
+def plan(
+    source: Store | str, target: Store | str, state_key: str | None = None, *, name: str | None = None
+) -> list[Copy]:
+    """Return what `copy` would do, without writing anything; the arguments and errors are those of `copy`."""
+    with ExitStack() as stack:
+        source = _opened(source, stack)  # under the same name: no rendered traceback shows a password in its URL
+        target = _opened(target, stack)
+        return _plan(source, target, state_key, name)
+
+
+def copy(
+    source: Store | str,
+    target: Store | str,
+    state_key: str | None = None,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Copy]:
+    """Copy a namespace, or all of them, and return what was done to each.
+
+    What was written is read again and compared. Keys that only the target has are left alone.
+
+    Args:
+        source: a store, or its URL; it is only read.
+        target: likewise.
+        state_key: the namespace; None: all that the source lists.
+        name: what one namespace is called at the target; None: as at the source.
+        overwrite: replace keys that the target holds otherwise, instead of refusing.
+        progress: called with the number of keys done, of all keys, and the namespace, after each commit.
+
+    Raises:
+        ValueError: the source cannot list namespaces; a name for all of them; a URL or a name is not one; the target
+            holds a key otherwise and `overwrite` is not given. Nothing was written.
+        Conflict: the target was changed meanwhile.
+        StoreError: a store refused or failed, or the target does not hold what was written. Begin again.
+
+    """
+    with ExitStack() as stack:
+        source = _opened(source, stack)  # see `plan`
+        target = _opened(target, stack)
+        return [found.copy for found in _copies(source, target, state_key, name, progress, overwrite=overwrite)]
+
+
+def move(
+    source: Store | str,
+    target: Store | str,
+    state_key: str | None = None,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Copy]:
+    """Copy, and delete at the source what was copied and compared; the arguments are those of `copy`.
+
+    Each namespace is deleted when it is copied, on the base of what was copied.
+
+    Raises:
+        Conflict: the source was changed meanwhile: it is copied, and not deleted.
+        ValueError: as `copy`, or source and target are the same place.
+        StoreError: as `copy`.
+
+    """
+    with ExitStack() as stack:
+        source = _opened(source, stack)  # see `plan`
+        target = _opened(target, stack)
+        done: list[Copy] = []
+        for found in _copies(source, target, state_key, name, progress, overwrite=overwrite, apart=True):
+            for keys in chunks(source, list(found.entries)):
+                base = {key: found.entries[key] for key in keys}
+                source.commit(found.copy.state_key, dict.fromkeys(keys), base, run_id="checkpoint move")
+            done.append(found.copy)
+        return done
+
+
+def _opened(store: Store | str, stack: ExitStack) -> Store:
+    return stack.enter_context(closing(open_store(store))) if isinstance(store, str) else store
+
+
+def _plan(source: Store, target: Store, state_key: str | None, name: str | None) -> list[Copy]:
+    if name is not None:
+        check_name("name", name)
+    if state_key is not None:
+        return [_compared(source, target, state_key, name or state_key).copy]
+    if name is not None:
+        raise ValueError("a name is for one namespace: say which")
+    plans = (_compared(source, target, each, each).copy for each in namespaces(source))
+    return [each for each in plans if each.total]
+
+
+def namespaces(store: Store) -> list[str]:
+    """Return the namespaces of a store, sorted.
+
+    Raises:
+        ValueError: it cannot list them.
+        StoreError: it refused or failed.
+
+    """
+    if isinstance(store, ListsNamespaces):
+        return store.namespaces()
+    raise ValueError(f"{store!r} cannot list its namespaces: name one")
+
+
+class _Compared(NamedTuple):
+    """What is to be done to a namespace, and what both sides hold of it."""
+
+    copy: Copy
+    entries: dict[str, Entry]
+    there: dict[str, Entry]
+
+
+def _compared(source: Store, target: Store, state_key: str, name: str) -> _Compared:
+    entries = {key: entry for key, entry in source.load(state_key).items() if not key.startswith(RESERVED)}
+    there = target.load(name)
+    new: list[str] = []
+    replaced: list[str] = []
+    equal: list[str] = []
+    for key, entry in entries.items():
+        kind = new if key not in there else equal if there[key].value == entry.value else replaced
+        kind.append(key)
+    return _Compared(Copy(state_key, name, tuple(new), tuple(replaced), tuple(equal)), entries, there)
+
+
+def _copies(
+    source: Store,
+    target: Store,
+    state_key: str | None,
+    name: str | None,
+    progress: Callable[[int, int, str], None] | None,
+    *,
+    overwrite: bool,
+    apart: bool = False,
+) -> Iterator[_Compared]:
+    """Copy one namespace after the other, and yield each when it is there; `apart` refuses a copy onto itself."""
+    plans = _plan(source, target, state_key, name)
+    if not overwrite:
+        _check_nothing_differs(plans)
+    for each in plans if apart else ():
+        _check_apart(source, target, each)
+    done, total = 0, sum(each.total for each in plans)
+    for each in plans:
+        # Compared anew: to keep what the plans were made from would take the memory of the whole store.
+        found = _compared(source, target, each.state_key, each.name)
+        if not overwrite:
+            _check_nothing_differs([found.copy])
+        for keys in chain([found.copy.equal], _written(target, found)):
+            done += len(keys)
+            if keys and progress is not None:
+                progress(done, max(done, total), each.state_key)
+        _verify(target, found)
+        yield found
+
+
+def _written(target: Store, found: _Compared) -> Iterator[Sequence[str]]:
+    """Write what the target lacks or holds otherwise, and yield the keys of each commit."""
+    for keys in chunks(target, [*found.copy.new, *found.copy.replaced]):
+        changes = {key: found.entries[key].value for key in keys}
+        target.commit(found.copy.name, changes, {key: found.there.get(key) for key in keys}, run_id="checkpoint copy")
+        yield keys
+
+
+def _verify(target: Store, found: _Compared) -> None:
+    if not (found.copy.new or found.copy.replaced):
+        return
+    there = target.load(found.copy.name)
+    for key, entry in found.entries.items():
+        if key not in there or there[key].value != entry.value:
+            raise StoreError(f"{key!r} in {found.copy.name!r} is not what was written to {target!r}: copy it again")
+
+
+def _check_nothing_differs(plans: list[Copy]) -> None:
+    differing = [f"{key!r} in {each.name!r}" for each in plans for key in each.replaced]
+    if differing:
+        others = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise ValueError(
+            f"the target holds {differing[0]}{others} otherwise, and nothing of it was written: overwrite, or take "
+            "another name"
+        )
+
+
+def _check_apart(source: Store, target: Store, each: Copy) -> None:
+    """Refuse a move of a namespace onto itself, which would delete it, however its place is spelled."""
+    if each.state_key != each.name:
+        return
+    mark = token_hex(16)
+    target.commit(each.name, {MARK: mark}, run_id="checkpoint move")
+    try:
+        seen = source.load(each.state_key).get(MARK)
+    finally:
+        target.commit(each.name, {MARK: None}, run_id="checkpoint move")
+    if seen is not None and seen.value == mark:
+        raise ValueError(f"source and target of {each.name!r} are the same place: take another name")
+
+
+def chunks(store: Store, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Divide the keys of a namespace into commits: one where the store writes it whole."""
+    size = len(keys) if isinstance(store, Atomic) else CHUNK
+    return (keys[start : start + size] for start in range(0, len(keys), size or 1))
