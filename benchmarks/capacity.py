@@ -25,7 +25,8 @@ import orjson
 from plots import Line, lines
 from served import NAMESPACE, TOKEN, server
 
-from checkpoint import Checkpointer, codec, groups
+from checkpoint import Checkpointer, codec
+from checkpoint.run import groups
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.rate import Pace, simulate
 from checkpoint.stores.truto import CONCURRENCY, ENTRIES_PER_GET, TrutoStore

@@ -21,11 +21,12 @@ import pytest
 from click.testing import CliRunner, Result
 from freezegun import freeze_time
 
-from checkpoint import Checkpointer, MemoryStore, SQLiteStore, TrutoStore, lease
+from checkpoint import Checkpointer, MemoryStore, SQLiteStore, TrutoStore
 from checkpoint.cli import care
 from checkpoint.cli.change import merged
 from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
+from checkpoint.run import lease
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checkpoint import Conflict, MemoryStore, SQLiteStore, StoreError, copying
+from checkpoint import Conflict, MemoryStore, SQLiteStore, StoreError
 from checkpoint.codec import encode
 from checkpoint.copying import Copy, copy, move, plan
+from checkpoint.neighbours import copying
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

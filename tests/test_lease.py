@@ -30,8 +30,8 @@ from checkpoint import (
     Store,
     StoreUnavailable,
     codec,
-    lease,
 )
+from checkpoint.run import lease
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -343,7 +343,8 @@ def test_it_works_with_asyncio(store):
 
 RUN = """
 import sys
-from checkpoint import Checkpointer, LeaseLost, lease
+from checkpoint import Checkpointer, LeaseLost
+from checkpoint.run import lease
 lease.TIME, lease.BEAT, lease.LOOK = 0.6, 0.1, 0.05
 with Checkpointer("run", sys.argv[1], exclusive=True) as cp:
     cp["a"] = {"by": "the stopped one"}

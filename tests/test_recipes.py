@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from checkpoint import Checkpointer, lease
+from checkpoint import Checkpointer
+from checkpoint.run import lease
 from checkpoint.testing import ApiServer
 
 README = Path(__file__).parent.parent / "README.md"
