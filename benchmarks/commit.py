@@ -124,7 +124,7 @@ def peers(stack: ExitStack, folder: Path) -> dict[str, Run]:
     with peer("meltano"):
         found["Meltano's files (not synced)"] = meltano(folder)
     with peer("diskcache"):
-        import diskcache  # noqa: PLC0415 - each peer may be missing
+        import diskcache  # each peer may be missing
 
         cache = stack.enter_context(closing(diskcache.Cache(folder / "diskcache")))
         found["diskcache (not synced)"] = timed(lambda number: cache.set("stream_0", {"id": number, "updated_at": AT}))
@@ -132,8 +132,8 @@ def peers(stack: ExitStack, folder: Path) -> dict[str, Run]:
 
 
 def langgraph(stack: ExitStack, folder: Path) -> Run:
-    from langgraph.checkpoint.base import empty_checkpoint  # noqa: PLC0415
-    from langgraph.checkpoint.sqlite import SqliteSaver  # noqa: PLC0415
+    from langgraph.checkpoint.base import empty_checkpoint
+    from langgraph.checkpoint.sqlite import SqliteSaver
 
     saver = stack.enter_context(SqliteSaver.from_conn_string(str(folder / "langgraph.db")))
     config: Any = {"configurable": {"thread_id": "sync_job", "checkpoint_ns": ""}}
@@ -147,9 +147,9 @@ def langgraph(stack: ExitStack, folder: Path) -> Run:
 
 def meltano(folder: Path) -> Run:
     """Return what its command does after a run: take its lock, and write the state."""
-    import structlog  # noqa: PLC0415 - one of Meltano's own
-    from meltano.core.state_store import filesystem  # noqa: PLC0415
-    from meltano.core.state_store.base import MeltanoState  # noqa: PLC0415
+    import structlog  # one of Meltano's own
+    from meltano.core.state_store import filesystem
+    from meltano.core.state_store.base import MeltanoState
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     path = folder / "meltano"

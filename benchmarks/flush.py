@@ -106,7 +106,7 @@ def peers(stack: ExitStack, url: str, keys: list[str]) -> dict[str, Run]:
     found: dict[str, Run] = {}
     urls = {key: f"{url}/sync-job-run-state/{key}" for key in keys}
     with peer("requests"):
-        import requests  # noqa: PLC0415 - each peer may be missing
+        import requests  # each peer may be missing
 
         session = stack.enter_context(requests.Session())
         found[LOOP] = one_by_one(urls, lambda to, body: requests.patch(to, headers=HEADERS, params=PARAMS, json=body))
@@ -114,7 +114,7 @@ def peers(stack: ExitStack, url: str, keys: list[str]) -> dict[str, Run]:
             urls, lambda to, body: session.patch(to, headers=HEADERS, params=PARAMS, json=body)
         )
     with peer("httpx"):
-        import httpx  # noqa: PLC0415
+        import httpx
 
         client = stack.enter_context(httpx.Client(headers=HEADERS, params=PARAMS))
         found["httpx.Client"] = one_by_one(urls, lambda to, body: client.patch(to, json=body))
@@ -140,7 +140,7 @@ def one_by_one(urls: dict[str, str], patch: Callable[[str, dict[str, str]], Any]
 
 def vendor(stack: ExitStack, url: str, keys: list[str]) -> Run:
     """Return the vendor's SDK, which opens a session for each call."""
-    from truto_python_sdk import TrutoApi  # noqa: PLC0415
+    from truto_python_sdk import TrutoApi
 
     api, runner, numbers = TrutoApi(TOKEN, url), stack.enter_context(Loop()), itertools.count(1)
 
@@ -148,7 +148,7 @@ def vendor(stack: ExitStack, url: str, keys: list[str]) -> Run:
         cursor = fresh(numbers)
         started = time.perf_counter()
         for key in keys:  # the SDK has no resource for this call: its own way of sending is all it lends
-            await api._patch(f"sync-job-run-state/{key}", data={"value": encoded(cursor)}, params=PARAMS)  # noqa: SLF001
+            await api._patch(f"sync-job-run-state/{key}", data={"value": encoded(cursor)}, params=PARAMS)  # noqa: SLF001 - see above
         return time.perf_counter() - started
 
     return lambda: runner.run(send())
@@ -156,7 +156,7 @@ def vendor(stack: ExitStack, url: str, keys: list[str]) -> Run:
 
 def aio(stack: ExitStack, urls: dict[str, str]) -> Run:
     """Return aiohttp with one session kept, all requests gathered."""
-    import aiohttp  # noqa: PLC0415
+    import aiohttp
 
     loop, numbers = stack.enter_context(Loop()), itertools.count(1)
 
@@ -190,7 +190,7 @@ class Loop:
     def __exit__(self, *_: object) -> None:
         self._loop.close()
 
-    def run(self, coroutine: Any) -> Any:  # noqa: D102
+    def run(self, coroutine: Any) -> Any:  # noqa: D102 - what it says
         return self._loop.run_until_complete(coroutine)
 
 

@@ -74,7 +74,7 @@ def ours(rows: list[dict[str, Any]], how: str, **opened: Any) -> Callable[[], fl
 
 
 def dlt(rows: list[dict[str, Any]], key: str | None) -> Callable[[], float]:
-    from dlt.extract.incremental.transform import JsonIncremental  # noqa: PLC0415 - a peer that may be missing
+    from dlt.extract.incremental.transform import JsonIncremental  # a peer that may be missing
 
     def run() -> float:
         step = JsonIncremental("rows", FIELD, None, None, None, max, key or (), set())
@@ -89,7 +89,7 @@ def dlt(rows: list[dict[str, Any]], key: str | None) -> Callable[[], float]:
 
 
 def singer(rows: list[dict[str, Any]]) -> Callable[[], float]:
-    from singer_sdk.helpers._state import increment_state  # noqa: PLC0415 - what its streams call per record
+    from singer_sdk.helpers._state import increment_state  # what its streams call per record
 
     def run() -> float:
         state: dict[str, Any] = {}

@@ -60,7 +60,7 @@ def ours(store: TrutoStore, calls: int) -> tuple[array[float], float]:
 def inline(url: str) -> dict[str, list[float]]:
     """Return the seconds of the writes that a loop waits for."""
     with peer("requests"):
-        import requests  # noqa: PLC0415 - a peer that may be missing
+        import requests  # a peer that may be missing
 
         def patch(number: int) -> float:
             started = time.perf_counter()
@@ -85,7 +85,7 @@ def resident() -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        import resource  # noqa: PLC0415 - not on Windows
+        import resource  # not on Windows
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (MEGABYTE if sys.platform == "darwin" else 1024)

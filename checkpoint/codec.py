@@ -73,7 +73,7 @@ def parse(text: bytes, name: str = "it") -> Cursor:
         pass  # beyond orjson, or no JSON at all: the strict way says
     cursor = _strict_loads(text, name)
     if not isinstance(cursor, dict):
-        raise ValueError(f"it is a JSON {_json_name(cursor)}, not an object")  # noqa: TRY004 - bad data, not a bad call
+        raise ValueError(f"it is a JSON {_json_name(cursor)}, not an object")  # bad data, not a bad call
     _strict_dumps(cast("Cursor", cursor), sort_keys=False)  # what cannot be written back would fail the next commit
     return cast("Cursor", cursor)
 
@@ -148,8 +148,8 @@ def _check(cursor: Cursor) -> None:
 
 
 def _advice(node: object) -> str:
-    from datetime import date  # noqa: PLC0415 - for an error only
-    from decimal import Decimal  # noqa: PLC0415 - likewise
+    from datetime import date  # for an error only
+    from decimal import Decimal
 
     if isinstance(node, date | Decimal):
         text = "isoformat()" if isinstance(node, date) else "str()"

@@ -28,7 +28,7 @@ def one_at_a_time(environ, start_response):
 
 
 server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=Quiet)
-print(server.server_address[1], flush=True)  # noqa: T201 - the parent reads it
+print(server.server_address[1], flush=True)
 Thread(target=server.serve_forever, daemon=True).start()
 sys.stdin.read()
 os._exit(0)

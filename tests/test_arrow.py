@@ -24,7 +24,7 @@ COLUMNS = {
     "float": (lambda n: n / 4, pa.float64()),
     "decimal": (lambda n: Decimal(n) / 4, pa.decimal128(10, 2)),
     "date": (lambda n: date(2024, 5, 1) + timedelta(n), pa.date32()),
-    "naive": (lambda n: datetime(2024, 5, 1) + timedelta(seconds=n), pa.timestamp("us")),  # noqa: DTZ001
+    "naive": (lambda n: datetime(2024, 5, 1) + timedelta(seconds=n), pa.timestamp("us")),
     "utc": (lambda n: START + timedelta(seconds=n), pa.timestamp("us", "UTC")),
     "nanos": (lambda n: START + timedelta(seconds=n), pa.timestamp("ns", "UTC")),
     "berlin": (lambda n: START + timedelta(seconds=n), pa.timestamp("us", "Europe/Berlin")),

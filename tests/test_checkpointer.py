@@ -50,7 +50,7 @@ class SlowStore(MemoryStore):
         self.batches = []
         self.error = None
 
-    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+    def commit(self, state_key, changes, base={}, *, run_id=None):
         self.batches.append(dict(changes))
         self.begun.set()
         assert self.go.wait(10)
@@ -665,7 +665,7 @@ class FaultyStore(MemoryStore):
         self.batches = []
         self.closed = False
 
-    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+    def commit(self, state_key, changes, base={}, *, run_id=None):
         self.batches.append(dict(changes))
         applied, error = self.errors.pop(0) if self.errors else (True, None)
         if applied:

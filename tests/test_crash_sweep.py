@@ -190,7 +190,7 @@ def test_fault_37_sqlite_is_whole_wherever_its_writer_is_killed(tmp_path: Path, 
             if code == 0:
                 break
             points += 1
-    print(f"SQLite: {points} kill points, {torn} torn, {lost} acknowledged and lost")  # noqa: T201 - what -s is for
+    print(f"SQLite: {points} kill points, {torn} torn, {lost} acknowledged and lost")
     assert points >= wanted
     assert (torn, lost) == (0, 0)
 
@@ -223,7 +223,7 @@ def test_fault_37_over_http_each_key_is_whole_between_any_two_requests(when: str
             if code == 0:
                 break
             points += 1
-    print(f"HTTP, killed {when} a request is done: {points} kill points, {torn} torn, {lost} lost")  # noqa: T201
+    print(f"HTTP, killed {when} a request is done: {points} kill points, {torn} torn, {lost} lost")
     assert points >= wanted
     assert (torn, lost) == (0, 0)
 
@@ -259,5 +259,5 @@ def test_fault_37_a_group_that_moves_loses_no_member_between_any_two_requests(
             if code == 0:
                 break
             points += 1
-    print(f"a group moving from {before} to {after}, killed {when}: {points} kill points, no member lost")  # noqa: T201
+    print(f"a group moving from {before} to {after}, killed {when}: {points} kill points, no member lost")
     assert points > before + after

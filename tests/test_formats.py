@@ -318,7 +318,7 @@ def test_what_a_job_reads_and_sets_is_what_the_tap_gets():
     ],
 )
 def test_an_invalid_document_is_told(kind, document, sentence):
-    with pytest.raises(ValueError) as told:  # noqa: PT011 - compared below
+    with pytest.raises(ValueError) as told:
         formats.load(document, kind)
     assert str(told.value) == sentence
 
@@ -350,7 +350,7 @@ def test_an_invalid_document_is_told(kind, document, sentence):
     ],
 )
 def test_a_namespace_without_a_document_is_told(kind, cursors, sentence):
-    with pytest.raises(ValueError) as told:  # noqa: PT011 - compared below
+    with pytest.raises(ValueError) as told:
         formats.dump(cursors, kind)
     assert str(told.value) == sentence
 

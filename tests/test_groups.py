@@ -229,7 +229,7 @@ def test_an_exception_keeps_what_was_committed(store):
         group["x"] = A
         cp.commit()
         group["x"] = B
-        1 / 0  # noqa: B018
+        1 / 0
     assert members(store, 2) == {"x": A}
 
 
@@ -460,7 +460,7 @@ class PerKey:
     def load(self, state_key):
         return {key: entry._replace(version=None) for key, entry in self.inner.load(state_key).items()}
 
-    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+    def commit(self, state_key, changes, base={}, *, run_id=None):
         receipt = None
         entries = {}
         for key, value in list(changes.items())[:: self.order]:
@@ -593,7 +593,7 @@ class Unanswered(PerKey):
         super().__init__(-1)
         self.key = key
 
-    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+    def commit(self, state_key, changes, base={}, *, run_id=None):
         receipt = super().commit(state_key, changes, base, run_id=run_id)
         if self.key not in changes:
             return receipt

@@ -34,7 +34,7 @@ EPOCH = "1970-01-01T00:00:00Z"
 UTC = timezone.utc
 
 
-def row(at, id=0, **more):  # noqa: A002
+def row(at, id=0, **more):
     return {"id": id, "at": at, **more}
 
 
@@ -546,7 +546,7 @@ def test_async_loops_end_where_plain_ones_do(memory):
         ([1, 2.5, Decimal("2.500000000000000000001"), Decimal(-3)], "2.500000000000000000001"),
         ([2**60, float(2**60), 2**60 + 1], 2**60 + 1),
         ([date(2024, 2, 29), date(2023, 12, 31)], "2024-02-29"),
-        ([datetime(2024, 1, 1), datetime(2023, 1, 1)], "2024-01-01T00:00:00"),  # noqa: DTZ001
+        ([datetime(2024, 1, 1), datetime(2023, 1, 1)], "2024-01-01T00:00:00"),
         (["2024-05-01T10:00:00+02:00", "2024-05-01T09:00:00Z"], "2024-05-01T09:00:00Z"),
         (["2024-05-01T10:00:00.123456789Z", "2024-05-01T10:00:00.12345678Z"], "2024-05-01T10:00:00.123456789Z"),
         (["2024-05-01 10:00:00.5Z", "2024-05-01T10:00Z"], "2024-05-01 10:00:00.5Z"),
@@ -569,7 +569,7 @@ def test_naive_against_aware_says_how_to_state_the_zone(cp):
     inc = cp.incremental("s", "at", initial_value=EPOCH, timezone="Europe/Berlin")
     assert inc.filter(rows("1970-01-01T00:59:59", "1970-01-01T01:00:00")) == [row("1970-01-01T01:00:00", 1)]
     with pytest.raises(TypeError, match="timezone="):
-        cp.incremental("t", "at", initial_value=EPOCH, end_value=datetime(2024, 1, 1))  # noqa: DTZ001
+        cp.incremental("t", "at", initial_value=EPOCH, end_value=datetime(2024, 1, 1))
 
 
 def test_values_that_do_not_compare_are_named_as_what_they_are(memory):
@@ -1060,7 +1060,7 @@ def test_reload_takes_streams_to_what_is_stored(memory):
 class Failing(MemoryStore):
     error = None
 
-    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006
+    def commit(self, state_key, changes, base={}, *, run_id=None):
         if self.error is not None:
             raise self.error
         return super().commit(state_key, changes, base, run_id=run_id)
@@ -1114,7 +1114,7 @@ def test_a_generator_of_the_source_that_fails_leaves_a_sorted_stream_at_what_was
         yield rows(1, 2)
         raise OSError
 
-    with pytest.raises(OSError), Checkpointer("run", memory) as cp:  # noqa: PT011
+    with pytest.raises(OSError), Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc")
         for _ in inc.pages(source()):
             cp.commit()

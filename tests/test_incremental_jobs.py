@@ -134,7 +134,7 @@ def test_a_commit_in_the_middle_of_a_track_loop(memory, listed, primary):
     page = rows(*(number // 2 for number in range(count)))
     for stop in (0, 1, 999, 1_000, 1_001, 1_999, 2_499):
         store = MemoryStore()
-        with pytest.raises(OSError), Checkpointer("run", store) as cp:  # noqa: PT011
+        with pytest.raises(OSError), Checkpointer("run", store) as cp:
             inc = cp.incremental("s", "at", row_order="asc", primary_key=primary)
             for index, _ in enumerate(inc.track(page if listed else iter(page))):
                 if index == stop:

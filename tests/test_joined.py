@@ -90,7 +90,7 @@ def test_leaving_by_an_exception_writes_nothing(connection, path):
     connection.execute("BEGIN")
     with pytest.raises(ZeroDivisionError), run(connection) as cp:
         cp["a"] = A
-        1 / 0  # noqa: B018
+        1 / 0
     connection.execute("COMMIT")
     assert stored(path) == {}
 
@@ -309,7 +309,7 @@ def test_the_recipe_killed_at_every_statement_has_each_row_once(tmp_path: Path):
     swept = subprocess.run(
         [sys.executable, "-c", SWEEP, code], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300
     )
-    print(swept.stdout)  # noqa: T201 - what -s is for
+    print(swept.stdout)
     points, _, outcome = swept.stdout.partition(" ")
     assert outcome == "kill points, 0 missing, 0 twice\n"
     assert int(points) > 30

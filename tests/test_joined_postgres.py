@@ -109,7 +109,7 @@ def test_leaving_by_an_exception_writes_no_cursor(connection, stored):
         insert(connection, 1)
         with pytest.raises(ZeroDivisionError), run(connection) as cp:
             cp["a"] = A
-            1 / 0  # noqa: B018
+            1 / 0
     assert stored() == ({}, [1])
 
 
@@ -123,7 +123,7 @@ def test_after_a_rollback_the_same_rows_and_cursor_go_in_again(connection, store
             insert(connection, 2)
             cp["a"] = B
             assert cp.commit().keys == ("a",)
-            1 / 0  # noqa: B018
+            1 / 0
         assert stored() == ({"a": A}, [])
         if discard:
             cp.discard()
@@ -143,7 +143,7 @@ def test_a_savepoint_rolled_back_takes_its_commit_back(connection, stored):
             insert(connection, 1)
             cp["a"] = B
             cp.commit()
-            1 / 0  # noqa: B018
+            1 / 0
         cp.discard()
         assert cp["a"] == A
         with connection.transaction():
@@ -161,7 +161,7 @@ def test_a_stream_and_a_group_go_back_with_discard(connection, stored):
             assert stream.filter(rows) == rows
             group["x"] = A
             assert set(cp.commit().keys) == {"s", "g"}
-            1 / 0  # noqa: B018
+            1 / 0
         cp.discard()
         assert (stream.start_value, dict(group)) == (None, {})
         with transaction(connection):
@@ -282,7 +282,7 @@ def test_the_recipe_killed_at_every_exchange_with_the_server_has_each_row_once(p
         text=True,
         timeout=300,
     )
-    print(swept.stdout)  # noqa: T201 - what -s is for
+    print(swept.stdout)
     points, _, outcome = swept.stdout.partition(" ")
     assert outcome == "kill points, 0 missing, 0 twice\n"
     assert int(points) > 50

@@ -235,7 +235,7 @@ def test_a_run_that_fails_to_enter_lets_go(store):
 
 def test_a_run_that_fails_lets_go(store):
     with pytest.raises(ZeroDivisionError), Checkpointer("run", store, exclusive=True):
-        1 / 0  # noqa: B018
+        1 / 0
     assert held(store).owner is None
 
 

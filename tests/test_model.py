@@ -436,7 +436,7 @@ def run(model: type[Model | NetworkModel]) -> None:
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(model, settings=profile)
-    print(f"{model.name}: {done[model.name]} steps")  # noqa: T201 - what -s is for
+    print(f"{model.name}: {done[model.name]} steps")
 
 
 @pytest.mark.parametrize("model", [Model, SQLiteModel], ids=lambda model: model.name)

@@ -28,13 +28,13 @@ from postgres_server import NOBODY, guarded
 
 psycopg = pytest.importorskip("psycopg")
 
-from psycopg.conninfo import conninfo_to_dict  # noqa: E402
-from psycopg.pq import TransactionStatus  # noqa: E402
-from psycopg.rows import dict_row  # noqa: E402
+from psycopg.conninfo import conninfo_to_dict  # noqa: E402 - after importorskip
+from psycopg.pq import TransactionStatus  # noqa: E402 - after importorskip
+from psycopg.rows import dict_row  # noqa: E402 - after importorskip
 
-from checkpoint import Checkpointer, open_store  # noqa: E402
-from checkpoint.copying import copy, move, plan  # noqa: E402
-from checkpoint.errors import (  # noqa: E402
+from checkpoint import Checkpointer, open_store  # noqa: E402 - after importorskip
+from checkpoint.copying import copy, move, plan  # noqa: E402 - after importorskip
+from checkpoint.errors import (  # noqa: E402 - after importorskip
     CommitUnknown,
     Conflict,
     StoreError,
@@ -42,9 +42,9 @@ from checkpoint.errors import (  # noqa: E402
     Unauthorized,
     ValueTooLarge,
 )
-from checkpoint.stores import postgres as module  # noqa: E402
-from checkpoint.stores.base import JoinsTransactions  # noqa: E402
-from checkpoint.stores.postgres import PostgresStore  # noqa: E402
+from checkpoint.stores import postgres as module  # noqa: E402 - after importorskip
+from checkpoint.stores.base import JoinsTransactions  # noqa: E402 - after importorskip
+from checkpoint.stores.postgres import PostgresStore  # noqa: E402 - after importorskip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -958,7 +958,7 @@ def test_fault_39_a_rollback_takes_both_back_and_the_same_goes_in_again(
             connection.execute(f"INSERT INTO {schema}.sink VALUES (1)")
             store.commit("job", {"a": "1"}, {"a": None})
             store.commit("job", {"b": "1"})
-            1 / 0  # noqa: B018
+            1 / 0
         assert (sink(), store.load("job"), values(postgres)) == ([], {}, {})
     with transaction(connection):
         connection.execute(f"INSERT INTO {schema}.sink VALUES (1)")
@@ -976,7 +976,7 @@ def test_a_savepoint_takes_back_what_was_committed_in_it(
         with pytest.raises(ZeroDivisionError), connection.transaction():
             connection.execute(f"INSERT INTO {schema}.sink VALUES (1)")
             store.commit("job", {"a": "2"}, first)
-            1 / 0  # noqa: B018
+            1 / 0
         assert store.load("job") == first
         with connection.transaction():
             connection.execute(f"INSERT INTO {schema}.sink VALUES (2)")

@@ -379,7 +379,7 @@ class Raced(MemoryStore):
         super().__init__()
         self.others = list(others)
 
-    def commit(self, state_key, changes, base={}, *, run_id=None):  # noqa: B006 - the protocol's own default
+    def commit(self, state_key, changes, base={}, *, run_id=None):
         if base and self.others:
             super().commit(state_key, self.others.pop(0))
         return super().commit(state_key, changes, base, run_id=run_id)

@@ -128,7 +128,7 @@ def soak(url: str, token: str = "") -> Counter[str]:
 
 def show(where: str, told: Counter[str]) -> None:
     counted = sum(told.values()) - told["conflicts"] - told["failures"]
-    print(f"{where}: {counted} counted, {told['conflicts']} conflicts, {told['failures']} failures, none lost")  # noqa: T201
+    print(f"{where}: {counted} counted, {told['conflicts']} conflicts, {told['failures']} failures, none lost")
 
 
 def test_no_count_of_processes_and_threads_on_one_file_is_lost(tmp_path: Path):

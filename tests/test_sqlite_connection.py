@@ -148,7 +148,7 @@ def test_a_path_and_a_connection_are_refused(tmp_path: Path, plain: sqlite3.Conn
         SQLiteStore(tmp_path / "state.db", connection=plain)
     assert str(caught.value) == "a store has a path or a connection, not both"
     with pytest.raises(TypeError) as caught:
-        SQLiteStore(connection=plain.cursor())  # type: ignore[arg-type]
+        SQLiteStore(connection=plain.cursor())
     assert str(caught.value) == "connection must be a sqlite3.Connection, not Cursor"
 
 
@@ -174,7 +174,7 @@ def test_some_keys_are_read(path: Path, plain: sqlite3.Connection) -> None:
             assert store.read("job", iter(entries)) == entries
             assert store.read("job", []) == store.read("unknown", ["key 1"]) == {}
             with pytest.raises(TypeError, match="key must be a str"):
-                store.read("job", [1])  # type: ignore[list-item]
+                store.read("job", [1])
             with pytest.raises(ValueError, match="state_key"):
                 store.read("", ["a"])
         plain.execute("BEGIN")

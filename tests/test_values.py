@@ -16,7 +16,7 @@ from checkpoint.streams.values import Scale, clock, wire
 
 UTC = timezone.utc
 BERLIN = ZoneInfo("Europe/Berlin")
-WALL = datetime(2024, 5, 1, 10)  # noqa: DTZ001
+WALL = datetime(2024, 5, 1, 10)
 
 
 def key(value, zone=None):
@@ -72,7 +72,7 @@ def test_numbers_compare_exactly(values):
     assert sorted(values, key=Fraction) == sorted(values, key=lambda value: keys(0, value)[1])
 
 
-MOMENTS = st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29))  # noqa: DTZ001
+MOMENTS = st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29))
 OFFSETS = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 
 
@@ -127,7 +127,7 @@ def test_naive_and_aware(naive):
 
 
 def test_days_are_midnights_and_text_of_a_day_is_read_beside_times():
-    assert keys(WALL, date(2024, 5, 1), "2024-05-01")[1:] == keys(datetime(2024, 5, 1)) * 2  # noqa: DTZ001
+    assert keys(WALL, date(2024, 5, 1), "2024-05-01")[1:] == keys(datetime(2024, 5, 1)) * 2
 
 
 # Spelling
@@ -167,7 +167,7 @@ def test_numbers_are_converted_downwards(value, like, expected):
         ),
         ("2024-05-01T23:00:00Z", date(2024, 1, 1), date(2024, 5, 2)),
         ("2024-05-01T23:00:00Z", "2024-01-01 00:00", "2024-05-02 01:00"),
-        ("2024-05-01T23:00:00Z", WALL, datetime(2024, 5, 2, 1)),  # noqa: DTZ001
+        ("2024-05-01T23:00:00Z", WALL, datetime(2024, 5, 2, 1)),
     ],
 )
 def test_instants_are_converted_downwards(value, like, expected):

@@ -142,7 +142,7 @@ def test_a_window_that_is_not_finished_is_read_again(memory, how):
         inc = cp.incremental("s", "at", initial_value=0)
         [window] = inc.windows(10, until=10)
         if how == "exception":
-            with pytest.raises(OSError), window:  # noqa: PT011
+            with pytest.raises(OSError), window:
                 window.filter(rows(1))
                 raise OSError
         elif how == "unexhausted":
@@ -221,7 +221,7 @@ def test_rows_of_windows_inside_the_lookback_are_remembered(memory):
         for window in (windows[3], windows[0], windows[2]):
             with window:
                 assert len(window.filter(page)) == 5
-        with pytest.raises(OSError), windows[1]:  # noqa: PT011
+        with pytest.raises(OSError), windows[1]:
             windows[1].filter(page)
             raise OSError
     with Checkpointer("run", memory) as cp:

@@ -18,7 +18,7 @@ def main() -> None:
     if isinstance(output := cast("object", sys.stdout), io.TextIOWrapper):
         cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")  # as on stderr: letters may be lacking
     try:
-        from checkpoint.cli.command import checkpoint  # noqa: PLC0415 - click and rich are an extra
+        from checkpoint.cli.command import checkpoint  # click and rich are an extra
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise

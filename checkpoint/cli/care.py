@@ -114,7 +114,8 @@ def _time_of_load(store: Store) -> float:
 def clock(skew: float) -> Check:
     """Judge by how many seconds the store's clock is ahead of ours."""
     if abs(skew) < SKEW:
-        return Check("clock", True, "as the store's, to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s apart")  # noqa: PLR2004 - it tells whole seconds
+        # The store tells whole seconds.
+        return Check("clock", True, "as the store's, to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s apart")
     which = "behind" if skew > 0 else "ahead of"
     return Check("clock", False, f"{screen.span(abs(skew))} {which} the store's: set this machine's clock")
 

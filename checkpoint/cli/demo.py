@@ -346,8 +346,8 @@ def demo(url: str | None, serve: bool, limit: int | None, keep: Path | None) -> 
 def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: bool, sink_type: type[Sink] = Sink) -> int:
     """Do the whole demo on the screen; return the exit status."""
     # Before anything is shown or started: a signal that comes during an import leaves a file open.
-    from rich.console import Console  # noqa: PLC0415 - rich is needed by this verb alone
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.console import Console  # rich is needed by this verb alone
+    from rich.progress import Progress
 
     console = Console(highlight=False)
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -388,8 +388,8 @@ def _watch(progress: Progress, rows: int, begin: Callable[[Meter], Iterator[Phas
 
 
 def _report(console: Console, phases: list[Phase]) -> int:
-    from rich import box  # noqa: PLC0415 - as above
-    from rich.table import Table  # noqa: PLC0415
+    from rich import box
+    from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("sync", no_wrap=True)

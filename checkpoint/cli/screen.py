@@ -34,7 +34,7 @@ _UNPRINTABLE_IN_JSON = re.compile(f"[{_LETTERS}]")  # where the others are escap
 
 def console(*, stderr: bool = False) -> Console:
     """Return the screen: as wide as the terminal, and without an end where its text goes to another program."""
-    from rich.console import Console  # noqa: PLC0415 - slow, and a program's document needs none
+    from rich.console import Console  # slow, and a program's document needs none
 
     wide = None if os.environ.get("COLUMNS") or (sys.stderr if stderr else sys.stdout).isatty() else _WIDE
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, width=wide)
@@ -46,8 +46,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
     Where lines have no end `wide` is not padded to its longest cell either. Put together here: rich's own table takes
     half a millisecond a row.
     """
-    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415
+    from rich.cells import cell_len, set_cell_size
+    from rich.text import Text
 
     screen = console()
     cells = [list(columns), *([printable(cell) for cell in row] for row in rows)]
@@ -159,7 +159,7 @@ def told_change(change: Changed) -> dict[str, Any]:
 
 def show_changes(changes: Iterable[Changed]) -> None:
     """Show changes the way `diff` does: a line that goes, a line that comes."""
-    from rich.text import Text  # noqa: PLC0415 - as above
+    from rich.text import Text
 
     screen = console()
     changes = list(changes)
@@ -207,7 +207,7 @@ def span(seconds: float) -> str:
 @contextmanager
 def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
     """Show how far something is where somebody is looking; call it with done, total and what is at work."""
-    from rich.progress import Progress  # noqa: PLC0415 - as above
+    from rich.progress import Progress
 
     screen = console(stderr=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:

@@ -58,7 +58,7 @@ def serve(
     if not token:
         raise click.UsageError("a token is needed: set $CHECKPOINT_SERVER_TOKEN, or give --token")
     try:
-        from checkpoint import server  # noqa: PLC0415 - fastapi and uvicorn are an extra
+        from checkpoint import server  # fastapi and uvicorn are an extra
     except ModuleNotFoundError as error:
         raise click.ClickException(f"serving needs {error.name}: pip install 'checkpoint-store[server]'") from error
     default = server.Options().max_body

@@ -361,9 +361,9 @@ def _checked(message: Any, where: str) -> Cursor:
 def _check_entry(entry: Any, where: str) -> None:
     descriptor = _object(_object(entry, where).get("stream_descriptor"), f"the 'stream_descriptor' of {where}")
     if not isinstance(descriptor.get("name"), str):
-        raise ValueError(f"the 'stream_descriptor' of {where} must have a text 'name'")  # noqa: TRY004 - bad data
+        raise ValueError(f"the 'stream_descriptor' of {where} must have a text 'name'")  # bad data
     if not isinstance(descriptor.get("namespace"), str | None):
-        raise ValueError(f"the 'namespace' of {where} must be text or null")  # noqa: TRY004 - as above
+        raise ValueError(f"the 'namespace' of {where} must be text or null")
     _check_optional(entry, "stream_state", where)
 
 
@@ -419,7 +419,7 @@ def _descriptor_of(key: str) -> Cursor:
 # Names, and what is checked
 
 
-def _functions(format: Format) -> tuple[Callable[[Any], Any], Callable[[Cursors, Cursor | None], Any]]:  # noqa: A002
+def _functions(format: Format) -> tuple[Callable[[Any], Any], Callable[[Cursors, Cursor | None], Any]]:  # noqa: A002 - as above
     try:
         return _FUNCTIONS[format]
     except KeyError:
@@ -468,7 +468,7 @@ def _check_json(document: Any, where: str) -> None:
 
 def _object(value: Any, where: str) -> Cursor:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must be an object, not {_named_type(value)}")  # noqa: TRY004 - bad data
+        raise ValueError(f"{where} must be an object, not {_named_type(value)}")  # bad data
     return cast("Cursor", value)
 
 

@@ -204,5 +204,5 @@ def _value_of(state: MeltanoState) -> str:
 def _part_of(state: codec.Cursor, part: str) -> codec.Cursor:
     found = state.get(part)
     if not isinstance(found, dict | None):
-        raise ValueError(f"its {part!r} is not an object")  # noqa: TRY004 - bad data, not a bad call
+        raise ValueError(f"its {part!r} is not an object")  # bad data, not a bad call
     return cast("codec.Cursor", found or {})

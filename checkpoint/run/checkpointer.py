@@ -100,7 +100,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         run_id: str | None = None,
     ) -> None:
         check_name("state_key", state_key)
-        if not (store is None or isinstance(store, (str, Store))):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (store is None or isinstance(store, (str, Store))):
             raise TypeError(
                 f"store must be a Store, a URL such as 'sqlite:///state.db', or None, not {type(store).__name__}"
             )
@@ -193,7 +193,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if store is not self._given:
             self._taken.callback(store.close)
         if self._exclusive:
-            from checkpoint.run.lease import Lease  # noqa: PLC0415 - most runs need none
+            from checkpoint.run.lease import Lease  # most runs need none
 
             lease = self._ledger.lease = Lease(store, self.state_key, self._run_id)
             self._taken.callback(lease.release)
@@ -403,7 +403,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         """
         _check_key(name)
-        if not isinstance(shards, int) or isinstance(shards, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(shards, int) or isinstance(shards, bool):
             raise TypeError(f"shards must be an int, not {type(shards).__name__}")
         if not 1 <= shards <= MAX_SHARDS:
             raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
@@ -494,8 +494,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             ValueError, TypeError: the arguments, or what is stored, do not fit together.
 
         """
-        from checkpoint.streams.incremental import Incremental  # noqa: PLC0415 - a job without streams needs it not
-        from checkpoint.streams.options import Options  # noqa: PLC0415 - as above
+        from checkpoint.streams.incremental import Incremental  # a job without streams needs it not
+        from checkpoint.streams.options import Options
 
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
@@ -920,7 +920,7 @@ class _Raw(MutableMapping[str, str]):
 def add_note(error: BaseException, note: str) -> None:
     """Tell of a second failure beside the error that goes on (PEP 678), and in the log for what shows no notes."""
     logger.error(note)
-    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]  # Python 3.10 has no add_note
 
 
 def _check_key(key: str) -> None:

@@ -232,7 +232,7 @@ class Group(MutableMapping[str, Cursor]):
         self._claiming = []
 
     def _shard_of(self, member: str) -> _Shard:
-        if not isinstance(member, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        if not isinstance(member, str):
             raise TypeError(f"a member must be a str, not {type(member).__name__}")
         return self._by_index[_index(member, self.shards)]
 
@@ -280,7 +280,7 @@ class _Shard:
         if not isinstance(cursor, dict):
             reason = ValueError(f"its member {member!r} is no object")
             raise CorruptState(self._state_key, self._entry, self.value) from reason
-        return codec.decode(codec.encode(cursor))  # pyright: ignore[reportUnknownArgumentType]
+        return codec.decode(codec.encode(cursor))  # pyright: ignore[reportUnknownArgumentType] - JSON is of unknown type
 
     def members(self) -> dict[str, None]:
         """Return the names of the members, with what was set and deleted since the last claim."""
@@ -406,7 +406,7 @@ def shards_of(name: str, key: str) -> int:
     if key == name:
         return 1
     numbers = key[len(name) + 1 :].split("-")
-    if len(numbers) != 2 or not all(number.isascii() and number.isdecimal() for number in numbers):  # noqa: PLR2004
+    if len(numbers) != 2 or not all(number.isascii() and number.isdecimal() for number in numbers):
         return 0
     shards, index = map(int, numbers)
     return shards if index < shards > 1 and key == f"{name}.{shards:02d}-{index:02d}" else 0

@@ -71,7 +71,7 @@ def holder(state_key: str, entry: Entry | None) -> Holder:
         told: dict[str, Any] = codec.decode(entry.value)
         owner, since, epoch, beat = told["owner"], told.get("since"), told["epoch"], told["beat"]
         if not (isinstance(owner, str | None) and isinstance(epoch, int) and isinstance(beat, int)):
-            raise ValueError("its owner, epoch or beat is of another type")  # noqa: TRY004, TRY301 - bad data
+            raise ValueError("its owner, epoch or beat is of another type")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason
     return Holder(owner, since, epoch, beat)
@@ -206,7 +206,7 @@ class Lease:
                 self._write(self._mine)
             except Conflict as conflict:
                 if not self.keeps(conflict.found):
-                    logger.error("%r: another run took the lease; no commit is made", self._state_key)  # noqa: TRY400
+                    logger.error("%r: another run took the lease; no commit is made", self._state_key)  # noqa: TRY400 - the traceback tells nothing
             except CheckpointError as error:
                 logger.warning("%r: the lease was not renewed: %s", self._state_key, error)
 

@@ -28,7 +28,7 @@ class Worker:
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call, and return the future of its result."""
-        from concurrent.futures import Future  # noqa: PLC0415 - most runs need no thread
+        from concurrent.futures import Future  # most runs need no thread
 
         future: Future[T] = Future()
 

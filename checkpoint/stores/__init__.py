@@ -54,7 +54,7 @@ def open_store(url: str | None = None) -> Store:
         given = [url]
         del url  # so that no rendered traceback shows its password
         return _resolve(_OPENERS[scheme])(given.pop())
-    from importlib.metadata import entry_points  # noqa: PLC0415 - slow to import, and rarely asked
+    from importlib.metadata import entry_points  # slow to import, and rarely asked
 
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme in found:

@@ -191,7 +191,7 @@ def check_name(what: str, name: str) -> None:
         ValueError: it is empty, `.` or `..`, or holds a control character or a lone surrogate.
 
     """
-    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+    if not isinstance(name, str):
         raise TypeError(f"{what} must be a str, not {type(name).__name__}")
     if name in {"", ".", ".."}:
         raise ValueError(f"{what} must not be {name!r}")
@@ -219,7 +219,7 @@ def check_changes(state_key: str, changes: Mapping[str, str | None], run_id: str
 
 
 def _check_text(what: str, text: str) -> None:
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+    if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
     if not text.isascii():
         try:
@@ -271,7 +271,7 @@ def check_keep(keep: int | timedelta) -> None:
     if isinstance(keep, timedelta):
         if keep <= timedelta(0):
             raise ValueError(f"keep must be an age greater than 0, not {keep!r}; to keep no history: 0")
-    elif not isinstance(keep, int) or isinstance(keep, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+    elif not isinstance(keep, int) or isinstance(keep, bool):
         raise TypeError(f"keep must be a number of commits or a timedelta, not {type(keep).__name__}")
     elif keep < 0:
         raise ValueError(f"keep must be a number of commits from 0 on, not {keep}")
@@ -288,7 +288,7 @@ def check_history(state_key: str, key: str | None, limit: int | None) -> None:
     if key is not None:
         check_name("key", key)
     if limit is not None:
-        if not isinstance(limit, int) or isinstance(limit, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(limit, int) or isinstance(limit, bool):
             raise TypeError(f"limit must be an int, not {type(limit).__name__}")
         if limit < 0:
             raise ValueError(f"limit must be a number from 0 on, not {limit}")
@@ -317,7 +317,7 @@ def kept_since(age: timedelta) -> str:
 @cache
 def host() -> str:
     """Return the name of this machine."""
-    from platform import node  # noqa: PLC0415 - as slow to import as the rest of a store
+    from platform import node  # as slow to import as the rest of a store
 
     return node()
 

@@ -51,7 +51,7 @@ class Failed(Exception):
         self.unanswered = reached and (status is None or status in _GATEWAY)
         """Whether it may be done yet."""
         self.unauthorized = status in {401, 403} or code in _EXPIRED
-        self.too_large = status == 413 or code == "EntityTooLarge"  # noqa: PLR2004
+        self.too_large = status == 413 or code == "EntityTooLarge"
 
 
 def _failed(error: Exception) -> Failed:
@@ -69,7 +69,7 @@ def _failed(error: Exception) -> Failed:
     # Not the bucket where it was asked for the credentials; obstore hides addresses that are signed.
     asked = re.search(r"Error performing \w+ (https?://\S+)", head)
     said = f"{asked[1] if asked else 'the service'} answered {status} {text}"
-    passing = status in _REFUSED or (status >= 500 and status != 501)  # noqa: PLR2004
+    passing = status in _REFUSED or (status >= 500 and status != 501)
     again = passing or code in _ABSENT  # which answers If-Match where the object is gone
     return Failed(_public(said), status, code, again=again, reached=again)
 
@@ -83,7 +83,7 @@ def _public(said: str) -> str:
     """Return what was said without paths and queries, which may carry signatures, and without credentials."""
     said = re.sub(r"(https?://)(?:[^/\s@]*@)?([^/\s?]+)\S*", r"\1\2", said)
     for name, value in os.environ.items():
-        if re.match(r"(AWS|GOOGLE|AZURE)_.*(KEY|TOKEN|SECRET)", name) and len(value) > 3:  # noqa: PLR2004
+        if re.match(r"(AWS|GOOGLE|AZURE)_.*(KEY|TOKEN|SECRET)", name) and len(value) > 3:
             said = said.replace(value, "***")
     return said[:400]
 
@@ -175,7 +175,7 @@ def library() -> Any:
 
 def _import() -> ModuleType:
     try:
-        import obstore  # noqa: PLC0415 - an extra
+        import obstore  # an extra
     except ImportError as error:
         raise StoreError("an object store needs obstore: pip install 'checkpoint-store[objects]'") from error
     return obstore

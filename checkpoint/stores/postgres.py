@@ -204,7 +204,7 @@ class PostgresStore:
         self._current = False  # whether our tables were found to be there, as this release makes them
         if both:
             raise TypeError("a store has a connection string or a connection, not both")
-        if not isinstance(connection, psycopg.Connection | None):  # pyright: ignore[reportUnnecessaryIsInstance] - as in base
+        if not isinstance(connection, psycopg.Connection | None):
             raise TypeError(f"connection must be a psycopg.Connection, not {type(connection).__name__}")
         if complaint:
             raise ValueError(complaint)
@@ -709,7 +709,7 @@ _ESCAPE = (
 
 
 def _check_schema(schema: str) -> None:
-    if not 0 < len(schema.encode()) < 64 or "\0" in schema:  # noqa: PLR2004 - NAMEDATALEN
+    if not 0 < len(schema.encode()) < 64 or "\0" in schema:  # NAMEDATALEN
         raise ValueError(f"a PostgreSQL schema has a name of 1 to 63 bytes, without NUL, not {schema!r}")
 
 

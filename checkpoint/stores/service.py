@@ -277,7 +277,7 @@ class Service:
             StoreError: the answer is something else; the text says what came.
 
         """
-        if not 200 <= response.status < 300:  # noqa: PLR2004
+        if not 200 <= response.status < 300:
             raise StoreError(f"{self.base_url} answered {self.said(response)}")
         document: object = None
         if "json" in response.headers.get("content-type", ""):
@@ -328,7 +328,7 @@ class Service:
         status = response.status
         if status in REFUSED or status in TRANSIENT:
             pause = retry_after(response.headers.get("retry-after"), response.headers.get("date"))
-            if pause is None and status == 429:  # noqa: PLR2004
+            if pause is None and status == 429:
                 pause = PAUSE
             said = self.said(response)
             if pause is not None:
@@ -337,7 +337,7 @@ class Service:
             raise Again(said, reached=status in TRANSIENT, unanswered=status in UNANSWERED, pause=pause or 0.0)
         if status in {401, 403}:
             raise Unauthorized(f"{self.base_url} refused the token{self._token.origin}: {self.said(response)}")
-        if 300 <= status < 400:  # noqa: PLR2004
+        if 300 <= status < 400:
             raise StoreError(f"{self.base_url} redirects ({status}), which is not followed: correct the base URL")
         return response
 

@@ -156,7 +156,7 @@ class SQLiteStore:
             _stores.add(self)
         elif path is not None:
             raise TypeError("a store has a path or a connection, not both")
-        elif not isinstance(connection, sqlite3.Connection):  # pyright: ignore[reportUnnecessaryIsInstance] - as in base
+        elif not isinstance(connection, sqlite3.Connection):
             raise TypeError(f"connection must be a sqlite3.Connection, not {type(connection).__name__}")
 
     def __repr__(self) -> str:
@@ -320,7 +320,7 @@ def journal_mode(version: tuple[int, int, int]) -> str:
 
 
 def _default_path() -> Path:
-    import platformdirs  # noqa: PLC0415 - costs milliseconds, and most stores are given a path
+    import platformdirs  # costs milliseconds, and most stores are given a path
 
     advice = "pass a store, or set CHECKPOINT_STORE"
     try:
@@ -476,7 +476,7 @@ def _publish(temporary: Path, path: Path) -> None:
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
                     raise
-                import fcntl  # noqa: PLC0415 - not on Windows
+                import fcntl  # not on Windows
 
                 fcntl.flock(folder, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process
                 if not os.path.lexists(path):
@@ -707,13 +707,13 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     for store in _forking.pop(get_ident(), ()):
-        store._lock.release()  # noqa: SLF001
+        store._lock.release()  # noqa: SLF001 - as above
 
 
 def _after_fork_in_child() -> None:
     _forking.clear()
     for store in _stores:
-        store._lock = RLock()  # noqa: SLF001
+        store._lock = RLock()  # noqa: SLF001 - as above
 
 
 if hasattr(os, "register_at_fork"):

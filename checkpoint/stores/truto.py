@@ -230,7 +230,7 @@ class TrutoStore:
         while True:
             deadline = Deadline(self._deadline)
             try:
-                listed, cursor = self._service.retry(run, deadline, lambda: api.page(cursors[-1], deadline))  # noqa: B023
+                listed, cursor = self._service.retry(run, deadline, lambda: api.page(cursors[-1], deadline))  # noqa: B023 - called at once, in this turn of the loop
             except Again as last:
                 raise self._service.gave_up(deadline, last) from last.__cause__
             for entry in listed:
@@ -416,12 +416,12 @@ class _Write:
             response = self._api.post(self._key, self._value, deadline)
             if response.status in {400, 409}:
                 return self._turn(response, deadline)
-        if response.status >= 500:  # noqa: PLR2004 - not one to try again, and yet it may have been done
+        if response.status >= 500:  # not one to try again, and yet it may have been done
             found = self._read_back(deadline)
             if holds(found, self._value):
                 return found
             self.unsettled = True
-        if not 200 <= response.status < 300:  # noqa: PLR2004
+        if not 200 <= response.status < 300:
             raise self._refusal(response)
         return self._echo(response)
 

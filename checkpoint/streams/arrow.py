@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import pyarrow  # noqa: ICN001  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow  # noqa: ICN001 - its name  # pyright: ignore[reportMissingTypeStubs] - it has none
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs] - as above
 
 if TYPE_CHECKING:
     from checkpoint.streams.values import Lane
 
 pa: Any = pyarrow  # which has no types
-pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType]
+pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType] - as above
 
 
 def rows(batch: Any) -> list[dict[str, Any]]:

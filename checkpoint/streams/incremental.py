@@ -162,9 +162,9 @@ class Incremental(Generic[T]):
     # Feeding
 
     @overload
-    def pages(self, batches: AsyncIterable[Table]) -> AsyncIterator[Table]: ...  # type: ignore[overload-overlap,unused-ignore]
+    def pages(self, batches: AsyncIterable[Table]) -> AsyncIterator[Table]: ...  # type: ignore[overload-overlap,unused-ignore]  # Table is Any without pyarrow
     @overload
-    def pages(self, batches: Iterable[Table]) -> Iterator[Table]: ...  # type: ignore[overload-overlap,unused-ignore]
+    def pages(self, batches: Iterable[Table]) -> Iterator[Table]: ...  # type: ignore[overload-overlap,unused-ignore]  # Table is Any without pyarrow
     @overload
     def pages(self, batches: AsyncIterable[Iterable[T]]) -> AsyncIterator[list[T]]: ...
     @overload
@@ -180,7 +180,7 @@ class Incremental(Generic[T]):
 
         """
         if isinstance(batches, AsyncIterable):
-            return self._pages_async(cast("AsyncIterable[Any]", batches))  # type: ignore[redundant-cast]
+            return self._pages_async(cast("AsyncIterable[Any]", batches))  # type: ignore[redundant-cast]  # pyright needs it
         return self._pages(batches)
 
     def _pages(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -191,7 +191,7 @@ class Incremental(Generic[T]):
             yield rows
 
     @overload
-    def filter(self, batch: Table) -> Table: ...  # type: ignore[overload-overlap,unused-ignore]
+    def filter(self, batch: Table) -> Table: ...  # type: ignore[overload-overlap,unused-ignore]  # Table is Any without pyarrow
     @overload
     def filter(self, batch: Iterable[T]) -> list[T]: ...
     def filter(self, batch: Any) -> Any:
@@ -236,7 +236,7 @@ class Incremental(Generic[T]):
         async for record in self._reading.each_async(records):
             yield record
 
-    def observe(self, record: T) -> bool:  # noqa: C901 - called for every row of millions, and so without calls
+    def observe(self, record: T) -> bool:  # called for every row of millions, and so without calls
         """Tell whether a record is new, and is to be delivered; the next claim covers it.
 
         Raises:

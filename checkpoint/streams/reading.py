@@ -223,7 +223,7 @@ class Reading:
         self.check()
         if type(batch).__module__.partition(".")[0] == "pyarrow":
             return self._arrow_page(batch, feed)
-        rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType]
+        rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType] - any iterable
         values = feed.values_in(rows, ordered=self._options.asc)
         if values is not None:
             self.position.delivered += len(rows)
@@ -234,7 +234,7 @@ class Reading:
 
     def _arrow_page(self, batch: Any, feed: Feed) -> tuple[Any, bool]:
         """As `_page`, of a table or record batch: looked at as columns in a lane, as rows outside it."""
-        from checkpoint.streams import arrow  # noqa: PLC0415 - an extra
+        from checkpoint.streams import arrow  # an extra
 
         name, ordered = self._field, self._options.asc
         if feed.lane is not None and name is not None and not self.boundary.coarse:

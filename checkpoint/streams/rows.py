@@ -66,7 +66,7 @@ def _json(content: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return dict(cast("Mapping[Any, Any]", value))  # type: ignore[redundant-cast]
+        return dict(cast("Mapping[Any, Any]", value))  # type: ignore[redundant-cast]  # pyright needs it
     if isinstance(value, set | frozenset):
         return sorted(map(repr, cast("set[Any]", value)))
     return cast("Any", vars(value)) if hasattr(value, "__dict__") else str(value)
@@ -74,7 +74,7 @@ def _plain(value: Any) -> Any:
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]
+        mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]  # pyright needs it
         return sorted((repr(key), repr(_canonical(item))) for key, item in mapping.items())
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in cast("list[Any]", value)]

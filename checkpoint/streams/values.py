@@ -250,7 +250,7 @@ class Scale:
         if type(value) not in _PLAIN or not _fixed(tz) or not (kind == "number" or _fixed(self._zone)):
             return None
         highest = _highest(value) if top is None else top if kind == "number" else self._spell_or_highest(top, value)
-        return Lane(type(value), value, highest, tz=tz)  # pyright: ignore[reportUnknownArgumentType]
+        return Lane(type(value), value, highest, tz=tz)  # pyright: ignore[reportUnknownArgumentType] - any type
 
     def _text_lane(self, value: str, top: Key | None, *, to_the_day: bool) -> Lane | None:
         parts = _parse(value)
@@ -358,7 +358,7 @@ def _parse(text: str) -> _Parts | None:
     day, separator, hour, minute, second, fraction, zone = match.groups()
     date_ = _day(day)
     hours, minutes, seconds = int(hour), int(minute), int(second or 0)
-    if date_ is None or hours > 23 or minutes > 59 or seconds > 60:  # noqa: PLR2004 - a clock; 60 is a leap second
+    if date_ is None or hours > 23 or minutes > 59 or seconds > 60:  # a clock; 60 is a leap second
         return None
     offset = _offset(zone)
     if offset is not None and abs(offset) >= _DAY:

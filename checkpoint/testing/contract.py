@@ -1,5 +1,5 @@
 """The contract of `Store` as tests to inherit."""
-# ruff: noqa: D102, S101, PLR2004 - what a test tests its name says, and what follows is tests
+# ruff: noqa: D102, S101 - what a test tests its name says, and what follows is tests
 
 from __future__ import annotations
 

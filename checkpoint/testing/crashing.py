@@ -83,7 +83,7 @@ class Attempt:
 
     def watch(self, store: StoreT) -> StoreT:
         """Make the commits of a store crash points, and return it: for one that the job opens itself."""
-        store.commit = self._marking("commit", store.commit)  # type: ignore[method-assign]
+        store.commit = self._marking("commit", store.commit)  # type: ignore[method-assign]  # the job's own store, watched
         return store
 
     @overload

@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def checkpoint_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     """Run a `checkpoint.testing.ApiServer` without state, whose token is in `$TRUTO_API_TOKEN`."""
-    from checkpoint.testing import ApiServer  # noqa: PLC0415 - a test session that needs none does not load it
+    from checkpoint.testing import ApiServer  # a test session that needs none does not load it
 
     with ApiServer() as server:
         monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
@@ -44,8 +44,8 @@ def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
     The option `checkpoint_store` and the parameter are URLs, in which `{folder}` stands for an empty folder, `{unique}`
     for a text that is used once, and `{server}` for the URL of `checkpoint_server`.
     """
-    from checkpoint.stores import open_store  # noqa: PLC0415 - as above
-    from checkpoint.testing.crashing import fill  # noqa: PLC0415 - as above
+    from checkpoint.stores import open_store
+    from checkpoint.testing.crashing import fill
 
     template = getattr(request, "param", None) or _template(request)
     folder = tmp_path / "checkpoint_store"
@@ -62,7 +62,7 @@ def crash_and_resume(request: pytest.FixtureRequest, tmp_path: Path) -> Callable
 
     `crash_and_resume(job)` kills a job wherever it may die, runs it again, and fails where a row is missing.
     """
-    from checkpoint.testing.crashing import crash_and_resume  # noqa: PLC0415 - as above
+    from checkpoint.testing.crashing import crash_and_resume
 
     template, numbers = _template(request), count(1)
 
@@ -73,6 +73,6 @@ def crash_and_resume(request: pytest.FixtureRequest, tmp_path: Path) -> Callable
 
 
 def _template(request: pytest.FixtureRequest) -> str:
-    from checkpoint.testing.crashing import STORE  # noqa: PLC0415 - as above
+    from checkpoint.testing.crashing import STORE
 
     return request.config.getini(INI) or STORE

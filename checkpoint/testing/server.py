@@ -84,7 +84,7 @@ class ApiServer:
         ssl_keyfile: str | None = None,
         **switches: Any,
     ) -> None:
-        from checkpoint.server import Options, create_app  # noqa: PLC0415 - the contract needs no web framework
+        from checkpoint.server import Options, create_app  # the contract needs no web framework
 
         switches.setdefault("in_threads", store is not None)
         self.store: Store = store if store is not None else MemoryStore()
@@ -100,8 +100,8 @@ class ApiServer:
         self._scripts: list[_Script] = []
 
     def __enter__(self) -> Self:
-        import uvicorn  # noqa: PLC0415 - as above
-        from uvicorn.server import ServerState  # noqa: PLC0415 - as above
+        import uvicorn
+        from uvicorn.server import ServerState
 
         protocol, self._state = _recording_protocol(self._transports), ServerState()
         config = uvicorn.Config(
@@ -290,7 +290,7 @@ def _recording_protocol(transports: dict[Any, asyncio.Transport]) -> type[Any]:
 
     One whose peer has gone already has none; it is kept all the same, to be closed.
     """
-    from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415 - as above
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Recording(H11Protocol):
         def connection_made(self, transport: Any) -> None:

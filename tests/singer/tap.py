@@ -2,7 +2,6 @@
 
 It tells its arguments in the file `calls`. `hold` is a row before which it waits for a byte from the pipe `go`.
 """
-# ruff: noqa: T201 - it is what a tap does
 
 import argparse
 import json
