@@ -7,11 +7,11 @@ import re
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from tenacity import wait_random_exponential
 
 from checkpoint import AsyncCheckpointer, Checkpointer
 from checkpoint.codec import decode, encode
 from checkpoint.stores import service
+from checkpoint.stores.retrying import Policy
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import ApiServer
 
@@ -28,8 +28,7 @@ class Job:
         self.folder = folder
         self.face = face
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(service, "ATTEMPTS", 3)
-        self.patch.setattr(service, "wait_random_exponential", lambda **options: wait_random_exponential(0.01))
+        self.patch.setattr(service, "POLICY", Policy(first=0.01, attempts=3))
         self.made = []
         """The stores and runs."""
         self.errors = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import time
 import zlib
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from checkpoint.errors import StoreError
+from checkpoint.stores.retrying import monotonic
 
 if TYPE_CHECKING:
     import socket
@@ -63,11 +63,6 @@ _FAILURES = (
     httpcore.ProxyError,
     *_MISTAKES,
 )
-
-
-def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
-    """Return the seconds of the real monotonic clock: before a test's frozen one no pause would ever end."""
-    return _read()
 
 
 class Secret:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import orjson
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from checkpoint.errors import CheckpointError, StoreError, StoreUnavailable, Unauthorized
-from checkpoint.stores.http import Clients, Response, Secret, TransportError, monotonic
+from checkpoint.errors import CheckpointError, StoreError, Unauthorized
+from checkpoint.stores.http import Clients, Response, Secret, TransportError
 from checkpoint.stores.rate import Pace, Slot, retry_after
+from checkpoint.stores.retrying import Again, Deadline, Operation, Policy, monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -40,86 +40,28 @@ TRANSIENT = {500, 502, 503, 504}
 UNANSWERED = {502, 504}
 """Of these, the ones given by a gateway behind which the service may still be at work."""
 
-ATTEMPTS = 12
-"""Attempts of one request before it counts as failed; the deadline may end it earlier."""
+POLICY = Policy()
+"""How requests are tried again."""
 
 PAUSE = 1.0
 """Seconds that all requests pause after a 429 that does not say how long."""
 
 
-SILENCE = 3.0
-"""Seconds without success after which an operation says that it goes on trying; before a pause that passes them."""
+class Unanswered(Again):
+    """An attempt of which the service may have done what was asked; `late`: and it may do it yet."""
+
+    def __init__(self, text: str, *, late: bool, pause: float = 0.0) -> None:
+        super().__init__(text, pause=pause)
+        self.late = late
 
 
-class Again(Exception):
-    """An attempt that may be repeated; a step of the retry policy, never seen outside the stores.
+class Requests(Operation):
+    """One load or commit at a service."""
 
-    `reached`: the service may have done it. `unanswered`: and it may do it yet. `pause`: the seconds it asked for.
-    """
-
-    def __init__(self, text: str, *, reached: bool = False, unanswered: bool = False, pause: float = 0.0) -> None:
-        super().__init__(text)
-        self.reached = reached
-        self.unanswered = unanswered
-        self.pause = pause
-
-
-class Deadline:
-    """The time that is left for one thing, and what was spent of it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.began = monotonic()
-        self.seconds = seconds
-        self.at = self.began + seconds
-        self.attempts = 1
-
-    def left(self) -> float:
-        """Return the seconds that are left."""
-        return self.at - monotonic()
-
-    def used(self) -> float:
-        """Return the seconds that are gone of it; waits that it does not count are none."""
-        return self.seconds - self.left()
-
-    def spent(self) -> str:
-        """Return what it took, in words."""
-        return f"{self.attempts} attempt{'s' if self.attempts > 1 else ''} in {monotonic() - self.began:.1f} s"
-
-
-class Run:
-    """What the requests of one load or commit share: their count, and whether to stop."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.retries = 0
-        self.waiting = False
-        """Whether it was logged that the rate makes it wait."""
-        self.stop = threading.Event()
-        """Set: nothing more is begun."""
-        self.refused = False
-        """Whether the token was refused."""
-        self._silent = True
-        self._lock = threading.Lock()
-
-    def count_request(self) -> None:
-        """Count one request sent."""
-        with self._lock:
-            self.requests += 1
-
-    def count_retry(self) -> None:
-        """Count one that is sent again."""
-        with self._lock:
-            self.retries += 1
-
-    def breaks_silence(self) -> bool:
-        """Tell whether nobody was told yet that the run goes on trying; from then on somebody was."""
-        with self._lock:
-            was, self._silent = self._silent, False
-        return was
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but not longer than the run goes on."""
-        self.stop.wait(seconds)
+    waiting = False
+    """Whether it was logged that the rate makes it wait."""
+    refused = False
+    """Whether the token was refused."""
 
 
 class Service:
@@ -144,7 +86,7 @@ class Service:
         self._pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
 
     def request(
-        self, run: Run, deadline: Deadline, method: str, path: str, document: dict[str, str] | None = None
+        self, run: Requests, deadline: Deadline, method: str, path: str, document: dict[str, str] | None = None
     ) -> Response:
         """Send one request when the pace allows, and return an answer that is final: done, missing or refused.
 
@@ -163,57 +105,13 @@ class Service:
             self._hide_token(error, error.__cause__)
             if not error.again:
                 raise StoreError(f"{self.base_url}: {error}") from error.__cause__
-            raise Again(str(error), reached=error.reached, unanswered=error.reached) from error.__cause__
+            failed = Unanswered(str(error), late=True) if error.reached else Again(str(error))
+            raise failed from error.__cause__
         finally:
             slot.at = monotonic()
         return self._judge(response)
 
-    def retry(self, run: Run, deadline: Deadline, attempt: Callable[[], T]) -> T:
-        """Call until it succeeds or the attempts, the deadline or the run end: exponential back-off with full jitter.
-
-        Raises:
-            Again: the last attempt's, when none is left.
-
-        """
-        failures: list[Again] = []
-        try:
-            return attempt()  # most succeed, and need no policy, which costs a tenth of a request
-        except Again as failure:
-            failures.append(failure)
-
-        def next_attempt() -> T:
-            if failures:
-                raise failures.pop()
-            return attempt()
-
-        def pause_after(state: RetryCallState) -> float:
-            failure = state.outcome.exception() if state.outcome is not None else None
-            return max(state.upcoming_sleep, failure.pause if isinstance(failure, Again) else 0.0)
-
-        def ended(state: RetryCallState) -> bool:
-            spent = state.attempt_number >= ATTEMPTS or pause_after(state) >= deadline.left()
-            return run.stop.is_set() or spent
-
-        def count(state: RetryCallState) -> None:
-            deadline.attempts = state.attempt_number + 1
-            run.count_retry()
-            if deadline.used() + pause_after(state) > SILENCE and run.breaks_silence():
-                logger.warning(
-                    "%s: no good answer yet, trying for up to %.0f s: %s",
-                    self.base_url, deadline.seconds, state.outcome and state.outcome.exception(),
-                )  # fmt: skip
-
-        policy = Retrying(
-            retry=retry_if_exception_type(Again),
-            wait=wait_random_exponential(multiplier=0.25, max=8.0),
-            stop=ended,
-            sleep=run.sleep,
-            before_sleep=count,
-            reraise=True,
-        )
-        return policy(next_attempt)
-
-    def each(self, run: Run, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
+    def each(self, run: Requests, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
         """Call for every item, at most `concurrency` at once; map each to its result or error.
 
         A single item needs no thread. Items not begun when the run is stopped, as it is by `Unauthorized`, are left
@@ -246,10 +144,6 @@ class Service:
         if requests > 1:
             for connect in self._clients.lacking(min(requests, self._concurrency)):
                 self._pool().submit(connect)
-
-    def gave_up(self, deadline: Deadline, last: Again) -> StoreUnavailable:
-        """Return the error that says how many attempts it took and how long, and how the last one ended."""
-        return StoreUnavailable(f"{self.base_url}: gave up after {deadline.spent()}: {last}")
 
     def announce(self, requests: int) -> None:
         """Warn where the rate alone makes so many requests take longer than one of its windows."""
@@ -308,7 +202,7 @@ class Service:
             if error is not None and token in str(error):
                 error.args = (str(error).replace(token, "***"),)
 
-    def _wait_for_turn(self, run: Run, deadline: Deadline) -> Slot:
+    def _wait_for_turn(self, run: Requests, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
         while True:
             slot, window, gate = self._throttle.take()
@@ -334,7 +228,9 @@ class Service:
             if pause is not None:
                 self._throttle.shut(min(pause, self._patience))
                 said += f" (to be asked again in {pause:.0f} s)"
-            raise Again(said, reached=status in TRANSIENT, unanswered=status in UNANSWERED, pause=pause or 0.0)
+            if status in TRANSIENT:
+                raise Unanswered(said, late=status in UNANSWERED, pause=pause or 0.0)
+            raise Again(said, pause=pause or 0.0)
         if status in {401, 403}:
             raise Unauthorized(f"{self.base_url} refused the token{self._token.origin}: {self.said(response)}")
         if 300 <= status < 400:
@@ -342,7 +238,7 @@ class Service:
         return response
 
 
-def _work(run: Run, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
+def _work(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
     """Call for one item after the other that no other thread has taken."""
     while not run.stop.is_set():
         try:

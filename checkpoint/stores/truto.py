@@ -29,9 +29,11 @@ from checkpoint.errors import (
     Unauthorized,
     ValueTooLarge,
 )
+from checkpoint.stores import service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
 from checkpoint.stores.http import Response, Secret
-from checkpoint.stores.service import Again, Deadline, Run, Service
+from checkpoint.stores.retrying import Again, Deadline
+from checkpoint.stores.service import Requests, Service, Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,7 +98,7 @@ class TrutoStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
         check_name("state_key", state_key)
-        run, started = Run(), monotonic()
+        run, started = Requests(self._base_url), monotonic()
         entries = self._list(run, state_key)
         logger.debug(
             "%r: listed keys=%d requests=%d retries=%d seconds=%.3f",
@@ -118,7 +120,7 @@ class TrutoStore:
         written. A key that is not named is overwritten whatever it holds.
         """
         check_changes(state_key, changes, run_id)
-        run = Run()
+        run = Requests(self._base_url)
         if base:
             self.warm(len(changes))  # while the look is under way
         stored = self._look(run, state_key, changes, base)
@@ -169,11 +171,8 @@ class TrutoStore:
             StoreError: the service refused or failed, or its answer has no date.
 
         """
-        run, deadline = Run(), Deadline(self._deadline)
-        try:
-            date = self._service.retry(run, deadline, lambda: _Api(self._service, run, "clock").date(deadline))
-        except Again as last:
-            raise self._service.gave_up(deadline, last) from last.__cause__
+        run, deadline = Requests(self._base_url), Deadline(self._deadline)
+        date = run.call(lambda: _Api(self._service, run, "clock").date(deadline), deadline, service.POLICY)
         try:
             return parsedate_to_datetime(date)
         except ValueError as error:
@@ -184,7 +183,7 @@ class TrutoStore:
         self._service.close()
 
     def _look(
-        self, run: Run, state_key: str, changes: Mapping[str, str | None], base: Mapping[str, Entry | None]
+        self, run: Requests, state_key: str, changes: Mapping[str, str | None], base: Mapping[str, Entry | None]
     ) -> dict[str, Entry | None]:
         """Return what is stored under the keys of `base`, by whichever costs less: one list, or a GET for each.
 
@@ -206,15 +205,12 @@ class TrutoStore:
         ]
         return {**stored, **self._get_each(run, state_key, doubtful)}
 
-    def _get_each(self, run: Run, state_key: str, keys: Iterable[str]) -> dict[str, Entry | None]:
+    def _get_each(self, run: Requests, state_key: str, keys: Iterable[str]) -> dict[str, Entry | None]:
         api = _Api(self._service, run, state_key)
 
         def get(key: str) -> Entry | None:
             deadline = Deadline(self._deadline)
-            try:
-                return self._service.retry(run, deadline, lambda: api.get(key, deadline))
-            except Again as last:
-                raise self._service.gave_up(deadline, last) from last.__cause__
+            return run.call(lambda: api.get(key, deadline), deadline, service.POLICY)
 
         found: dict[str, Entry | None] = {}
         for key, outcome in self._service.each(run, get, keys).items():
@@ -223,16 +219,13 @@ class TrutoStore:
             found[key] = outcome
         return found
 
-    def _list(self, run: Run, state_key: str) -> dict[str, Entry]:
+    def _list(self, run: Requests, state_key: str) -> dict[str, Entry]:
         api = _Api(self._service, run, state_key)
         entries: dict[str, Entry] = {}
         cursors: list[str | None] = [None]
         while True:
             deadline = Deadline(self._deadline)
-            try:
-                listed, cursor = self._service.retry(run, deadline, lambda: api.page(cursors[-1], deadline))  # noqa: B023 - called at once, in this turn of the loop
-            except Again as last:
-                raise self._service.gave_up(deadline, last) from last.__cause__
+            listed, cursor = run.call(lambda: api.page(cursors[-1], deadline), deadline, service.POLICY)  # noqa: B023 - called at once, in this turn of the loop
             for entry in listed:
                 known = entries.get(entry.key)
                 if known is None or _moment(entry) >= _moment(known):
@@ -263,7 +256,7 @@ class _Api:
     """The five calls on one namespace, once each, and what their answers say."""
 
     service: Service
-    run: Run
+    run: Requests
     state_key: str
 
     def page(self, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
@@ -366,7 +359,7 @@ class _Write:
         """
         deadline = Deadline(self._seconds - self._last_look)
         try:
-            return self._api.service.retry(self._api.run, deadline, lambda: self._attempt(deadline))
+            return self._api.run.retry(lambda: self._attempt(deadline), deadline, service.POLICY)
         except Again as last:
             return self._give_up(deadline, last)
 
@@ -382,8 +375,8 @@ class _Write:
         try:
             return self._send(deadline)
         except Again as again:
-            self._in_doubt = again.reached
-            self.unsettled |= again.unanswered
+            self._in_doubt = isinstance(again, Unanswered)
+            self.unsettled |= isinstance(again, Unanswered) and again.late
             raise
 
     def _read_back(self, deadline: Deadline) -> Entry | None:
@@ -446,7 +439,7 @@ class _Write:
 
     def _give_up(self, deadline: Deadline, last: Again) -> Entry | None:
         """Read the key once more after the last attempt, and say what is known."""
-        error = self._api.service.gave_up(deadline, last)
+        error = self._api.run.gave_up(deadline, last)
         unknown = CommitUnknown(self._api.state_key, [self._key])
         if self._in_doubt:
             if self._api.run.refused:  # nothing more is sent under this token
@@ -467,8 +460,8 @@ class _Write:
     def _refusal(self, response: Response) -> StoreError:
         if response.status == TOO_LARGE and self._value is not None:
             return ValueTooLarge(self._key, len(self._value.encode()))
-        service = self._api.service
-        return StoreError(f"{service.base_url} refused {self._key!r}: {service.said(response)}")
+        api = self._api.service
+        return StoreError(f"{api.base_url} refused {self._key!r}: {api.said(response)}")
 
     def _echo(self, response: Response) -> Entry | None:
         """Check what the service says it has stored; an answer without a body says nothing."""

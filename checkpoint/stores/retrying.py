@@ -1,0 +1,200 @@
+"""The one way in which stores try again: a deadline, pauses that grow, and a word to the log after three seconds.
+
+    operation = Operation("PostgreSQL (db.example)")           # one load or commit
+    deadline = Deadline(60.0)                                  # of one load, or of one key's write
+    return operation.call(attempt, deadline)                   # attempt() raises `Again` to be called once more
+
+**Tried again** is what the store raised as `Again`: the store judges what may pass. Everything else that an attempt
+raises is final and comes out at once, the built-in `TimeoutError` of a signal handler included.
+**Between attempts** lies a random pause from 0 to a limit that doubles from `Policy.first` to `Policy.longest` ("full
+jitter"), or the longer pause that the service asked for (`Again.pause`).
+**It ends** when the next attempt would begin past the deadline, after `Policy.attempts`, or when the operation was
+stopped. `call` raises the error that counts attempts and seconds; `retry` the last `Again`, for a store that then has
+more to find out, and makes the same error with `gave_up`.
+**Told** is one WARNING an operation, once it has waited for `SILENCE` or is about to. A store that waits inside an
+attempt (for a lock, for an answer) calls `operation.tell(deadline, why)` itself.
+
+Nothing here is imported but when it is needed: a store whose first attempt succeeds pays for no retry policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from checkpoint.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenacity import RetryCallState
+
+logger = logging.getLogger("checkpoint")
+
+T = TypeVar("T")
+
+DEADLINE = 60.0
+"""Seconds for a load, or for the write of a key, where nothing else is asked for."""
+
+SILENCE = 3.0
+"""Seconds without success after which an operation says that it goes on trying."""
+
+
+def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
+    """Return the seconds of the real monotonic clock: with a test's frozen clock no pause would ever end."""
+    return _read()
+
+
+class Again(Exception):
+    """An attempt failed in a way that may pass; stores derive from it what else they need to know.
+
+    `pause`: the seconds that the service asked for.
+    """
+
+    def __init__(self, text: str, *, pause: float = 0.0) -> None:
+        super().__init__(text)
+        self.pause = pause
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long the pauses are, and how many attempts there may be."""
+
+    first: float = 0.25
+    """Seconds: the limit of the first pause; the limits of later ones double."""
+    longest: float = 8.0
+    """Seconds: the limit that no pause passes, but one that the service asks for."""
+    attempts: int | None = None
+    """None: as many as the deadline has room for."""
+
+
+class Deadline:
+    """The time for one load or one key's write, and what was spent of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.began = monotonic()
+        self.seconds = seconds
+        self.at = self.began + seconds
+        """When it ends, in `monotonic()` seconds; move it to leave out a wait that does not count."""
+        self.attempts = 1
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.at - monotonic()
+
+    def used(self) -> float:
+        """Return the seconds that are spent; waits that do not count are left out."""
+        return self.seconds - self.left()
+
+    def same(self) -> Deadline:
+        """Return another one that ends at the same time, for one of several things that go on at once."""
+        other = Deadline(self.seconds)
+        other.began, other.at = self.began, self.at
+        return other
+
+    def spent(self) -> str:
+        """Return what it took, in words."""
+        return f"{self.attempts} attempt{'s' if self.attempts > 1 else ''} in {monotonic() - self.began:.1f} s"
+
+
+class Operation:
+    """One load or commit: its count of requests, whether it was told that it takes long, and whether to stop.
+
+    `where` names the store in what it logs and in its errors. Safe to use from the threads of one commit.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.requests = 0
+        self.retries = 0
+        self.stop = threading.Event()
+        """Set: nothing more is begun, and no pause goes on."""
+        self._told = False
+        self._lock = threading.Lock()
+
+    def count_request(self) -> None:
+        """Count one request sent."""
+        with self._lock:
+            self.requests += 1
+
+    def call(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = Policy()) -> T:
+        """Call until it succeeds, or the deadline, the attempts or the operation end.
+
+        Raises:
+            StoreUnavailable: it did not succeed; the text counts attempts and seconds, the cause is the last one's.
+
+        """
+        try:
+            return self.retry(attempt, deadline, policy)
+        except Again as last:
+            error, cause = self.gave_up(deadline, last), last.__cause__
+        raise error from cause  # out here, where it keeps no context
+
+    def retry(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = Policy()) -> T:
+        """Call until it succeeds, or the deadline, the attempts or the operation end.
+
+        Raises:
+            Again: the last attempt's, when none is left.
+
+        """
+        try:
+            return attempt()  # most succeed, and need no policy, which costs a tenth of a request
+        except Again as failure:
+            failures = [failure]
+        from tenacity import Retrying, retry_if_exception_type, wait_random_exponential  # noqa: PLC0415 - rarely needed
+
+        def next_attempt() -> T:
+            if failures:  # the first one's, so that the policy sees it
+                raise failures.pop()
+            return attempt()
+
+        jittered = wait_random_exponential(multiplier=policy.first, max=policy.longest)
+
+        def pause(state: RetryCallState) -> float:
+            failure = state.outcome.exception() if state.outcome is not None else None
+            return max(jittered(state), failure.pause if isinstance(failure, Again) else 0.0)
+
+        def ended(state: RetryCallState) -> bool:
+            spent = policy.attempts is not None and state.attempt_number >= policy.attempts
+            return spent or self.stop.is_set() or state.upcoming_sleep >= deadline.left()
+
+        def go_on(state: RetryCallState) -> None:
+            deadline.attempts = state.attempt_number + 1
+            with self._lock:
+                self.retries += 1
+            self.tell(deadline, state.outcome and state.outcome.exception(), state.upcoming_sleep)
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(Again),
+            wait=pause,
+            stop=ended,
+            sleep=self.sleep,
+            before_sleep=go_on,
+            reraise=True,
+        )
+        return retrying(next_attempt)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not longer than the operation goes on."""
+        self.stop.wait(seconds)
+
+    def tell(self, deadline: Deadline, why: object, pause: float = 0.0) -> None:
+        """Warn once that the operation goes on trying, where it has waited for `SILENCE`, or will after a pause."""
+        if self.quiet(deadline) > pause:
+            return
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            logger.warning("%s: no good answer yet, trying for up to %.0f s: %s", self.where, deadline.seconds, why)
+
+    def quiet(self, deadline: Deadline) -> float:
+        """Return the seconds for which a wait may go on untold; infinite where it was told already."""
+        return math.inf if self._told else SILENCE - deadline.used()
+
+    def gave_up(self, deadline: Deadline, last: Again) -> StoreUnavailable:
+        """Return the error that says how many attempts it took and how long, and how the last one ended."""
+        return StoreUnavailable(f"{self.where}: gave up after {deadline.spent()}: {last}")
