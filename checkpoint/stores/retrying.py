@@ -145,7 +145,7 @@ class Operation:
             return attempt()  # most succeed, and need no policy, which costs a tenth of a request
         except Again as failure:
             failures = [failure]
-        from tenacity import Retrying, retry_if_exception_type, wait_random_exponential  # noqa: PLC0415 - rarely needed
+        from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
         def next_attempt() -> T:
             if failures:  # the first one's, so that the policy sees it
