@@ -1,0 +1,156 @@
+"""What CI runs, one session at a time. They run on work that is not committed too.
+
+nox -l                                  names the sessions
+nox -s lint                             runs one
+nox -s tests-3.12 -- tests/test_x.py    what follows `--` goes to pytest
+nox -R -s tests-3.12 -- -k lease        -R: as installed the last time, which saves seconds
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "area"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+NEWEST = PYTHONS[-1]
+
+EXTRAS = "cli,server,postgres,objects,arrow"  # with httpx; `all` has httpx2 in its place
+AREA = ("tests/test_public.py", "tests/test_codec.py", "tests/test_values.py", "tests/test_incremental.py")
+AREA += ("tests/test_checkpointer.py", "tests/test_groups.py", "tests/test_stores.py", "tests/test_readme.py")
+"""The tests that find most mistakes in the shortest time."""
+
+# The long searches, the sweeps, the demo and the API's document are the same on every Python: one run does them.
+SAME_ON_EVERY_PYTHON = [
+    *("--ignore=tests/test_server_document.py", "--ignore=tests/test_soak.py", "--ignore=tests/test_crash_sweep.py"),
+    *("--ignore=tests/test_incremental_oracle.py", "--ignore=tests/test_model.py", "--ignore=tests/test_demo.py"),
+    *("--ignore=tests/test_capacity.py",),
+    *("-k", "not fault_18 and not fault_36 and not fault_50 and not recipe_killed and not loses_anything"),
+]
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """Return the requirements of dependency groups."""
+    return nox.project.dependency_groups(PROJECT, *names)
+
+
+def pytest(session: nox.Session, *default: str) -> None:
+    """Run what follows `--`, else `default`."""
+    session.run("python", "-m", "pytest", *(session.posargs or ["-q", "-n", "2", *default]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, the format, the direction of imports, and a reason behind each suppression. Seconds."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-logo", "--no-cache", env={"PYTHONPATH": "."})
+    session.run("python", ".ci/house.py", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy and pyright, both strict."""
+    session.install("-e", ".[all,meltano]", *group("lint", "test"))
+    session.run("mypy", "--strict")
+    session.run(
+        "pyright", "--pythonpath", str(Path(session.bin, "python")), env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    )
+
+
+@nox.session
+def area(session: nox.Session) -> None:
+    """The core's own tests, or those that follow `--`: a minute at most."""
+    session.install("-e", ".[all]", *group("test"))
+    pytest(session, *AREA)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """All tests: with httpx2 on every other Python, with httpx on the rest."""
+    session.install("-e", ".[all]" if PYTHONS.index(str(session.python)) % 2 else f".[{EXTRAS}]", *group("test"))
+    pytest(session)
+
+
+@nox.session(python=PYTHONS)
+def short(session: nox.Session) -> None:
+    """The tests that may differ from Python to Python."""
+    session.install("-e", ".[all]" if PYTHONS.index(str(session.python)) % 2 else f".[{EXTRAS}]", *group("test"))
+    pytest(session, *SAME_ON_EVERY_PYTHON)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The same with the lowest release that pyproject.toml allows of each library."""
+    session.install("uv")
+    pins = Path(session.create_tmp(), "lowest.txt")
+    extras = [word for extra in EXTRAS.split(",") for word in ("--extra", extra)]
+    python = ("--python", str(Path(session.bin, "python")))
+    resolve = ("uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--no-header", "--no-annotate", *python)
+    session.run(*resolve, *extras, "-o", str(pins), "pyproject.toml", silent=True)
+    tools = [each for each in group("test") if not each.startswith("schemathesis")]  # it needs newer releases itself
+    session.install("-e", f".[{EXTRAS}]", "-c", str(pins), *tools)
+    pytest(session, *SAME_ON_EVERY_PYTHON)
+
+
+@nox.session(python=NEWEST)
+def coverage(session: nox.Session) -> None:
+    """The lines that the tests run, and the floor below which that must not fall ([tool.coverage.report])."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("coverage", "erase")
+    session.env["COVERAGE_CORE"] = "sysmon"
+    pytest(session, "--cov", "--cov-report=term:skip-covered", *SAME_ON_EVERY_PYTHON)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The wheel, installed elsewhere, without an editable checkout to lean on."""
+    session.install("build", "uv")
+    folder = Path(session.create_tmp()).resolve()
+    session.run("python", "-m", "build", "--installer", "uv", "--wheel", "--outdir", str(folder), silent=True)
+    newest = max(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    session.install("--reinstall" if session.venv_backend == "uv" else "--force-reinstall", f"{newest}[cli,server]")
+    session.chdir(folder)
+    session.run("checkpoint", "--version")
+    session.run("checkpoint", "demo")
+    session.run("checkpoint", "demo", "--serve")
+
+
+@nox.session
+def neighbours(session: nox.Session) -> None:
+    """Meltano, and a real tap and target: their own requirements keep them out of the other sessions."""
+    session.install("-e", ".[all,meltano]", *group("test"))
+    folder = Path(session.create_tmp()).resolve()
+    for package in ("tap-rest-api-msdk==1.4.2", "target-jsonl==0.1.4"):
+        place = folder / package.partition("==")[0]
+        session.run("python", "-m", "venv", str(place), silent=True)
+        session.run(str(place / "bin" / "pip"), "install", "-q", package, external=True)
+        session.env["PATH"] = f"{session.env.get('PATH') or session.bin}:{place / 'bin'}"
+    pytest(session, "tests/test_meltano.py", "tests/test_singer_registry.py")
+
+
+@nox.session
+def dagster(session: nox.Session) -> None:
+    """The recipe of a Dagster asset."""
+    session.install("-e", ".[all]", *group("test"), "dagster>=1.10")
+    session.run("python", "-m", "pytest", "-q", "tests/test_recipes.py", "-k", "dagster", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Has anything become grossly slower? Ratios to peers within wide bounds, a minute."""
+    session.install("-e", ".[all]", *group("bench"))
+    session.run("python", "benchmarks/check.py", *session.posargs)
+
+
+@nox.session
+def house(session: nox.Session) -> None:
+    """The measures of the code: sizes, complexity, suppressions, names. A git revision may follow `--`."""
+    session.run("python", ".ci/house.py", *session.posargs)
