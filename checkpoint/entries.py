@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+RESERVED = "__"
+"""Prefix of reserved keys."""
+
+RUN_KEY = "__run__"
+"""The entry that tells of the last run; its history is the list of runs."""
+
+GROUP_PREFIX = "__group__."
+"""Prefix of the entries of groups: `__group__.NAME` is a group's head, `__group__.NAME/MEMBER` one of its members."""
 
 
 # Tuples, not dataclasses: a namespace of 100 000 keys is read in two thirds of the time, and `inspect`, which
@@ -42,9 +52,10 @@ class Receipt(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one commit did to one key."""
+    """What one commit did to one key, or to one member of a group."""
 
     key: str
+    """The key; of a member, the name of its group."""
     before: str | None
     """The value it had; None: the key was absent."""
     after: str | None
@@ -59,3 +70,52 @@ class Change(NamedTuple):
     """The name of its machine."""
     process: int
     """Its process id there."""
+    member: str | None = None
+    """The member of the group `key`; None: the key is no group's."""
+    reason: str | None = None
+    """Why, where whoever changed it said so: for a rewind, a reset or a restore."""
+    by: str | None = None
+    """Who, where a server knows it: the name of the token."""
+
+    @property
+    def cursor_before(self) -> dict[str, Any] | None:
+        """The cursor that `before` holds; None where it is absent or not a cursor."""
+        return _cursor(self.before)
+
+    @property
+    def cursor_after(self) -> dict[str, Any] | None:
+        """The cursor that `after` holds; None where it is absent or not a cursor."""
+        return _cursor(self.after)
+
+
+def _cursor(value: str | None) -> dict[str, Any] | None:
+    from checkpoint import codec
+
+    try:
+        return None if value is None else codec.decode(value)
+    except ValueError:
+        return None
+
+
+def head_key(group: str) -> str:
+    """Return the key of a group's head."""
+    # A group's name may hold a slash too: escaped, it does not end where its members begin.
+    return GROUP_PREFIX + group.replace("%", quote("%")).replace("/", quote("/", safe=""))
+
+
+def member_key(group: str, member: str) -> str:
+    """Return the key of the entry that holds a member of a group."""
+    return f"{head_key(group)}/{member}"
+
+
+def named(key: str) -> tuple[str, str | None]:
+    """Return what a stored key is called: a group and its member, else the key itself and None."""
+    group, slash, member = key.removeprefix(GROUP_PREFIX).partition("/")
+    if not (slash and key.startswith(GROUP_PREFIX)):
+        return key, None
+    return group.replace("%2F", "/").replace("%25", "%"), member
+
+
+def has_history(key: str) -> bool:
+    """Tell whether stores that keep history keep that of a stored key: plain keys, groups, and the list of runs."""
+    return not key.startswith(RESERVED) or key == RUN_KEY or key.startswith(GROUP_PREFIX)

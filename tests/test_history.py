@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Create = Any  # Callable[..., MemoryStore | SQLiteStore]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["sqlite"])
 def create(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., MemoryStore | SQLiteStore]]:
     """Return a constructor of stores that takes `keep`; those of SQLite are of one file."""
     opened: list[MemoryStore | SQLiteStore] = []

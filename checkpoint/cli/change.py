@@ -16,8 +16,8 @@ from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.look import cursor_in, existing
 from checkpoint.cli.options import as_json, confirm, dry_run, key, keys, namespace, reading, store_option, using, yes
+from checkpoint.entries import RESERVED
 from checkpoint.errors import CheckpointError
-from checkpoint.stores.base import RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping

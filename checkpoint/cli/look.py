@@ -11,14 +11,15 @@ from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, reading, store_option
 from checkpoint.copying import namespaces
+from checkpoint.entries import RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.run.groups import shards_of
-from checkpoint.stores.base import RESERVED, Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from checkpoint.entries import Entry
+    from checkpoint.stores.base import Store
 
 
 @click.command("list")

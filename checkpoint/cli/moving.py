@@ -25,9 +25,10 @@ from checkpoint.cli.options import (
     using,
     yes,
 )
+from checkpoint.entries import RESERVED
 from checkpoint.neighbours import copying
 from checkpoint.neighbours import documents as formats
-from checkpoint.stores.base import RESERVED, check_changes
+from checkpoint.stores.base import check_changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

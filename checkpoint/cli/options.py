@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from checkpoint.copying import namespaces
+from checkpoint.entries import RESERVED
 from checkpoint.errors import CheckpointError
 from checkpoint.stores import open_store
-from checkpoint.stores.base import RESERVED, check_name
+from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

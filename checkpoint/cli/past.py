@@ -29,7 +29,8 @@ from checkpoint.cli.options import (
     store_option,
     yes,
 )
-from checkpoint.stores.base import RESERVED, KeepsHistory
+from checkpoint.entries import RESERVED
+from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.values import Scale
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from itertools import chain
 from secrets import token_hex
 from typing import TYPE_CHECKING, NamedTuple
 
+from checkpoint.entries import RESERVED
 from checkpoint.errors import StoreError
 from checkpoint.stores import open_store
-from checkpoint.stores.base import RESERVED, Atomic, ListsNamespaces, Store, check_name
+from checkpoint.stores.base import Atomic, ListsNamespaces, Store, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from checkpoint.entries import has_history
 from checkpoint.errors import Conflict
 
 if TYPE_CHECKING:
@@ -14,11 +15,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Change, Entry, Receipt
 
-KEEP = 100
-"""Commits of a namespace that a store with history remembers where it is told nothing else."""
-
-RESERVED = "__"
-"""What the keys begin with that are the library's own."""
+KEEP = 100  # of checkpoint.stores.history, until no store counts commits any more
 
 
 @runtime_checkable
@@ -48,9 +45,11 @@ class Store(Protocol):
     ) -> Receipt:
         """Write the changed keys, and only those; a change to None deletes its key, a missing one is no error.
 
-        Every key named in `base` is compared first, whether it is changed or not: an `Entry` must still be stored as it
-        was (its version and value; its value where it has no version), None means that the key must be absent. A key
-        not named is not checked. A difference is no conflict where the stored value is the one being written.
+        Every key named in `base` is compared first, whether it is changed or not; a key not named is not checked. None
+        means that the key must be absent. An `Entry` must still be stored as it was, with its version and `updated_at`
+        (a restored backup counts versions again): a difference is a conflict, also where the stored value happens to
+        be the one being written. On a store without versions values are compared, and the stored value being the one
+        being written is no difference.
 
         `run_id` is recorded with the written entries where the store can.
 
@@ -105,18 +104,52 @@ class ListsNamespaces(Protocol):
 
 
 @runtime_checkable
-class KeepsHistory(Protocol):
-    """A store that remembers what its latest commits changed.
+class ReadsKeys(Protocol):
+    """A store that can read some keys of a namespace, at a cost that does not depend on the others."""
 
-    It keeps a bounded number of commits for each namespace, or those of a bounded time; older ones are dropped by the
-    commits that follow. Keys beginning with `__` leave no trace, and no commit is dropped for theirs; neither does the
-    deletion of a key that is not there.
+    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these keys, as far as they exist.
+
+        Raises:
+            ValueError, TypeError: the state_key or a key is not one.
+            StoreError: the store refused or failed.
+
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsHistory(Store, Protocol):
+    """A store that remembers what commits changed, for each key alone: see `checkpoint.stores.history`.
+
+    Plain keys have a history, the members of groups, the heads of groups, and `__run__`; other reserved keys have none.
+    The deletion of a key that is not there is no change.
     """
 
-    def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
-        """Return what was changed, newest first: of one key, or of all where none is named; at most `limit` of them.
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+        reasons: Mapping[str, str] = {},
+        by: str | None = None,
+    ) -> Receipt:
+        """Write the changed keys, as `Store.commit`.
 
-        The changes of one commit are in the order of their keys. An unknown namespace or key is `[]`.
+        `reasons` holds why a key is changed, by its key as in `changes`; a key that is not among them has none. `by`
+        names who changes them, where a server knows it. Both are kept in the history alone.
+        """
+        ...
+
+    def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what was changed, newest first, at most `limit` changes.
+
+        None as `key` stands for all plain keys and members; a name for the plain key and for all members of the group
+        so called; the key of an entry, such as `__run__` or that of a member (`entries.member_key`), for it alone.
+
+        The changes of one commit are in the order of their stored keys. An unknown namespace or key is `[]`.
 
         Raises:
             ValueError, TypeError: the state_key or key is not one, or the limit is not a number from 0 on.
@@ -155,8 +188,8 @@ class TellsFacts(Protocol):
 
 
 @runtime_checkable
-class JoinsTransactions(Protocol):
-    """A store that can write inside a transaction of the caller's own."""
+class JoinsTransactions(ReadsKeys, Protocol):
+    """A store that can read and write inside a transaction of the caller's own."""
 
     @property
     def joined(self) -> bool:
@@ -166,15 +199,6 @@ class JoinsTransactions(Protocol):
     @property
     def in_transaction(self) -> bool:
         """Whether the caller has a transaction open."""
-        ...
-
-    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
-        """Return the entries of these keys, as far as they exist, as the open transaction sees them.
-
-        Raises:
-            StoreError: the store refused or failed.
-
-        """
         ...
 
 
@@ -211,14 +235,25 @@ def check_changes(state_key: str, changes: Mapping[str, str | None], run_id: str
     for key, value in changes.items():
         check_name("key", key)
         if value is not None and not (type(value) is str and value.isascii()):
-            _check_text(f"the value of {key!r}", value)
+            _check_unicode(f"the value of {key!r}", value)
     if run_id is not None:
-        _check_text("run_id", run_id)
-        if "\0" in run_id:
-            raise ValueError("run_id must not hold a NUL")
+        check_text("run_id", run_id)
 
 
-def _check_text(what: str, text: str) -> None:
+def check_text(what: str, text: str) -> None:
+    """Refuse text that not every store can hold.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it holds a NUL or a lone surrogate.
+
+    """
+    _check_unicode(what, text)
+    if "\0" in text:
+        raise ValueError(f"{what} must not hold a NUL")
+
+
+def _check_unicode(what: str, text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
     if not text.isascii():
@@ -237,22 +272,33 @@ def check_base(
     """Compare what a commit expects with what is stored.
 
     Raises:
-        Conflict: for the first key of `base` that differs and does not hold the value being written already.
+        Conflict: for the first key of `base` that differs; where there are no versions, unless it holds the value being
+            written already.
 
     """
     for key, expected in base.items():
         found = stored.get(key)
-        if not unchanged(expected, found) and not (key in changes and holds(found, changes[key])):
+        if unchanged(expected, found):
+            continue
+        if is_versioned(expected) or is_versioned(found) or not (key in changes and holds(found, changes[key])):
             raise Conflict(state_key, key, expected, found)
 
 
 def unchanged(expected: Entry | None, found: Entry | None) -> bool:
-    """Tell whether a key is still stored as it was: by version and value, by value where there is no version."""
+    """Tell whether a key is still stored as it was: by version and time, by value where one has no version."""
     if expected is None or found is None:
         return expected is found
+    if expected.value != found.value:
+        return False
+    if expected.version is None or found.version is None:
+        return True
     # Versions count from 1 again where a file or an object was taken away, or from an older one where it was restored.
-    versions = {expected.version, found.version}
-    return expected.value == found.value and (len(versions) == 1 or None in versions)
+    return expected.version == found.version and expected.updated_at == found.updated_at
+
+
+def is_versioned(entry: Entry | None) -> bool:
+    """Tell whether an entry is that of a store with versions; None, of which nobody knows, is not."""
+    return entry is not None and entry.version is not None
 
 
 def holds(found: Entry | None, value: str | None) -> bool:
@@ -299,19 +345,19 @@ def before(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> di
     return {
         key: stored[key].value if key in stored else None
         for key, value in sorted(changes.items())
-        if not key.startswith(RESERVED) and (value is not None or key in stored)
+        if has_history(key) and (value is not None or key in stored)
     }
 
 
 def utc_now() -> str:
     """Return the time in the API's form, such as `2023-01-01T10:00:00.000Z`."""
-    return _timestamp(datetime.now(timezone.utc))
+    return time_text(datetime.now(timezone.utc))
 
 
 def kept_since(age: timedelta) -> str:
     """Return the time, as `utc_now` would have told it, before which everything is older than an age."""
     now = datetime.now(timezone.utc)
-    return _timestamp(now - min(age, now - datetime.min.replace(tzinfo=timezone.utc)))
+    return time_text(now - min(age, now - datetime.min.replace(tzinfo=timezone.utc)))
 
 
 @cache
@@ -322,5 +368,6 @@ def host() -> str:
     return node()
 
 
-def _timestamp(moment: datetime) -> str:
+def time_text(moment: datetime) -> str:
+    """Return a time in UTC in the API's form."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from datetime import timedelta
-from itertools import chain, islice
+from datetime import datetime, timezone
+from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from checkpoint.entries import Change, Entry, Receipt
-from checkpoint.stores.base import (
+from checkpoint.stores.base import check_base, check_changes, check_name, host, utc_now
+from checkpoint.stores.history import (
     KEEP,
-    before,
-    check_base,
-    check_changes,
-    check_history,
+    KEEP_DAYS,
+    answers,
+    change_of,
     check_keep,
-    check_name,
-    host,
-    kept_since,
-    utc_now,
+    check_question,
+    check_reasons,
+    forgotten,
+    told,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+
+class _Cell(NamedTuple):
+    """A key: its entry, None where it was deleted, and its history, the newest first."""
+
+    entry: Entry | None = None
+    changes: tuple[Change, ...] = ()
 
 
 class MemoryStore:
     """Namespaces in a dict: atomic commits with compare-and-swap, gone with the process.
 
-    `keep` bounds the history of each namespace: a number of commits (0: none is kept) or an age.
+    `keep` and `keep_days` bound the history of each key, see `checkpoint.stores.history`; 0 as `keep`: none is kept.
+
+    Raises:
+        ValueError, TypeError: `keep` or `keep_days` is not a number from 0 on.
+
     """
 
     atomic = True
 
-    def __init__(self, *, keep: int | timedelta = KEEP) -> None:
-        check_keep(keep)
-        self._keep = keep
-        self._namespaces: dict[str, dict[str, Entry]] = {}
+    def __init__(self, *, keep: int = KEEP, keep_days: int = KEEP_DAYS) -> None:
+        check_keep(keep, keep_days)
+        self._keep, self._keep_days = keep, keep_days
+        # A commit is one `update` of its namespace's dict, so an interrupted one has written all or nothing. A version
+        # is counted before, so that it is used once.
+        self._namespaces: dict[str, dict[str, _Cell]] = {}
         self._versions: dict[str, int] = {}
-        self._commits: dict[str, deque[list[Change]]] = {}  # the oldest first
         self._lock = Lock()
         _stores.add(self)
 
@@ -59,8 +70,15 @@ class MemoryStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""
         check_name("state_key", state_key)
-        with self._lock:
-            return dict(self._namespaces.get(state_key, {}))
+        return {key: cell.entry for key, cell in self._cells(state_key) if cell.entry is not None}
+
+    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`."""
+        check_name("state_key", state_key)
+        wanted = {*keys}
+        for key in wanted:
+            check_name("key", key)
+        return _read(self._namespaces.get(state_key, {}), wanted)
 
     def commit(
         self,
@@ -69,59 +87,69 @@ class MemoryStore:
         base: Mapping[str, Entry | None] = {},
         *,
         run_id: str | None = None,
+        reasons: Mapping[str, str] = {},
+        by: str | None = None,
     ) -> Receipt:
-        """Write the changed keys, all or none; see `Store.commit`."""
+        """Write the changed keys, all or none; see `KeepsHistory.commit`."""
         check_changes(state_key, changes, run_id)
+        check_reasons(reasons, by)
         with self._lock:
-            stored = self._namespaces.get(state_key, {})
+            cells = self._namespaces.get(state_key, {})
+            stored = _read(cells, {**base, **changes})
             check_base(state_key, changes, base, stored)
+            if not changes:
+                return Receipt()
             now, version = utc_now(), self._versions.get(state_key, 0) + 1
-            written: dict[str, Entry] = {}
-            after = dict(stored)
-            for key, value in changes.items():
-                if value is None:
-                    after.pop(key, None)
-                else:
-                    created_at = after[key].created_at if key in after else now
-                    after[key] = written[key] = Entry(key, value, created_at, now, run_id, version)
-            if changes:
-                self._namespaces[state_key], self._versions[state_key] = after, version
-                self._remember(
-                    state_key,
-                    [
-                        Change(key, value, changes[key], version, now, run_id, host(), os.getpid())
-                        for key, value in before(changes, stored).items()
-                    ],
-                )
+            self._versions[state_key] = version
+            written = {
+                key: Entry(key, value, stored[key].created_at if key in stored else now, now, run_id, version)
+                for key, value in changes.items()
+                if value is not None
+            }
+            past = told(changes, stored) if self._keep else {}
+            new = {key: cells.get(key, _Cell())._replace(entry=written.get(key)) for key in changes}
+            for key, before in past.items():
+                commit = (version, now, run_id, host(), os.getpid(), reasons.get(key), by)
+                changed = change_of((key, before, changes[key], *commit))
+                new[key] = new[key]._replace(changes=self._kept((changed, *new[key].changes)))
+            self._namespaces.setdefault(state_key, cells).update(new)
             return Receipt(written)
 
     def namespaces(self) -> list[str]:
         """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""
-        with self._lock:
-            return sorted(state_key for state_key, entries in self._namespaces.items() if entries)
+        found = [*self._namespaces.items()]
+        return sorted(name for name, cells in found if any(cell.entry is not None for cell in [*cells.values()]))
 
     def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
         """Return what was changed; see `KeepsHistory.history`."""
-        check_history(state_key, key, limit)
-        with self._lock:
-            changes = chain.from_iterable(reversed(self._commits.get(state_key, ())))
-            return list(islice((change for change in changes if key in {None, change.key}), limit))
-
-    def _remember(self, state_key: str, changes: list[Change]) -> None:
-        if not changes:
-            return
-        commits = self._commits.setdefault(state_key, deque())
-        commits.append(changes)
-        if isinstance(self._keep, timedelta):
-            since = kept_since(self._keep)
-            while commits and commits[0][0].at < since:
-                commits.popleft()
-        else:
-            while len(commits) > self._keep:
-                commits.popleft()
+        check_question(state_key, key, limit)
+        changes = [
+            (-change.version, stored_key, change)
+            for stored_key, cell in self._cells(state_key)
+            if answers(stored_key, key)
+            for change in cell.changes
+        ]
+        return [change for _, _, change in islice(sorted(changes), limit)]
 
     def close(self) -> None:
         """Do nothing: the entries live as long as the store."""
+
+    def _cells(self, state_key: str) -> list[tuple[str, _Cell]]:
+        return [*self._namespaces.get(state_key, {}).items()]  # copied in one step, while others write
+
+    def _kept(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Return the changes of a key that are still kept after the first of them was added."""
+        if len(changes) <= self._keep:
+            return changes
+        times = ((change.version, change.at) for change in changes)
+        gone = {*forgotten(times, self._keep, self._keep_days, datetime.now(timezone.utc))}
+        return tuple(change for change in changes if change.version not in gone)
+
+
+def _read(cells: Mapping[str, _Cell], keys: Iterable[str]) -> dict[str, Entry]:
+    """Return the entries of these keys, as far as they exist."""
+    found = ((key, cells[key].entry) for key in keys if key in cells)
+    return {key: entry for key, entry in found if entry is not None}
 
 
 _named: dict[str, MemoryStore] = {}

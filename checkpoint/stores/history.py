@@ -1,0 +1,122 @@
+"""What stores remember of each key's changes, and for how long.
+
+The last `keep` changes of a key are kept. Of the older ones the last of each hour is kept for three days, and the last
+of each day (UTC) for `keep_days`. The bound counts for each key alone, so a busy key never drops the history of a quiet
+one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.entries import RESERVED, Change, has_history, head_key, named
+from checkpoint.stores.base import check_name, check_text, time_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from checkpoint.entries import Entry
+
+KEEP = 100
+"""Changes of a key that are kept whatever their age."""
+
+KEEP_DAYS = 90
+"""Days for which the last change of each day is kept beyond them."""
+
+HOURLY = timedelta(days=3)
+"""For how long the last change of each hour is kept."""
+
+_HOUR, _DAY = len("2024-05-01T10"), len("2024-05-01")  # how much of a time names its hour, and its day
+
+
+def check_keep(keep: int, keep_days: int) -> None:
+    """Refuse numbers that do not bound a history; 0 changes: none is kept at all.
+
+    Raises:
+        TypeError: one is not an int.
+        ValueError: one is negative.
+
+    """
+    for what, number in (("keep", keep), ("keep_days", keep_days)):
+        if not isinstance(number, int) or isinstance(number, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+            raise TypeError(f"{what} must be an int, not {type(number).__name__}")
+        if number < 0:
+            raise ValueError(f"{what} must be a number from 0 on, not {number}")
+
+
+def check_question(state_key: str, key: str | None, limit: int | None) -> None:
+    """Refuse what asks for no history.
+
+    Raises:
+        TypeError, ValueError: as `check_name`, or the limit is not a number from 0 on.
+
+    """
+    check_name("state_key", state_key)
+    if key is not None:
+        check_name("key", key)
+    if limit is not None:
+        if not isinstance(limit, int) or isinstance(limit, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+            raise TypeError(f"limit must be an int, not {type(limit).__name__}")
+        if limit < 0:
+            raise ValueError(f"limit must be a number from 0 on, not {limit}")
+
+
+def check_reasons(reasons: Mapping[str, str], by: str | None) -> None:
+    """Refuse reasons and a `by` that are not text.
+
+    Raises:
+        TypeError, ValueError: one is not a str, or holds what not every store can.
+
+    """
+    for key, reason in reasons.items():
+        check_text(f"the reason for {key!r}", reason)
+    if by is not None:
+        check_text("by", by)
+
+
+def told(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:
+    """Return what history tells of a commit: each key that it changes, and the value it had; None: it was absent."""
+    return {
+        key: stored[key].value if key in stored else None
+        for key, value in changes.items()
+        if has_history(key) and (value is not None or key in stored)
+    }
+
+
+def answers(stored_key: str, key: str | None) -> bool:
+    """Tell whether a history of `key` tells of a stored key; see `KeepsHistory.history`."""
+    if key is None:
+        return not stored_key.startswith(RESERVED) or named(stored_key)[1] is not None
+    return stored_key == key or stored_key.startswith(f"{head_key(key)}/")
+
+
+def is_passed_by(at: str, successor_at: str) -> bool:
+    """Tell whether a change past `keep` goes at once: the next one is of the same hour."""
+    return at[:_HOUR] == successor_at[:_HOUR]
+
+
+def forgotten(times: Iterable[tuple[int, str]], keep: int, keep_days: int, now: datetime) -> Iterator[int]:
+    """Yield the versions of a key's changes that are kept no longer.
+
+    `times` are the version and time of each, the newest first.
+    """
+    hourly, daily = time_text(_ago(now, HOURLY)), time_text(_ago(now, timedelta(days=keep_days)))
+    seen: set[str] = set()  # hours and days of which a later change is kept
+    for number, (version, at) in enumerate(times):
+        hour, day = at[:_HOUR], at[:_DAY]
+        stays = number < keep or (at >= daily and (day not in seen or (at >= hourly and hour not in seen)))
+        if not stays:
+            yield version
+        seen.update((hour, day))
+
+
+def _ago(now: datetime, age: timedelta) -> datetime:
+    return now - min(age, now - datetime.min.replace(tzinfo=timezone.utc))
+
+
+def change_of(row: Sequence[Any]) -> Change:
+    """Return a change from the key of its entry and, in the order of `Change`, all else but the member."""
+    stored_key, *rest = row
+    key, member = named(stored_key)
+    return Change._make((key, *rest[:7], member, *rest[7:]))
