@@ -6,9 +6,9 @@ import copy
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from checkpoint.streams.keys import MICRO
 from checkpoint.streams.options import SEEN
 from checkpoint.streams.rows import digest, primary_getter
-from checkpoint.streams.values import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -84,13 +84,13 @@ class Range:
         """Return what a stored value compares by."""
         if not self._bound:
             self._bind(value)
-        return self.scale.key(value, written=True)
+        return self.scale.key_of(value, written=True)
 
     def compare(self, one: Any, other: Any) -> int:
         """Return -1, 0 or 1 for two bounds, whatever kind the rows will be."""
         scale = self.new_scale()
         scale.settle(one, other)
-        key, against = scale.key(one, written=True), scale.key(other, written=True)
+        key, against = scale.key_of(one, written=True), scale.key_of(other, written=True)
         return int(key > against) - int(key < against)
 
     def highest(self, values: Iterable[Any]) -> Any:
@@ -104,7 +104,7 @@ class Range:
             return None  # nothing at it or above is handed out
         if self._options.asc:
             return self.scale.now(SKEW)
-        return self._opened_at if self.scale.kind == "instant" else None
+        return self.scale.now(at=self._opened_at) if self.scale.kind == "instant" else None
 
     def floor(self, position: Any) -> Any:
         """Return what a run that starts from a position asks the source for."""
@@ -120,7 +120,7 @@ class Range:
         initial = options.initial_value
         if initial is None or isinstance(initial, str):
             return start
-        return self.scale.spell(self.scale.key(start, written=True), initial)
+        return self.scale.spell(self.scale.key_of(start, written=True), initial)
 
     def typed(self, value: Any) -> Any:
         """Return a stored value in the type of `initial_value`, where that is exact."""
@@ -138,7 +138,9 @@ class Range:
         try:
             if not scale.settle(value):
                 scale.key(value)  # text, for all that is known
-            keys = [None if bound is None else scale.key(bound, written=True) for bound in (self.position, self.start)]
+            keys = [
+                None if bound is None else scale.key_of(bound, written=True) for bound in (self.position, self.start)
+            ]
             self.end_key = None if end is None else scale.key(end)
             self.opened_key, self.start_key = keys
             self._bound = True

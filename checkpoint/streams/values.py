@@ -1,25 +1,28 @@
 """Cursor values: compared as what they are, moved by a step, and spelled as they came.
 
     number    int, float and Decimal, exactly with each other
-    instant   aware datetimes, and text such as `2024-05-01T10:00:00Z`
+    instant   aware datetimes, and ISO 8601 text such as `2024-05-01T10:00:00Z`
     wall      the same without a zone, and dates as their midnight; instants where `timezone=` says whose clock it is
     text      any other string, by code point
 
-Within one of these four every value has a *key*, and keys compare as plain Python values. An instant's and a wall
-clock's is `(seconds since 1970, fraction digits without trailing zeros)`: exact at any number of digits.
+Within one of these four every value is *exact*, a number, a moment (see `keys`) or text, and has a *key* that compares
+as a plain Python value.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import time
 from calendar import monthrange
-from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import date, datetime, timedelta, tzinfo
 from decimal import ROUND_FLOOR, Decimal, localcontext
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from zoneinfo import ZoneInfo
+
+from checkpoint.streams import keys
+from checkpoint.streams.keys import EPOCH, MICRO, UTC, Moment, ToKey, is_fixed, moment_of, offset_at
+from checkpoint.streams.spellings import DAY, EPOCH_DAY, read_day, read_time, write_day, write_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,14 +32,9 @@ Key: TypeAlias = Any
 """What a value compares by; see the module."""
 Step: TypeAlias = "timedelta | float | Decimal"
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)([T ])(\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?(Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - of a wall clock
-_EPOCH_DAY = date(1970, 1, 1).toordinal()
-_DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
-MICRO = 6
-"""Fraction digits of a datetime."""
+EASTERNMOST = 14 * 3_600
+"""Seconds that the first clock on Earth to show a moment is ahead of UTC."""
 
 
 class Scale:
@@ -44,10 +42,16 @@ class Scale:
 
     Its kind is that of the first value it meets which leaves no doubt (a string may be text, or something written
     down); errors say `where` it is, and name the values that are `known` by a name, such as initial_value. Values that
-    do not compare are a TypeError, NaN and infinities a ValueError.
+    do not compare are a TypeError, infinities a ValueError.
+
+    Attributes:
+        kind: what the values are; None: not known yet.
+        key: makes the key of a row's value, None of a missing one. `begin` replaces it by a quicker one, whose keys do
+            not compare with those made before.
+
     """
 
-    __slots__ = ("_known", "_sample", "_where", "_zone", "kind")
+    __slots__ = ("_datetimes", "_form_zone", "_known", "_sample", "_where", "_zone", "key", "kind")
 
     def __init__(self, where: str, zone: tzinfo | str | None = None, known: Mapping[str, Any] = {}) -> None:
         self.kind: Kind | None = None
@@ -55,36 +59,88 @@ class Scale:
         self._known = known
         self._zone = ZoneInfo(zone) if isinstance(zone, str) else zone
         self._sample: Any = None
+        self._datetimes = False  # whether keys of moments are datetimes, of `_form_zone`; otherwise they are text
+        self._form_zone: tzinfo | None = None
+        self.key: ToKey = self._row_key
 
     def settle(self, *values: Any) -> bool:
         """Take the kind of the first of these that is no text; tell whether there is a kind now."""
         for value in values:
-            if self.kind is None and value is not None and (kind := self._classify(value)[0]) != "text":
+            if self.kind is None and value is not None and (kind := self._read(value)[0]) != "text":
                 self.kind, self._sample = kind, value
         return self.kind is not None
 
-    def key(self, value: Any, *, written: bool = False) -> Key:
-        """Return the key of a value; `written` reads a string as what a Decimal was stored as, too."""
-        kind, key = self._classify(value)
+    # Keys
+
+    def begin(self, value: Any) -> bool:
+        """Make `key` quick for values like this one, the first of the rows; False, and nothing, where it is missing.
+
+        Keys of before do not compare with those from here on.
+        """
+        if is_missing(value):
+            return False
+        self.key_of(value)  # settles the kind, or refuses
+        slow = self._row_key
+        if isinstance(value, datetime):
+            self._datetimes = True
+            self.key, self._form_zone = keys.of_datetimes(slow, value, self._zone)
+        elif isinstance(value, date):
+            self._datetimes, self._form_zone = True, None if self._zone is None else UTC
+            self.key = keys.remembering(slow, date)
+        elif isinstance(value, str):
+            self.key = self._text_keys(value)
+        elif isinstance(value, int):
+            self.key = keys.of_ints(slow)
+        elif isinstance(value, float):
+            self.key = keys.of_floats(slow)
+        elif isinstance(value, Decimal):
+            self.key = keys.of_decimals(slow)
+        return True
+
+    def _text_keys(self, value: str) -> ToKey:
+        if read_time(value) is not None:
+            return keys.of_iso_text(self._row_key, value, self._zone)
+        return keys.remembering(self._row_key, str) if read_day(value) is not None else self._row_key
+
+    def _row_key(self, value: Any) -> Key:
+        return None if is_missing(value) else self.key_of(value)
+
+    def key_of(self, value: Any, *, written: bool = False) -> Key:
+        """Return the key of a value, whatever it is spelled like.
+
+        `written` reads a string as what a Decimal was stored as, too.
+        """
+        return self._form(self._exact(value, written=written))
+
+    def _form(self, exact: Any) -> Key:
+        if not self.has_clock:
+            return exact
+        return keys.datetime_key(exact, self._form_zone) if self._datetimes else keys.text_key(exact)
+
+    def _unform(self, key: Key) -> Any:
+        """Return what a key was made of."""
+        return moment_of(key) if self.has_clock else key
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether the values are moments, so that one may lie in the future."""
+        return self.kind in ("instant", "wall")
+
+    def _exact(self, value: Any, *, written: bool = False) -> Any:
+        kind, exact = self._read(value)
         if kind == self.kind:
-            return key
+            return exact
         if self.kind is None:
             self.kind, self._sample = kind, value
-            return key
+            return exact
         return self._reconcile(value, kind, written=written)
 
-    def _reconcile(self, value: Any, kind: Kind, *, written: bool) -> Key:
-        if kind == "text":
-            if self.kind == "number" and written:
-                try:
-                    return Decimal(value)
-                except ArithmeticError:
-                    pass
-            day = _day(value)
-            if day is not None and self.kind in ("instant", "wall"):
-                kind, key = self._classify(day)
-                if kind == self.kind:
-                    return key
+    def _reconcile(self, value: Any, kind: Kind, *, written: bool) -> Any:
+        if kind == "text" and self.kind == "number" and written:
+            try:
+                return Decimal(value)
+            except ArithmeticError:
+                pass
         if {kind, self.kind} == {"instant", "wall"}:
             naive, aware = (value, self._sample) if kind == "wall" else (self._sample, value)
             raise TypeError(
@@ -100,10 +156,12 @@ class Scale:
     def _named(self, value: Any) -> str:
         return next((f"{name} {value!r}" for name, known in self._known.items() if known is value), repr(value))
 
-    def _classify(self, value: Any) -> tuple[Kind, Key]:
+    # What a value is
+
+    def _read(self, value: Any) -> tuple[Kind, Any]:
+        """Return the kind of a value, and what it is exactly: a number, a moment or text."""
         if isinstance(value, str):
-            parts = _parse(value)
-            return ("text", value) if parts is None else self._timed(parts.local, parts.fraction, parts.offset)
+            return self._read_text(value)
         if isinstance(value, bool):
             raise TypeError(f"{self._where}: a bool is no cursor value: {value!r}")
         if isinstance(value, int):
@@ -113,75 +171,76 @@ class Scale:
                 raise ValueError(f"{self._where}: {value!r} is no cursor value")
             return "number", value
         if isinstance(value, datetime):
-            return self._classify_datetime(value)
+            return self._read_datetime(value)
         if isinstance(value, date):
-            return self._timed((value.toordinal() - _EPOCH_DAY) * _DAY, "", None)
+            return self._timed((value.toordinal() - EPOCH_DAY) * DAY, "", None)
         raise TypeError(
             f"{self._where}: a {type(value).__name__} is no cursor value: "
             "int, float, Decimal, date, datetime and str are; pass a callable that makes one of them"
         )
 
-    def _classify_datetime(self, value: datetime) -> tuple[Kind, Key]:
-        if getattr(value, "nanosecond", 0):  # pandas: its isoformat() has all digits
-            return self._classify(value.isoformat())
-        offset = value.utcoffset()
-        if offset is None and self._zone is not None:
-            offset = value.replace(tzinfo=self._zone).utcoffset()
-        since = value.replace(tzinfo=None) - _EPOCH - (offset or timedelta())
-        fraction = f"{since.microseconds:06}".rstrip("0") if since.microseconds else ""
-        return "wall" if offset is None else "instant", (since.days * _DAY + since.seconds, fraction)
+    def _read_text(self, value: str) -> tuple[Kind, Any]:
+        written = read_time(value)
+        if written is not None:
+            return self._timed(written.local, written.fraction, written.offset)
+        day = read_day(value)
+        return ("text", value) if day is None else self._read(day)
 
-    def _timed(self, local: int, fraction: str, offset: int | None) -> tuple[Kind, Key]:
+    def _read_datetime(self, value: datetime) -> tuple[Kind, Moment]:
+        if getattr(value, "nanosecond", 0):  # pandas: its isoformat() has all digits
+            return self._read(value.isoformat())
+        if value.tzinfo is None and self._zone is not None:
+            value = value.replace(tzinfo=self._zone)
+        return "wall" if value.utcoffset() is None else "instant", moment_of(value)
+
+    def _timed(self, local: int, fraction: str, offset: int | None) -> tuple[Kind, Moment]:
         if offset is None and self._zone is not None:
-            offset = _offset_at(local, self._zone)
+            offset = math.floor(offset_at(local, self._zone).total_seconds())
         return ("wall", (local, fraction)) if offset is None else ("instant", (local - offset, fraction))
+
+    # Spelling
 
     def spell(self, key: Key, like: Any) -> Any:
         """Return the greatest value in the type and spelling of `like` whose key is not above this one."""
-        return self._spell(key, like, self.kind)
+        return self._spell(self._unform(key), like, self.kind)
 
-    def _spell(self, key: Key, like: Any, kind: Kind | None) -> Any:  # noqa: PLR0911 - a type each
+    def _spell(self, exact: Any, like: Any, kind: Kind | None) -> Any:
         if isinstance(like, str):
-            return self._spell_text(key, like, kind)
+            return self._spell_text(exact, like, kind)
         if isinstance(like, int):
-            return math.floor(key)
+            return math.floor(exact)
         if isinstance(like, float):
-            return _float_below(key)
+            return _float_below(exact)
         if isinstance(like, Decimal):
-            return _decimal_below(Fraction(key), like)
-        seconds, fraction = key
+            return _decimal_below(Fraction(exact), like)
+        return self._spell_time(exact, like, kind)
+
+    def _spell_time(self, moment: Moment, like: date, kind: Kind | None) -> date:
+        seconds, fraction = moment
         if not isinstance(like, datetime):
-            return date.fromordinal(self._local(seconds, kind) // _DAY + _EPOCH_DAY)
+            return date.fromordinal(self._local(seconds, kind) // DAY + EPOCH_DAY)
         micros = int(fraction[:MICRO].ljust(MICRO, "0"))
         if like.tzinfo is None:
-            return _EPOCH + timedelta(seconds=self._local(seconds, kind), microseconds=micros)
-        moment = _EPOCH.replace(tzinfo=timezone.utc) + timedelta(seconds=seconds, microseconds=micros)
-        return moment.astimezone(like.tzinfo)
+            return EPOCH + timedelta(seconds=self._local(seconds, kind), microseconds=micros)
+        at = EPOCH.replace(tzinfo=UTC) + timedelta(seconds=seconds, microseconds=micros)
+        return at.astimezone(like.tzinfo)
 
-    def _spell_text(self, key: Key, like: str, kind: Kind | None) -> str:
-        parts = _parse(like)
-        if parts is None and _day(like) is None:
-            return str(key)
-        seconds, fraction = key
-        offset = None if parts is None else parts.offset
-        local = self._local(seconds, kind) if offset is None else seconds + offset
-        days, rest = divmod(local, _DAY)
-        day = date.fromordinal(days + _EPOCH_DAY).isoformat()
-        if parts is None:
-            return day
-        clock = f"{day}{parts.separator}{rest // _HOUR:02}:{rest % _HOUR // _MINUTE:02}"
-        if parts.digits is None:
-            return clock + parts.zone
-        digits = "." + fraction[: parts.digits].ljust(parts.digits, "0") if parts.digits else ""
-        return f"{clock}:{rest % _MINUTE:02}{digits}{parts.zone}"
+    def _spell_text(self, exact: Any, like: str, kind: Kind | None) -> str:
+        written = read_time(like)
+        if written is None:
+            return str(exact) if read_day(like) is None else write_day(self._local(exact[0], kind) // DAY)
+        seconds, fraction = exact
+        local = self._local(seconds, kind) if written.offset is None else seconds + written.offset
+        return write_time(local, fraction, written)
 
     def _local(self, seconds: int, kind: Kind | None) -> int:
-        """Return what the wall clock shows, where it is not the key itself."""
+        """Return what the wall clock shows, where it is not the moment itself."""
         if kind != "instant" or self._zone is None:
             return seconds
-        moment = _EPOCH.replace(tzinfo=timezone.utc) + timedelta(seconds=seconds)
-        offset = moment.astimezone(self._zone).utcoffset() or timedelta()
-        return seconds + math.floor(offset.total_seconds())
+        offset = (EPOCH.replace(tzinfo=UTC) + timedelta(seconds=seconds)).astimezone(self._zone).utcoffset()
+        return seconds + math.floor((offset or timedelta()).total_seconds())
+
+    # Moving
 
     def shift(self, value: Any, step: Step, times: int = 1, *, written: bool = False) -> Any:
         """Return a value moved by `times` steps, in its own type and spelling, rounded down.
@@ -189,33 +248,31 @@ class Scale:
         A timedelta is a length of time, also where a clock is put forward or back meanwhile. What lies before year 1
         becomes year 1; past year 9999 is an OverflowError.
         """
-        kind, key = self._classify(value)
-        if kind == "text" and (day := _day(value)) is not None:
-            kind, key = self._classify(day)
+        kind, exact = self._read(value)
         if kind == "text" and written and self.kind == "number":
-            kind, key, value = "number", self.key(value, written=True), Decimal(value)
+            kind, exact, value = "number", self._exact(value, written=True), Decimal(value)
         if kind == "text" or (kind == "number") == isinstance(step, timedelta):
             raise TypeError(f"{self._where}: {_shown(value, kind)} cannot be moved by {step!r}")
         if not isinstance(step, timedelta):
-            return self._spell(Fraction(key) + times * Fraction(step), value, kind)
-        return self._spell_clamped(_moved(key, times * step), value, kind)
+            return self._spell(Fraction(exact) + times * Fraction(step), value, kind)
+        return self._spell_clamped(_moved(exact, times * step), value, kind)
 
-    def _spell_clamped(self, key: Key, like: Any, kind: Kind) -> Any:
+    def _spell_clamped(self, moment: Moment, like: Any, kind: Kind) -> Any:
         try:
-            return self._spell(key, like, kind)
+            return self._spell(moment, like, kind)
         except (ValueError, OverflowError) as error:
-            if key[0] > 0:
+            if moment[0] > 0:
                 raise OverflowError(f"{self._where}: past the year 9999") from error
             if isinstance(like, str):
-                parts = _parse(like)
-                return self._spell_text((_YEAR_ONE - ((parts.offset if parts else None) or 0), ""), like, "wall")
+                written = read_time(like)
+                return self._spell_text((_YEAR_ONE - ((written.offset if written else None) or 0), ""), like, "wall")
             return datetime.min.replace(tzinfo=like.tzinfo) if isinstance(like, datetime) else date.min
 
     def months(self, value: Any, count: int) -> Any:
         """Return a value moved by calendar months of its own clock; a day the month lacks becomes its last one."""
-        kind = self._classify(value)[0]
+        kind = self._read(value)[0]
         head = value[:10] if isinstance(value, str) else value
-        day = _day(head) if isinstance(head, str) else head
+        day = read_day(head) if isinstance(head, str) else head
         if kind == "number" or not isinstance(day, date):
             raise TypeError(f"{self._where}: {_shown(value, kind)} cannot be moved by months")
         years, month = divmod(day.month - 1 + count, 12)
@@ -225,38 +282,46 @@ class Scale:
             return moved.isoformat() + value[10:]
         return day.replace(year=moved.year, month=moved.month, day=moved.day)
 
-    def now(self, ahead: int = 0) -> Key | None:
-        """Return the key of the moment, and some seconds; None for values without a clock."""
-        seconds, fraction = clock()
-        return (seconds + ahead, fraction) if self.kind == "instant" else None
+    def now(self, ahead: int = 0, at: Moment | None = None) -> Key | None:
+        """Return the key of a moment (default: now) and some seconds; None for values without a clock.
+
+        Where nobody said whose clock it is, it is the one that shows a moment first.
+        """
+        if self.kind not in ("instant", "wall"):
+            return None
+        seconds, fraction = clock() if at is None else at
+        if self.kind == "wall":
+            seconds += EASTERNMOST
+        return self._form((seconds + ahead, fraction))
 
     def digestible(self, key: Key) -> str:
         """Return a key as text: one for all spellings of a value."""
-        if self.kind == "number":
-            return str(Fraction(key))
-        return str(key) if self.kind == "text" else f"{key[0]}.{key[1]}"
+        if not self.has_clock:
+            return key if isinstance(key, str) else str(Fraction(key))
+        seconds, fraction = moment_of(key)
+        return f"{seconds}.{fraction}"
 
     def lane(self, value: Any, top: Key | None, *, to_the_day: bool = False) -> Lane | None:
         """Return the lane of a value up to the key `top`; None: its like are compared by their keys only.
 
         `to_the_day` makes it end before the day of `top`.
         """
-        kind, _ = self._classify(value)
+        kind, _ = self._read(value)
         if kind != self.kind:
             return None
         if isinstance(value, str):
             return self._text_lane(value, top, to_the_day=to_the_day)
         tz = value.tzinfo if isinstance(value, datetime) else None
-        if type(value) not in _PLAIN or not _fixed(tz) or not (kind == "number" or _fixed(self._zone)):
+        if type(value) not in _PLAIN or not is_fixed(tz) or not (kind == "number" or is_fixed(self._zone)):
             return None
         highest = _highest(value) if top is None else top if kind == "number" else self._spell_or_highest(top, value)
         return Lane(type(value), value, highest, tz=tz)  # pyright: ignore[reportUnknownArgumentType] - any type
 
     def _text_lane(self, value: str, top: Key | None, *, to_the_day: bool) -> Lane | None:
-        parts = _parse(value)
+        parts = read_time(value)
         if parts is None:
             return Lane(str, value, _TEXT_END if top is None else top) if ":" not in value else None
-        if parts.offset is None and not _fixed(self._zone):
+        if parts.offset is None and not is_fixed(self._zone):
             return None
         highest = "~" if top is None else self._spell_or_highest(top, value)
         if to_the_day:
@@ -335,71 +400,25 @@ class Lane:
         return all(joined[start + place :: size] == char * count for place, char in enumerate(self.tail))
 
 
-class _Parts(NamedTuple):
-    """A string that tells a time."""
-
-    local: int
-    """Seconds since 1970 as the clock shows them."""
-    fraction: str
-    """Digits, without trailing zeros."""
-    offset: int | None
-    """Seconds east of UTC; None: naive."""
-    separator: str
-    digits: int | None
-    """How many fraction digits are written; None: not even seconds."""
-    zone: str
-    """The offset as written."""
-
-
-def _parse(text: str) -> _Parts | None:
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    day, separator, hour, minute, second, fraction, zone = match.groups()
-    date_ = _day(day)
-    hours, minutes, seconds = int(hour), int(minute), int(second or 0)
-    if date_ is None or hours > 23 or minutes > 59 or seconds > 60:  # a clock; 60 is a leap second
-        return None
-    offset = _offset(zone)
-    if offset is not None and abs(offset) >= _DAY:
-        return None
-    local = (date_.toordinal() - _EPOCH_DAY) * _DAY + hours * _HOUR + minutes * _MINUTE + seconds
-    digits = None if second is None else len(fraction or "")
-    return _Parts(local, (fraction or "").rstrip("0"), offset, separator, digits, zone or "")
+def is_missing(value: Any) -> bool:
+    """Tell whether a row has no cursor value: None, NaN, NaT, pandas' NA, or empty text."""
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return not value
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return type(value).__name__ in ("NaTType", "NAType") or (
+        type(value).__name__ == "datetime64" and str(value) == "NaT"
+    )
 
 
-def _offset(zone: str | None) -> int | None:
-    if zone is None:
-        return None
-    if zone == "Z":
-        return 0
-    seconds = int(zone[1:3]) * _HOUR + int(zone[3:].lstrip(":") or 0) * _MINUTE
-    return -seconds if zone[0] == "-" else seconds
-
-
-def _day(text: str) -> date | None:
-    """Read `YYYY-MM-DD`; None where it is no such day."""
-    if _DATE.fullmatch(text):
-        try:
-            return date(int(text[:4]), int(text[5:7]), int(text[8:]))
-        except ValueError:
-            pass
-    return None
-
-
-def _offset_at(local: int, zone: tzinfo) -> int:
-    """Return the offset of a zone at what its clock shows; of two such moments the earlier's."""
-    try:
-        offset = (_EPOCH + timedelta(seconds=local)).replace(tzinfo=zone).utcoffset()
-    except OverflowError:
-        offset = None
-    return math.floor((offset or timedelta()).total_seconds())
-
-
-def _moved(key: tuple[int, str], by: timedelta) -> tuple[int, str]:
-    seconds, fraction = key
+def _moved(moment: Moment, by: timedelta) -> Moment:
+    seconds, fraction = moment
     digits = max(len(fraction), MICRO)
-    micros = (by.days * _DAY + by.seconds) * 10**MICRO + by.microseconds
+    micros = (by.days * DAY + by.seconds) * 10**MICRO + by.microseconds
     total = seconds * 10**digits + int(fraction.ljust(digits, "0")) + micros * 10 ** (digits - MICRO)
     seconds, rest = divmod(total, 10**digits)
     return seconds, f"{rest:0{digits}}".rstrip("0")
@@ -418,11 +437,6 @@ def _decimal_below(number: Fraction, like: Decimal) -> Decimal:
     with localcontext() as context:
         context.prec, context.rounding = 4 * _DECIMAL_PLACES, ROUND_FLOOR
         return Decimal(math.floor(number * Fraction(10) ** places)).scaleb(-places)
-
-
-def _fixed(tz: tzinfo | None) -> bool:
-    """Tell whether a clock is never put forward or back."""
-    return tz is None or isinstance(tz, timezone) or getattr(tz, "key", None) in ("UTC", "Etc/UTC")
 
 
 def _highest(like: Any) -> Any:
@@ -455,4 +469,4 @@ def wire(value: Any) -> Any:
 _PLAIN = (int, float, Decimal, date, datetime)
 _TEXT_END = "\U0010ffff"
 _DECIMAL_PLACES = 100
-_YEAR_ONE = (date.min.toordinal() - _EPOCH_DAY) * _DAY
+_YEAR_ONE = (date.min.toordinal() - EPOCH_DAY) * DAY

@@ -151,4 +151,4 @@ class Frontier:
             yield start, end
 
     def _key(self, value: Any) -> Key:
-        return self._scale.key(value, written=True)
+        return self._scale.key_of(value, written=True)
