@@ -27,6 +27,7 @@ from checkpoint import (
     StoreUnavailable,
 )
 from checkpoint.codec import decode, encode
+from checkpoint.run.holders import caller
 from checkpoint.run.worker import Worker
 from checkpoint.stores.memory import MemoryStore
 
@@ -531,7 +532,7 @@ def test_a_background_failure_is_never_lost(raiser):
         cp["a"] = A
         store.error = StoreError("disk on fire")
         cp.commit_soon()
-        cp._worker.submit(lambda: None).result()
+        cp._commits.background.worker.submit(lambda: None).result()
         assert cp.changed == {"a"}
         store.error = None
         if raiser != "exit":
@@ -692,7 +693,7 @@ def test_going_back_after_an_unknown_write_is_sent(background):
         cp["a"] = cp["new"] = B
         if background:
             cp.commit_soon()
-            cp._worker.submit(lambda: None).result()
+            cp._commits.background.worker.submit(lambda: None).result()
         with pytest.raises(CommitUnknown):
             cp.commit()
         cp["a"] = A
@@ -771,11 +772,11 @@ def test_what_was_held_back_goes_out_with_the_next_and_its_conflict_does_not_sta
         cp["a"] = B
         assert cp.commit("a") == Commit()
         seed(store, a=C)
-        cp._ledger.flushed_at = float("-inf")
+        cp._commits.pace.flushed_at = float("-inf")
         cp["b"] = B
         with pytest.raises(Conflict):
             cp.commit("b")
-        cp._ledger.flushed_at = float("-inf")
+        cp._commits.pace.flushed_at = float("-inf")
         assert cp.commit("b").keys == ("b",)
         cp.discard()
     assert stored(store) == {"a": C, "b": B, "z": A}
@@ -797,10 +798,10 @@ def test_a_later_background_failure_is_told_with_the_first():
     with Checkpointer("run", store) as cp:
         cp["a"] = A
         cp.commit_soon()
-        cp._worker.submit(lambda: None).result()
+        cp._commits.background.worker.submit(lambda: None).result()
         cp["b"] = B
-        cp._claim(cp._scope(()))
-        cp._worker.submit(cp._flush_soon).result()
+        cp._layers.claim((), caller())
+        cp._commits.background.worker.submit(cp._commits.background._run).result()
         with pytest.raises(StoreError, match="first") as caught:
             cp.commit()
         assert caught.value.__notes__ == ["checkpoint: 'run' failed again: second"]
@@ -812,7 +813,7 @@ def test_a_background_failure_is_told_beside_the_exception_that_ends_the_block()
     with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
         cp["a"] = A
         cp.commit_soon()
-        cp._worker.submit(lambda: None).result()
+        cp._commits.background.worker.submit(lambda: None).result()
         raise ZeroDivisionError
     assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]
 
@@ -915,7 +916,7 @@ def test_a_forked_child_does_not_send_what_was_in_doubt(tmp_path):
         try:
             cp.commit()
         except StoreError:
-            cp._ledger.forked()  # as in the child
+            cp._layers.forked()  # as in the child
             assert cp.changed == set()
             assert cp.commit() == Commit()
             raise
@@ -979,19 +980,19 @@ def test_a_background_failure_that_is_told_late_is_told_beside_the_exception_tha
     stop = Worker.stop
     monkeypatch.setattr(Worker, "stop", lambda worker: (stopping.set(), stop(worker)))
     with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
-        flush = cp._ledger.flush
+        flush = cp._commits.background._flush
 
-        def slow(only=None):
+        def slow():
             try:
-                return flush(only)
+                return flush()
             except StoreError:
                 assert stopping.wait(10)
                 raise
 
-        monkeypatch.setattr(cp._ledger, "flush", slow)
+        monkeypatch.setattr(cp._commits.background, "_flush", slow)
         cp["a"] = A
         cp.commit_soon()
-        while not cp._ledger._failed:
+        while not any(claim.failed for claim in cp._layers.claims.waiting.values()):
             Event().wait(0.001)
         raise ZeroDivisionError
     assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]

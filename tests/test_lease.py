@@ -317,7 +317,7 @@ def test_a_forked_child_has_no_lease(tmp_path):
 
 def test_a_child_forked_amid_a_renewal_can_leave(tmp_path):
     with closing(SQLiteStore(tmp_path / "state.db")) as store, Checkpointer("run", store, exclusive=True) as cp:
-        with cp._ledger.lease._ended._cond:
+        with cp._commits.flush.lease._ended._cond:
             pid = os.fork()
             if pid == 0:  # here the lock is held by nobody who will let go of it, as it is where a thread held it
                 signal.alarm(20)
@@ -436,7 +436,7 @@ def test_leaving_lets_go_of_everything_whatever_the_store_raises(monkeypatch):
         def gone(*_args, **_kwargs):
             raise OSError("gone")
 
-        monkeypatch.setattr(cp._ledger.lease, "_write", gone)
+        monkeypatch.setattr(cp._commits.flush.lease, "_write", gone)
     assert closed == [store]
 
 

@@ -286,6 +286,11 @@ class Model(RuleBasedStateMachine):
         return {key: codec.decode(entry.value) for key, entry in loaded.items() if not key.startswith("g")}
 
     @invariant()
+    def each_layer_is_in_a_legal_state(self):
+        if hasattr(self, "store"):
+            self.cp._layers.check()
+
+    @invariant()
     def the_mapping_is_as_the_job_left_it(self):
         if not hasattr(self, "store"):
             return

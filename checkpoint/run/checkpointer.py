@@ -1,56 +1,73 @@
 """One run over one namespace: load its cursors, change them, commit what changed.
 
-A key is held in up to three layers, the upper hiding the lower; the lower two are the `Ledger`'s:
-
-    draft    what the job has read as a dict, set or deleted; live, and nobody's business yet
-    claimed  snapshots that the job said are safe, on their way to the store
-    known    the entries as the store is known to hold them
-
-Claiming takes the differences of the drafts down into `claimed`; a flush takes `claimed` to the store and, once it is
-confirmed there, into `known`. The draft of a key that a live stream or group holds is made by it, when it is claimed.
+`Checkpointer` is the face. What a run holds is in `Layers`, the way to the store in `Flush`, the background thread in
+`Background`, the stop signals in `Stops`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import ExitStack
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CheckpointError, CorruptState, StateMissing
-from checkpoint.run.groups import MAX_SHARDS, Group, shards_of, steps
-from checkpoint.run.ledger import Changes, Ledger
-from checkpoint.run.ledger import Commit as Commit  # noqa: PLC0414 - its public home is here
-from checkpoint.run.worker import Worker
+from checkpoint.errors import StateMissing
+from checkpoint.run.commits import Commits
+from checkpoint.run.flush import Commit
+from checkpoint.run.groups import Group, check_shards
+from checkpoint.run.holders import caller
+from checkpoint.run.layers import Layers
+from checkpoint.run.raw import Raw
+from checkpoint.run.rollback import Rollback
+from checkpoint.run.stopping import Stops
 from checkpoint.stores import open_store, shown
-from checkpoint.stores.base import KeepsHistory, Store, Warms, check_changes, check_name, joined
+from checkpoint.stores.base import Atomic, KeepsHistory, Store, Warms, check_changes, check_name, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Sequence
     from datetime import timedelta, tzinfo
     from decimal import Decimal
     from types import TracebackType
-    from typing import TypeGuard
 
     from typing_extensions import Self
 
     from checkpoint.entries import Change, Entry
     from checkpoint.streams.incremental import Incremental
+    from checkpoint.streams.options import Options
+
+__all__ = ["Checkpointer", "Commit"]
 
 logger = logging.getLogger("checkpoint")
 
-LARGE = 1_000_000
-"""Characters of a stored value from which on a warning is logged: 1 MB."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
-RESERVED = "__"
-"""What the keys begin with that are not the job's."""
+
+def inside(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concatenate[Checkpointer, P], T]:
+    """Make a method hold the lock over the layers of its run, and refuse to be called outside the run's block."""
+
+    @wraps(method)
+    def call(cp: Checkpointer, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with cp._layers.claims.lock:
+            cp._layers.check_open()
+            return method(cp, *args, **kwargs)
+
+    return call
+
+
+class _Settings(NamedTuple):
+    """What a run was made with."""
+
+    store: Store | str | None
+    missing: Literal["new", "raise"]
+    exclusive: bool
+    run_id: str | None
 
 
 class Checkpointer(MutableMapping[str, Cursor]):
@@ -112,48 +129,38 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
         self.state_key = state_key
         """The namespace of this run."""
-        self._given = store
-        self._missing = missing
-        self._exclusive = exclusive
-        self._min_interval = min_interval
-        self._stop_signals = tuple(dict.fromkeys(signal.Signals(number) for number in stop_signals))
-        self._run_id = run_id
-        self._stops: list[int] = []  # signals that came; streams look at it too
-        self._handlers: dict[int, Any] = {}
-        self._taken = ExitStack()  # what entering took, and leaving lets go
-        self._ledger = Ledger(state_key, overwrite=on_conflict == "overwrite", run_id=run_id, steps=self._steps)
-        self._phase: Literal["new", "open", "closed"] = "new"
-
-        self._streams: dict[str, Incremental[Any]] = {}  # by the key they hold; some are detached by now
-        self._groups: dict[str, Group] = {}  # likewise, by name
-        self._layouts: dict[str, int] = {}  # in how many shards each group was last claimed, whatever it is opened in
-        self._held: frozenset[str] = frozenset()  # keys of commits that came too soon, which go out with the next
-        self._draft: dict[str, Cursor | str | None] = {}  # a dict that was read and is live, a value set, None: deleted
-        self._spelled: dict[str, str] = {}  # the values that drafts which were set, and then read, were set to
-
-        self._warm: Callable[[int], None] = lambda _keys: None
-        self._worker = Worker(f"checkpoint {state_key}")
-        self._soon = False  # a background flush is queued and has not begun
-        self._failure: BaseException | None = None  # of a background flush, not yet raised
         if joined(store) is not None and (exclusive or min_interval):
             raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
+        self._settings = _Settings(store, missing, exclusive, run_id)
+        self._stops = Stops(stop_signals)
+        self._layers = Layers(state_key, run_id)
+        self._commits = Commits(
+            self._layers, min_interval=min_interval, overwrite=on_conflict == "overwrite", run_id=run_id
+        )
+        self._taken = ExitStack()  # what entering took, and leaving lets go
 
     def __repr__(self) -> str:
-        store = self._ledger.store
-        given = shown(self._given) if isinstance(self._given, str) else self._given
-        return f"Checkpointer({self.state_key!r}, {store if store is not None else given!r})"
+        given = self._settings.store
+        where = shown(given) if isinstance(given, str) else repr(given)
+        if self._layers.phase != "open":
+            return f"Checkpointer({self.state_key!r}, {where}, {self._layers.phase})"
+        with self._layers.claims.lock:
+            return (
+                f"Checkpointer({self.state_key!r}, {self._commits.flush.store!r}, keys={len(self)}, "
+                f"uncommitted={sorted(self.changed)})"
+            )
 
     @property
     def stopping(self) -> bool:
         """Whether a stop signal came: finish the page in hand, then leave."""
-        return bool(self._stops)
+        return bool(self._stops.came)
 
     # Entering and leaving
 
     def __enter__(self) -> Self:
         self._enter_once()
         try:
-            self._watch_signals()
+            self._stops.watch()
             self._load()
         except BaseException:
             self._end()
@@ -164,150 +171,86 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._leave(exc)
-            self._worker.stop()  # what it failed with it may tell a moment after its flush has ended
+            self._commits.leave(exc, caller())
+            self._commits.background.worker.stop()  # a background flush may fail a moment before its thread ends
             self._tell_failure(exc)
         except BaseException as error:
-            self._worker.stop()
-            self._tell_failure(error)
+            self._commits.background.worker.stop()
+            self._commits.background.tell_failure(error)
             raise
         finally:
             self._end()
 
     def _enter_once(self) -> None:
-        if self._phase != "new":
+        if self._layers.phase != "new":
             raise RuntimeError("a Checkpointer is entered once: make a new one for the next run")
-        self._phase = "open"
+        self._layers.phase = "open"
         _entered[id(self)] = self
-
-    def _watch_signals(self) -> None:
-        if self._stop_signals and threading.current_thread() is not threading.main_thread():
-            raise ValueError("stop_signals work in the main thread only")
-        for number in self._stop_signals:
-            self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _load(self) -> None:
         started = time.monotonic()
-        store = self._given if isinstance(self._given, Store) else open_store(self._given)
-        self._ledger.open(store)
-        if store is not self._given:
+        given = self._settings.store
+        store = given if isinstance(given, Store) else open_store(given)
+        self._commits.flush.open(store)
+        if store is not given:
             self._taken.callback(store.close)
-        if self._exclusive:
+        if (transactions := joined(store)) is not None:
+            self._layers.rollback = Rollback(transactions, self.state_key)
+        self._layers.atomic = isinstance(store, Atomic)
+        if self._settings.exclusive:
             from checkpoint.run.lease import Lease  # most runs need none
 
-            lease = self._ledger.lease = Lease(store, self.state_key, self._run_id)
+            lease = self._commits.flush.lease = Lease(store, self.state_key, self._settings.run_id)
             self._taken.callback(lease.release)
             lease.acquire()
-        if isinstance(store, Warms):
-            self._warm = store.warm
-        self._ledger.known = store.load(self.state_key)
-        if self._missing == "raise" and not len(self):
+        self._layers.claims.known = store.load(self.state_key)
+        if self._settings.missing == "raise" and not len(self):
             raise StateMissing(self.state_key, repr(store))
         if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
             seconds = time.monotonic() - started
             logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
 
-    def _leave(self, error: BaseException | None) -> None:
-        """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
-        if error is None:
-            try:
-                with self._ledger.lock:
-                    for stream in self._live_streams():
-                        stream.leave()
-                    self._ledger.refresh()
-                    self._claim(self._scope(()))
-                    self._phase = "closed"
-                    self._need_transaction(self._ledger.claimed)
-            except (TypeError, ValueError, RuntimeError, CheckpointError) as refused:
-                self._leave(refused)  # what was claimed before is still safe to say
-                raise
-            self._ledger.flush(frozenset(self._ledger.claimed))
-            return
-        self._phase = "closed"
-        for stream in self._live_streams():
-            stream.detach()
-        try:
-            if self._ledger.joined is None:
-                self._ledger.flush()
-        except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
-            add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
-
     def _tell_failure(self, error: BaseException | None) -> None:
         """Tell of a background failure that nobody has seen yet, beside the error that goes on; None: raise it."""
         if error is None:
-            self._raise_failure()
-            return
-        with self._ledger.lock:
-            failure, self._failure = self._failure, None
-        if failure is not None and failure is not error:
-            add_note(error, f"checkpoint: {self.state_key!r} was not committed either: {failure}")
+            self._commits.background.raise_failure()
+        else:
+            self._commits.background.tell_failure(error)
 
     def _end(self) -> None:
         """Let go of everything that entering took."""
         with ExitStack() as ending:  # each of them, whatever the others raise
-            ending.callback(self._restore_signals)
+            ending.callback(self._stops.restore)
             ending.callback(_entered.pop, id(self), None)
             ending.callback(self._taken.close)
-            ending.callback(self._worker.stop)
-            self._phase = "closed"
-            for group in self._groups.values():
-                group.detach()
-
-    def _restore_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._handlers.clear()
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        if self._stops:
-            raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
-        self._stops.append(number)
+            ending.callback(self._commits.background.worker.stop)
+            self._layers.phase = "closed"
+            self._layers.holders.end()
 
     # The mapping
 
+    @inside
     def __getitem__(self, key: str) -> Cursor:
-        with self._open():
-            draft = self._draft.get(key)
-            if isinstance(draft, dict):
-                return draft
-            value = self._value(key) if self._shows(key) else None
-            if value is None:
-                raise KeyError(key)
-            cursor: Cursor = self._decode(key, value)
-            if key not in self._live():  # of whose cursor this is a copy
-                if draft is not None:
-                    self._spelled[key] = value
-                self._draft[key] = cursor
-            return cursor
+        return self._layers.read(key)
 
     def __setitem__(self, key: str, cursor: Cursor) -> None:
-        _check_key(key)
-        value = codec.encode(cursor)
-        self._warn_of_size(key, value)
-        with self._open():
-            self._check_free(key)
-            self._spelled.pop(key, None)
-            below = self._ledger.below(key)
-            certain = not (self._ledger.doubts(key) or self._ledger.may_be_undone(key))
-            if below is not None and certain and codec.same(value, below):
-                self._draft.pop(key, None)
-            else:
-                self._draft[key] = value
-                self._warm(len(self._draft))
+        self._set(key, codec.encode(cursor))
 
+    @inside
+    def _set(self, key: str, value: str, *, anyhow: bool = False) -> None:
+        self._layers.put(key, value, anyhow=anyhow)
+        self._warm(len(self._layers.drafts))
+
+    @inside
     def __delitem__(self, key: str) -> None:
-        with self._open():
-            if key not in self:
-                raise KeyError(key)
-            self._check_free(key)
-            self._spelled.pop(key, None)
-            self._draft[key] = None
+        if key not in self:
+            raise KeyError(key)
+        self._layers.check_free(key)
+        self._layers.drafts.delete(key)
 
+    @inside
     def __contains__(self, key: object) -> bool:
-        with self._open():
-            if not self._shows(key):
-                return False
-            return (self._draft[key] if key in self._draft else self._ledger.below(key)) is not None
+        return self._layers.shows(key) and self._layers.drafts.has(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys())
@@ -315,40 +258,51 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def __len__(self) -> int:
         return len(self._keys())
 
+    @inside
+    def _keys(self) -> list[str]:
+        return self._layers.keys()
+
+    @inside
     def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
         """Return the cursor of a key, set to `default` first where the key is absent; changing it is a change."""
-        with self._open():
-            if key not in self:
-                self[key] = default
-            return self[key]
+        if key not in self:
+            self[key] = default
+        return self[key]
 
+    @inside
     def clear(self) -> None:
         """Delete every key, decoding none."""
-        with self._open():
-            keys = list(self)
-            for key in keys:
-                self._check_free(key)
-            for key in keys:
-                del self[key]
+        for key in (keys := self._layers.keys()):
+            self._layers.check_free(key)
+        for key in keys:
+            self._layers.drafts.delete(key)
 
     @property
     def raw(self) -> MutableMapping[str, str]:
         """The same namespace as value strings: for entries that are not cursors, such as a sync job's placeholders."""
-        return _Raw(self)
+        return Raw(self, self._value, self._set_raw)
 
+    @inside
+    def _value(self, key: str) -> str | None:
+        return self._layers.value(key)
+
+    def _set_raw(self, key: str, value: str) -> None:
+        check_changes(self.state_key, {key: value})
+        self._set(key, value, anyhow=True)
+
+    @inside
     def entry(self, key: str) -> Entry | None:
         """Return the entry of a key as the store is known to hold it, None where it holds none."""
-        with self._open():
-            return self._ledger.known.get(key)
+        return self._layers.claims.known.get(key)
 
     @property
     def changed(self) -> set[str]:
         """The keys that were set, changed or deleted, and are not flushed; of a group, its name."""
-        with self._open():
-            groups = self._live_groups()
-            keys = {*self._ledger.claimed, *(key for key, draft in self._draft.items() if self._differs(key, draft))}
-            named = {next((group.name for group in groups if group.owns(key)), key) for key in keys}
-            return named.union(group.name for group in groups if group.changed())
+        return self._changed()
+
+    @inside
+    def _changed(self) -> set[str]:
+        return self._layers.changed()
 
     def history(self, key: str | None = None, *, limit: int | None = None) -> list[Change]:
         """Return what the latest commits changed, newest first: of one key, or of all; at most `limit` changes.
@@ -358,8 +312,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             StoreError: the store refused or failed.
 
         """
-        with self._open():
-            store = self._ledger.opened
+        store = self._opened()
         if not isinstance(store, KeepsHistory):
             raise TypeError(f"{store!r} keeps no history")
         return store.history(self.state_key, key, limit=limit)
@@ -372,8 +325,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             As `history` and `commit`.
 
         """
-        with self._open():
-            self._check_free(key)
+        self._check_free(key)
         changes = {change.version: change for change in self.history(key)}
         if version not in changes:
             kept = ", ".join(map(str, changes)) or "none"
@@ -402,49 +354,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
             TypeError, ValueError: the arguments.
 
         """
-        _check_key(name)
-        if not isinstance(shards, int) or isinstance(shards, bool):
-            raise TypeError(f"shards must be an int, not {type(shards).__name__}")
-        if not 1 <= shards <= MAX_SHARDS:
-            raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
-        with self._open():
-            for other in self._live_groups():
-                if other.name != name and (other.owns(name) or shards_of(name, other.name)):
-                    raise ValueError(f"{name!r} would share entries with the group {other.name!r}: name it otherwise")
-            group = Group(self.state_key, name, shards, self._stored_of(name), key_by_key=not self._ledger.atomic)
-            if earlier := self._groups.get(name):
-                earlier.detach()
-            for key, stream in self._live().items():
-                if group.owns(key):
-                    stream.detach()
-            for key in [key for key in self._draft if group.owns(key)]:
-                del self._draft[key]
-                self._spelled.pop(key, None)
-            self._groups[name] = group
-            return group
+        check_shards(shards)
+        return self._open_group(name, shards)
 
-    def _stored_of(self, name: str) -> dict[str, str]:
-        """Return the values of a group's entries, of whatever layout, as the job sees them."""
-        keys = dict.fromkeys((*self._ledger.known, *self._ledger.claimed, *self._draft))  # in one order, as members are
-        values = {key: self._value(key) for key in keys if shards_of(name, key)}
-        return {key: value for key, value in values.items() if value is not None}
-
-    def _group_of(self, group: Group | str) -> Group:
-        """Return the live group that a stream is opened in; one not opened yet has the shards it is stored in."""
-        name = group if isinstance(group, str) else group.name
-        live = next((one for one in self._live_groups() if one.name == name), None)
-        if isinstance(group, Group) and live is not group:
-            raise ValueError(f"{group!r} is not a live group of this run")
-        if live is not None:
-            return live
-        return self.group(name, max((shards_of(name, key) for key in self._stored_of(name)), default=1))
-
-    def _live_groups(self) -> list[Group]:
-        return [group for group in self._groups.values() if group.live]
-
-    def _steps(self, batch: Changes) -> Iterable[Changes]:
-        """Cut a batch into what must land one after the other, where a store writes key by key."""
-        return steps(self.state_key, batch, self._ledger.known, self._layouts, self._ledger.doubts)
+    @inside
+    def _open_group(self, name: str, shards: int) -> Group:
+        return self._layers.open_group(name, shards)
 
     # Streams
 
@@ -494,48 +409,32 @@ class Checkpointer(MutableMapping[str, Cursor]):
             ValueError, TypeError: the arguments, or what is stored, do not fit together.
 
         """
-        from checkpoint.streams.incremental import Incremental  # a job without streams needs it not
         from checkpoint.streams.options import Options
 
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
             on_cursor_value_missing, timezone, oldest_available, max_seen,
         )  # fmt: skip
-        with self._open():
-            if group is not None:
-                owner = self._group_of(group)
-                member: Incremental[Any] = Incremental(key, options, owner.cursor(key), self._stops)
-                owner.hold(member)
-                return member
-            _check_key(key)
-            self._check_ungrouped(key)
-            value = self._value(key)
-            stream: Incremental[Any] = Incremental(key, options, self._decode(key, value), self._stops)
-            if earlier := self._live().get(key):
-                earlier.detach()
-            if key in self._draft:
-                self._draft[key] = value  # no longer to be changed in place
-            self._streams[key] = stream
-            self._warm(len(self._streams))
-            return stream
+        return self._open_stream(key, options, group)
 
-    def _live(self) -> dict[str, Incremental[Any]]:
-        """Return the streams that commits claim, by the keys they hold."""
-        return {key: stream for key, stream in self._streams.items() if stream.live}
+    @inside
+    def _open_stream(self, key: str, options: Options, group: Group | str | None) -> Incremental[Any]:
+        from checkpoint.streams.incremental import Incremental
 
-    def _live_streams(self) -> list[Incremental[Any]]:
-        """Return the live streams, those that hold members of groups too."""
-        return [*self._live().values(), *(stream for group in self._live_groups() for stream in group.streams())]
+        layers = self._layers
+        owner = None if group is None else layers.group_of(group)
+        stream: Incremental[Any] = Incremental(key, options, layers.stored_cursor(key, owner), self._stops.came)
+        layers.hold(stream, owner)
+        self._warm(len(layers.holders.live()))
+        return stream
 
+    @inside
+    def _check_open(self) -> None:
+        """Refuse to be used outside the block."""
+
+    @inside
     def _check_free(self, key: str) -> None:
-        self._check_ungrouped(key)
-        if key in self._live():
-            raise ValueError(f"{key!r} is held by a live stream, which sets it: open it again after it, or rewind it")
-
-    def _check_ungrouped(self, key: str) -> None:
-        for group in self._live_groups():
-            if group.owns(key):
-                raise ValueError(f"{key!r} holds the group {group.name!r}: set its members")
+        self._layers.check_free(key)
 
     # Committing
 
@@ -558,7 +457,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         """
         keys = self._begin_commit(only)
-        return Commit() if keys is None else self._ledger.flush(keys)
+        return Commit() if keys is None else self._commits.flush(keys)
 
     def commit_soon(self, *only: str | Incremental[Any] | Group) -> None:
         """Claim what changed and return at once; the run's worker thread flushes it.
@@ -570,14 +469,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
             As `commit`, for an earlier background flush.
 
         """
-        with self._open():
-            self._raise_failure()
-            if self._ledger.joined is not None:
-                raise ValueError("with connection= a commit belongs to the open transaction: use commit()")
-            self._claim(self._scope(only))
-            if self._ledger.claimed and not self._soon and self._due():
-                self._soon = True
-                self._worker.submit(self._flush_soon)
+        if self._claim_soon(only):
+            self._commits.background.flush_soon()
+
+    @inside
+    def _claim_soon(self, only: tuple[str | Incremental[Any] | Group, ...]) -> bool:
+        return self._commits.claim_soon(only, caller())
 
     def flush(self) -> None:
         """Wait until everything claimed so far is stored, what was held back or had failed included.
@@ -586,13 +483,14 @@ class Checkpointer(MutableMapping[str, Cursor]):
             As `commit`.
 
         """
-        with self._open():
-            self._raise_failure()
-            keys = frozenset(self._ledger.claimed)
-            self._need_transaction(keys)
-        self._ledger.flush(keys)
-        self._raise_failure()
+        self._commits.flush(self._to_flush())
+        self._commits.background.raise_failure()
 
+    @inside
+    def _to_flush(self) -> frozenset[str]:
+        return self._commits.waiting()
+
+    @inside
     def discard(self) -> None:
         """Drop what was set and not committed; after a `Conflict`, adopt what was found.
 
@@ -604,33 +502,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             CorruptState: what is stored for a stream is no cursor any more; the others went back.
 
         """
-        with self._open():
-            self._drop()
-            if self._ledger.joined is not None:
-                self._ledger.adopt(self._ledger.opened.load(self.state_key))
-            self._take_back()
-
-    def _drop(self) -> None:
-        self._draft.clear()
-        self._spelled.clear()
-        self._ledger.discard()
-
-    def _take_back(self) -> None:
-        """Let groups and streams go back, all of them; one that cannot is detached, and told of at the end."""
-        failure: Exception | None = None
-        holders: list[Group | Incremental[Any]] = [*self._live_groups(), *self._live().values()]
-        for one in holders:
-            try:
-                if isinstance(one, Group):
-                    one.back(self._stored_of(one.name))
-                else:
-                    one.back(self._decode(one.key, self._value(one.key)))
-            except (CheckpointError, TypeError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
-                if not isinstance(one, Group):  # which says itself how much of it cannot go on
-                    one.detach()
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        joined_ = self._layers.rollback is not None
+        self._layers.discard(self._commits.flush.store.load(self.state_key) if joined_ else None)
 
     def reload(self) -> None:
         """Discard, and list the namespace again.
@@ -638,303 +511,30 @@ class Checkpointer(MutableMapping[str, Cursor]):
         A key claimed and not yet flushed keeps the base it was claimed on, so that a foreign change to it is still a
         `Conflict` and not overwritten.
         """
-        with self._open():
-            store = self._ledger.opened
-        with self._ledger.flushing:
+        store = self._opened()
+        with self._commits.flush.lock:
             loaded = store.load(self.state_key)
-            with self._ledger.lock:
-                self._drop()
-                self._ledger.adopt(loaded)
-                self._take_back()
+            with self._layers.claims.lock:
+                self._layers.discard(loaded)
 
+    @inside
+    def _opened(self) -> Store:
+        return self._commits.flush.store
+
+    @inside
     def _begin_commit(self, only: tuple[str | Incremental[Any] | Group, ...]) -> frozenset[str] | None:
-        """Claim, and return the keys to flush; None where they are held back."""
-        with self._open():
-            self._raise_failure()
-            scope = self._scope(only)
-            self._ledger.refresh()
-            keys = self._claim(scope)
-            self._need_transaction(keys)
-            self._held |= keys
-            if not self._due():
-                return None
-            keys, self._held = self._held, frozenset()
-            return keys
+        return self._commits.claim(only, caller())
 
-    def _need_transaction(self, keys: Iterable[str]) -> None:
-        """Refuse to flush keys into a transaction that the caller has not begun."""
-        joined = self._ledger.joined
-        claimed = sorted(key for key in keys if key in self._ledger.claimed)
-        if joined is not None and claimed and not joined.in_transaction:
-            self._ledger.fail(claimed)
-            raise RuntimeError(
-                f"no transaction is open on the connection, so {', '.join(map(repr, claimed))} cannot be committed: "
-                "begin one, write the rows and call commit() in it"
-            )
-
-    def _scope(self, only: tuple[str | Incremental[Any] | Group, ...]) -> _Scope:
-        """Return what a commit is asked for: the keys, and of which groups which members."""
-        if not only:
-            return _Scope(None, {group.name: None for group in self._live_groups()})
-        keys: set[str] = set()
-        groups: dict[str, set[str] | None] = {}
-        for one in only:
-            if isinstance(one, str):
-                if any(group.name == one for group in self._live_groups()):
-                    groups[one] = None
-                else:
-                    self._check_no_member(one)
-                    keys.add(one)
-            elif isinstance(one, Group):
-                if not any(group is one for group in self._live_groups()):
-                    raise ValueError(f"{one!r} is not a live group of this run")
-                groups[one.name] = None
-            elif one in self._live().values():
-                keys.add(one.key)
-            else:
-                owner = next((group for group in self._live_groups() if one in group.streams()), None)
-                if owner is None:
-                    raise ValueError(f"{one!r} is no key, and not a live stream of this run")
-                members = groups.setdefault(owner.name, set())
-                if members is not None:
-                    members.add(one.key)
-        return _Scope(keys, groups)
-
-    def _check_no_member(self, key: str) -> None:
-        """Refuse to commit by its name what only a group has, for the mapping has no such key to send."""
-        if key in self or key in self._live() or key in self._ledger.known or key in self._draft:
-            return
-        for group in self._live_groups():
-            if any(stream.key == key for stream in group.streams()):
-                raise ValueError(f"{key!r} is a member of the group {group.name!r}: commit the stream, or the group")
-
-    # Layers
-
-    def _claim(self, scope: _Scope) -> frozenset[str]:
-        """Take the differences of the drafts, all or none, down to the claimed; return the scope's claimed keys."""
-        ledger = self._ledger
-        with ledger.lock:
-            groups = [(self._groups[name], members) for name, members in scope.groups.items()]
-            streams = {key: one for key, one in self._live().items() if scope.keys is None or key in scope.keys}
-            drafts = self._drafts(scope, streams, groups)
-            differences: Changes = {}
-            for key, draft in drafts.items():
-                if self._differs(key, draft):
-                    differences[key] = draft if not isinstance(draft, dict) else self._value(key)
-            mine = (
-                None
-                if scope.keys is None
-                else scope.keys.union(
-                    key for group, _ in groups for key in (*ledger.claimed, *differences) if group.owns(key)
-                )
-            )
-            ledger.claim(differences, mine)
-            for name in [name for name in self._layouts if any(shards_of(name, key) for key in differences)]:
-                del self._layouts[name]  # set through the mapping, they are no group's
-            for group, _ in groups:
-                group.claimed()
-                self._layouts[group.name] = group.shards
-            for key, stream in streams.items():
-                stream.claimed()
-                self._draft.pop(key, None)
-            for key, value in differences.items():
-                self._spelled.pop(key, None)
-                if not isinstance(self._draft.get(key, {}), dict):
-                    del self._draft[key]
-                elif key not in self._draft and key not in streams and value is not None:
-                    self._warn_of_size(key, value)
-            return frozenset(ledger.claimed if mine is None else mine)
-
-    def _drafts(
-        self, scope: _Scope, streams: dict[str, Incremental[Any]], groups: list[tuple[Group, set[str] | None]]
-    ) -> dict[str, Cursor | str | None]:
-        """Return what a scope's keys are to hold, as the job, its streams and its groups say."""
-        asked = self._draft if scope.keys is None else scope.keys
-        drafts = {key: self._draft[key] for key in asked if key in self._draft and key not in streams}
-        claims: Changes = {key: self._claim_of(stream) for key, stream in streams.items()}
-        for group, members in groups:
-            entries = group.claim(members)
-            drafts.update(entries)
-            if group.streams():
-                claims.update(entries)
-        self._check_undone(claims)
-        drafts.update(claims)
-        return drafts
-
-    def _check_undone(self, claims: Changes) -> None:
-        """Refuse what streams claim on top of rows that the caller rolled back; the same rows may go in again."""
-        for key, value in claims.items():
-            undone = self._ledger.undone.get(key, value)
-            if undone != value and (undone is None or value is None or not codec.same(undone, value)):
-                raise RuntimeError(
-                    f"the transaction that {key!r} was last committed in was rolled back, and its rows with it: call "
-                    "discard(), and ask the source again from start_value"
-                )
-
-    def _differs(self, key: str, draft: Cursor | str | None) -> bool:
-        """Tell whether a draft would change the layers below it."""
-        below = self._ledger.below(key)
-        if not isinstance(draft, dict):
-            return draft != below or self._ledger.doubts(key)
-        return below is None or key in self._spelled or not codec.same(_encoded(draft), below)
-
-    def _claim_of(self, stream: Incremental[Any]) -> str | None:
-        """Return what a stream's key is to hold; where that is no change, as it is spelled."""
-        cursor, below = stream.claim(), self._ledger.below(stream.key)
-        if cursor is None:
-            return None
-        value = codec.encode(cursor)
-        return below if below is not None and codec.same(value, below) else value
-
-    def _decode(self, key: str, value: str | None) -> Any:
-        """Return the cursor in a value, None for None."""
-        try:
-            return None if value is None else codec.decode(value)
-        except ValueError as reason:
-            raise CorruptState(self.state_key, key, value or "") from reason
-
-    def _shows(self, key: object) -> TypeGuard[str]:
-        """Tell whether a key is the mapping's: no reserved one, and no group's."""
-        if not isinstance(key, str) or key.startswith(RESERVED):
-            return False
-        return not any(group.owns(key) for group in self._live_groups())
-
-    def _value(self, key: str) -> str | None:
-        """Return the value of a key as the job sees it, None where it is absent or deleted."""
-        below = self._ledger.below(key)
-        if key not in self._draft:
-            return below
-        draft = self._draft[key]
-        if not isinstance(draft, dict):
-            return draft
-        value = codec.encode(draft)
-        spelled = self._spelled.get(key, below)
-        return spelled if spelled is not None and codec.same(value, spelled) else value
-
-    def _keys(self) -> list[str]:
-        with self._open():
-            keys = dict.fromkeys(self._ledger.known)
-            for layer in (self._ledger.claimed, self._draft):
-                for key, value in layer.items():
-                    if value is None:
-                        keys.pop(key, None)
-                    else:
-                        keys[key] = None
-            if self._live_groups():
-                return [key for key in keys if self._shows(key)]
-            return [key for key in keys if not key.startswith(RESERVED)]
-
-    # Flushing in the background
-
-    def _flush_soon(self) -> None:
-        with self._ledger.lock:
-            self._soon = False
-        try:
-            self._ledger.flush()
-        except BaseException as error:  # noqa: BLE001 - raised in the job's thread, see commit_soon
-            with self._ledger.lock:
-                if self._failure is None:
-                    self._failure = error
-                else:
-                    add_note(self._failure, f"checkpoint: {self.state_key!r} failed again: {error}")
-
-    def _raise_failure(self) -> None:
-        with self._ledger.lock:
-            failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def _due(self) -> bool:
-        """Tell whether the last flush is long enough ago; a clock that went back, as tests' do, holds nothing back."""
-        self._ledger.claimed_at = time.monotonic()
-        return not 0 <= self._ledger.claimed_at - self._ledger.flushed_at < self._min_interval
-
-    def _warn_of_size(self, key: str, value: str) -> None:
-        if len(value) >= LARGE:
-            logger.warning(
-                "%r: the value of %r is %d bytes; a cursor should be small (and a group have more shards)",
-                self.state_key, key, len(value),
-            )  # fmt: skip
-
-    @contextmanager
-    def _open(self) -> Generator[None]:
-        """Hold the lock over the layers of a run that is under way."""
-        with self._ledger.lock:
-            if self._phase != "open":
-                raise RuntimeError(f"a Checkpointer is used inside its with block; this one is {self._phase}")
-            yield
+    def _warm(self, keys: int) -> None:
+        store = self._commits.flush.store
+        if isinstance(store, Warms):
+            store.warm(keys)
 
     def _forked(self) -> None:
         """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""
-        self._restore_signals()
-        self._worker = Worker(f"checkpoint {self.state_key}")
-        self._soon, self._failure = False, None
-        self._ledger.forked()
-        for group in self._groups.values():
-            group.forked()
-
-
-class _Scope(NamedTuple):
-    """What a commit is asked for."""
-
-    keys: set[str] | None
-    """Keys, those of streams too; None: all."""
-    groups: dict[str, set[str] | None]
-    """Groups by name, with the members asked for; None: all of them."""
-
-
-class _Raw(MutableMapping[str, str]):
-    """The value strings of a Checkpointer's namespace."""
-
-    def __init__(self, cp: Checkpointer) -> None:
-        self._cp = cp
-
-    def __getitem__(self, key: str) -> str:
-        with self._cp._open():
-            value = self._cp._value(key) if self._cp._shows(key) else None
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __setitem__(self, key: str, value: str) -> None:
-        _check_key(key)
-        check_changes(self._cp.state_key, {key: value})
-        with self._cp._open():
-            self._cp._check_free(key)
-            self._cp._spelled.pop(key, None)
-            self._cp._draft[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._cp[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cp)
-
-    def __len__(self) -> int:
-        return len(self._cp)
-
-    def clear(self) -> None:
-        self._cp.clear()
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """Tell of a second failure beside the error that goes on (PEP 678), and in the log for what shows no notes."""
-    logger.error(note)
-    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]  # Python 3.10 has no add_note
-
-
-def _check_key(key: str) -> None:
-    check_name("key", key)
-    if key.startswith(RESERVED):
-        raise ValueError(f"keys beginning with {RESERVED} are reserved: {key!r}")
-
-
-def _encoded(cursor: Cursor) -> str:
-    """Return the value of a cursor, and of one that was spoilt in place a value that equals no other."""
-    try:
-        return codec.encode(cursor)
-    except (TypeError, ValueError):
-        return ""
+        self._stops.restore()
+        self._layers.forked()
+        self._commits.forked()
 
 
 # Runs under way, so that a fork finds them. By identity: a mapping has no hash.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -23,10 +22,10 @@ from checkpoint.codec import Cursor
 from checkpoint.errors import CheckpointError, CorruptState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from checkpoint.entries import Entry
-    from checkpoint.streams.incremental import Incremental
+    from checkpoint.run.holders import Stream
 
 logger = logging.getLogger("checkpoint")
 
@@ -48,15 +47,16 @@ class Group(MutableMapping[str, Cursor]):
     """
 
     def __init__(
-        self, state_key: str, name: str, shards: int, stored: Mapping[str, str], *, key_by_key: bool = False
+        self, state_key: str, name: str, shards: int, stored: Callable[[], Mapping[str, str]], *, key_by_key: bool
     ) -> None:
         self.name = name
         """The key the group is stored under, or the beginning of its keys."""
         self.shards = shards
         """In how many entries."""
         self._state_key = state_key
+        self._stored = stored
         self._key_by_key = key_by_key
-        self._streams: dict[str, Incremental[Any]] = {}
+        self._streams: dict[str, Stream] = {}
         self._lock = threading.RLock()
         self._detached = False
         self._shards: dict[str, _Shard]
@@ -64,8 +64,8 @@ class Group(MutableMapping[str, Cursor]):
         self._leftovers: list[str]
         self._exists: bool
         self._pending: dict[_Shard, tuple[str, dict[str, Cursor | None]]]
-        self._claiming: list[Incremental[Any]]
-        self._seat(stored)
+        self._claiming: list[Stream]
+        self._seat()
 
     def __repr__(self) -> str:
         return f"Group({self.name!r}, shards={self.shards})"
@@ -95,6 +95,13 @@ class Group(MutableMapping[str, Cursor]):
                 raise KeyError(member)
             self._check_free(member)
             self._shard_of(member).draft[member] = None
+
+    def setdefault(self, member: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
+        """Return the cursor of a member, set to `default` first where it is absent; changing it is a change."""
+        with self._used():
+            if member not in self:
+                self[member] = default
+            return self[member]
 
     def __contains__(self, member: object) -> bool:
         with self._used():
@@ -126,7 +133,7 @@ class Group(MutableMapping[str, Cursor]):
             found = shard.draft[member] if member in shard.draft else shard.cursor(member)
             return None if found is None else codec.decode(codec.encode(found))
 
-    def hold(self, stream: Incremental[Any]) -> None:
+    def hold(self, stream: Stream) -> None:
         """Let a stream set the member of its key from here on, in the place of any earlier one."""
         with self._lock:
             if earlier := self._held().get(stream.key):
@@ -136,14 +143,19 @@ class Group(MutableMapping[str, Cursor]):
             if stream.key in draft:
                 draft[stream.key] = self.cursor(stream.key)  # no longer to be changed in place
 
-    def streams(self) -> Iterable[Incremental[Any]]:
+    def streams(self) -> Iterable[Stream]:
         """Return the live streams that hold members."""
         return self._held().values()
 
-    def claim(self, only: Collection[str] | None = None) -> dict[str, str | None]:
+    def stream(self, key: str) -> Stream | None:
+        """Return the live stream that holds a member, None where there is none."""
+        stream = self._streams.get(key)
+        return stream if stream is not None and stream.live else None
+
+    def claim(self, members: Collection[str] | None = None) -> dict[str, str | None]:
         """Return what the group's entries are to hold, None for those that are to go.
 
-        `only` names the members to claim, those that streams hold; the others go out as last claimed. It becomes the
+        `members` names the members to claim, those that streams hold; the others go out as last claimed. It becomes the
         last claim with `claimed`.
 
         Raises:
@@ -152,9 +164,9 @@ class Group(MutableMapping[str, Cursor]):
         """
         with self._lock:
             held = self._held()
-            self._claiming = [held[member] for member in (held if only is None else only) if member in held]
+            self._claiming = [held[member] for member in (held if members is None else members) if member in held]
             said: dict[_Shard, dict[str, Cursor | None]] = {}
-            for shard in self._shards.values() if only is None else ():
+            for shard in self._shards.values() if members is None else ():
                 if shard.draft:
                     said[shard] = dict(shard.draft)
             for stream in self._claiming:
@@ -188,7 +200,7 @@ class Group(MutableMapping[str, Cursor]):
             except (CheckpointError, TypeError, ValueError):
                 return True
 
-    def back(self, stored: Mapping[str, str]) -> None:
+    def back(self) -> None:
         """Go back to what the namespace says, and go on from there; what cannot is detached.
 
         Raises:
@@ -197,7 +209,7 @@ class Group(MutableMapping[str, Cursor]):
         """
         with self._lock:
             try:
-                self._seat(stored)
+                self._seat()
             except BaseException:
                 self.detach()
                 raise
@@ -218,11 +230,18 @@ class Group(MutableMapping[str, Cursor]):
                 stream.detach()
             self._detached = True
 
+    def end(self) -> None:
+        """Refuse to be used any more; what its streams can tell stays readable."""
+        for stream in self._held().values():
+            stream.end()
+        self._detached = True
+
     def forked(self) -> None:
         """Start over in a forked child: with no lock held by a thread that is gone."""
         self._lock = threading.RLock()
 
-    def _seat(self, stored: Mapping[str, str]) -> None:
+    def _seat(self) -> None:
+        stored = self._stored()
         values = laid_out(self._state_key, self.name, self.shards, stored, key_by_key=self._key_by_key)
         self._shards = {entry: _Shard(self._state_key, entry, value) for entry, value in values.items()}
         self._by_index = list(self._shards.values())
@@ -236,19 +255,18 @@ class Group(MutableMapping[str, Cursor]):
             raise TypeError(f"a member must be a str, not {type(member).__name__}")
         return self._by_index[_index(member, self.shards)]
 
-    def _held(self) -> dict[str, Incremental[Any]]:
+    def _held(self) -> dict[str, Stream]:
         return {member: stream for member, stream in self._streams.items() if stream.live}
 
     def _check_free(self, member: str) -> None:
         if member in self._held():
             raise ValueError(f"{member!r} of {self.name!r} is held by a live stream, which sets it")
 
-    @contextmanager
-    def _used(self) -> Generator[None]:
+    def _used(self) -> threading.RLock:
+        """Return the lock, unless the group is detached."""
         if self._detached:
             raise RuntimeError(f"the group {self.name!r} was opened again, or its run has ended")
-        with self._lock:
-            yield
+        return self._lock
 
 
 class _Shard:
@@ -305,6 +323,14 @@ class _Shard:
         for member, cursor in changes.items():
             if cursor is None:
                 self.draft.pop(member, None)
+
+
+def check_shards(shards: int) -> None:
+    """Refuse what is no number of shards."""
+    if not isinstance(shards, int) or isinstance(shards, bool):
+        raise TypeError(f"shards must be an int, not {type(shards).__name__}")
+    if not 1 <= shards <= MAX_SHARDS:
+        raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
 
 
 def entries_of(name: str, shards: int) -> tuple[str, ...]:
@@ -417,3 +443,23 @@ def _index(member: str, shards: int) -> int:
         return crc32(member.encode()) % shards
     except UnicodeEncodeError as error:
         raise ValueError(f"a member must not hold lone surrogates: {member!r}") from error
+
+
+class Layouts:
+    """In how many shards each group of a run was last claimed, whatever it is opened in."""
+
+    def __init__(self) -> None:
+        self._shards: dict[str, int] = {}
+
+    def claimed(self, groups: Iterable[Group], changes: Iterable[str]) -> None:
+        """Note in how many shards groups were claimed; entries set through the mapping are no group's."""
+        for name in [name for name in self._shards if any(shards_of(name, key) for key in changes)]:
+            del self._shards[name]
+        for group in groups:
+            self._shards[group.name] = group.shards
+
+    def steps(
+        self, state_key: str, batch: Mapping[str, str | None], known: Mapping[str, Entry], doubts: Callable[[str], bool]
+    ) -> Iterator[dict[str, str | None]]:
+        """Cut a batch into what must land one after the other; see `steps`."""
+        return steps(state_key, batch, known, self._shards, doubts)

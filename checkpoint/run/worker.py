@@ -1,7 +1,8 @@
-"""The one background thread of a run."""
+"""The one background thread of a run, and the flushes that run on it."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+logger = logging.getLogger("checkpoint")
 
 
 class Worker:
@@ -27,7 +30,12 @@ class Worker:
         self._starting = threading.Lock()
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Queue a call, and return the future of its result."""
+        """Queue a call, and return the future of its result.
+
+        Raises:
+            RuntimeError: the thread cannot be started; nothing is queued.
+
+        """
         from concurrent.futures import Future  # most runs need no thread
 
         future: Future[T] = Future()
@@ -44,8 +52,9 @@ class Worker:
 
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
         self._calls.put(run)
         return future
 
@@ -61,3 +70,67 @@ class Worker:
         while (call := self._calls.get()) is not None:
             call()
             del call  # it holds the result, and must not until the next one comes
+
+
+class Background:
+    """Flushes on a run's worker thread, and the failure of one that nobody has seen yet."""
+
+    def __init__(self, state_key: str, flush: Callable[[], object]) -> None:
+        self._state_key = state_key
+        self._flush = flush
+        self._lock = threading.Lock()
+        self._queued = False  # a flush that has not begun
+        self._failure: BaseException | None = None
+        self.forked()
+
+    def forked(self) -> None:
+        """Start over in a forked child: with a thread of its own, and nothing queued."""
+        self.worker = Worker(f"checkpoint {self._state_key}")
+        self._lock = threading.Lock()
+        self._queued, self._failure = False, None
+
+    def flush_soon(self) -> None:
+        """Queue a flush, unless one is queued already."""
+        with self._lock:
+            if self._queued:
+                return
+            self._queued = True
+        try:
+            self.worker.submit(self._run)
+        except BaseException:
+            self._queued = False
+            raise
+
+    def raise_failure(self) -> None:
+        """Raise the failure of a background flush, once."""
+        if (failure := self._take_failure()) is not None:
+            raise failure
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Add a failure that nobody has seen yet to the error that goes on, as a note."""
+        failure = self._take_failure()
+        if failure is not None and failure is not error:
+            add_note(error, f"checkpoint: {self._state_key!r} was not committed either: {failure}")
+
+    def _take_failure(self) -> BaseException | None:
+        with self._lock:
+            failure, self._failure = self._failure, None
+        return failure
+
+    def _run(self) -> None:
+        with self._lock:
+            self._queued = False
+        try:
+            self._flush()
+        except BaseException as error:  # noqa: BLE001 - raised in the job's thread, see raise_failure
+            with self._lock:
+                if self._failure is None:
+                    self._failure = error
+                else:
+                    add_note(self._failure, f"checkpoint: {self._state_key!r} failed again: {error}")
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Tell of a second failure beside the error that goes on (PEP 678), and in the log for what shows no notes."""
+    logger.error(note)
+    error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]  # Python 3.10 has no add_note

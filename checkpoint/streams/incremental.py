@@ -51,6 +51,7 @@ logger = logging.getLogger("checkpoint")
 
 WENT_BACK = "went back to its last claim: ask the source again from start_value"
 DETACHED = "is detached: open it again with cp.incremental"
+ENDED = "is used after its run has ended: open it in a Checkpointer's with block"
 CUT = "is cut into windows: feed those, or open it again to go on row by row"
 
 
@@ -436,6 +437,12 @@ class Incremental(Generic[T]):
         self._start(self._last, DETACHED)
         self._detached = True
         self._reading.close(f"{self.key!r} {DETACHED}")
+
+    def end(self) -> None:
+        """Refuse to be fed any more, for the run has ended; what the stream can tell stays readable."""
+        if not self._detached:
+            self._detached = True
+            self._reading.close(f"{self.key!r} {ENDED}")
 
     def back(self, cursor: Cursor | None) -> None:
         """Go back to a claim, and go on from there."""

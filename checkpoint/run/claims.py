@@ -1,0 +1,142 @@
+"""What the job said is safe, on its way to the store, and what the store is known to hold.
+
+    waiting  key → Claim: snapshots that the job said are safe and that are not stored yet
+    known    key → Entry: what the store is known to hold
+
+A `Claim` is of one of two kinds, told by `failed`: one that the next flush sends, and one whose last flush failed,
+which is sent again only when a commit asks for it, and which `discard` drops. A flush takes claims to the store, and
+their entries into `known` once they are confirmed there.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from checkpoint.entries import Entry
+from checkpoint.run.doubts import Doubts
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+Changes: TypeAlias = dict[str, str | None]
+"""Values by key; None deletes."""
+
+
+class Claim(NamedTuple):
+    """A value that the job said is safe to store."""
+
+    value: str | None
+    """The value; None deletes the key."""
+    failed: bool = False
+    """Whether its last flush failed."""
+
+
+class Claims:
+    """The two lower layers of a run's keys, the lock that guards them, and what the run is unsure of."""
+
+    def __init__(self, run_id: str | None) -> None:
+        self.waiting: dict[str, Claim] = {}
+        self.known: dict[str, Entry] = {}
+        self.doubts = Doubts(run_id)
+        self.lock = threading.RLock()
+        """Guards all layers of the run; never held during a request."""
+
+    def below(self, key: str) -> str | None:
+        """Return the value of a key as last claimed, else as known; None where there is none."""
+        if self.waiting and key in self.waiting:
+            return self.waiting[key].value
+        return value_of(self.known.get(key))
+
+    def is_unsure(self, key: str) -> bool:
+        """Tell whether the store may hold another value than the one known."""
+        return self.doubts.is_open(key)
+
+    def differing(self, values: Changes) -> Changes:
+        """Return the values that are not claimed or stored already."""
+        return {key: value for key, value in values.items() if value != self.below(key) or self.is_unsure(key)}
+
+    def take(self, changes: Changes, asked: Iterable[str] | None) -> None:
+        """Add changes; they, and the keys `asked` for (None: all), are due again where their last flush failed."""
+        self.waiting.update((key, Claim(value)) for key, value in changes.items())
+        for key in [*self.waiting] if asked is None else asked:
+            if key in self.waiting and self.waiting[key].failed:
+                self.waiting[key] = Claim(self.waiting[key].value)
+
+    def fail(self, batch: Mapping[str, str | None]) -> None:
+        """Mark claims as failed, unless a newer one of the same key is waiting."""
+        for key, value in batch.items():
+            if key in self.waiting and self.waiting[key].value == value:
+                self.waiting[key] = Claim(value, failed=True)
+
+    def batch(self, only: Collection[str] | None) -> Changes:
+        """Return the claims to send: those of some keys; None: all but failed ones.
+
+        Claims that the store holds already are dropped: they were taken back before they were ever sent.
+        """
+        batch: Changes = {}
+        for key, (value, failed) in [*self.waiting.items()]:
+            if failed if only is None else key not in only:
+                continue
+            if value_of(self.known.get(key)) == value and not self.doubts.is_open(key):
+                del self.waiting[key]
+            else:
+                batch[key] = value
+        return batch
+
+    def confirm(self, batch: Mapping[str, str | None], confirmed: Mapping[str, Entry | None]) -> None:
+        """Move keys that the store confirmed from `waiting` to `known`, unless a newer claim is waiting."""
+        self.know(confirmed)
+        self.doubts.confirm(confirmed)
+        for key in confirmed:
+            if key in self.waiting and self.waiting[key].value == batch[key]:
+                del self.waiting[key]
+
+    def know(self, entries: Mapping[str, Entry | None]) -> None:
+        """Take entries for what the store holds, None for absent ones."""
+        for key, entry in entries.items():
+            if entry is None:
+                self.known.pop(key, None)
+            else:
+                self.known[key] = entry
+
+    def discard(self) -> None:
+        """Drop claims whose flush failed, and adopt what conflicts found.
+
+        A key with a claim that still waits keeps the base it was claimed on, see `adopt`.
+        """
+        self.waiting = {key: claim for key, claim in self.waiting.items() if not claim.failed}
+        self.know({key: entry for key, entry in self.doubts.take_found().items() if key not in self.waiting})
+
+    def adopt(self, loaded: dict[str, Entry]) -> None:
+        """Take a fresh listing as known.
+
+        A key that is claimed and not flushed yet keeps the base it was claimed on, so that a foreign change to it is
+        still a `Conflict` and not overwritten.
+        """
+        kept = {key: self.known.get(key) for key in self.waiting}
+        self.known = loaded
+        self.know(kept)
+        self.doubts.close(self.doubts.opened() - kept.keys())
+
+    def forked(self) -> None:
+        """Start over in a forked child: with a new lock, and without claims, which the parent will send."""
+        self.lock = threading.RLock()
+        for key, (value, _) in self.waiting.items():
+            if value is None:
+                self.known.pop(key, None)
+            else:
+                self.known[key] = self.known.get(key, Entry(key, value))._replace(value=value)
+        self.doubts.close(self.waiting)
+        self.waiting.clear()
+
+    def check(self) -> None:
+        """Raise AssertionError where something cannot be; for tests."""
+        self.doubts.check()
+        if wrong := [key for key, entry in self.known.items() if entry.key != key]:
+            raise AssertionError(f"known under another key: {wrong}")
+
+
+def value_of(entry: Entry | None) -> str | None:
+    """Return the value of an entry, None for none."""
+    return entry.value if entry is not None else None

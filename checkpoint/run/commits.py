@@ -1,0 +1,96 @@
+"""When what a run claimed is flushed: at once, later, in the background, and at the end of the block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from checkpoint.errors import CheckpointError
+from checkpoint.run.flush import Flush, Pace
+from checkpoint.run.worker import Background, add_note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from checkpoint.run.holders import Caller
+    from checkpoint.run.layers import Layers
+
+
+class Commits:
+    """The commits of one run. Claiming needs the lock of the layers; flushing must not have it."""
+
+    def __init__(self, layers: Layers, *, min_interval: float, overwrite: bool, run_id: str | None) -> None:
+        self.pace = Pace(min_interval)
+        self.flush = Flush(layers, self.pace, overwrite=overwrite, run_id=run_id)
+        self.background = Background(layers.state_key, self.flush)
+        self._layers = layers
+
+    def claim(self, only: tuple[object, ...], by: Caller) -> frozenset[str] | None:
+        """Claim, and return the keys to flush; None where they are held back."""
+        self.background.raise_failure()
+        keys = self._layers.claim(only, by)
+        self._need_transaction(keys)
+        self.pace.held |= keys
+        if not self.pace.due():
+            return None
+        keys, self.pace.held = self.pace.held, frozenset()
+        return keys
+
+    def claim_soon(self, only: tuple[object, ...], by: Caller) -> bool:
+        """Claim, and tell whether a background flush is due.
+
+        Raises:
+            ValueError: the store writes in the caller's own transactions.
+
+        """
+        self.background.raise_failure()
+        if self._layers.rollback is not None:
+            raise ValueError("with connection= a commit belongs to the open transaction: use commit()")
+        self._layers.claim(only, by)
+        return bool(self._layers.claims.waiting) and self.pace.due()
+
+    def waiting(self) -> frozenset[str]:
+        """Return everything claimed so far, what was held back or had failed included."""
+        self.background.raise_failure()
+        keys = frozenset(self._layers.claims.waiting)
+        self._need_transaction(keys)
+        return keys
+
+    def leave(self, error: BaseException | None, by: Caller) -> None:
+        """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
+        layers = self._layers
+        if error is None:
+            try:
+                with layers.claims.lock:
+                    layers.holders.leave()
+                    layers.claim((), by)
+                    layers.phase = "closed"
+                    self._need_transaction(layers.claims.waiting)
+            except (TypeError, ValueError, RuntimeError, CheckpointError) as refused:
+                self.leave(refused, by)  # what was claimed before is still safe to say
+                raise
+            self.flush(frozenset(layers.claims.waiting))
+            return
+        layers.phase = "closed"
+        layers.holders.detach()
+        try:
+            if layers.rollback is None:
+                self.flush()
+        except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
+            add_note(error, f"checkpoint: {layers.state_key!r} was not committed either: {failure}")
+
+    def _need_transaction(self, keys: Iterable[str]) -> None:
+        """Refuse to flush keys into a transaction that the caller has not begun."""
+        claims, rollback = self._layers.claims, self._layers.rollback
+        if rollback is None:
+            return
+        waiting = {key: claims.waiting[key].value for key in keys if key in claims.waiting}
+        try:
+            rollback.need_transaction(waiting)
+        except RuntimeError:
+            claims.fail(waiting)
+            raise
+
+    def forked(self) -> None:
+        """Start over in a forked child: nothing queued, no lock held by a thread that is gone."""
+        self.background.forked()
+        self.flush.forked()

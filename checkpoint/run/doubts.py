@@ -1,0 +1,116 @@
+"""What a run is unsure of: writes whose outcome nobody saw, and what conflicts found.
+
+    sent       open   found     when
+    values     yes    -         the last commit of the key ended without an answer
+    values     no     -         a later commit was confirmed; an earlier attempt may still land
+    -          yes    -         as the first, after its values have expired
+    any        any    an entry  a conflict found it, or found the key deleted; `discard` adopts it
+
+A value expires two deadlines after its last attempt: by then no request that carried it can still land. A key of which
+nothing is left is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from checkpoint.entries import Entry
+
+NOTHING: Final = object()
+"""No conflict found anything; None means that one found the key deleted."""
+
+
+@dataclass(slots=True)
+class Doubt:
+    """What a run is unsure of about one key."""
+
+    sent: dict[str | None, float] = field(default_factory=dict[str | None, float])
+    """Own values that may have landed or may land yet (None: a deletion), with the monotonic time they expire at."""
+    open: bool = False
+    """Whether the store may hold another value than the one known."""
+    found: object = NOTHING
+    """The entry that the last conflict found, None for a deleted key."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be unsure of."""
+        return not (self.sent or self.open) and self.found is NOTHING
+
+
+class Doubts:
+    """The doubts of a run, by key."""
+
+    def __init__(self, run_id: str | None) -> None:
+        self.lasting = 120.0
+        """Seconds for which a value that was sent may still land: two deadlines of the store."""
+        self._run_id = run_id
+        self._by_key: dict[str, Doubt] = {}
+
+    def is_open(self, key: str) -> bool:
+        """Tell whether the store may hold another value than the one known."""
+        return key in self._by_key and self._by_key[key].open
+
+    def send(self, batch: Mapping[str, str | None], *, unknown: Iterable[str] = ()) -> None:
+        """Remember values that may still land; of the `unknown` keys what is known may be wrong from now on."""
+        until = time.monotonic() + self.lasting
+        for key, value in batch.items():
+            self._by_key.setdefault(key, Doubt()).sent[value] = until
+        for key in unknown:
+            self._by_key.setdefault(key, Doubt()).open = True
+
+    def find(self, conflicts: Mapping[str, Entry | None]) -> None:
+        """Remember what conflicts found."""
+        for key, entry in conflicts.items():
+            self._by_key.setdefault(key, Doubt()).found = entry
+
+    def is_own(self, key: str, entry: Entry | None) -> bool:
+        """Tell whether a stored entry is a write of this run that was not answered and may still land."""
+        doubt = self._by_key.get(key)
+        if doubt is None:
+            return False
+        now = time.monotonic()
+        doubt.sent = {value: until for value, until in doubt.sent.items() if now < until}
+        if (entry.value if entry is not None else None) not in doubt.sent:
+            return False
+        # The API records no run; where there are versions, every entry names the run that wrote it.
+        return entry is None or entry.version is None or entry.sync_job_run_id == self._run_id
+
+    def confirm(self, keys: Iterable[str]) -> None:
+        """Note that what the store holds of these keys is known again; earlier attempts may still land."""
+        for key in keys:
+            if doubt := self._by_key.get(key):
+                doubt.open, doubt.found = False, NOTHING
+                if doubt.settled:
+                    del self._by_key[key]
+
+    def take_found(self) -> dict[str, Entry | None]:
+        """Return what conflicts found, and forget it."""
+        found: dict[str, Entry | None] = {}
+        for key, doubt in [*self._by_key.items()]:
+            if doubt.found is not NOTHING:
+                found[key], doubt.found = doubt.found, NOTHING  # type: ignore[assignment] # pyright: ignore[reportArgumentType] - a sentinel beside entries
+                if doubt.settled:
+                    del self._by_key[key]
+        return found
+
+    def close(self, keys: Iterable[str]) -> None:
+        """Take what is known of these keys for what the store holds."""
+        for key in keys:
+            if doubt := self._by_key.get(key):
+                doubt.open = False
+                if doubt.settled:
+                    del self._by_key[key]
+
+    def opened(self) -> set[str]:
+        """Return the keys of which the store may hold another value than the one known."""
+        return {key for key, doubt in self._by_key.items() if doubt.open}
+
+    def check(self) -> None:
+        """Raise AssertionError where something is not as the table above says; for tests."""
+        if settled := [key for key, doubt in self._by_key.items() if doubt.settled]:
+            raise AssertionError(f"settled, and still doubted: {settled}")

@@ -1,0 +1,226 @@
+"""What the job set, deleted or read in place, and did not commit yet.
+
+    edited    read    the key
+    a value   -       was set
+    None      -       was deleted
+    -         a dict  was read; the job may change the dict in place
+    a value   a dict  was set, and read after that
+
+Every other key is as the layer below has it: as last claimed, else as stored. A claim takes the differences down; what
+was read stays, for the job still has the dict.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from checkpoint import codec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from checkpoint.codec import Cursor
+    from checkpoint.run.claims import Changes
+
+
+class Below(Protocol):
+    """The layer that drafts lie on."""
+
+    def below(self, key: str) -> str | None:
+        """Return the value of a key as last claimed or stored; None where there is none."""
+        ...
+
+    def is_unsure(self, key: str) -> bool:
+        """Tell whether the store may hold another value than the one known."""
+        ...
+
+
+class _Read:
+    """A dict that was handed out, and a copy that tells whether it was changed since it was last looked at."""
+
+    __slots__ = ("copy", "cursor")
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.cursor = cursor
+        self.copy: Cursor | None = _copy(cursor)
+        """Equal to the cursor while that is unchanged; None: look at it in any case."""
+
+
+class Drafts:
+    """The upper layer of a run's keys."""
+
+    def __init__(self, below: Below) -> None:
+        self._below = below
+        self._edited: Changes = {}
+        self._read: dict[str, _Read] = {}
+
+    def __len__(self) -> int:
+        return len(self._edited)
+
+    # The job's side
+
+    def has(self, key: str) -> bool:
+        """Tell whether a key is there, decoding nothing."""
+        if key in self._edited:
+            return self._edited[key] is not None
+        return key in self._read or self._below.below(key) is not None
+
+    def is_edited(self, key: str) -> bool:
+        """Tell whether a key was set or deleted."""
+        return key in self._edited
+
+    def live(self, key: str) -> Cursor | None:
+        """Return the dict that was handed out for a key; None: it was not read."""
+        read = self._read.get(key)
+        return None if read is None else read.cursor
+
+    def value(self, key: str) -> str | None:
+        """Return the value of a key as the job sees it, None where it is absent or deleted.
+
+        Raises:
+            TypeError, ValueError: a cursor changed in place cannot be encoded any more.
+
+        """
+        spelled = self._edited[key] if key in self._edited else self._below.below(key)
+        read = self._read.get(key)
+        if read is None or (spelled is not None and not _touched({key: read})):
+            return spelled
+        value = codec.encode(read.cursor)
+        return spelled if spelled is not None and codec.same(value, spelled) else value
+
+    def hand_out(self, key: str, cursor: Cursor) -> None:
+        """Note that the decoded cursor of a key was given to the job, which may change it in place."""
+        self._read[key] = _Read(cursor)
+
+    def put(self, key: str, value: str, *, anyhow: bool = False) -> None:
+        """Set a key; equal to what lies below it is no change, unless `anyhow`."""
+        self._read.pop(key, None)
+        below = None if anyhow or self._below.is_unsure(key) else self._below.below(key)
+        if below is not None and codec.same(value, below):
+            self._edited.pop(key, None)
+        else:
+            self._edited[key] = value
+
+    def delete(self, key: str) -> None:
+        """Delete a key."""
+        self._read.pop(key, None)
+        self._edited[key] = None
+
+    def freeze(self, key: str) -> None:
+        """Take a key as it is now; what was read of it is a copy from here on."""
+        if key in self._read:
+            self._edited[key] = self.value(key)
+            del self._read[key]
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget what was done with keys."""
+        for key in keys:
+            self._edited.pop(key, None)
+            self._read.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._edited.clear()
+        self._read.clear()
+
+    def touched(self) -> set[str]:
+        """Return the keys that were set, deleted or read."""
+        return {*self._edited, *self._read}
+
+    def edits(self) -> Iterator[tuple[str, bool]]:
+        """Yield the keys that were set or deleted, and whether they are there."""
+        return ((key, value is not None) for key, value in self._edited.items())
+
+    # The run's side
+
+    def changes(self, keys: Collection[str] | None, besides: Collection[str] = ()) -> Changes:
+        """Return what differs from the layer below: of some keys, None: of all; of those `besides` nothing.
+
+        Raises:
+            TypeError, ValueError: a cursor changed in place cannot be encoded any more.
+
+        """
+        changes: Changes = {}
+        for key in self._suspects(keys):
+            if key not in besides and self._differs(key):
+                changes[key] = self.value(key)
+        return changes
+
+    def changed(self) -> set[str]:
+        """Return the keys that differ from the layer below; one that cannot be encoded any more does."""
+        return {key for key in self._suspects(None) if self._differs(key)}
+
+    def claimed(self, changes: Changes) -> None:
+        """Note that these changes lie below from now on."""
+        for key, value in changes.items():
+            self._edited.pop(key, None)
+            if value is None:
+                self._read.pop(key, None)
+            elif key in self._read:
+                self._read[key] = _Read(self._read[key].cursor)
+
+    def moved_below(self, keys: Iterable[str]) -> None:
+        """Note that the layer below changed of itself."""
+        for key in keys:
+            if key in self._read:
+                self._read[key].copy = None
+
+    def _suspects(self, keys: Collection[str] | None) -> list[str]:
+        """Return the keys that were edited, or whose dict is not as it was."""
+        if keys is not None:
+            return [key for key in keys if key in self._edited or key in self._read]
+        return [*self._edited, *(key for key in _touched(self._read) if key not in self._edited)]
+
+    def _differs(self, key: str) -> bool:
+        below = self._below.below(key)
+        read = self._read.get(key)
+        if read is None:
+            return self._edited[key] != below or self._below.is_unsure(key)
+        if below is None or key in self._edited:
+            return True
+        try:
+            value = codec.encode(read.cursor)
+        except (TypeError, ValueError):
+            return True
+        if not codec.same(value, below):
+            return True
+        read.copy = _copy(read.cursor)  # equal in another spelling: not to be encoded again
+        return False
+
+    def check(self) -> None:
+        """Raise AssertionError where something is not as the table above says; for tests."""
+        if deleted := [key for key in self._read if self._edited.get(key, "") is None]:
+            raise AssertionError(f"read after they were deleted: {deleted}")
+
+
+class _Number:
+    """Stands for a number or bool in a copy, and equals only this very object: `1 == 1.0 == True` would not do."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: object) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return other is self.number
+
+    __hash__ = None  # type: ignore[assignment] # never a key
+
+
+def _copy(node: Any) -> Any:
+    """Copy containers, with numbers that equal themselves only; texts are shared."""
+    if isinstance(node, dict):
+        items = cast("dict[str, Any]", node).items()
+        return {key: item if type(item) is str else _copy(item) for key, item in items}
+    if isinstance(node, list | tuple):
+        copies = [_copy(item) for item in cast("list[Any]", node)]
+        return copies if isinstance(node, list) else tuple(copies)
+    return node if type(node) is str or node is None else _Number(node)
+
+
+def _touched(reads: dict[str, _Read]) -> list[str]:
+    """Return the keys whose dict may have been changed."""
+    try:
+        return [key for key, read in reads.items() if read.cursor != read.copy]
+    except Exception:  # noqa: BLE001 - the comparison of whatever object was put in; encoding will refuse it
+        return list(reads)

@@ -1,0 +1,44 @@
+"""Signals that ask a run to stop: the first one is noted, a second one interrupts."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Stops:
+    """The stop signals of one run."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self.came: list[int] = []
+        """The signals that came; streams look at it too."""
+        self._numbers = tuple(dict.fromkeys(signal.Signals(number) for number in numbers))
+        self._handlers: dict[int, Any] = {}
+
+    def watch(self) -> None:
+        """Set the handlers.
+
+        Raises:
+            ValueError: this is not the main thread.
+
+        """
+        if self._numbers and threading.current_thread() is not threading.main_thread():
+            raise ValueError("stop_signals work in the main thread only")
+        for number in self._numbers:
+            self._handlers[number] = signal.getsignal(number)  # first: an exception in between must not lose it
+            signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._handlers.clear()
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.came:
+            raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
+        self.came.append(number)
