@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+from checkpoint.entries import RESERVED
 from checkpoint.run.claims import Claims
 from checkpoint.run.drafts import Drafts
 from checkpoint.run.groups import Group, Layouts, shards_of
 from checkpoint.run.holders import Holders, KeyHolder, decoded
-from checkpoint.stores.base import RESERVED, check_name
+from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
