@@ -148,8 +148,8 @@ class Model(RuleBasedStateMachine):
                 key in self.touched and {key} & {*self.stored, *self.known}  # what came and went again left nothing
                 if self.versions
                 else not same(self.stored.get(key), self.known.get(key))
+                and not same(self.stored.get(key), self.view.get(key))
             )
-            and not same(self.stored.get(key), self.view.get(key))
         }
 
     def changed(self, only=None):
