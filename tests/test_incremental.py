@@ -615,8 +615,8 @@ def test_what_is_no_row_is_said_to_be_none(cp, how, warm, batch, shown):
     with pytest.raises(TypeError) as caught:
         feed(inc, how, batch)
     assert str(caught.value) == (
-        f"'s': a row is a mapping with 'at', not {shown}: pages() and filter() take lists of rows, "
-        "track() and observe() one row; of other rows a callable can read the field"
+        f"'s': a row has 'at' as a key, a column or an attribute; a {shown} has not: pages() and filter() take lists "
+        "of rows, track() and observe() one row; of other rows a callable can read the field"
     )
     assert inc.stats.seen == warm
     inc.unfinished()

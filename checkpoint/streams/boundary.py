@@ -38,7 +38,8 @@ class Boundary:
         """Whether the memory reaches back before the highest value."""
         self.seen = frozenset(seen) if self.keyed else frozenset[str]()
         """Digests of rows that were delivered before the stream was opened."""
-        self._get_primary = primary_getter(options.primary_key)
+        primary = options.primary_key
+        self._get_primary = None if primary is None else primary_getter(primary)
         self._limit = options.max_seen
         self._options = options
         self._range = span

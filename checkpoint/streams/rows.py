@@ -1,83 +1,332 @@
-"""What a stream reads of a row: its cursor value, its primary key, and the digest it is remembered by."""
+"""What a stream reads of a row: its cursor value, its primary key, and what tells that it changed.
+
+A row has fields by name (`row["at"]`: any Mapping, `sqlite3.Row`, named columns of database drivers) or as attributes
+(dataclasses, named tuples, pydantic and ORM objects). Which, the first row decides; a row of another kind among them is
+looked at on its own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Any, TypeAlias, cast
 
 import orjson
 
 Field: TypeAlias = str | Callable[[Any], Any]
 Primary: TypeAlias = str | Sequence[str] | Callable[[Any], Any]
+Get: TypeAlias = Callable[[Any], Any]
+Snapshot: TypeAlias = Any
+"""What is kept of a delivered row: a copy of a dict, or its primary key and what is compared."""
+
+_NOTHING: Any = object()
+IDENTITY, CONTENT = 8, 4
+"""Bytes of the two parts of a digest."""
 
 
-def getter(field: Field) -> Callable[[Any], Any]:
-    """Return what reads a field of a record, None where it has none; with dots it is a name first, then a path."""
+# Reading a field
+
+
+def getter(field: Field, first: Any = _NOTHING) -> Get:
+    """Return what reads a field of rows, quickest of rows like `first`; it returns None where a row has none.
+
+    With dots a field is a name first, then a path.
+
+    Raises:
+        TypeError: the field cannot be read of the first row, or later of another, as it has neither names nor the
+            attribute.
+
+    """
     if callable(field):
         return field
     path = field.split(".")
+    if first is _NOTHING or _has_names(first):
+        get = _by_name(field) if len(path) == 1 else _by_path(field, path)
+    else:
+        _read(first, field)  # or it is no row
+        get = _by_attribute(field, first)
+    return get
 
-    def get(record: Any) -> Any:
+
+def _by_name(field: str) -> Get:
+    def get(row: Any) -> Any:
         try:
-            return record[field]
+            return row[field]
         except KeyError:
-            for name in path if len(path) > 1 else [field]:
-                if record is None:
-                    return None
-                try:
-                    record = record[name]
-                except KeyError:
-                    return None
-            return record
+            return None
+        except (TypeError, LookupError):
+            return _read(row, field)
 
     return get
 
 
+def _by_path(field: str, path: list[str]) -> Get:
+    head, *rest = path
+
+    def get(row: Any) -> Any:
+        try:
+            if field in row:
+                return row[field]
+            value = row[head]
+            for name in rest:
+                value = value[name]
+        except (TypeError, LookupError):
+            return _read(row, field)
+        return value
+
+    return get
+
+
+def _by_attribute(field: str, first: Any) -> Get:
+    of = cast("Any", type(first))
+    read = attrgetter(field)
+
+    def get(row: Any) -> Any:
+        try:
+            return read(row)
+        except AttributeError:
+            return _read(row, field, known=of)
+
+    return get
+
+
+def _read(row: Any, field: str, known: Any = None) -> Any:
+    """Read a field of a row of any kind; one of a `known` type is a row, though it may not have the field."""
+    value = _step(row, field)
+    if value is not _NOTHING:
+        return value
+    head, *rest = field.split(".")
+    value = _step(row, head) if rest else _NOTHING
+    if value is _NOTHING and type(row) is not known and not _has_names(row):
+        raise TypeError(no_row(row, field))
+    for name in rest:
+        if value is None or value is _NOTHING:
+            return None
+        value = _step(value, name)
+    return None if value is _NOTHING else value
+
+
+def _step(row: Any, name: str) -> Any:
+    if _has_names(row):
+        try:
+            return row[name]
+        except LookupError:
+            return _NOTHING
+        except TypeError:  # a database's row that takes numbers only
+            pass
+    return getattr(row, name, _NOTHING)
+
+
+def _has_names(row: Any) -> bool:
+    """Tell whether a row has its fields as `row[name]`."""
+    of = cast("Any", type(row))
+    return isinstance(row, Mapping) or (hasattr(of, "keys") and hasattr(of, "__getitem__"))
+
+
 def no_row(record: Any, field: str) -> str:
-    """Return why nothing is read of what is no mapping."""
+    """Return why nothing is read of what is no row."""
     return (
-        f"a row is a mapping with {field!r}, not {type(record).__name__} ({reprlib.repr(record)}): pages() and "
-        "filter() take lists of rows, track() and observe() one row; of other rows a callable can read the field"
+        f"a row has {field!r} as a key, a column or an attribute; a {type(record).__name__} ({reprlib.repr(record)}) "
+        "has not: pages() and filter() take lists of rows, track() and observe() one row; of other rows a callable "
+        "can read the field"
     )
 
 
-def primary_getter(primary: Primary | None) -> Callable[[Any], Any] | None:
-    """Return what reads the primary key of a record; None where none was named."""
-    if primary is None or callable(primary) or isinstance(primary, str):
-        return None if primary is None else getter(primary)
-    getters = [getter(name) for name in primary]
+def primary_getter(primary: Primary, first: Any = _NOTHING) -> Get:
+    """Return what reads the primary key of rows, quickest of rows like `first`."""
+    if callable(primary) or isinstance(primary, str):
+        return getter(primary, first)
+    getters = [getter(name, first) for name in primary]
     return lambda record: [get(record) for get in getters]
+
+
+# Listing the fields of a row
+
+
+def fields_of(row: Any) -> dict[Any, Any] | None:
+    """Return all fields of a row by name; None where it cannot list them.
+
+    Of an object these are the fields that it declares, else its public attributes: what an ORM or a library keeps with
+    it, relations to other rows included, is not the row's.
+    """
+    if isinstance(row, Mapping):
+        return dict(cast("Mapping[Any, Any]", row))  # type: ignore[redundant-cast]
+    if _has_names(row):
+        return {name: row[name] for name in row.keys()}  # noqa: SIM118 - a database's row iterates over its values
+    names = _declared(row)
+    if names is None:
+        names = [name for name in _attributes(row) if not name.startswith("_")]
+    found = {name: getattr(row, name, None) for name in names}
+    return found or None
+
+
+def _declared(row: Any) -> list[str] | None:
+    """Return the names of the fields that the row's class declares; None where it declares none."""
+    of = cast("Any", type(row))
+    if dataclasses.is_dataclass(of):
+        return [field.name for field in dataclasses.fields(of)]
+    mapper = getattr(of, "__mapper__", None)  # SQLAlchemy
+    if mapper is not None:
+        return [str(column.key) for column in mapper.column_attrs]
+    meta = getattr(of, "_meta", None)  # Django
+    if hasattr(meta, "concrete_fields"):
+        return [str(field.attname) for field in cast("Any", meta).concrete_fields]
+    if hasattr(of, "__attrs_attrs__"):  # attrs
+        return [str(attribute.name) for attribute in of.__attrs_attrs__]
+    # named tuples; msgspec; pydantic, of version 2 and 1
+    for attribute in ("_fields", "__struct_fields__", "model_fields", "__fields__"):
+        names = getattr(of, attribute, None)
+        if isinstance(names, property):  # SQLAlchemy's rows
+            names = getattr(row, attribute)
+        if isinstance(names, Mapping | tuple | list):
+            return [*map(str, cast("Sequence[Any]", names)), *(getattr(row, "model_extra", None) or ())]
+    return None
+
+
+def _attributes(row: Any) -> list[str]:
+    """Return the names of an object's attributes: those in its `__dict__`, and its slots."""
+    names = [*getattr(row, "__dict__", ())]
+    for of in type(row).__mro__:
+        slots: Any = of.__dict__.get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else [*slots]
+    return [name for name in dict.fromkeys(names) if hasattr(row, name)]
+
+
+# Remembering a row
+
+
+class Fingerprint:
+    """What boundary rows of one stream are remembered by.
+
+    Args:
+        primary: what tells rows apart.
+        version_fields: what tells that a row changed; None: all of its fields.
+
+    """
+
+    __slots__ = ("_get_primary", "_primary", "_take", "_version_fields")
+
+    def __init__(self, primary: Primary, version_fields: Sequence[str] | None = None) -> None:
+        self._primary = primary
+        self._version_fields = version_fields
+        self._get_primary = primary_getter(primary)
+        self._take: Callable[[Any], Snapshot] | None = None
+
+    def snapshot(self, record: Any) -> Snapshot:
+        """Return what is to be kept of a row that is handed out, as it is now; the job may change the row.
+
+        Raises:
+            TypeError: what kind of row the first one is does not tell its fields, and no `version_fields` do, or what
+                it holds cannot be compared.
+
+        """
+        if self._take is None:
+            self._take = self._decide(record)
+        return self._take(record)
+
+    def _decide(self, record: Any) -> Callable[[Any], Snapshot]:
+        """Choose by the first row how snapshots are taken, and refuse it where that is not possible."""
+        self._get_primary = primary = primary_getter(self._primary, record)
+        versions = None if self._version_fields is None else [getter(name, record) for name in self._version_fields]
+
+        def compared(row: Any) -> Snapshot:
+            return primary(row), [get(row) for get in versions or ()]
+
+        def listed(row: Any) -> Snapshot:
+            return primary(row), _listed(row)
+
+        def copied(row: Any) -> Snapshot:
+            return cast("Any", row).copy() if type(row) is dict else listed(row)
+
+        take = compared if versions is not None else copied if type(record) is dict else listed
+        _content(self._parts(take(record)), strict=True)
+        return take
+
+    def _parts(self, snapshot: Snapshot) -> Any:
+        return (self._get_primary(snapshot), snapshot) if isinstance(snapshot, dict) else snapshot
+
+    def digest(self, snapshot: Snapshot, instant: str) -> str:
+        """Return 8 bytes of BLAKE2b over primary key and cursor instant, and 4 over what is compared, in hex."""
+        primary, content = self._parts(snapshot)
+        return _hash([primary, instant], IDENTITY) + _hash(content, CONTENT)
+
+    def legacy(self, snapshot: Snapshot, instants: Sequence[str]) -> set[str]:
+        """Return the digests that version 1 may have stored of a row: 8 bytes over all, in hex."""
+        primary, content = self._parts(snapshot)
+        return {_hash([primary, instant, content], IDENTITY) for instant in instants}
+
+
+def _listed(row: Any) -> dict[Any, Any]:
+    fields = fields_of(row)
+    if fields is None:
+        raise TypeError(
+            f"a {type(row).__name__} cannot list its fields, so that nothing tells whether a row changed: "
+            "name the fields that do, such as version_fields=('etag',)"
+        )
+    return fields
 
 
 def digest(primary: Any, instant: str, record: Any) -> str:
     """Return 8 bytes of BLAKE2b over a row's primary key, cursor instant and content, in hex."""
-    return blake2b(_json([primary, instant, record]), digest_size=8).hexdigest()
+    return _hash([primary, instant, record], IDENTITY)
 
 
-def _json(content: Any) -> bytes:
-    """Return a row as JSON that is the same in every process."""
+def _hash(content: Any, size: int) -> str:
+    return blake2b(_content(content), digest_size=size).hexdigest()
+
+
+def _content(content: Any, *, strict: bool = False) -> bytes:
+    """Return what is compared as bytes that are the same in every process.
+
+    `strict` refuses what has no such bytes; otherwise its bytes are those of no other object.
+    """
     try:
         return orjson.dumps(content, _plain, orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # integers beyond 64 bits
-        return repr(_canonical(content)).encode()
+    except TypeError:  # integers beyond 64 bits, cycles, or what has no plain form
+        return repr(_canonical(content, (), strict=strict)).encode("utf-8", "surrogatepass")
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[Any, Any]", value))  # type: ignore[redundant-cast]  # pyright needs it
+    """Return a value as JSON can have it."""
+    if isinstance(value, memoryview | bytearray):
+        return str(bytes(cast("Any", value)))
     if isinstance(value, set | frozenset):
         return sorted(map(repr, cast("set[Any]", value)))
-    return cast("Any", vars(value)) if hasattr(value, "__dict__") else str(value)
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # numpy
+        return [str(value.dtype), str(value.tobytes())]
+    fields = fields_of(value)
+    if fields is not None:
+        return fields
+    of = cast("Any", type(value))
+    if of.__str__ is object.__str__ and of.__repr__ is object.__repr__:
+        raise TypeError(f"a {type(value).__name__} does not tell what it is")
+    return str(value)
 
 
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]  # pyright needs it
-        return sorted((repr(key), repr(_canonical(item))) for key, item in mapping.items())
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in cast("list[Any]", value)]
+def _canonical(value: Any, inside: tuple[int, ...], *, strict: bool) -> Any:
+    """Return a value as nested lists; a reference to one that it is `inside` of counts as how far up that is."""
     if isinstance(value, int | float | str | None):
         return value
-    return _canonical(_plain(value))
+    if id(value) in inside:
+        return f"<{len(inside) - inside.index(id(value))} above>"
+    if len(inside) > _DEEPEST:
+        raise TypeError("a row is nested too deeply to be compared: name what tells that it changed in version_fields")
+    inside = (*inside, id(value))
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]
+        return sorted((repr(key), repr(_canonical(item, inside, strict=strict))) for key, item in mapping.items())
+    if isinstance(value, list | tuple):
+        return [_canonical(item, inside, strict=strict) for item in cast("list[Any]", value)]
+    try:
+        plain = _plain(value)
+    except TypeError:
+        if strict:
+            raise
+        return repr(value)
+    return _canonical(plain, inside, strict=strict)
+
+
+_DEEPEST = 200
