@@ -109,8 +109,10 @@ def _dumps(cursor: Mapping[str, Any], *, sort_keys: bool = False) -> bytes:
 
 
 def _strict_dumps(cursor: Cursor, *, sort_keys: bool) -> bytes:
-    _check(cursor)
+    tuples = _check(cursor)
     try:
+        if tuples:  # written as the list that it reads back as, whichever way that is written
+            return _dumps(_with_lists(cursor), sort_keys=sort_keys)
         text = json.dumps(cursor, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
         return text.encode()
     except UnicodeEncodeError as error:
@@ -119,12 +121,22 @@ def _strict_dumps(cursor: Cursor, *, sort_keys: bool) -> bytes:
         raise ValueError("the cursor is nested too deeply to be written from here") from error
 
 
-def _check(cursor: Cursor) -> None:
-    """Refuse whatever JSON has no exact form for, naming the place.
+def _with_lists(node: Any) -> Any:
+    """Copy a checked cursor with lists for its tuples."""
+    if isinstance(node, dict):
+        return {key: _with_lists(item) for key, item in cast("dict[str, Any]", node).items()}
+    if isinstance(node, list | tuple):
+        return [_with_lists(item) for item in cast("list[Any]", node)]
+    return node
+
+
+def _check(cursor: Cursor) -> bool:
+    """Refuse whatever JSON has no exact form for, naming the place; tell whether there are tuples.
 
     A stack of its own instead of recursion: bad input must not exhaust the interpreter's.
     """
     stack: list[tuple[Any, str, int]] = [(cursor, "cursor", 1)]
+    tuples = False
     while stack:
         node, place, depth = stack.pop()
         if isinstance(node, str | int | None):  # bool is an int
@@ -141,10 +153,12 @@ def _check(cursor: Cursor) -> None:
                         raise TypeError(f"{place} has the key {key!r}: keys must be str, not {_type_name(key)}")
                     stack.append((item, f"{place}[{key!r}]", depth + 1))
             else:
+                tuples = tuples or isinstance(node, tuple)
                 items = enumerate(cast("list[Any]", node))
                 stack.extend((item, f"{place}[{index}]", depth + 1) for index, item in items)
         else:
             raise TypeError(f"{place} is a {_type_name(node)}, which JSON has no form for: {_advice(node)}")
+    return tuples
 
 
 def _advice(node: object) -> str:

@@ -159,7 +159,7 @@ class CommitUnknown(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"whether {_listed(self.keys)} in {self.state_key!r} was written is unknown{_reason(self)}: "
+            f"whether {listed(self.keys)} in {self.state_key!r} was written is unknown{_reason(self)}: "
             "commit again (safe in both cases), or let the next run find out"
         )
 
@@ -182,9 +182,9 @@ class PartialCommit(CheckpointError):
         super().__init__(self.committed, self.pending, self.errors)
 
     def __str__(self) -> str:
-        landed = f"{_listed(self.committed)} committed" if self.committed else "nothing committed"
+        landed = f"{listed(self.committed)} committed" if self.committed else "nothing committed"
         failed = "; ".join(f"{key!r}: {error}" for key, error in self.errors.items())
-        return f"{landed}, {_listed(self.pending)} pending and still changed: commit again sends only those: {failed}"
+        return f"{landed}, {listed(self.pending)} pending and still changed: commit again sends only those: {failed}"
 
 
 class StoreError(CheckpointError):
@@ -244,7 +244,7 @@ def _reason(error: BaseException) -> str:
     return f" ({error.__cause__})" if error.__cause__ is not None else ""
 
 
-def _listed(keys: Iterable[str], most: int = 10) -> str:
+def listed(keys: Iterable[str], most: int = 10) -> str:
     """Name up to `most` keys, and count the rest."""
     named = [repr(key) for key in keys]
     if len(named) > most:

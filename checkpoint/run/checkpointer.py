@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSp
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import StateMissing
+from checkpoint.errors import StateMissing, listed
 from checkpoint.run.commits import Commits
 from checkpoint.run.flush import Commit
 from checkpoint.run.groups import Group, check_shards
@@ -27,7 +27,7 @@ from checkpoint.run.raw import Raw
 from checkpoint.run.rollback import Rollback
 from checkpoint.run.stopping import Stops
 from checkpoint.stores import open_store, shown
-from checkpoint.stores.base import Atomic, KeepsHistory, Store, Warms, check_changes, check_name, joined
+from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, Warms, check_changes, check_name, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["Checkpointer", "Commit"]
 
 logger = logging.getLogger("checkpoint")
+
+SHOWN = 5
+"""How many streams a repr shows."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,13 +144,16 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def __repr__(self) -> str:
         given = self._settings.store
-        where = shown(given) if isinstance(given, str) else repr(given)
-        if self._layers.phase != "open":
-            return f"Checkpointer({self.state_key!r}, {where}, {self._layers.phase})"
         with self._layers.claims.lock:
+            if self._layers.phase != "open":
+                where = shown(given) if isinstance(given, str) else repr(given)
+                return f"Checkpointer({self.state_key!r}, {where}, {self._layers.phase})"
+            keys, streams = self._layers.changed(), self._layers.holders.streams()
+            uncommitted = listed(sorted(keys)) if keys else "nothing"
+            fed = f", streams: {', '.join(map(repr, streams[:SHOWN]))}" if streams else ""
             return (
-                f"Checkpointer({self.state_key!r}, {self._commits.flush.store!r}, keys={len(self)}, "
-                f"uncommitted={sorted(self.changed)})"
+                f"Checkpointer({self.state_key!r}, {self._commits.flush.store!r}, {len(self)} keys, "
+                f"uncommitted: {uncommitted}{fed}{', …' if len(streams) > SHOWN else ''})"
             )
 
     @property
@@ -197,6 +203,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if (transactions := joined(store)) is not None:
             self._layers.rollback = Rollback(transactions, self.state_key)
         self._layers.atomic = isinstance(store, Atomic)
+        if isinstance(store, HasDeadline):
+            self._layers.claims.doubts.lasting = 2 * store.deadline
         if self._settings.exclusive:
             from checkpoint.run.lease import Lease  # most runs need none
 

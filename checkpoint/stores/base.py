@@ -77,6 +77,16 @@ class Atomic(Protocol):
 
 
 @runtime_checkable
+class HasDeadline(Protocol):
+    """A store whose loads and commits end within a time."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds; after them no request of a load or commit is sent any more."""
+        ...
+
+
+@runtime_checkable
 class Warms(Protocol):
     """A store whose commits go faster when it is told of them early."""
 

@@ -160,6 +160,11 @@ class TrutoStore:
         entries = {key: entry for key, entry in landed.items() if entry is not None}
         return Receipt(entries, run.requests, run.retries, unsettled)
 
+    @property
+    def deadline(self) -> float:
+        """Seconds for each key's write; see `HasDeadline`."""
+        return self._deadline
+
     def warm(self, keys: int) -> None:
         """Open connections for a commit of so many keys, without waiting for them; see `Warms.warm`."""
         self._service.warm(keys)

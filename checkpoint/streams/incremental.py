@@ -107,7 +107,7 @@ class Incremental(Generic[T]):
     """
 
     __slots__ = (
-        "__weakref__", "_base", "_counted", "_detached", "_frontier", "_highest", "_last", "_left", "_loose",
+        "__weakref__", "_base", "_counted", "_detached", "_frontier", "_highest", "_inner", "_last", "_left", "_loose",
         "_options", "_pending", "_position", "_reading", "_stops", "_warned", "key",
     )  # fmt: skip
 
@@ -125,6 +125,7 @@ class Incremental(Generic[T]):
         self._stops = stops  # not empty: the run is to stop
         self._detached = self._warned = False
         self._last = stored  # the last claim, or what was stored
+        self._inner: weakref.WeakSet[Incremental[T]] = weakref.WeakSet()  # what feeds its windows
         self._counted = Stats(0, 0, 0, 0)  # of earlier readings, and of windows
         self._highest: Any = None  # so too
         self._start(stored)
@@ -358,6 +359,7 @@ class Incremental(Generic[T]):
             )  # fmt: skip
             rows: Incremental[T] = Incremental(self.key, options, None, self._stops)
             rows._reading.recall(self._reading)
+            self._inner.add(rows)
             return rows
 
         def end_(window: Window[T], rows: Incremental[T], *, failed: bool) -> None:
@@ -435,14 +437,18 @@ class Incremental(Generic[T]):
     def detach(self) -> None:
         """Go back to the last claim, for good."""
         self._start(self._last, DETACHED)
-        self._detached = True
-        self._reading.close(f"{self.key!r} {DETACHED}")
+        self._close(DETACHED)
 
     def end(self) -> None:
         """Refuse to be fed any more, for the run has ended; what the stream can tell stays readable."""
+        self._close(ENDED)
+
+    def _close(self, why: str) -> None:
         if not self._detached:
             self._detached = True
-            self._reading.close(f"{self.key!r} {ENDED}")
+            self._reading.close(f"{self.key!r} {why}")
+        for rows in self._inner:
+            rows._close(why)  # noqa: SLF001 - another of this class
 
     def back(self, cursor: Cursor | None) -> None:
         """Go back to a claim, and go on from there."""

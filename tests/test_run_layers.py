@@ -1,0 +1,309 @@
+"""What a run holds of its namespace: drafts, claims, doubts, and what it recognises."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+import tracemalloc
+import uuid
+from contextlib import closing
+
+import pytest
+from freezegun import freeze_time
+
+from checkpoint import Checkpointer, Conflict, MemoryStore, SQLiteStore, TrutoStore, codec
+from checkpoint.run import drafts
+from checkpoint.testing import Drop
+
+A, B, C, D = ({"at": letter} for letter in "abcd")
+
+
+def put(store, **cursors):
+    store.commit("run", {key: codec.encode(cursor) for key, cursor in cursors.items()})
+
+
+# What was read
+
+
+NESTED = {"n": 1, "f": 1.0, "t": True, "x": None, "s": "text", "l": [1, [2.5, {"d": "e"}], "m"], "o": {"p": {"q": [0]}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cursor: cursor.update(n=1.0),
+        lambda cursor: cursor.update(n=True),
+        lambda cursor: cursor.update(f=1),
+        lambda cursor: cursor.update(t=1),
+        lambda cursor: cursor.update(x=0),
+        lambda cursor: cursor.update(new=None),
+        lambda cursor: cursor.pop("x"),
+        lambda cursor: cursor["l"].append(2),
+        lambda cursor: cursor["l"][1].__setitem__(0, -2.5),
+        lambda cursor: cursor["l"][1][1].update(d="f"),
+        lambda cursor: cursor["o"]["p"]["q"].__setitem__(0, False),
+        lambda cursor: cursor["o"]["p"]["q"].__setitem__(0, -0.0),
+        lambda cursor: cursor["o"].update(p=({"q": (0, 1)},)),
+    ],
+    ids=range(13),
+)
+def test_every_change_in_place_is_found(change):
+    store = MemoryStore()
+    put(store, a=NESTED)
+    with Checkpointer("run", store) as cp:
+        change(cp["a"])
+        assert cp.changed == {"a"}
+        assert cp.commit().keys == ("a",)
+        assert cp.changed == set()
+        cp["a"]["n"] = 99
+    assert codec.decode(store.load("run")["a"].value)["n"] == 99
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cursor: None,
+        lambda cursor: cursor.update(l=tuple(cursor["l"])),
+        lambda cursor: cursor.update(n=cursor.pop("n")),  # another order
+        lambda cursor: cursor.update(f=float("1")),
+    ],
+    ids=["nothing", "tuple", "order", "equal"],
+)
+def test_an_equal_cursor_is_no_change(change):
+    store = MemoryStore()
+    put(store, a=NESTED)
+    with Checkpointer("run", store) as cp:
+        change(cp["a"])
+        assert cp.changed == set()
+        assert cp.commit().keys == ()
+
+
+def test_what_is_inside_a_tuple_is_looked_at_too():
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        inner = {"at": 1}
+        cp["a"] = {"x": [0]}
+        cp["a"]["x"] = (inner,)
+        cp.commit()
+        inner["at"] = 2
+        assert cp.commit().keys == ("a",)
+    assert codec.decode(store.load("run")["a"].value) == {"x": [{"at": 2}]}
+
+
+class Odd:
+    def __eq__(self, other):
+        raise OverflowError
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), uuid.UUID(int=1), dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc), {1}, Odd()], ids=type
+)
+def test_a_commit_refuses_in_place_what_setting_refuses(value):
+    store = MemoryStore()
+    put(store, a={"at": None, "b": "c"})
+    with Checkpointer("run", store) as cp:
+        cp["a"]["at"] = value
+        assert cp.changed == {"a"}
+        with pytest.raises((TypeError, ValueError), match="JSON"):
+            cp.commit()
+        cp["a"]["at"] = None
+
+
+def test_reading_every_key_encodes_none_of_them(monkeypatch):
+    """A commit compares what was read with a copy; encoding each key would take five times as long."""
+    store = MemoryStore()
+    put(store, **{f"k{number}": {"at": str(number), "n": number} for number in range(1_000)})
+    encoded = []
+    encode = codec.encode
+    with Checkpointer("run", store) as cp:
+        for key in cp:
+            assert cp[key]
+        monkeypatch.setattr(drafts.codec, "encode", lambda cursor: encoded.append(cursor) or encode(cursor))
+        for _ in range(3):
+            assert cp.commit().keys == ()
+        assert encoded == []
+        cp["k7"]["n"] = 8
+        assert cp.commit().keys == ("k7",)
+        assert len(encoded) <= 2
+
+
+# What is recognised
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(10, True), (125, False)])
+def test_fault_80_an_own_value_is_recognised_while_it_may_land(api, seconds, known):
+    """Two deadlines after its last attempt a value that was not answered is anybody's."""
+    with freeze_time("2024-05-01") as clock, closing(TrutoStore(api.url, api.token)) as store:
+        put(store, a=A)
+        with Checkpointer("run", store) as cp:
+            cp["a"] = B
+            api.script(Drop(applied=False), method="PATCH")
+            cp.commit()
+            cp["a"] = C
+            cp.commit()
+            clock.tick(seconds)
+            put(api.store, a=B)  # the late write, or an operator who sets the key back
+            cp["a"] = D
+            if known:
+                cp.commit()
+            else:
+                with pytest.raises(Conflict):
+                    cp.commit()
+                cp.discard()
+                assert cp["a"] == B
+
+
+class Unanswered(MemoryStore):
+    """A store whose next commit is written and not answered."""
+
+    lose = False
+
+    def commit(self, state_key, changes, base={}, *, run_id=None, **more):
+        receipt = super().commit(state_key, changes, base, run_id=run_id, **more)
+        if self.lose:
+            self.lose = False
+            raise KeyboardInterrupt
+        return receipt
+
+
+@pytest.mark.parametrize(("by", "seconds", "known"), [("me", 1, True), ("other", 1, False), ("me", 125, False)])
+def test_fault_80_where_runs_are_recorded_only_an_own_value_is(by, seconds, known):
+    store = Unanswered()
+    put(store, a=A)
+    with freeze_time("2024-05-01") as clock, Checkpointer("run", store, run_id="me") as cp:
+        cp["a"] = B
+        store.lose = True
+        with pytest.raises(KeyboardInterrupt):
+            cp.commit()
+        store.commit("run", {"a": codec.encode(B)}, run_id=by)
+        clock.tick(seconds)
+        cp["a"] = C
+        if known:
+            assert cp.commit().keys == ("a",)
+        else:
+            with pytest.raises(Conflict):
+                cp.commit()
+            cp.discard()
+
+
+def test_what_recognises_a_rollback_is_bounded_in_bytes(tmp_path):
+    """300 commits of 134 KB in transactions of the caller's keep hashes of what was, not the entries."""
+    with closing(sqlite3.connect(tmp_path / "sink.db", isolation_level=None)) as connection:
+        store = SQLiteStore(connection=connection)
+        with Checkpointer("run", store) as cp:
+            big = "x" * 100_000
+            cp["a"] = {"n": 0, "x": big}
+            connection.execute("BEGIN")
+            cp.commit()
+            connection.execute("COMMIT")
+            tracemalloc.start()
+            for number in range(1, 300):
+                cp["a"] = {"n": number, "x": big}
+                connection.execute("BEGIN")
+                cp.commit()
+                connection.execute("COMMIT")
+            kept, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert kept < 2_000_000
+
+
+# repr
+
+
+def test_repr_says_where_a_run_stands():
+    store = MemoryStore()
+    put(store, a=A, b={"secret": "never shown"})
+    cp = Checkpointer("run", store)
+    assert repr(cp) == "Checkpointer('run', MemoryStore(), new)"
+    with cp:
+        assert repr(cp) == "Checkpointer('run', MemoryStore(), 2 keys, uncommitted: nothing)"
+        cp["c"] = {"secret": "never shown"}
+        stream = cp.incremental("s", "at")
+        assert repr(cp) == f"Checkpointer('run', MemoryStore(), 3 keys, uncommitted: 'c', streams: {stream!r})"
+        assert "never shown" not in repr(cp)
+    assert repr(cp) == "Checkpointer('run', MemoryStore(), closed)"
+
+
+# After the run
+
+
+ROWS = [{"id": number, "at": f"2024-05-0{number}T00:00:00Z"} for number in range(1, 5)]
+
+
+class Stopped(Exception):
+    """What ends a block."""
+
+
+def run_once(store, error):
+    """Run over a stream, windows and groups, and return all of them after the run."""
+    try:
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", initial_value="2024-04-01T00:00:00Z", row_order="asc")
+            reading = stream.track(iter(ROWS))
+            assert next(reading) == ROWS[0]
+            assert stream.filter(ROWS) == ROWS
+            cp.commit()
+            sliced = cp.incremental("w", "at", initial_value="2024-05-01T00:00:00Z")
+            windows = [*sliced.windows(dt.timedelta(days=1), until="2024-05-04T00:00:00Z")]
+            windows[0].__enter__()
+            group = cp.group("g")
+            group["m"] = A
+            member = cp.incremental("n", "at", group=group, row_order="asc")
+            if error is not None:
+                raise error
+    except Stopped:
+        pass
+    return stream, reading, sliced, windows, group, member
+
+
+@pytest.mark.parametrize("error", [None, Stopped()], ids=["clean", "failed"])
+def test_fault_73_after_the_block_nothing_is_fed(error):
+    """One indent too few: what is fed after the run would never be committed."""
+    stream, reading, sliced, windows, group, member = run_once(MemoryStore(), error)
+    refused = [
+        lambda: stream.filter(ROWS),
+        lambda: [*stream.pages([ROWS])],
+        lambda: [*stream.track(ROWS)],
+        lambda: next(reading),
+        lambda: stream.observe(ROWS[0]),
+        stream.finish,
+        lambda: stream.rewind("2024-04-02T00:00:00Z", "a reason"),
+        lambda: stream.reset("a reason"),
+        stream.__enter__,
+        lambda: sliced.windows(dt.timedelta(days=1), until="2024-05-04T00:00:00Z"),
+        lambda: windows[0].filter(ROWS),
+        windows[1].__enter__,
+        lambda: group["m"],
+        lambda: group.update(m=B),
+        lambda: group.pop("m"),
+        lambda: group.setdefault("z", A),
+        lambda: [*group],
+        lambda: len(group),
+        lambda: member.filter(ROWS),
+    ]
+    for number, call in enumerate(refused):
+        with pytest.raises(RuntimeError):
+            pytest.fail(f"call {number} returned {call()!r}")
+
+
+def test_fault_73_what_a_stream_can_tell_stays_readable():
+    stream, *_ = run_once(MemoryStore(), None)
+    assert (stream.start_value, stream.end_value, stream.last_value, stream.stats.delivered) == (
+        "2024-04-01T00:00:00Z",
+        None,
+        "2024-05-04T00:00:00Z",
+        5,
+    )
+
+
+def test_fault_74_a_member_that_setdefault_gave_is_live(store):
+    with Checkpointer("run", store) as cp:
+        group = cp.group("g")
+        group.setdefault("m", {"at": 1})["at"] = 2
+        group["n"] = {"at": 1}
+        group.setdefault("n", {})["at"] = 3
+        assert cp.changed == {"g"}
+    with Checkpointer("run", store) as cp:
+        assert dict(cp.group("g")) == {"m": {"at": 2}, "n": {"at": 3}}
