@@ -1,0 +1,253 @@
+"""What runs share: a store that compares and swaps, or the API; and what truly happened there."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from checkpoint import CheckpointError, CommitUnknown, MemoryStore, StoreUnavailable, TrutoStore
+from checkpoint.stores.http import Response, TransportError
+
+from .clockwork import Interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from checkpoint.entries import Entry, Receipt
+
+    from .clockwork import Clockwork, Process
+
+NAMESPACE = "job"
+DEADLINE = 60.0
+"""Seconds after which a write that is late lands no more."""
+
+STOP = 25.0
+"""Seconds that a stopped run is stopped: longer than a lease."""
+
+
+class Landed(NamedTuple):
+    """One key of one write, as the world knows it."""
+
+    moment: int
+    key: str
+    value: str | None
+    by: str
+    over: Entry | None
+    """What was there before."""
+    version: int | None
+    late: bool
+
+
+class World:
+    """The store, the network and the moments at which things happened."""
+
+    def __init__(self, clockwork: Clockwork, kind: str) -> None:
+        self.clockwork = clockwork
+        self.atomic = kind == "atomic"
+        self.truth = MemoryStore()
+        self.landed: list[Landed] = []
+        self.troubles: set[str] = set()
+        """What kinds of things went wrong."""
+        self._moments = 0
+        self._late: list[tuple[float, Callable[[], Any]]] = []
+        self._lists: list[dict[str, Entry]] = [{}]
+
+    def moment(self) -> int:
+        """Return the number of this moment, greater than all before."""
+        self._moments += 1
+        return self._moments
+
+    def store(self, process: Process) -> Store | TrutoStore:
+        """Return the store as a run sees it."""
+        if self.atomic:
+            return Store(self, process)
+        store = TrutoStore("http://api", f"token-{process.name}", rate=(10**6, 1.0))
+        store._service._clients = Wire(self, process)
+        return store
+
+    def write(
+        self, by: str, changes: Mapping[str, str | None], base: Mapping[str, Entry | None], *, late: bool = False
+    ) -> Receipt:
+        """Write truly."""
+        before = self.truth.load(NAMESPACE)
+        receipt = self.truth.commit(NAMESPACE, changes, base, run_id=by)
+        moment = self.moment()
+        for key, value in changes.items():
+            version = receipt.entries[key].version if key in receipt.entries else None
+            self.landed.append(Landed(moment, key, value, by, before.get(key), version, late))
+        self._lists.append(self.truth.load(NAMESPACE))
+        return receipt
+
+    def list(self, *, stale: bool = False) -> dict[str, Entry]:
+        """Return what a list shows: what is there, or what was there before the last write."""
+        return self._lists[-2] if stale and len(self._lists) > 1 else self.truth.load(NAMESPACE)
+
+    def call(self, process: Process, kinds: tuple[str, ...], does: Callable[[], Any]) -> Trouble | Any:
+        """Let one call or request happen, or go wrong in one of the ways that it can."""
+        clockwork = self.clockwork
+        task = clockwork.mine()
+        if task is None:  # after the schedule: nothing goes wrong
+            return does()
+        clockwork.point()
+        while self._late and clockwork.choices.turn(2):
+            until, lands = self._late.pop(0)
+            if clockwork.now <= until:
+                lands()
+        interrupts = ("interrupt before", "interrupt after") if task.main and process.interruptible else ()
+        kind = clockwork.choices.fault(("all well", *kinds, "stop", "kill before", "kill after", *interrupts))
+        if kind == "all well":
+            return does()
+        self.troubles.add(kind)
+        if kind == "interrupt before":
+            raise Interruption("before a call")
+        if kind == "kill before":
+            clockwork.kill(process)
+        if kind == "stop":
+            clockwork.stop(process, STOP)
+            return does()
+        if kind in kinds:
+            return Trouble(kind)
+        does()
+        if kind == "kill after":
+            clockwork.kill(process)
+        raise Interruption("after a call")
+
+    def later(self, lands: Callable[[], Any]) -> None:
+        """Let a write land later, or never."""
+        self._late.append((self.clockwork.now + DEADLINE, lands))
+
+
+class Trouble(str):
+    """What went wrong with a call, in a word."""
+
+    __slots__ = ()
+
+
+class Store:
+    """A store that compares and swaps: a real one, behind a network that loses things."""
+
+    atomic = True
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+
+    def __repr__(self) -> str:
+        return "Store()"
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        return self._read(self._world.truth.load, state_key)
+
+    if hasattr(MemoryStore, "read"):
+
+        def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+            return self._read(self._world.truth.read, state_key, list(keys))
+
+    def history(self, state_key: str, key: str | None = None, **options: Any) -> Any:
+        return self._read(self._world.truth.history, state_key, key, **options)
+
+    def _read(self, call: Any, *args: Any, **options: Any) -> Any:
+        answer = self._world.call(self._process, ("refused",), lambda: call(*args, **options))
+        if isinstance(answer, Trouble):
+            raise StoreUnavailable("the network is down")
+        return answer
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+        **more: Any,
+    ) -> Receipt:
+        world, changes, base = self._world, dict(changes), dict(base)
+
+        def write() -> Receipt:
+            return world.write(self._process.name, changes, base)
+
+        answer = world.call(self._process, ("refused", "lost", "late"), write)
+        if not isinstance(answer, Trouble):
+            return answer
+        if answer == "refused":
+            raise StoreUnavailable("the network is down")
+        if answer == "lost":
+            _whatever(write)
+        else:
+            world.later(lambda: _whatever(lambda: world.write(self._process.name, changes, base, late=True)))
+        raise CommitUnknown(state_key, changes)
+
+    def close(self) -> None:
+        pass
+
+
+class Wire:
+    """The network under a `TrutoStore`, and the service at its end."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+
+    def lacking(self, count: int) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+    def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
+        parts = urlsplit(url)
+        key = unquote(parts.path.removeprefix("/sync-job-run-state").strip("/")) or None
+        assert parse_qs(parts.query)["state_key"] == [NAMESPACE]
+        document = json.loads(body) if body else {}
+        world = self._world
+
+        def serve(*, late: bool = False, stale: bool = False) -> Response:
+            return self._serve(method, key or document.get("key"), document.get("value"), late=late, stale=stale)
+
+        own = ("late",) if method != "GET" else ("stale",) if key is None else ()
+        kinds = ("refused", "lost", "503", *own)
+        answer = world.call(self._process, kinds, serve)
+        if not isinstance(answer, Trouble):
+            return answer
+        if answer == "refused":
+            raise TransportError("refused", reached=False)
+        if answer == "503":
+            return _answer(503, {"statusCode": 503, "error": "Service Unavailable", "message": "later"})
+        if answer == "stale":
+            return serve(stale=True)
+        if answer == "late":
+            world.later(lambda: serve(late=True))
+        else:
+            serve()
+        raise TransportError("reset", reached=True)
+
+    def _serve(self, method: str, key: str | None, value: str | None, *, late: bool, stale: bool) -> Response:
+        world = self._world
+        if method == "GET" and key is None:
+            return _answer(200, {"result": [_shown(entry) for entry in world.list(stale=stale).values()]})
+        assert key is not None
+        found = world.list().get(key)
+        if method in {"PATCH", "GET"} and found is None:
+            return _answer(404, {"statusCode": 404, "error": "Not Found", "message": key})
+        if method == "GET":
+            return _answer(200, _shown(found))
+        if method == "DELETE" and found is None:
+            return _answer(404, {"statusCode": 404, "error": "Not Found", "message": key})
+        receipt = world.write(self._process.name, {key: None if method == "DELETE" else value}, {}, late=late)
+        return _answer(200, _shown(receipt.entries.get(key, found)))
+
+
+def _answer(status: int, document: Any) -> Response:
+    return Response(status, {"content-type": "application/json"}, json.dumps(document).encode())
+
+
+def _shown(entry: Any) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in ("key", "value", "created_at", "updated_at")}
+
+
+def _whatever(call: Callable[[], Any]) -> None:
+    """Do something whose outcome nobody is told."""
+    with suppress(CheckpointError):
+        call()
