@@ -42,7 +42,7 @@ def check(outcomes: Iterable[Outcome], what: str, most: int) -> None:
         done[what] += 1
         if outcome.wrong:
             pytest.fail(str(shortest(outcome)), pytrace=False)
-    print(f"{what}: {done[what]} schedules")  # noqa: T201 - what -s is for
+    print(f"{what}: {done[what]} schedules")
 
 
 def test_a_schedule_repeats_itself():
