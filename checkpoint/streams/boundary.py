@@ -1,17 +1,19 @@
-"""The memory of boundary rows: delivered ones that the source is asked for again, and which are then dropped."""
+"""The memory of boundary rows: delivered ones that the source is asked for again, and which are then dropped.
+
+Rows are remembered where the next run meets them again: at the position, inside the lookback, and above the ceiling.
+A row is kept as a snapshot while the run goes on, and digested when a claim asks for it.
+"""
 
 from __future__ import annotations
 
-import copy
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-from checkpoint.streams.keys import MICRO
 from checkpoint.streams.options import SEEN
-from checkpoint.streams.rows import digest, primary_getter
+from checkpoint.streams.ranges import LOWEST
+from checkpoint.streams.rows import IDENTITY, Fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from checkpoint.codec import Cursor
     from checkpoint.streams.options import Options
@@ -19,140 +21,194 @@ if TYPE_CHECKING:
     from checkpoint.streams.values import Key
 
 Memo: TypeAlias = Any
-"""A delivered row to remember: its digest, or a copy to digest when it is claimed; None where there is no key."""
+"""What a row is remembered by: a snapshot, or its digest once that was made; None where nothing is remembered."""
+
+
+class Seen(NamedTuple):
+    """Digests that are stored with a position."""
+
+    rows: list[str]
+    """Of rows at the position and inside the lookback."""
+    ahead: list[str]
+    """Of rows above the ceiling."""
+    span: tuple[Any, Any] | None
+    """The lowest and the highest value of those above the ceiling, as stored."""
+
+
+NOTHING_SEEN = Seen([], [], None)
 
 
 class Boundary:
-    """What is known of rows at the position, and inside the lookback.
+    """What is known of rows at the position, inside the lookback and above the ceiling.
 
-    `seen` are the digests of the run before. Rows of this run are kept as copies, and only those of the highest value
-    so far, or of all values near it where the memory reaches further back; they are digested when a claim asks.
+    `_ties` holds rows of this run: those at the highest value so far, or all near it where the memory is `deep`. Each
+    list holds one row more than may be stored, which tells that there were too many.
     """
 
-    __slots__ = ("_get_primary", "_limit", "_old", "_options", "_range", "_ties", "_under", "coarse", "keyed", "seen")
+    __slots__ = (
+        "_ahead", "_known", "_legacy", "_limit", "_old", "_options", "_print", "_range", "_ties", "_top", "_under",
+        "deep", "keyed", "seen", "unremembered",
+    )  # fmt: skip
 
-    def __init__(self, options: Options, span: Range, seen: list[str]) -> None:
+    def __init__(self, options: Options, span: Range, seen: Seen) -> None:
         self.keyed = options.keyed
         """Whether rows are remembered at all."""
-        self.coarse = options.lookback is not None
+        self.deep = options.lookback is not None
         """Whether the memory reaches back before the highest value."""
-        self.seen = frozenset(seen) if self.keyed else frozenset[str]()
-        """Digests of rows that were delivered before the stream was opened."""
-        primary = options.primary_key
-        self._get_primary = None if primary is None else primary_getter(primary)
+        self.seen = seen if self.keyed else NOTHING_SEEN
+        """Rows that were delivered before the stream was opened."""
+        self._known = frozenset((*self.seen.rows, *self.seen.ahead))
+        self.unremembered = 0
+        """Rows that the last claim could not remember, for there were too many."""
+        self._print = None if options.primary_key is None else Fingerprint(options.primary_key, options.version_fields)
+        self._legacy = any(len(digest) == 2 * IDENTITY for digest in self._known)  # as version 1 stored them
         self._limit = options.max_seen
         self._options = options
         self._range = span
-        self._ties: list[tuple[Any, Memo]] = []  # at the highest value, and near it where it is coarse
-        self._under: list[tuple[Any, Memo]] = []  # at the highest value but one, where the range is open
-        self._old: list[tuple[Any, Memo]] = []  # at the position the stream was opened with, or before it
+        self._ties: list[tuple[Key, Memo]] = []
+        self._top: Key = LOWEST  # the highest value of the ties
+        self._under: list[tuple[Key, Memo]] = []  # ties of the highest value but one, where the range is open
+        self._old: list[tuple[Key, Memo]] = []  # at the position the stream was opened with, or before it
+        self._ahead: list[tuple[Key, Any, Memo]] = []  # above the ceiling
 
     @property
     def empty(self) -> bool:
         """Whether no row was remembered since the stream was opened."""
-        return not self._ties and not self._old
+        return not (self._ties or self._old or self._ahead)
 
-    def is_old(self, key: Key) -> bool:
-        """Tell whether a row may have been handed out by an earlier run."""
-        opened = self._range.opened_key
-        return self.keyed and opened is not None and bool(key <= opened)
+    def take(self, record: Any) -> Memo:
+        """Return a snapshot of a row, which stays as it is when the job changes the row."""
+        return cast("Fingerprint", self._print).snapshot(record)
 
-    def memo(self, record: Any, value: Any, key: Key) -> Memo:
-        """Return what a row is remembered by."""
-        if not self.keyed:
-            return None
-        self.coarse = self.coarse or self._is_rounded(value)
-        if self.seen and self.is_old(key):
-            return self._digest(record, key)
-        return copy.copy(record)
+    def settle(self, value: Any) -> None:
+        """Look at the first cursor value: in another type than its own, `start_value` is rounded down to it."""
+        initial = self._options.initial_value
+        rounded = initial is not None and not isinstance(initial, str) and type(value) is not type(initial)
+        self.deep = self.deep or (self.keyed and rounded)
 
-    def holds(self, memo: Memo) -> bool:
-        """Tell whether a row was delivered before the stream was opened."""
-        return isinstance(memo, str) and memo in self.seen
+    def knows(self, key: Key) -> bool:
+        """Tell whether a row of this value may be one that an earlier run delivered."""
+        if self.keyed and key <= self._range.opened_key:
+            return True
+        low, high = self._range.ahead
+        return bool(self.seen.ahead) and bool(low <= key <= high)
 
-    def add_old(self, value: Any, memo: Memo) -> None:
-        """Remember a row at the position that the stream was opened with, or before it."""
-        if memo is not None and len(self._old) <= self._limit:
-            self._old.append((value, memo))
+    def recognise(self, memo: Memo, key: Key, value: Any) -> tuple[Memo, bool]:
+        """Return a row's digest, and whether an earlier run delivered it."""
+        if not self._known:
+            return memo, False
+        instant = self._range.scale.digestible(key)
+        fingerprint = cast("Fingerprint", self._print)
+        found = fingerprint.digest(memo, instant)
+        known = found in self._known
+        if self._legacy and not known:
+            known = not self._known.isdisjoint(fingerprint.legacy(memo, (instant, str(value))))
+        return found, known
 
-    def add(self, value: Any, memo: Memo, *, rises: bool) -> None:
-        """Remember a row at the highest value so far, which it may raise; where it is coarse, at any."""
-        if self.coarse:
-            self._ties.append((value, memo))
+    # What this run delivered
+
+    def add(self, key: Key, memo: Memo) -> None:
+        """Remember a row at the highest value so far, which it may raise; where the memory is deep, at any."""
+        if self.deep:
+            self._ties.append((key, memo))
             if len(self._ties) > 4 * self._limit + 1_000:
                 self._thin()
-        elif rises:
-            self._ties = [(value, memo)]
-        elif len(self._ties) <= self._limit:
-            self._ties.append((value, memo))
+        elif key > self._top:
+            if self._options.range_start == "open":
+                self._under = self._ties
+            self._ties = [(key, memo)]
+            self._top = key
+        elif key == self._top and len(self._ties) <= self._limit:
+            self._ties.append((key, memo))
 
-    def add_all(self, values: list[Any], memos: list[Memo]) -> None:
-        """Remember rows of any value, copies, where it is coarse."""
-        self._ties.extend(zip(values, memos, strict=True))
-        self._thin()
+    def add_page(self, keys: list[Key], rows: list[Any], highest: Key) -> None:
+        """Remember rows of a page; `highest` is the highest of their keys."""
+        if self.deep:
+            self._ties.extend((key, self.take(row)) for key, row in zip(keys, rows, strict=True))
+            self._thin()
+            return
+        if self._options.range_start == "open" and (lower := [key for key in keys if self._top < key < highest]):
+            self._add_at(max(lower), keys, rows)
+        self._add_at(highest, keys, rows)
+
+    def _add_at(self, at: Key, keys: list[Key], rows: list[Any]) -> None:
+        if at >= self._top:
+            found = [row for key, row in zip(keys, rows, strict=True) if key == at]
+            for row in found[: self._limit + 1]:
+                self.add(at, self.take(row))
+
+    def add_old(self, key: Key, memo: Memo) -> None:
+        """Remember a row at the position that the stream was opened with, or before it."""
+        if memo is not None and len(self._old) <= self._limit:
+            self._old.append((key, memo))
+
+    def add_ahead(self, key: Key, value: Any, memo: Memo) -> None:
+        """Remember a row above the ceiling."""
+        if memo is not None and len(self._ahead) <= self._limit:
+            self._ahead.append((key, value, memo))
 
     def take_over(self, other: Boundary) -> None:
         """Remember the rows of a window that is finished, too, where the memory reaches back into it."""
-        if self.coarse and self.keyed:
-            self._old += other._old
-            self._ties += other._ties
-            self._thin()
+        if self.keyed:
+            self.deep = self.deep or other.deep
+            self._ahead += other._ahead
+            if self.deep:
+                self._old += other._old
+                self._ties += other._ties
+                self._thin()
 
-    def step(self) -> None:
-        """Keep the rows of the highest value as those of the highest but one, too: a higher one comes."""
-        self._under = self._ties
+    # What a claim stores
 
     def digests(self, position: Any) -> list[str]:
-        """Return the digests of the rows that are asked for again from a position, in the order of their keys."""
+        """Return the digests of the rows that are asked for again from a position, in the order of their values."""
         span = self._range
-        key, floor = span.key_written(position), span.key_written(span.floor(position))
-        digests: list[tuple[Key, str]] = []
+        key, floor = span.key_of(position), span.key_of(span.floor(position))
+        found: list[tuple[Key, str]] = []
         for ties in (self._old, self._under, self._ties):
-            for index, (value, memo) in enumerate(ties):
-                at = span.key(value)
+            for index, (at, memo) in enumerate(ties):
                 if floor <= at <= key:
                     if not isinstance(memo, str):
                         memo = self._digest(memo, at)  # noqa: PLW2901 - kept, so that it is made once
-                        ties[index] = value, memo
-                    digests.append((at, memo))
-        digests.sort(key=lambda pair: pair[0])
-        return [digest for _, digest in digests]
+                        ties[index] = at, memo
+                    found.append((at, memo))
+        found.extend((at, self._digest(memo, at)) for at, _, memo in self._ahead if floor <= at <= key)
+        found.sort(key=lambda pair: pair[0])
+        return [digest for _, digest in found]
 
-    def _is_rounded(self, value: Any) -> bool:
-        """Tell whether a position such as this value may be rounded down for `start_value`, in its type."""
-        initial = self._options.initial_value
-        if initial is None or isinstance(initial, str) or type(value) is type(initial):
-            return False
-        if not isinstance(value, str) or not isinstance(initial, datetime):
-            return True
-        digits = value.partition(".")[2]
-        return len(digits) - len(digits.lstrip("0123456789")) > MICRO
+    def digests_ahead(self, position: Any) -> Seen:
+        """Return what is remembered of the rows above a position, None: of all; `rows` is empty."""
+        key = LOWEST if position is None else self._range.key_of(position)
+        found = sorted((one for one in self._ahead if one[0] > key), key=lambda one: one[0])
+        if not found:
+            return NOTHING_SEEN
+        return Seen([], [self._digest(memo, at) for at, _, memo in found], (found[0][1], found[-1][1]))
 
     def _thin(self) -> None:
-        """Keep the highest rows: one more than may be stored, which tells that there were too many."""
-        self._ties.sort(key=lambda tie: self._range.key(tie[0]))
+        """Keep the highest rows."""
+        self._ties.sort(key=lambda tie: tie[0])
         del self._ties[: -self._limit - 1]
 
-    def _digest(self, record: Any, key: Key) -> str:
-        get = cast("Callable[[Any], Any]", self._get_primary)
-        return digest(get(record), self._range.scale.digestible(key), record)
+    def _digest(self, memo: Memo, key: Key) -> str:
+        if isinstance(memo, str):
+            return memo
+        return cast("Fingerprint", self._print).digest(memo, self._range.scale.digestible(key))
 
 
-def copies(rows: list[Any]) -> list[Memo]:
-    """Return shallow copies of rows: a job may change what it was handed."""
-    try:
-        return [row.copy() for row in rows]
-    except AttributeError:
-        return [copy.copy(row) for row in rows]
+def merged(*digests: Iterable[str]) -> list[str]:
+    """Return digests without repeats; of a row that came again with other content, the last one."""
+    rows: dict[str, str] = {}
+    for digest_ in (one for some in digests for one in some):
+        key = digest_[: 2 * IDENTITY]
+        rows.pop(key, None)
+        rows[key] = digest_
+    return [*rows.values()]
 
 
-def stored_digests(cursor: Cursor | None, field: str) -> list[str]:
+def stored_seen(cursor: Cursor | None, field: str) -> Seen:
     """Return the digests stored with a position; those of another position count for nothing."""
-    seen: Any = (cursor or {}).get(SEEN)
-    if not isinstance(seen, dict) or cursor is None:
-        return []
-    memory = cast("dict[str, Any]", seen)
-    rows = memory.get("rows")
-    if memory.get("at") != cursor.get(field) or not isinstance(rows, list):
-        return []
-    return cast("list[str]", rows)
+    memory: Any = (cursor or {}).get(SEEN)
+    if cursor is None or memory is None or memory.get("at") != cursor.get(field):
+        return NOTHING_SEEN
+    ahead: dict[str, Any] = memory.get("ahead") or {}
+    span = (ahead["from"], ahead["to"]) if ahead else None
+    return Seen(list(memory.get("rows", ())), list(ahead.get("rows", ())), span)

@@ -72,29 +72,23 @@ class Finer(datetime):
         key.moment = moment
         return key
 
-    def __lt__(self, other: date) -> bool:
-        return self.moment < _moment(other)
+    def __lt__(self, other: Any) -> bool:
+        return self.moment < moment_of(other) if isinstance(other, datetime) else NotImplemented
 
-    def __le__(self, other: date) -> bool:
-        return self.moment <= _moment(other)
+    def __le__(self, other: Any) -> bool:
+        return self.moment <= moment_of(other) if isinstance(other, datetime) else NotImplemented
 
-    def __gt__(self, other: date) -> bool:
-        return self.moment > _moment(other)
+    def __gt__(self, other: Any) -> bool:
+        return self.moment > moment_of(other) if isinstance(other, datetime) else NotImplemented
 
-    def __ge__(self, other: date) -> bool:
-        return self.moment >= _moment(other)
+    def __ge__(self, other: Any) -> bool:
+        return self.moment >= moment_of(other) if isinstance(other, datetime) else NotImplemented
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, datetime) and self.moment == moment_of(other)
 
     def __hash__(self) -> int:
         return hash(self.moment)
-
-
-def _moment(value: date) -> Moment:
-    if isinstance(value, datetime):
-        return moment_of(value)
-    raise TypeError(f"a moment does not compare with the day {value!r}")
 
 
 def datetime_key(moment: Moment, zone: tzinfo | None) -> datetime:

@@ -32,6 +32,8 @@ class Options:
     timezone: str | tzinfo | None = None
     oldest_available: Any = None
     max_seen: int = 1_000
+    cursor_format: Any = None
+    version_fields: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check("row_order", self.row_order, (None, "asc", "desc"))

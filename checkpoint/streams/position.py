@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import insort
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from checkpoint.streams.boundary import copies
-from checkpoint.streams.feed import NOTHING, Feed, Run, extremes
+from checkpoint.streams.ranges import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from checkpoint.streams.boundary import Boundary, Memo
+    from checkpoint.streams.holding import Holder
     from checkpoint.streams.options import Options
     from checkpoint.streams.ranges import Range
-    from checkpoint.streams.values import Key, Lane
+    from checkpoint.streams.values import Key
+
+Mark: TypeAlias = tuple["Key", Any, "Memo"]
+"""A value that was handed out: its key, the value as it came, and what the row is remembered by."""
+
+NO_MARK: Mark = (LOWEST, None, None)
 
 
 class Row(NamedTuple):
@@ -26,233 +30,148 @@ class Row(NamedTuple):
     memo: Memo
 
 
-class Position:
-    """The highest values that were handed out, by feed, and which of them a claim may store.
+class Reading:
+    """One call of `pages`, `track` or `fetch`; or all of `filter` and `observe`, which hold nothing and never end.
 
-    A feed that was begun and is not exhausted has a highest value of its own: of a sorted stream, rows that it did not
-    come to must not be passed, until another feed had them.
+    begun       held, no row in hand        `hand` None
+    in hand     held, of a `track`          `hand` is the row that no claim covers yet
+    closed      abandoned; held until its holder has committed the stream
+    exhausted   held by nobody, and forgotten: its highest value goes to the loose one
+    """
+
+    __slots__ = ("closed", "hand", "high", "holder", "last", "pins", "recent")
+
+    def __init__(self, high: Mark) -> None:
+        self.high = high
+        """The highest row that a claim covers, as far as this reading knows."""
+        self.hand: Mark | None = None
+        """The row in hand, which no claim covers yet."""
+        self.last: Mark | None = None
+        """Its last row, which orders the next one."""
+        self.pins = False
+        """It handed out rows: while it is not exhausted, a sorted position goes no further than its rows did."""
+        self.closed = False
+        self.holder: Holder = None
+        self.recent: Recent | None = None
+        """What this reading handed out, where a row that comes again is dropped."""
+
+
+class Recent:
+    """Rows that a reading handed out lately: at least the last `limit`, and at most twice as many."""
+
+    __slots__ = ("_before", "_limit", "_rows")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows: set[Any] = set()
+        self._before: set[Any] = set()
+
+    def __contains__(self, row: Any) -> bool:
+        return row in self._rows or row in self._before
+
+    def add(self, row: Any) -> None:
+        """Remember a row."""
+        if len(self._rows) >= self._limit:
+            self._before, self._rows = self._rows, set()
+        self._rows.add(row)
+
+
+class Position:
+    """The highest values that were handed out, by reading, and which of them a claim may store.
+
+    A reading that was begun and is not exhausted has a highest value of its own: of a sorted stream, rows that it did
+    not come to must not be passed, until another reading had them.
     """
 
     __slots__ = (
-        "_ahead", "_boundary", "_least", "_name", "_options", "_range", "_top", "_under", "above", "bound", "delivered",
-        "feeds", "finished", "loose", "unfinished",
+        "_ahead", "_boundary", "_options", "_range", "above", "bound", "finished", "loose", "readings", "under",
     )  # fmt: skip
 
-    def __init__(self, name: str | None, options: Options, span: Range, boundary: Boundary) -> None:
-        self._name = name
+    def __init__(self, options: Options, span: Range, boundary: Boundary) -> None:
         self._options = options
         self._range = span
         self._boundary = boundary
-        self.loose = Feed(name, None, keyed=options.keyed)
+        self.loose = Reading(NO_MARK)
         """That of `filter` and `observe`; it takes over what others covered that are exhausted."""
-        self.feeds: list[Feed] = []
-        """A `track` or `pages` each: under way, or abandoned."""
-        self.delivered = 0
-        """Rows handed out, without those that the feeds count."""
-        self.above: Any = None
-        """The highest value above the ceiling that was handed out."""
-        self.bound: tuple[Key, Any] | None = None
-        """What this run last claimed of a sorted stream, which no row may go behind."""
-        self.finished = self.unfinished = False
-        self._ahead: list[Row] = []  # above the ceiling, lowest first
-        self._top: Row | None = None  # the last one that was the highest: its key need not be made again
-        self._under: Any = None  # the highest value but one
-        self._least: Row | None = None  # the lowest row that no earlier run can have handed out
-
-    # What feeds covered
-
-    def begin(self) -> Feed:
-        """Begin a `track` or `pages`: there is more, so what was finished is not any longer."""
+        self.readings: list[Reading] = []
+        """Under way, or abandoned."""
+        self.above = NO_MARK
+        """The highest row above the ceiling that was handed out."""
+        self.bound = NO_MARK
+        """What this run last claimed of a sorted stream, less the lookback, which no row may go behind."""
         self.finished = False
-        self._sync()
-        self.loose.close()  # a lane knows of one feed
-        feed = Feed(self._name, self._range.highest(self.highs()), keyed=self._options.keyed)
-        self.feeds.append(feed)
-        return feed
+        self._ahead: list[Row] = []  # above the ceiling, lowest first
+        self.under = NO_MARK  # the highest value but one
 
-    def exhaust(self, feed: Feed) -> None:
-        """Take over what a feed covered that came to its end."""
-        self._sync()
-        self.loose.close()
-        self.feeds.remove(feed)
-        self.loose.high = self._range.highest((self.loose.high, feed.high))
+    # What readings covered
 
-    def highs(self) -> Iterator[Any]:
-        """Yield the highest value that each feed covered, None where there is none."""
-        self.settle()
-        yield self.loose.high
-        for feed in self.feeds:
-            yield feed.high
+    def begin(self) -> Reading:
+        """Begin a reading: there is more, so what was finished is not any longer."""
+        self.finished = False
+        reading = Reading(self.high())
+        self.readings.append(reading)
+        return reading
+
+    def exhaust(self, reading: Reading) -> None:
+        """Take over what a reading covered that came to its end."""
+        if reading in self.readings:
+            self.readings.remove(reading)
+            if reading.high[0] > self.loose.high[0]:
+                self.loose.high = reading.high
+
+    def high(self) -> Mark:
+        """Return the highest row that is covered."""
+        high = self.loose.high
+        for reading in self.readings:
+            if reading.high[0] > high[0]:
+                high = reading.high
+        return high
 
     def highest(self) -> Any:
         """Return the highest value handed out, None where there was none."""
-        hands = [feed.hand for feed in self.feeds if feed.hand is not NOTHING]
-        return self._range.highest((self.above, *self.highs(), *hands))
+        return max((self.above, self.high(), *self._hands()), key=lambda mark: mark[0])[1]
 
-    def settle(self) -> None:
-        """Bring in what feeds have not told yet, for speed."""
-        self._sync()
-        for feed in self.feeds:
-            self.settle_run(feed)
+    def _hands(self) -> Iterator[Mark]:
+        for reading in self.readings:
+            if reading.hand is not None:
+                yield reading.hand
 
-    def count(self) -> int:
-        """Return how many rows were handed out."""
-        self.settle()
-        return self.delivered + int(self.loose.delivered)
-
-    def start_run(self, feed: Feed, rows: list[Any]) -> Run | None:
-        """Take records in hand, all that there are, where the lane holds them; None: it does not."""
-        values = feed.values_in(rows, ordered=self._options.asc)
-        if values is None:
-            return None
-        feed.run = Run(rows, values, copies(rows) if feed.keyed else None)
-        return feed.run
-
-    def settle_run(self, feed: Feed, *, done: bool = False) -> None:
-        """Cover what was taken from the run in hand; the last of it is in hand still, unless the run is done."""
-        run = feed.run
-        if run is None:
-            return
-        taken = run.taken()
-        covered = taken if done else max(taken - 1, 0)
-        feed.hand = run.values[taken - 1] if covered < taken else NOTHING
-        feed.memo = run.memos[taken - 1] if covered < taken and run.memos else None
-        if taken > run.counted:
-            self._reach(self._range.key(run.values[run.counted]), feed)
-            self.delivered += taken - run.counted
-            run.counted = taken
-        if covered > run.settled:
-            part = slice(run.settled, covered)
-            run.settled = covered
-            self.cover_values(run.values[part], run.memos and run.memos[part], feed)
-        if done:
-            feed.run = None
-
-    def cover_values(self, values: list[Any], memos: list[Memo] | None, feed: Feed) -> None:
-        """Cover rows that are in the lane; `memos` are the rows themselves, copies where the memory is coarse."""
-        highest = values[-1] if self._options.asc else extremes(values)[1]
-        rises = highest > feed.high
-        if feed.keyed and memos is not None:
-            self._remember(values, memos, highest, feed)
-        if rises:
-            feed.high = highest
-
-    def _remember(self, values: list[Any], memos: list[Memo], highest: Any, feed: Feed) -> None:
-        if self._boundary.coarse:
-            self._boundary.add_all(values, memos)
-            return
-        beside = self._range.highest(other.high for other in (self.loose, *self.feeds) if other is not feed)
-        if highest < feed.high or (beside is not None and self._range.key(beside) > self._range.key(highest)):
-            return
-        rises = highest > feed.high and (beside is None or self._range.key(beside) < self._range.key(highest))
-        at = [index for index, value in enumerate(values) if value == highest]
-        for index in at[: self._options.max_seen + 1]:
-            self._boundary.add(highest, copy.copy(memos[index]), rises=rises and index == at[0])
-
-    def remember(self, value: Any, row: Any) -> None:
-        """Remember a row of the lane that `observe` found beside others, or that is one of many to remember."""
-        self._sync()
-        high = self.loose.high
-        if self._boundary.coarse or value >= high:
-            self._boundary.add(value, copy.copy(row), rises=value > high)
-
-    def take(self, row: Row, feed: Feed) -> None:
-        """Take a row in hand."""
-        self._reach(row.key, feed)
-        feed.hand, feed.memo = row.value, row.memo
-
-    def release(self, feed: Feed) -> None:
+    def release(self, reading: Reading) -> None:
         """Cover the row in hand: the next one was asked for."""
-        value, feed.hand = feed.hand, NOTHING
-        if value is not NOTHING:
-            self.cover(Row(self._range.key(value), value, feed.memo), feed, deliver=True)
-            self.open_lane(feed)
+        hand, reading.hand = reading.hand, None
+        if hand is not None:
+            self.cover(Row(*hand), reading)
 
-    def cover(self, row: Row, feed: Feed, *, deliver: bool) -> None:
+    def cover(self, row: Row, reading: Reading) -> None:
         """Count a row for the position: a claim says that it is delivered."""
-        self.settle()
-        self._reach(row.key, feed)
-        if self._boundary.is_old(row.key):
-            self._boundary.add_old(row.value, row.memo)
-            row = row._replace(memo=None)
-        if not deliver:  # delivered by an earlier run, so not above the position
-            return
-        ceiling = self._range.ceiling()
-        if ceiling is not None and row.key > ceiling:
-            self.above = self._range.highest((self.above, row.value))
-            if self._options.asc and len(self._ahead) < self._options.max_seen:
+        if row.memo is not None and row.key <= self._range.opened_key:
+            self._boundary.add_old(row.key, row.memo)
+        elif row.key > self._range.ceiling():
+            self._boundary.add_ahead(row.key, row.value, row.memo)
+            if row.key > self.above[0]:
+                self.above = row
+            if self._options.row_order is not None and len(self._ahead) < max(self._options.max_seen, 1):
                 insort(self._ahead, row, key=lambda one: one.key)
             return
-        self._rise(row, feed)
+        elif row.memo is not None:
+            self._boundary.add(row.key, row.memo)
+        self.rise(row, reading)
 
-    def _rise(self, row: Row, feed: Feed) -> None:
-        high = self._range.highest(self.highs())
-        top = self._top
-        before = None if high is None else top.key if top is not None and high is top.value else self._range.key(high)
-        if not self._boundary.is_old(row.key) and (self._least is None or row.key < self._least.key):
-            self._least = row
-        rises = before is None or row.key > before
-        if rises:
-            self._top = row
-            if self._options.range_start == "open" and high is not None:
-                self._under = high
-                self._boundary.step()
-            if feed is self.loose:
-                feed.close()
-        if rises or feed.high is None or (feed.high is not high and row.key > self._range.key(feed.high)):
-            feed.high = row.value
-        if row.memo is not None and (self._boundary.coarse or rises or row.key == before):
-            self._boundary.add(row.value, row.memo, rises=rises)
+    def rise(self, row: Mark, reading: Reading) -> None:
+        """Take a covered row for the highest one, where it is."""
+        if row[0] > reading.high[0]:
+            high = self.high()
+            if row[0] > high[0]:
+                self.under = high
+            reading.high = row
 
-    def _reach(self, key: Key, feed: Feed) -> None:
-        """Let go of feeds that stopped at a row which is read again, or after it: this one has the rest."""
-        for other in self.feeds:
-            if other is feed:
-                other.pins = True
-            elif other.pins:
-                at = other.high if other.hand is NOTHING else other.hand
-                other.pins = at is None or key > self._range.key(at)
-
-    def _sync(self) -> None:
-        """Remember the row that `observe` left where it was quickest to leave."""
-        loose = self.loose
-        if loose.single is not None:
-            memo, loose.single = loose.single, None
-            self._boundary.add(loose.high, memo, rises=True)
-
-    # Lanes
-
-    def open_lane(self, feed: Feed) -> None:
-        """Open a lane behind the rows handed out so far, which is the only one."""
-        lane = self._new_lane(feed)
-        for other in (self.loose, *self.feeds):
-            if lane is None or other is not feed:
-                other.close()
-        if lane is not None:
-            feed.open(lane, alone=not self._boundary.coarse)
-
-    def close_lanes(self) -> None:
-        """Let every row go the slow way."""
-        self._sync()
-        for feed in (self.loose, *self.feeds):
-            feed.close()
-
-    def _new_lane(self, feed: Feed) -> Lane | None:
-        """Return the lane of rows that are spelled as the highest one; low enough for all that were handed out."""
-        self._sync()
-        if self.finished or self._name is None or any(other is not feed for other in self.feeds):
-            return None  # what was finished is not any longer when a row comes, which the slow way takes note of
-        if feed.high is None or self._least is None:
-            return None
-        key = self._range.key(feed.high)
-        if self._boundary.is_old(key) or (self.loose.high is not None and self._range.key(self.loose.high) > key):
-            return None
-        ends = [key for key in (self._range.end_key, self._range.ceiling()) if key is not None]
-        lane = self._range.scale.lane(feed.high, min(ends, default=None), to_the_day=self._range.end_key is not None)
-        if lane is None or self._options.asc:
-            return lane
-        lane.low = self._least.value
-        return lane if lane.holds(lane.low) else None
+    def pass_by(self, key: Key, reading: Reading) -> None:
+        """Let go of readings that stopped at a row which is read again, or after it: this one has the rest."""
+        reading.pins = True
+        for other in self.readings:
+            if other is not reading and other.pins:
+                at = other.high if other.hand is None else other.hand
+                other.pins = bool(key > at[0])
 
     # What a claim may say
 
@@ -262,38 +181,23 @@ class Position:
         if not (asc or self.finished):
             return None
         self._cover_ahead()
-        self.settle()
         if self.finished:
-            for feed in self.feeds:
-                self.release(feed)
-        high = self._range.highest(self.highs())
-        ceiling = self._range.ceiling()
-        if high is None or (ceiling is not None and self._range.key(high) > ceiling):
-            return None
-        return high if self.finished or not asc else self._reached_so_far(high)
+            for reading in self.readings:
+                self.release(reading)
+        high = self.high()
+        return high[1] if self.finished or not asc else self._reached_so_far(high)[1]
 
-    def _reached_so_far(self, high: Any) -> Any:
+    def _reached_so_far(self, high: Mark) -> Mark:
         """Return what a sorted stream may say while there may be more."""
-        key, is_open = self._range.key, self._options.range_start == "open"
-        if is_open and not self._ahead:
-            top = key(high)
-            if not any(key(feed.hand) > top for feed in self.feeds if feed.hand is not NOTHING):
-                high = self._under
-        for feed in self.feeds:
-            if feed.pins and high is not None and (feed.high is None or key(feed.high) < key(high)):
-                high = None if is_open else feed.high
+        is_open = self._options.range_start == "open"
+        if is_open and not self._ahead and not any(hand[0] > high[0] for hand in self._hands()):
+            high = self.under
+        for reading in self.readings:
+            if reading.pins and reading.high[0] < high[0]:
+                high = NO_MARK if is_open else reading.high
         return high
 
     def _cover_ahead(self) -> None:
         """Count rows that were above the ceiling when they came, and are not any more."""
-        ceiling = self._range.ceiling()
-        while self._ahead and ceiling is not None and self._ahead[0].key <= ceiling:
-            self._rise(self._ahead.pop(0), self.loose)
-
-    def claimed(self, reached: Any) -> None:
-        """Let no row of a sorted stream go behind what was claimed."""
-        if self._options.asc and reached is not None:
-            self.bound = self._range.key(reached), reached
-            for feed in (self.loose, *self.feeds):
-                if feed.lane is not None:
-                    feed.low = feed.high
+        while self._ahead and self._ahead[0].key <= self._range.ceiling():
+            self.rise(self._ahead.pop(0), self.loose)

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import total_ordering
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import CursorExpired
 from checkpoint.streams.values import Scale, clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.values import Key
 
 SKEW = 300
-"""Seconds that a source's clock may be ahead of ours."""
+"""Seconds that a source's clock may be away from ours."""
+
+
+@total_ordering
+class _Least:
+    """Below every key, so that a bound that does not exist needs no case of its own."""
+
+    def __lt__(self, other: object) -> bool:
+        return self is not other
+
+
+@total_ordering
+class _Greatest:
+    """Above every key."""
+
+    def __gt__(self, other: object) -> bool:
+        return self is not other
+
+
+LOWEST: Any = _Least()
+HIGHEST: Any = _Greatest()
 
 
 class Range:
     """Values from `start` to before the end; None: there is none.
 
-    What kind they are is told by the first one that leaves no doubt, which may be a row's: the keys of the bounds are
-    None until then.
+    The first row tells how its values compare; until then the keys are those of no bounds, and nothing is compared.
+
+    Args:
+        name: the stream's key.
+        options: what it was opened with.
+        position: the stored position, None where there is none.
+        ahead: the lowest and highest stored value of remembered rows above the ceiling.
 
     Raises:
         CursorExpired: the position lies before `oldest_available`.
@@ -31,28 +57,44 @@ class Range:
     """
 
     __slots__ = (
-        "_bound", "_name", "_opened_at", "_options", "end_key", "opened_key", "position", "scale", "start",
+        "_ahead",
+        "_name",
+        "_opened_at",
+        "_opening",
+        "_options",
+        "ahead",
+        "end_key",
+        "key",
+        "opened_key",
+        "position",
+        "sample",
+        "scale",
+        "start",
         "start_key",
     )  # fmt: skip
 
-    def __init__(self, name: str, options: Options, position: Any) -> None:
+    def __init__(self, name: str, options: Options, position: Any, ahead: tuple[Any, Any] | None = None) -> None:
         self._name = name
         self._options = options
         self._opened_at = clock()
-        self._bound = False
+        self._opening: Key = HIGHEST  # the ceiling of an unsorted stream
+        self._ahead = ahead
         self.position = position
         """The position that the stream was opened with, as it is stored."""
-        self.start_key: Key | None = None
-        self.end_key: Key | None = None
-        self.opened_key: Key | None = None
+        self.key: Callable[[Any], Key] = self._first_key
+        """Maps a row's value to what it compares by; None: it has none."""
+        self.sample: Any = None
+        """The first row's value, which told how the values compare; None: there was none."""
+        self.start_key = self.opened_key = LOWEST
+        self.end_key = HIGHEST
+        self.ahead: tuple[Key, Key] = (HIGHEST, LOWEST)
         self.scale = self.new_scale()
         self.scale.settle(position)
         oldest = options.oldest_available
         if position is not None and oldest is not None and self.compare(position, oldest) < 0:
             raise CursorExpired(name, position, oldest)
         self.start: Any = options.initial_value if position is None else self.floor(position)
-        if self.scale.kind is not None:
-            self._bind(None)
+        self._check()
 
     def new_scale(self) -> Scale:
         """Return a scale that knows no more than the stream's options tell."""
@@ -68,22 +110,17 @@ class Range:
         scale.settle(options.initial_value, options.end_value, options.oldest_available, step)
         return scale
 
-    def reopen(self, position: Any) -> None:
-        """Take another position for the one that the stream was opened with; `start` stays."""
-        self.position = position
-        if self._bound:
-            self.opened_key = None if position is None else self.key_written(position)
+    @property
+    def bound(self) -> bool:
+        """Whether a row has told how the values compare."""
+        return self.sample is not None
 
-    def key(self, value: Any) -> Key:
-        """Return what a row's value compares by."""
-        if not self._bound:
-            self._bind(value)
-        return self.scale.key(value)
+    def reopen(self, other: Range) -> None:
+        """Recognise the rows that another range of the stream does; `start` stays."""
+        self.position, self._ahead = other.position, other._ahead
 
-    def key_written(self, value: Any) -> Key:
-        """Return what a stored value compares by."""
-        if not self._bound:
-            self._bind(value)
+    def key_of(self, value: Any) -> Key:
+        """Return what a bound or a stored value compares by."""
         return self.scale.key_of(value, written=True)
 
     def compare(self, one: Any, other: Any) -> int:
@@ -93,18 +130,20 @@ class Range:
         key, against = scale.key_of(one, written=True), scale.key_of(other, written=True)
         return int(key > against) - int(key < against)
 
-    def highest(self, values: Iterable[Any]) -> Any:
-        """Return the highest of some values, of equal ones the first; None counts for nothing."""
-        found = [value for value in values if value is not None]
-        return max(found, key=self.key) if len(found) > 1 else found[0] if found else None
+    def highest(self, one: Any, other: Any) -> Any:
+        """Return the higher of two values, None counting for nothing; of equal ones the first."""
+        if one is None or other is None:
+            return other if one is None else one
+        return one if self.key_of(one) >= self.key_of(other) else other
 
-    def ceiling(self) -> Key | None:
-        """Return the key above which nothing becomes the position; None: there is no such bound."""
+    def ceiling(self) -> Key:
+        """Return the key above which nothing becomes the position."""
         if self._options.end_value is not None:
-            return None  # nothing at it or above is handed out
-        if self._options.asc:
-            return self.scale.now(SKEW)
-        return self.scale.now(at=self._opened_at) if self.scale.kind == "instant" else None
+            return HIGHEST  # nothing at it or above is handed out
+        if self._options.row_order is None:
+            return self._opening
+        now = self.scale.now(SKEW)
+        return HIGHEST if now is None else now
 
     def floor(self, position: Any) -> Any:
         """Return what a run that starts from a position asks the source for."""
@@ -122,29 +161,51 @@ class Range:
             return start
         return self.scale.spell(self.scale.key_of(start, written=True), initial)
 
+    def back(self, value: Any) -> Any:
+        """Return a value less the lookback."""
+        lookback = self._options.lookback
+        return value if lookback is None else self.scale.shift(value, lookback, -1, written=True)
+
     def typed(self, value: Any) -> Any:
         """Return a stored value in the type of `initial_value`, where that is exact."""
         initial = self._options.initial_value
         if initial is None or isinstance(initial, str):
             return value
-        key = self.key_written(value)
-        typed = self.scale.spell(key, initial)
-        return typed if self.key(typed) == key else value
+        scale = self.new_scale()
+        scale.settle(value)
+        key = scale.key_of(value, written=True)
+        typed = scale.spell(key, initial)
+        return typed if scale.key_of(typed) == key else value
 
-    def _bind(self, value: Any) -> None:
-        """Fix what kind the values are, and with it the keys of the bounds."""
-        scale, end = self.scale, self._options.end_value
-        known = scale.kind is not None
+    def _check(self) -> None:
+        """Raise where the bounds are known not to compare with each other."""
+        scale = self.new_scale()
+        scale.settle(self.position)
+        if scale.kind is not None:
+            for bound in (self.position, self._options.end_value, self.start):
+                if bound is not None:
+                    scale.key_of(bound, written=True)
+
+    def _first_key(self, value: Any) -> Key:
+        """Fix how the values compare, and with it the keys of the bounds; return the value's."""
+        scale, key_of = self.scale, self.key_of
         try:
-            if not scale.settle(value):
-                scale.key(value)  # text, for all that is known
-            keys = [
-                None if bound is None else scale.key_of(bound, written=True) for bound in (self.position, self.start)
-            ]
-            self.end_key = None if end is None else scale.key(end)
-            self.opened_key, self.start_key = keys
-            self._bound = True
+            if not scale.begin(value):
+                return None
+            found = scale.key(value)
+            if self.position is not None:
+                self.opened_key = key_of(self.position)
+            if self.start is not None:
+                self.start_key = key_of(self.start)
+            if self._options.end_value is not None:
+                self.end_key = key_of(self._options.end_value)
+            if self._ahead is not None:
+                self.ahead = key_of(self._ahead[0]), key_of(self._ahead[1])
+            if scale.kind == "instant":
+                self._opening = scale.now(at=self._opened_at)
         except BaseException:
-            if not known:
-                scale.kind = None
+            self.scale = self.new_scale()
+            self.scale.settle(self.position)
             raise
+        self.key, self.sample = scale.key, value
+        return found

@@ -1,38 +1,81 @@
-"""One reading of a stream: rows are judged, handed out, and counted for the position."""
+"""What is done with the rows of a source: judged, handed out, counted for the position.
+
+A row that follows the last one as the rows of this stream do passes without being judged: its key lies in `low … top`,
+the window that the last judged row opened for its reading. Whatever else is fed, claimed or finished closes the window.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from checkpoint.errors import CursorRegressed
-from checkpoint.streams.boundary import Boundary, copies
-from checkpoint.streams.feed import NOTHING, OUTSIDE, Feed
-from checkpoint.streams.position import Position, Row
-from checkpoint.streams.ranges import Range
-from checkpoint.streams.rows import getter, no_row
+from checkpoint.streams.boundary import Boundary, Seen
+from checkpoint.streams.holding import here
+from checkpoint.streams.holding import local as thread
+from checkpoint.streams.position import NO_MARK, Position, Reading, Recent, Row
+from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
+from checkpoint.streams.rows import getter, primary_getter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 
     from checkpoint.streams.options import Options
+    from checkpoint.streams.position import Mark
+    from checkpoint.streams.values import Key
 
-RUN = 1_000
-"""Records of a list that are tracked at once."""
+
+class Above:
+    """A bound that leaves out its own value."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def __le__(self, key: Key) -> bool:
+        return bool(self._key < key)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Rows of this run."""
+
+    seen: int
+    """All that were fed."""
+    delivered: int
+    """Handed out."""
+    dropped: int
+    """Not handed out: `seen - delivered`."""
+    late: int
+    """Of the dropped ones, those before `start_value`."""
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(
+            self.seen + other.seen,
+            self.delivered + other.delivered,
+            self.dropped + other.dropped,
+            self.late + other.late,
+        )
+
+
+NO_ROWS = Stats(0, 0, 0, 0)
 
 
 class Verdict(NamedTuple):
     """What is to be done with a row."""
 
     deliver: bool
-    late: bool
-    row: Row | None
+    late: bool = False
+    row: Row | None = None
     """None: it does not count for the position."""
+    identity: Any = None
+    """What tells whether the reading hands it out again; None where that does not matter."""
 
 
-class Reading:
-    """A stream from where it was opened, or last went back to, until it goes back or is left.
+class Scan:
+    """What a stream or a window was fed since it was opened, or last went back.
 
     Args:
         name: the stream's key.
@@ -42,145 +85,186 @@ class Reading:
 
     """
 
-    def __init__(self, name: str, options: Options, position: Any, seen: list[str]) -> None:
+    __slots__ = (
+        "_get", "_options", "_primary", "boundary", "delivered", "dropped", "exhausted", "late", "low", "name",
+        "position", "range", "refusal", "top", "turn",
+    )  # fmt: skip
+
+    def __init__(self, name: str, options: Options, position: Any, seen: Seen) -> None:
         self.name = name
         self._options = options
+        self._get: Callable[[Any], Any] = self._first_get
+        self._primary = None if options.primary_key is None else primary_getter(options.primary_key)
         self.refusal: str | None = None
         """Why it takes no more rows."""
-        self.dropped = self.late = 0
-        field = options.cursor_field
-        plain = isinstance(field, str) and "." not in field and options.range_start == "closed"
-        self._field = cast("str", field) if plain else None  # what lanes look at
-        self._get = getter(field)
-        self.range = Range(name, options, position)
+        self.delivered = self.dropped = self.late = 0
+        self.exhausted = False
+        """Whether a `pages`, `track` or `fetch` came to its end."""
+        self.range = Range(name, options, position, seen.span)
         self.boundary = Boundary(options, self.range, seen)
-        self.position = Position(self._field, options, self.range, self.boundary)
+        self.position = Position(options, self.range, self.boundary)
+        self.turn: Reading | None = None
+        """The reading whose rows between `low` and `top` need no judging; None: none."""
+        self.low: Key = HIGHEST
+        self.top: Key = LOWEST
+
+    @property
+    def stats(self) -> Stats:
+        """How many rows were fed and handed out."""
+        return Stats(self.delivered + self.dropped, self.delivered, self.dropped, self.late)
 
     def close(self, why: str) -> None:
         """Take no more rows, of what is under way neither."""
         self.refusal = why
-        self.position.close_lanes()
-
-    def recall(self, other: Reading) -> None:
-        """Know the rows that another reading of the stream knew when it was opened."""
-        self.boundary.seen = other.boundary.seen
-        self.boundary.coarse = other.boundary.coarse
-        self.range.reopen(other.range.position)
-
-    def finish(self) -> None:
-        """Count everything as handed out, until another row comes."""
-        self.position.finished, self.position.unfinished = True, False
-        self.position.close_lanes()
+        self.turn = None
 
     def check(self) -> None:
         """Raise RuntimeError where no more rows are taken."""
         if self.refusal is not None:
             raise RuntimeError(self.refusal)
 
+    def recall(self, other: Scan) -> None:
+        """Know the rows that another scan of the stream knew when it was opened."""
+        self.range.reopen(other.range)
+        self.boundary = Boundary(self._options, self.range, other.boundary.seen)
+        self.boundary.deep = other.boundary.deep
+        self.position = Position(self._options, self.range, self.boundary)
+
+    def finish(self) -> None:
+        """Count everything as handed out, until another row comes."""
+        self.position.finished = True
+        self.turn = None
+
+    def claimed(self, reached: Any) -> None:
+        """Let no row of a sorted stream go behind what was claimed, less the lookback."""
+        self.turn = None
+        if self._options.asc and reached is not None:
+            self.position.bound = self.range.key_of(self.range.back(reached)), reached, None
+
+    # Readings
+
+    def begin(self) -> Reading:
+        """Begin a `pages`, `track` or `fetch`."""
+        self.check()
+        self.turn = None
+        reading = self.position.begin()
+        reading.holder = here()
+        if self._options.row_order == "desc" and self._primary is not None:
+            reading.recent = Recent(self._options.max_seen)
+        return reading
+
+    def exhaust(self, reading: Reading) -> None:
+        """Take note that a reading came to its end."""
+        self.check()
+        self.position.release(reading)
+        self.position.exhaust(reading)
+        self.turn = None
+        self.exhausted = True
+
     # Rows one by one
 
     def observe(self, record: Any) -> bool:
         """Judge a record and cover it; return whether to deliver it."""
+        try:
+            value = self._get(record)
+        except TypeError as error:
+            self._refuse(error)
+        key = self.range.key(value)
+        loose = self.position.loose
+        if self.turn is loose and key is not None and self.low <= key < self.top:
+            if self.boundary.keyed:
+                self.boundary.add(key, self.boundary.take(record))
+            if key > loose.high[0]:
+                self.position.under, loose.high = loose.high, (key, value, None)
+                if self._options.asc:
+                    self.low = key
+            self.delivered += 1
+            return True
         self.check()
-        verdict = self._judge(record)
+        verdict = self._judge(record, value, key, loose, None)
         self._count(verdict)
         if verdict.row is not None:
-            self.position.cover(verdict.row, self.position.loose, deliver=verdict.deliver)
-            self.position.open_lane(self.position.loose)
+            self.position.pass_by(verdict.row.key, loose)
+            self.position.cover(verdict.row, loose)
+            self._open(loose, verdict.row.key)
         return verdict.deliver
 
-    def runs(self, records: list[Any]) -> Iterator[Iterable[Any]]:
-        """Track what is in memory already: yield parts of it, each in hand until the next is asked for."""
-        self.check()
-        position = self.position
-        feed = position.begin()
-        index, size = 0, 1
-        while index < len(records):
-            rows = records[index : index + size]
-            if run := position.start_run(feed, rows):
-                yield run.records
+    def tracker(self, reading: Reading) -> Callable[[Any], bool]:
+        """Return what takes the next record of a `track` in hand, and covers the one before; False: it is dropped."""
+        get, span, position = self._get, self.range, self.position
+        asc, keyed = self._options.asc, self.boundary.keyed
+        desc = self._options.row_order == "desc"
+        add, take, recent, primary = self.boundary.add, self.boundary.take, reading.recent, self._primary
+        key_of = span.key
+
+        def step(record: Any) -> bool:
+            nonlocal get, key_of
+            if thread.holder is not reading.holder:
+                reading.holder = here()
+            if self.turn is not reading:
                 self.check()
-                position.settle_run(feed, done=True)
-            else:
-                for record in rows:
-                    verdict = self._offer(feed, record)
-                    if verdict.deliver:
-                        yield (record,)
-                        self._release(feed)
-                    elif self._ends(verdict):
-                        position.exhaust(feed)
-                        return
-            index += len(rows)  # a run may have been cut
-            size = RUN if feed.lane is not None else 1
-        position.exhaust(feed)
-
-    def each(self, records: Iterable[Any]) -> Generator[Any, None, None]:
-        """Track one by one."""
-        self.check()
-        position, boundary = self.position, self.boundary
-        feed = position.begin()
-        name, keyed = self._field, feed.keyed
-        value: Any = None
-        memo, rises = None, False
-        for record in records:
+                position.release(reading)
+                get, key_of = self._get, span.key
+            elif (hand := reading.hand) is not None:
+                reading.hand = None
+                if keyed:
+                    add(hand[0], hand[2])
+                if hand[0] > reading.high[0]:
+                    position.under, reading.high = reading.high, hand
             try:
-                value, mark = record[name], feed.mark
-                rises = value > feed.high
-                inside = (value < feed.top if rises else value >= feed.low) and (
-                    value[mark] == "Z" if mark else feed.spelled(value)
-                )
-                if keyed and inside:
-                    memo = record.copy()
-            except OUTSIDE:
-                inside = False
-            if inside:
-                feed.hand, feed.memo = value, memo
-                position.delivered += 1
-                yield record
-                if feed.lane is None:  # something else was fed meanwhile, or the stream went back
-                    self._release(feed)
-                    continue
-                feed.hand = NOTHING
-                if keyed and (rises or boundary.coarse or value == feed.high):
-                    boundary.add(value, memo, rises=rises)
-                if rises:
-                    feed.high = value
-                continue
-            verdict = self._offer(feed, record)
-            if verdict.deliver:
-                yield record
-                self._release(feed)
-            elif self._ends(verdict):
-                break
-        position.exhaust(feed)
+                value = get(record)
+            except TypeError as error:
+                self._refuse(error)
+            key = key_of(value)
+            if self.turn is not reading or key is None or not (self.low <= key < self.top):
+                get, key_of = self._get, span.key
+                return self._offer(record, value, key, reading)
+            reading.hand = hand = (key, value, take(record) if keyed else None)
+            if asc:
+                self.low, reading.last = key, hand
+            elif desc:
+                self.top, reading.last = key, hand
+                if recent is not None:
+                    recent.add(_identity(primary, record, key))
+            self.delivered += 1
+            return True
 
-    async def each_async(self, records: AsyncIterable[Any]) -> AsyncIterator[Any]:
-        """Track one by one."""
-        self.check()
-        feed = self.position.begin()
-        async for record in records:
-            verdict = self._offer(feed, record)
-            if verdict.deliver:
-                yield record
-                self._release(feed)
-            elif self._ends(verdict):
-                break
-        self.position.exhaust(feed)
+        return step
 
-    def _offer(self, feed: Feed, record: Any) -> Verdict:
+    def _offer(self, record: Any, value: Any, key: Key, reading: Reading) -> bool:
         """Judge a record of a `track`, and take it in hand where it is delivered."""
-        self.check()
-        verdict = self._judge(record)
+        verdict = self._judge(record, value, key, reading, reading.last)
         self._count(verdict)
-        if verdict.row is not None and verdict.deliver:
-            self.position.take(verdict.row, feed)
-        elif verdict.row is not None:
-            self.position.cover(verdict.row, feed, deliver=False)
-        return verdict
+        row = verdict.row
+        if row is not None:
+            self.position.pass_by(row.key, reading)
+            reading.last = row
+            if verdict.identity is not None and reading.recent is not None:
+                reading.recent.add(verdict.identity)
+            if verdict.deliver:
+                reading.hand = row
+            else:
+                self.position.cover(row, reading)
+            self._open(reading, row.key)
+        elif self._ends(verdict):
+            reading.closed = True
+        return verdict.deliver
 
-    def _release(self, feed: Feed) -> None:
-        self.check()
-        self.position.release(feed)
+    def _open(self, reading: Reading, key: Key) -> None:
+        """Let the rows pass that come after this one as they should, and need no look at what is remembered."""
+        span = self.range
+        top = min(span.end_key, span.ceiling(), span.ahead[0])
+        low = span.start_key
+        if self.boundary.keyed and span.opened_key is not LOWEST and not low > span.opened_key:
+            low = Above(span.opened_key)
+        fits = bool(low <= key < top)
+        if self._options.asc:
+            fits = fits and bool(self.position.high()[0] <= key >= self.position.bound[0])
+            low = key
+        elif self._options.row_order == "desc" and reading is not self.position.loose:
+            top = key
+        self.turn = reading if fits else None
+        self.low, self.top = low, top
 
     def _ends(self, verdict: Verdict) -> bool:
         """Tell whether a descending stream ends with a row."""
@@ -188,117 +272,262 @@ class Reading:
 
     # Pages
 
-    def pages(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield what is new of each page."""
-        self.check()
-        feed = self.position.begin()
-        for batch in batches:
-            rows, ended = self._page(batch, feed)
-            if len(rows):
-                yield rows
-            if ended:
-                break
-        self.check()
-        self.position.exhaust(feed)
-
-    async def pages_async(self, batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
-        """Yield what is new of each page."""
-        self.check()
-        feed = self.position.begin()
-        async for batch in batches:
-            rows, ended = self._page(batch, feed)
-            if len(rows):
-                yield rows
-            if ended:
-                break
-        self.check()
-        self.position.exhaust(feed)
-
     def filter(self, batch: Any) -> Any:
         """Return what is new of a batch."""
-        return self._page(batch, self.position.loose)[0]
-
-    def _page(self, batch: Any, feed: Feed) -> tuple[Any, bool]:
-        """Return what is new of a batch, and whether a descending stream ends with it."""
         self.check()
+        return self.page(batch, self.position.loose)
+
+    def page(self, batch: Any, reading: Reading) -> Any:
+        """Return what is new of a batch; all or nothing. A descending stream may end with it: `reading.closed`."""
+        self.check()
+        reading.hand = None
         if type(batch).__module__.partition(".")[0] == "pyarrow":
-            return self._arrow_page(batch, feed)
+            from checkpoint.streams import arrow  # an extra
+
+            mask = self._page(arrow.rows(batch), reading)
+            return batch if mask is None else arrow.choose(batch, mask)
         rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType] - any iterable
-        values = feed.values_in(rows, ordered=self._options.asc)
-        if values is not None:
-            self.position.delivered += len(rows)
-            self.position.cover_values(values, copies(rows) if self.boundary.coarse and feed.keyed else rows, feed)
-            return rows[:], False
-        mask, ended = self._judge_page(rows, feed)
-        return [row for row, deliver in zip(rows, mask, strict=True) if deliver], ended
+        mask = self._page(rows, reading)
+        return rows[:] if mask is None else [row for row, deliver in zip(rows, mask, strict=True) if deliver]
 
-    def _arrow_page(self, batch: Any, feed: Feed) -> tuple[Any, bool]:
-        """As `_page`, of a table or record batch: looked at as columns in a lane, as rows outside it."""
-        from checkpoint.streams import arrow  # an extra
-
-        name, ordered = self._field, self._options.asc
-        if feed.lane is not None and name is not None and not self.boundary.coarse:
-            found = arrow.extremes(batch, name, feed.lane, ordered=ordered)
-            if found is not None and (feed.high if ordered else feed.low) <= found[0] and found[1] < feed.top:
-                rises = feed.keyed and found[1] >= feed.high
-                memos = arrow.at(batch, name, found[1]) if rises else [None]
-                self.position.delivered += batch.num_rows
-                self.position.cover_values([found[1]] * len(memos), memos, feed)
-                return batch, False
-        mask, ended = self._judge_page(arrow.rows(batch), feed)
-        return (batch if all(mask) else arrow.choose(batch, mask)), ended
-
-    def _judge_page(self, rows: list[Any], feed: Feed) -> tuple[list[bool], bool]:
-        """Judge the rows of a page and cover them; return which to deliver, and whether a descending stream ends."""
-        verdicts = [self._judge(record, index) for index, record in enumerate(rows)]
-        covered = [(verdict.row, verdict.deliver) for verdict in verdicts if verdict.row is not None]
-        if self._options.asc:
-            for (row, _), (after, _) in pairwise(covered):
-                if after.key < row.key:
-                    raise CursorRegressed(self.name, row.value, after.value)
+    def _page(self, rows: list[Any], reading: Reading) -> list[bool] | None:
+        """Observe a page; return which rows to deliver, None: all of them."""
+        try:
+            if rows and self._get == self._first_get:
+                self._get(rows[0])
+            values = list(map(self._get, rows))
+        except TypeError as error:
+            self._refuse(error)
+        if not self.range.bound:
+            self._bind(values)
+        keys = list(map(self.range.key, values))
+        if reading is not self.position.loose:
+            reading.holder = here()
+        if not rows or None in keys or not self._passes(keys, rows, reading):
+            return self._judge_page(rows, values, keys, reading)
         self.position.finished = False
+        self.turn = None
+        self.delivered += len(rows)
+        self._cover_page(rows, values, keys, reading)
+        return None
+
+    def _passes(self, keys: list[Key], rows: list[Any], reading: Reading) -> bool:
+        """Tell whether rows need no judging one by one: all are new, inside the range, and in order."""
+        span = self.range
+        lowest, highest = min(keys), max(keys)
+        if lowest < span.start_key or (self.boundary.keyed and lowest <= span.opened_key):
+            return False
+        if not highest < min(span.end_key, span.ceiling(), span.ahead[0]):
+            return False
+        if self._options.row_order is not None and not self._are_in_order(keys, reading):
+            return False
+        return reading.recent is None or self._are_fresh(keys, rows, reading.recent)
+
+    def _are_in_order(self, keys: list[Key], reading: Reading) -> bool:
+        """Tell whether keys go on as the rows of a sorted stream do."""
+        last = None if reading is self.position.loose else reading.last
+        if self._options.asc:
+            at_least = self.position.bound[0] if last is None else max(self.position.bound[0], last[0])
+            return bool(keys[0] >= at_least) and sorted(keys) == keys
+        if reading is self.position.loose:
+            return True
+        return (last is None or bool(keys[0] < last[0])) and sorted(keys, reverse=True) == keys
+
+    def _are_fresh(self, keys: list[Key], rows: list[Any], recent: Recent) -> bool:
+        """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
+        found = [_identity(self._primary, row, key) for row, key in zip(rows, keys, strict=True)]
+        if len(set(found)) < len(found) or any(map(recent.__contains__, found)):
+            return False
+        for identity in found:
+            recent.add(identity)
+        return True
+
+    def _cover_page(self, rows: list[Any], values: list[Any], keys: list[Key], reading: Reading) -> None:
+        """Cover a page whose rows all passed."""
+        position, highest = self.position, max(keys)
+        if self._options.asc:
+            position.pass_by(keys[0], reading)
+            below = bisect_left(keys, highest)
+            if below:
+                position.rise((keys[below - 1], values[below - 1], None), reading)
+        if reading is not position.loose:
+            reading.last = keys[-1], values[-1], None
+        if self.boundary.keyed:
+            self.boundary.add_page(keys, rows, highest)
+        position.rise((highest, values[keys.index(highest)], None), reading)
+
+    def _judge_page(self, rows: list[Any], values: list[Any], keys: list[Key], reading: Reading) -> list[bool]:
+        """Judge the rows of a page one by one, and cover them; return which to deliver."""
+        is_loose = reading is self.position.loose
+        last = None if is_loose else reading.last
+        repeats: set[Any] = set()
+        verdicts: list[Verdict] = []
+        for index, (record, value, key) in enumerate(zip(rows, values, keys, strict=True)):
+            verdict = self._judge(record, value, key, reading, last, index)
+            if verdict.identity is not None:
+                if verdict.identity in repeats:
+                    verdict = Verdict(deliver=False)
+                repeats.add(verdict.identity)
+            verdicts.append(verdict)
+            if self._options.asc or not is_loose:  # `filter` takes newest first in any order
+                last = verdict.row or last
+        self.turn = None
         for verdict in verdicts:
             self._count(verdict)
-        for row, deliver in covered:
-            self.position.cover(row, feed, deliver=deliver)
-        self.position.open_lane(feed)
-        return [verdict.deliver for verdict in verdicts], any(map(self._ends, verdicts))
+            if verdict.row is not None:
+                self.position.pass_by(verdict.row.key, reading)
+                self.position.cover(verdict.row, reading)
+            if verdict.identity is not None and reading.recent is not None:
+                reading.recent.add(verdict.identity)
+            if self._ends(verdict):
+                reading.closed = not is_loose
+        if not is_loose:
+            reading.last = last
+        return [verdict.deliver for verdict in verdicts]
 
     # One row
 
-    def _judge(self, record: Any, index: int | None = None) -> Verdict:
-        """Tell whether to deliver a record, whether it is late, and what of it counts for the position."""
+    def _bind(self, values: Iterable[Any]) -> None:
+        """Let the first value that there is tell how all of them compare."""
+        for value in values:
+            if self.range.key(value) is not None:
+                self.boundary.settle(value)
+                return
+
+    def _first_get(self, record: Any) -> Any:
+        """Read the cursor field of the first row, which tells how rows are read."""
+        self._get = getter(self._options.cursor_field, record)
+        return self._get(record)
+
+    def _refuse(self, error: TypeError) -> NoReturn:
+        """Raise for what is no row."""
+        if callable(self._options.cursor_field):
+            raise error
+        raise TypeError(f"{self.name!r}: {error}") from error
+
+    def _judge(  # noqa: PLR0917 - what is known of a row: no call names it all
+        self, record: Any, value: Any, key: Key, reading: Reading, last: Mark | None, index: int | None = None
+    ) -> Verdict:
+        """Tell whether to deliver a record, whether it is late, and what of it counts for the position.
+
+        `last` is the row before it in the same reading or batch, None where there is none.
+        """
         options, span = self._options, self.range
-        try:
-            value = self._get(record)
-        except TypeError as error:
-            if callable(options.cursor_field) or isinstance(record, Mapping):
-                raise
-            raise TypeError(f"{self.name!r}: {no_row(record, options.field)}") from error
-        if value is None:
+        if key is None:
             if options.on_cursor_value_missing == "raise":
                 where = "" if index is None else f" (row {index} of the batch)"
                 raise ValueError(
                     f"{self.name!r}: a row has no {options.field!r}{where}: filter it out, or choose "
                     "on_cursor_value_missing='include' or 'exclude'"
                 )
-            return Verdict(options.on_cursor_value_missing == "include", late=False, row=None)
-        key = span.key(value)
-        if span.start_key is not None and key < span.start_key:
-            return Verdict(deliver=False, late=True, row=None)
-        if span.end_key is not None and key >= span.end_key:
-            return Verdict(deliver=False, late=False, row=None)
-        bound = self.position.bound
-        if bound is not None and key < bound[0]:
-            raise CursorRegressed(self.name, bound[1], value)
-        memo = self.boundary.memo(record, value, key)
-        return Verdict(not self.boundary.holds(memo), late=False, row=Row(key, value, memo))
+            return Verdict(options.on_cursor_value_missing == "include")
+        if key < span.start_key:
+            return Verdict(deliver=False, late=True)
+        if key >= span.end_key:
+            return Verdict(deliver=False)
+        identity = None if reading.recent is None else _identity(self._primary, record, key)
+        if identity is not None and reading.recent is not None and identity in reading.recent:
+            return Verdict(deliver=False)
+        self._check_order(value, key, last)
+        memo, known = None, False
+        if self.boundary.keyed:
+            self.boundary.settle(value)
+            memo = self.boundary.take(record)
+            if self.boundary.knows(key):
+                memo, known = self.boundary.recognise(memo, key, value)
+        return Verdict(not known, row=Row(key, value, memo), identity=identity)
+
+    def _check_order(self, value: Any, key: Key, last: Mark | None) -> None:
+        """Raise CursorRegressed where a sorted stream went back."""
+        if self._options.asc:
+            for mark in (self.position.bound, last or NO_MARK):
+                if key < mark[0]:
+                    raise CursorRegressed(self.name, mark[1], value)
+        elif self._options.row_order == "desc" and last is not None and key > last[0]:
+            raise CursorRegressed(self.name, last[1], value)
 
     def _count(self, verdict: Verdict) -> None:
         """Count a row; that there is one means that what was finished is not any longer."""
         self.position.finished = False
         if verdict.deliver:
-            self.position.delivered += 1
+            self.delivered += 1
         else:
             self.dropped += 1
             self.late += verdict.late
+
+
+# Iterators: they ask for their scan at the first row, for the stream may go back before it.
+
+
+def pages(scan_of: Callable[[], Scan], batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield what is new of each page."""
+    scan = scan_of()
+    reading = scan.begin()
+    try:
+        for batch in batches:
+            rows = scan.page(batch, reading)
+            if len(rows):
+                yield rows
+            if reading.closed:
+                break
+        scan.exhaust(reading)
+    finally:
+        reading.closed = True
+
+
+async def pages_async(scan_of: Callable[[], Scan], batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """Yield what is new of each page."""
+    scan = scan_of()
+    reading = scan.begin()
+    try:
+        async for batch in batches:
+            rows = scan.page(batch, reading)
+            if len(rows):
+                yield rows
+            if reading.closed:
+                break
+        scan.exhaust(reading)
+    finally:
+        reading.closed = True
+
+
+def track(scan_of: Callable[[], Scan], records: Iterable[Any]) -> Iterator[Any]:
+    """Yield what is new, one by one."""
+    scan = scan_of()
+    reading = scan.begin()
+    step = scan.tracker(reading)
+    try:
+        for record in records:
+            if step(record):
+                yield record
+            elif reading.closed:
+                break
+        scan.exhaust(reading)
+    finally:
+        reading.closed = True
+
+
+async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """Yield what is new, one by one."""
+    scan = scan_of()
+    reading = scan.begin()
+    step = scan.tracker(reading)
+    try:
+        async for record in records:
+            if step(record):
+                yield record
+            elif reading.closed:
+                break
+        scan.exhaust(reading)
+    finally:
+        reading.closed = True
+
+
+def _identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> Any:
+    """Return what tells a row of a reading from the others: its primary key, at its cursor value."""
+    found = None if primary is None else primary(record)
+    try:
+        hash(found)
+    except TypeError:
+        found = repr(found)
+    return found, key

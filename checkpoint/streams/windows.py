@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, cast, overload
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from checkpoint.streams.boundary import NOTHING_SEEN
+from checkpoint.streams.feeding import Feeding, T
+from checkpoint.streams.reading import NO_ROWS, Scan
+from checkpoint.streams.values import wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-    from typing_extensions import Self, TypeVar
+    from typing_extensions import Self
 
-    from checkpoint.streams.incremental import Incremental
+    from checkpoint.streams.options import Options
     from checkpoint.streams.values import Key, Scale, Step
 
-    T = TypeVar("T", default=Any)
-else:
-    from typing import TypeVar
 
-    T = TypeVar("T")
-
-Span: TypeAlias = tuple[Any, Any]
-"""Two values: from the first to before the second."""
-
-
-class Window(Generic[T]):
+class Window(Feeding[T]):
     """Rows from `start` to before `end`, read on their own: in any order, in a thread or task of their own.
 
         for window in contacts.windows(timedelta(days=1), until=midnight):
@@ -36,99 +34,165 @@ class Window(Generic[T]):
     `track` or `pages` that was begun and is not exhausted. One that is not finished may be entered again.
     """
 
-    def __init__(self, start: Any, end: Any, begin: Callable[[], Incremental[T]], end_: Callable[..., None]) -> None:
+    __slots__ = ("_frontier", "end", "start")
+
+    def __init__(self, start: Any, end: Any, frontier: Frontier) -> None:
         self.start = start
         """Its first value, in the type of the stream's `start_value`."""
         self.end = end
         """The first value after it."""
-        self._begin = begin
-        self._end = end_
-        self._rows: Incremental[T] | None = None
+        self._frontier = frontier
+        self._scan = frontier.idle
 
     def __repr__(self) -> str:
         return f"Window({self.start!r}, {self.end!r})"
 
     def __enter__(self) -> Self:
-        self._rows = self._begin()
+        self._scan = self._frontier.begin(self.start, self.end)
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        rows, self._rows = self._entered(), None
-        self._end(self, rows, failed=exc_type is not None)
+        scan, self._scan = self._scan, self._frontier.idle
+        self._frontier.leave(self.start, self.end, scan, failed=exc_type is not None)
 
-    @overload
-    def pages(self, batches: AsyncIterable[Iterable[T]]) -> AsyncIterator[list[T]]: ...
-    @overload
-    def pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]: ...
-    def pages(self, batches: Any) -> Any:
-        """Yield each page with the rows that are in the window; see `Incremental.pages`."""
-        return cast("Any", self._entered()).pages(batches)
 
-    def filter(self, batch: Iterable[T]) -> list[T]:
-        """Return the rows of a batch that are in the window; see `Incremental.filter`."""
-        return self._entered().filter(batch)
+class Island(NamedTuple):
+    """A finished part of a stream."""
 
-    @overload
-    def track(self, records: AsyncIterable[T]) -> AsyncIterator[T]: ...
-    @overload
-    def track(self, records: Iterable[T]) -> Iterator[T]: ...
-    def track(self, records: Any) -> Any:
-        """Yield the records that are in the window, one by one; see `Incremental.track`."""
-        return cast("Any", self._entered()).track(records)
-
-    def observe(self, record: T) -> bool:
-        """Tell whether a record is in the window, and is to be delivered; see `Incremental.observe`."""
-        return self._entered().observe(record)
-
-    def _entered(self) -> Incremental[T]:
-        if self._rows is None:
-            raise RuntimeError(f"{self!r} is fed inside its with block")
-        return self._rows
+    start: Key
+    end: Key
+    until: Any
+    """The value of its end."""
+    stored: list[Any]
+    """Its two values as they are stored."""
 
 
 class Frontier:
-    """The finished parts of a stream, and how far they reach from its start without a gap."""
+    """The windows of a stream: which parts of it are finished, and how far they reach from its start without a gap.
 
-    def __init__(self, scale: Scale, start: Any, islands: list[Span]) -> None:
+    Args:
+        scan: the stream's, of which windows know what it knows.
+        scale: what its bounds compare by.
+        options: what the stream was opened with.
+        islands: two values each, of what earlier runs finished.
+        stops: not empty: the run is to stop.
+
+    """
+
+    def __init__(
+        self, scan: Scan, scale: Scale, options: Options, islands: list[list[Any]], stops: Sequence[object]
+    ) -> None:
+        self._scan = scan
+        self._options = replace(options, lookback=None, oldest_available=None, range_start="closed")
+        self._start = scan.range.start
+        self._stops = stops
         self._scale = scale
-        self._start = start
-        self._islands = islands
-        self._done: list[Span] = []
+        self._open: set[Scan] = set()
+        self._starts: list[Key] = []  # of the islands, which lie apart and in order
+        self._islands: list[Island] = []
         self.lock = threading.RLock()
+        self.tally = NO_ROWS
+        """Rows of the windows that were left."""
+        self.highest: Any = None
+        """The highest value that they handed out."""
+        self.refusal: str | None = None
+        """Why no more windows are entered."""
+        self.idle = Scan(scan.name, replace(self._options, initial_value=None, end_value=None), None, NOTHING_SEEN)
+        """What a window is fed to outside its block: nothing."""
+        self.idle.close(f"{scan.name!r}: a window is fed inside its with block")
+        for first, after in islands:
+            self._add(first, after)
+        self._before = list(self._islands)
 
-    def finish(self, span: Span) -> None:
-        """Count a part as finished."""
+    # One window
+
+    def begin(self, start: Any, end: Any) -> Scan:
+        """Return what the rows of a window are fed to."""
+        if self.refusal is not None:
+            raise RuntimeError(self.refusal)
+        scan = Scan(
+            self._scan.name, replace(self._options, initial_value=start, end_value=end), None, self._scan.boundary.seen
+        )
+        scan.recall(self._scan)
+        self._open.add(scan)
+        return scan
+
+    def leave(self, start: Any, end: Any, scan: Scan, *, failed: bool) -> None:
+        """Take note of what a window was fed, and that it is finished, where it is."""
+        finished = not (failed or self._stops or scan.position.readings)
         with self.lock:
-            self._done.append(span)
+            self._open.discard(scan)
+            if scan.range.bound and not self._scan.range.bound:
+                self._scan.range.key(scan.range.sample)
+            if finished and self.refusal is None:
+                self._add(start, end)
+                self._scan.boundary.take_over(scan.boundary)
+            self.tally += scan.stats
+            self.highest = self._scan.range.highest(self.highest, scan.position.highest())
 
-    def reach(self) -> tuple[Any, list[Span]]:
-        """Return the end of what is finished from the start on, None where that is nothing, and the parts beyond."""
+    def close(self, why: str) -> None:
+        """Enter no more windows, and feed none of those that are entered."""
         with self.lock:
-            merged = self._merge([*self._islands, *self._done])
-        if merged and self._key(merged[0][0]) <= self._key(self._start) < self._key(merged[0][1]):
-            return merged[0][1], merged[1:]
-        return None, merged
+            self.refusal = why
+            for scan in list(self._open):
+                scan.close(why)
 
-    def _merge(self, spans: list[Span]) -> list[Span]:
-        """Join the parts that touch, in order."""
-        merged: list[Span] = []
-        for start, end in sorted(spans, key=lambda span: self._key(span[0])):
-            if merged and self._key(start) <= self._key(merged[-1][1]):
-                merged[-1] = merged[-1][0], max(merged[-1][1], end, key=self._key)
-            else:
-                merged.append((start, end))
-        return merged
+    # All of them
 
-    def cut(self, step: Step | Literal["month"], until: Any) -> Iterator[Span]:
-        """Yield the parts from the start to `until`, `step` long, without what was finished before."""
-        islands = self._merge(self._islands)
-        last, edge, count = self._key(until), self._start, 0
-        while self._key(edge) < last:
+    def reach(self, position: Any) -> tuple[Any, list[list[Any]]]:
+        """Return how far the position may go, None: nowhere; and the finished parts beyond that, as stored."""
+        with self.lock:
+            start = self._key(self._start)
+            index = bisect_right(self._starts, start) - 1
+            reached = None
+            at = None if position is None else self._key(position)
+            if index >= 0 and start < self._islands[index].end and (at is None or at < self._islands[index].end):
+                reached, at = self._islands[index].until, self._islands[index].end
+            first = 0 if at is None else bisect_right(self._islands, at, key=lambda island: island.end)
+            return reached, [island.stored for island in self._islands[first:]]
+
+    def _add(self, start: Any, end: Any) -> None:
+        """Take a part for finished, and join it with those that it touches."""
+        first, after = self._key(start), self._key(end)
+        low = bisect_left(self._starts, first)
+        if low and first <= self._islands[low - 1].end:
+            low -= 1
+        high = bisect_right(self._starts, after)
+        added = Island(first, after, end, [wire(start), wire(end)])
+        if low < high:
+            before, behind = self._islands[low], self._islands[high - 1]
+            head = before if before.start < first else added
+            tail = behind if behind.end > after else added
+            added = Island(head.start, tail.end, tail.until, [head.stored[0], tail.stored[1]])
+        self._islands[low:high] = [added]
+        self._starts[low:high] = [added.start]
+
+    def cut(self, step: Step | Literal["month"], until: Any) -> Iterator[Window[Any]]:
+        """Yield windows from the start to `until`, `step` long, without what was finished before."""
+        islands = iter(self._before)
+        island = next(islands, None)
+        last, edge, after, count = self._key(until), self._start, self._key(self._start), 0
+        while after < last:
+            start, first = edge, after
             count += 1
-            start, edge = edge, self._edge(step, count, until)
-            yield from self._without(islands, start, edge)
+            edge = self._edge(step, count, until)
+            after = self._key(edge)
+            while island is not None and island.end <= first:
+                island = next(islands, None)
+            while island is not None and island.start < after:
+                if first < island.start:
+                    yield Window(start, self._typed(island.stored[0]), self)
+                start, first = self._typed(island.stored[1]), island.end
+                if first > after:
+                    break
+                island = next(islands, None)
+            if first < after:
+                yield Window(start, edge, self)
+
+    def _typed(self, stored: Any) -> Any:
+        return self._scan.range.typed(stored)
 
     def _edge(self, step: Step | Literal["month"], count: int, until: Any) -> Any:
         try:
@@ -139,16 +203,6 @@ class Frontier:
         except (OverflowError, ValueError):  # past the last year there is
             return until
         return until if self._key(edge) >= self._key(until) else edge
-
-    def _without(self, islands: list[Span], start: Any, end: Any) -> Iterator[Span]:
-        for first, after in islands:
-            if self._key(after) <= self._key(start) or self._key(first) >= self._key(end):
-                continue
-            if self._key(start) < self._key(first):
-                yield start, first
-            start = after
-        if self._key(start) < self._key(end):
-            yield start, end
 
     def _key(self, value: Any) -> Key:
         return self._scale.key_of(value, written=True)
