@@ -387,7 +387,8 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
 )
 def test_a_closed_stream_is_an_empty_one(tmp_path, line, status, said):
     done = shell(f"checkpoint {line}", seeded(tmp_path))
-    assert (done.returncode, done.stderr[: len(said) or None]) == (status, said)
+    told = done.stderr.lstrip()  # rich before 15 ends the line that it could not print
+    assert (done.returncode, told[: len(said) or None]) == (status, said)
     with closing(SQLiteStore(tmp_path / "state.db")) as store:
         stored = {"a": 1} if "{" in line else {"updated_at": "2024-05-01"}
         assert store.load("job")["key-00000"].value == encode(stored)
@@ -432,7 +433,8 @@ def test_ctrl_c_is_no_difference():
 @pytest.mark.parametrize("line", ["--help", "get --help", "list", "export job", "export job /dev/full"])
 def test_an_output_that_takes_no_more_is_one_sentence(tmp_path, line):
     done = shell(f"checkpoint {line} >/dev/full", seeded(tmp_path))
-    assert (done.returncode, done.stderr.splitlines()) == (1, [b"Error: [Errno 28] No space left on device"])
+    told = done.stderr.strip().splitlines()  # rich before 15 ends the line that it could not print
+    assert (done.returncode, told) == (1, [b"Error: [Errno 28] No space left on device"])
 
 
 def test_export_to_a_file_is_whole_or_not_at_all(tmp_path):
