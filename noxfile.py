@@ -23,7 +23,7 @@ NEWEST = PYTHONS[-1]
 
 EXTRAS = "cli,server,postgres,objects,arrow"  # with httpx; `all` has httpx2 in its place
 AREA = ("tests/test_public.py", "tests/test_codec.py", "tests/test_values.py", "tests/test_incremental.py")
-AREA += ("tests/test_checkpointer.py", "tests/test_groups.py", "tests/test_stores.py", "tests/test_readme.py")
+AREA += ("tests/test_checkpointer.py", "tests/test_groups.py", "tests/test_stores.py", "tests/test_docs.py")
 """The tests that find most mistakes in the shortest time."""
 
 # The long searches, the sweeps, the demo and the API's document are the same on every Python: one run does them.

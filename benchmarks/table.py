@@ -1,4 +1,4 @@
-"""The results as Markdown and as a picture: all of them, and a row for each case in the project's README."""
+"""The results as Markdown and as a picture: all of them, a row for each case, and a few for the project's README."""
 
 from __future__ import annotations
 
@@ -10,14 +10,32 @@ from harness import OURS, RESULTS, spell
 from plots import Bar, standing
 
 NAMES = ("flush", "unchanged", "group", "soon", "incremental", "commit", "imports", "load", "encode")
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- speed: from benchmarks/results -->\n", "<!-- end of speed -->\n"
+ROOT = Path(__file__).parent.parent
+PAGE, BEGIN, END = (
+    ROOT / "docs" / "reference" / "speed.md",
+    "<!-- speed: from benchmarks/results -->\n",
+    "<!-- end of speed -->\n",
+)
+README = ROOT / "README.md"
+FIRST, LAST = "<!-- comparison: from benchmarks/results -->\n", "<!-- end of comparison -->\n"
+COMPARED = {
+    "100 keys, 50 ms": "commit of 100 changed keys over HTTP, 50 ms away",
+    "100 keys, nothing changed": "commit of 100 keys that did not change",
+    "10,000 partitions, 50 ms": "commit of 10,000 changed partitions, in a group",
+    "plain, pages": "one row of a sorted stream",
+    "track": "one row of a sorted stream",
+    "track, primary key": "the same, with a primary key",
+    "1 key of 1,000, truncate": "commit of one key to SQLite, on disk",
+    "100,000 keys from SQLite": "load of 100,000 keys",
+    "import checkpoint": "import",
+}
+"""Cases that the project's README shows, and what it calls them."""
 MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx")
 """The peers that goals name, and those nearest to what the library does; the README shows one a case."""
 
 
 def write(results: Path, *, readme: bool) -> None:
-    """Write the folder's README and picture, and the table of the project's README."""
+    """Write the folder's README and picture, the page about speed, and the table of the project's README."""
     found = read(results)
     (results / "README.md").write_text(everything(found), "utf-8")
     bars = [
@@ -31,9 +49,15 @@ def write(results: Path, *, readme: bool) -> None:
         standing("How many times as long as checkpoint each peer takes", bars), "utf-8"
     )
     if readme:
-        before, _, rest = README.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        README.write_text(before + BEGIN + summary(found) + END + after, "utf-8")
+        put(PAGE, BEGIN, END, summary(found))
+        put(README, FIRST, LAST, comparison(found))
+
+
+def put(page: Path, begin: str, end: str, text: str) -> None:
+    """Put text between two marks of a page."""
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(before + begin + text + end + after, "utf-8")
 
 
 def read(results: Path = RESULTS) -> list[dict[str, Any]]:
@@ -54,6 +78,19 @@ def summary(found: list[dict[str, Any]]) -> str:
                 f"| {case['name']} | {_ours(figures[OURS])} | {spell(figures[peer]['median'])}, {peer} "
                 f"| {figures[peer]['ratio']:.2f} | {met} |"
             )
+    return "\n".join(rows) + "\n"
+
+
+def comparison(found: list[dict[str, Any]]) -> str:
+    """Return the rows of the project's README: ours, and how many times as long the named peer takes."""
+    rows = ["| | `checkpoint` | beside it | times ours |", "|---|--:|--:|--:|"]
+    for case in (case for result in found for case in result["cases"] if case["name"] in COMPARED):
+        figures = case["figures"]
+        peer = next((name for name in MAIN if name in figures), next(name for name in figures if name != OURS))
+        rows.append(
+            f"| {COMPARED[case['name']]} | {_ours(figures[OURS])} | {spell(figures[peer]['median'])}, {peer} "
+            f"| {figures[peer]['ratio']:.2f} |"
+        )
     return "\n".join(rows) + "\n"
 
 

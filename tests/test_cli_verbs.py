@@ -1029,14 +1029,14 @@ def test_unlock_of_what_is_no_lease(store):
 # What is documented
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "operating" / "commands.md").read_text("utf-8")
 VERBS = {name: verb for name, verb in checkpoint.commands.items() if not verb.hidden}
 COMMON = {"--store", "--json", "--dry-run", "--yes", "--help"}
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:
-    """Return the arguments and options of each verb, as the README's section shows them."""
-    block = README.partition("## The command")[2].partition("```text\n")[2].partition("```")[0]
+    """Return the arguments and options of each verb, as the page about commands shows them."""
+    block = PAGE.partition("```text\n")[2].partition("```")[0]
     verbs = {}
     for entry in block.split("\ncheckpoint "):
         usage = " ".join(line[:51] for line in entry.replace("checkpoint ", "", 1).split("\n"))
@@ -1046,7 +1046,7 @@ def documented() -> dict[str, tuple[str, set[str]]]:
     return verbs
 
 
-def test_the_readme_names_every_verb_argument_and_option():
+def test_the_page_names_every_verb_argument_and_option():
     actual = {}
     for name, verb in VERBS.items():
         context = click.Context(verb)
@@ -1060,13 +1060,13 @@ def options_of(verb: click.Command) -> set[str]:
     return {opt for param in verb.params for opt in param.opts}
 
 
-def test_the_options_in_common_are_where_the_readme_says():
+def test_the_options_in_common_are_where_the_page_says():
     where = {option: {name for name, verb in VERBS.items() if option in options_of(verb)} for option in COMMON}
     assert where["--store"] == set(VERBS)
     assert where["--json"] == set(VERBS) - {"export", "singer-run", "serve", "demo"}
     assert where["--yes"] == {"clear", "restore", "copy", "move", "import", "unlock"}
     assert where["--dry-run"] == where["--yes"] | {"set", "merge", "edit"}
-    assert all(f"`{name}`" in README for name in where["--yes"])
+    assert all(f"`{name}`" in PAGE for name in where["--yes"])
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -247,7 +247,7 @@ def test_history_is_part_of_the_transaction(connection):
         assert [(change.key, change.before, change.run_id) for change in cp.history()] == [("a", None, "r")]
 
 
-# Runs a recipe of the README again and again, each time killed at another of the statements that its connection
+# Runs a recipe of docs/howto again and again, each time killed at another of the statements that its connection
 # executes, and then once more to its end; compares the sink with the truth.
 SWEEP = """
 import os, signal, sqlite3, sys
@@ -304,8 +304,8 @@ print(f"{points} kill points, 0 missing, 0 twice")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_recipe_killed_at_every_statement_has_each_row_once(tmp_path: Path):
     """Exactly once: the rows of the sink and the cursor are of one transaction."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    code = readme.partition("### Exactly once, into SQLite")[2].partition("```python")[2].partition("```")[0]
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "recipes.md").read_text("utf-8")
+    code = page.partition("## Exactly once, into SQLite")[2].partition("```python")[2].partition("```")[0]
     swept = subprocess.run(
         [sys.executable, "-c", SWEEP, code], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300
     )

@@ -203,7 +203,7 @@ def test_what_needs_a_transaction_of_its_own_is_refused(connection):
         cp.commit_soon()
 
 
-# Runs a recipe of the README again and again, each time killed before another of the exchanges that its connection
+# Runs a recipe of docs/howto again and again, each time killed before another of the exchanges that its connection
 # has with the server, or after the last one, and then once more to its end; compares the sink with the truth.
 SWEEP = """
 import os, signal, sys
@@ -273,8 +273,8 @@ print(f"{points} kill points, 0 missing, 0 twice")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_recipe_killed_at_every_exchange_with_the_server_has_each_row_once(postgres_database: str):
     """Exactly once: the rows of the sink and the cursor are of one transaction."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    code = readme.partition("### Exactly once, into PostgreSQL")[2].partition("```python")[2].partition("```")[0]
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "recipes.md").read_text("utf-8")
+    code = page.partition("## Exactly once, into PostgreSQL")[2].partition("```python")[2].partition("```")[0]
     swept = subprocess.run(
         [sys.executable, "-c", SWEEP, code, postgres_database],
         check=True,

@@ -20,9 +20,9 @@ from checkpoint import Checkpointer
 from checkpoint.run import lease
 from checkpoint.testing import ApiServer
 
-README = Path(__file__).parent.parent / "README.md"
-RECIPES = README.read_text("utf-8").partition("## Recipes")[2]
-BLOCKS = re.findall(r"^### ([^\n]*)\n|^```python\n(.*?)^```", RECIPES, re.DOTALL | re.MULTILINE)
+PAGE = Path(__file__).parent.parent / "docs" / "howto" / "recipes.md"
+RECIPES = PAGE.read_text("utf-8")
+BLOCKS = re.findall(r"^## ([^\n]*)\n|^```python\n(.*?)^```", RECIPES, re.DOTALL | re.MULTILINE)
 
 
 IMPORTS = next(code for heading, code in BLOCKS if code)
@@ -36,7 +36,7 @@ def recipe(title, index=0):
         current = heading or current
         if code and current == title:
             found.append(code)
-    return compile(found[index], f"README.md, {title}", "exec")
+    return compile(found[index], f"recipes.md, {title}", "exec")
 
 
 def stamp(number):
