@@ -31,6 +31,7 @@ from checkpoint.cli.options import (
 )
 from checkpoint.entries import RESERVED
 from checkpoint.stores.base import KeepsHistory
+from checkpoint.streams.keys import moment_of
 from checkpoint.streams.values import Scale
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-class Moment(NamedTuple):
+class When(NamedTuple):
     """A point in a namespace's history: after the commit of a version, or at a time."""
 
     text: str
@@ -50,12 +51,12 @@ class Moment(NamedTuple):
     at: datetime | None = None
 
 
-def moment_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Moment | None:
+def parsed_when(_ctx: click.Context, _param: click.Parameter, value: str | None) -> When | None:
     """Return the moment that a version (`12`), a time (`2024-05-01T10:00Z`) or an age (`2h`) names."""
     if value is None:
         return None
     if re.fullmatch(r"[0-9]{1,18}", value):
-        return Moment(value, version=int(value))
+        return When(value, version=int(value))
     ago = re.fullmatch(rf"([0-9]{{1,6}}) ?({'|'.join(_UNITS)})", value)
     try:
         seconds = int(ago[1]) * _UNITS[ago[2]] if ago else None
@@ -64,7 +65,7 @@ def moment_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -
         at = None
     if at is None:
         raise click.BadParameter(f"{value!r} is no version (12), time (2024-05-01T10:00Z) or age (2h).")
-    return Moment(value, at=at)
+    return When(value, at=at)
 
 
 @click.command()
@@ -113,7 +114,7 @@ def _told(change: Change) -> dict[str, Any]:
 @click.command()
 @namespace
 @keys
-@click.option("--to", "moment", callback=moment_of, metavar="MOMENT", required=True, help="A version, time or age.")
+@click.option("--to", "moment", callback=parsed_when, metavar="MOMENT", required=True, help="A version, time or age.")
 @yes
 @dry_run
 @as_json
@@ -122,7 +123,7 @@ def restore(
     namespace: str,
     keys: tuple[str, ...],
     *,
-    moment: Moment,
+    moment: When,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -152,13 +153,13 @@ def restore(
         write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask)
 
 
-def _loss(moment: Moment, gone: list[str], of: int) -> str:
+def _loss(moment: When, gone: list[str], of: int) -> str:
     """Return what it means to go back to when there was nothing; empty where there is nothing either."""
     what = f"{'all ' if len(gone) == of > 1 else ''}{screen.count(len(gone), 'key')}"
     return f"{moment.text} is before the first commit that history has: this deletes {what}." if gone else ""
 
 
-def values_at(store: Store, namespace: str, moment: Moment | None) -> dict[str, str]:
+def values_at(store: Store, namespace: str, moment: When | None) -> dict[str, str]:
     """Return the values of a namespace as they were at a moment, None: as they are; the library's own left out.
 
     Ends with one sentence where the history does not reach back so far.
@@ -168,7 +169,7 @@ def values_at(store: Store, namespace: str, moment: Moment | None) -> dict[str, 
     return _past(store, namespace, moment)[1]
 
 
-def _past(store: Store, namespace: str, moment: Moment) -> tuple[int, dict[str, str]]:
+def _past(store: Store, namespace: str, moment: When) -> tuple[int, dict[str, str]]:
     """Return the version that counted at a moment, 0: the first was yet to come; and the values."""
     # Loaded first: a commit that comes in between is in the history, and taking it back changes nothing.
     entries = store.load(namespace)
@@ -198,7 +199,7 @@ def _past(store: Store, namespace: str, moment: Moment) -> tuple[int, dict[str, 
     return version, values
 
 
-def _version_at(changes: list[Change], moment: Moment) -> int | None:
+def _version_at(changes: list[Change], moment: When) -> int | None:
     """Return the version that counted at a moment; None: the history, newest first and not empty, does not tell."""
     oldest = changes[-1].version
     if moment.version is not None:
@@ -220,8 +221,10 @@ def _keeping(store: Store) -> KeepsHistory:
 @namespace
 @click.argument("other", required=False, callback=checked, shell_complete=complete_namespace)
 @click.option("--with", "target", metavar="URL", help="The store of the other side. Default: the same one.")
-@click.option("--since", callback=moment_of, metavar="MOMENT", help="Compare what NAMESPACE was at that moment.")
-@click.option("--until", callback=moment_of, metavar="MOMENT", help="With what the other side was then. Default: is.")
+@click.option("--since", callback=parsed_when, metavar="MOMENT", help="Compare what NAMESPACE was at that moment.")
+@click.option(
+    "--until", callback=parsed_when, metavar="MOMENT", help="Compare with the other side at this moment (default: now)."
+)
 @as_json
 @store_option()
 def diff(
@@ -229,8 +232,8 @@ def diff(
     other: str | None,
     *,
     target: str | None,
-    since: Moment | None,
-    until: Moment | None,
+    since: When | None,
+    until: When | None,
     as_json: bool,
     url: str | None,
 ) -> None:
@@ -277,7 +280,7 @@ def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_js
         raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")
     with reading(url) as store:
         changes = _keeping(store).history(namespace, key)
-    steps = _steps(changes, _field(changes, key) if field is None else field)
+    steps = _plotted(changes, _field(changes, key) if field is None else field)
     if not steps:
         raise click.ClickException(f"the history of {key!r} in {namespace!r} has no position to draw")
     title = screen.printable(f"{namespace} {key}")
@@ -291,7 +294,7 @@ def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_js
         console.print(chart.text(title, _panels(steps), min(console.width, 120)), soft_wrap=False)
 
 
-class Step(NamedTuple):
+class PlottedChange(NamedTuple):
     """What one commit said of the position."""
 
     version: int
@@ -322,8 +325,8 @@ def _field(changes: list[Change], key: str) -> str:
     raise click.ClickException(f"what of {key!r} is to be drawn? {hint}")
 
 
-def _steps(changes: Iterable[Change], field: str) -> list[Step]:
-    steps: list[Step] = []
+def _plotted(changes: Iterable[Change], field: str) -> list[PlottedChange]:
+    steps: list[PlottedChange] = []
     for change in changes:
         cursor = screen.cursor_of(change.after) if change.after is not None else None
         scaled = _scaled(cursor.get(field)) if cursor is not None else None
@@ -331,7 +334,7 @@ def _steps(changes: Iterable[Change], field: str) -> list[Step]:
         if cursor is not None and scaled is not None and at is not None:
             scale, kind = scaled
             lag = at.timestamp() - scale if kind == "instant" else None
-            steps.append(Step(change.version, change.at, cursor[field], scale, kind != "number", lag))
+            steps.append(PlottedChange(change.version, change.at, cursor[field], scale, kind != "number", lag))
     kinds = {step.is_time for step in steps[:1]}
     return [step for step in reversed(steps) if step.is_time in kinds]
 
@@ -340,17 +343,18 @@ def _scaled(value: Any) -> tuple[float, str] | None:
     """Return a cursor value as a number, and its kind; None where it has no scale."""
     scale = Scale("the position")
     try:
-        found = scale.key(value)
+        found = scale.key_of(value)
         if scale.kind == "number":
             return float(found), "number"
     except (TypeError, ValueError, OverflowError):
         return None
     if scale.kind in {"instant", "wall"}:
-        return found[0] + float(f"0.{found[1] or 0}"), scale.kind
+        seconds, fraction = moment_of(found)
+        return seconds + float(f"0.{fraction or 0}"), scale.kind
     return None
 
 
-def _panels(steps: list[Step]) -> list[chart.Panel]:
+def _panels(steps: list[PlottedChange]) -> list[chart.Panel]:
     moments = [datetime.fromisoformat(step.at.replace("Z", "+00:00")).timestamp() for step in steps]
     label = chart.moment if steps[0].is_time else chart.number
     points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
