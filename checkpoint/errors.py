@@ -21,12 +21,35 @@ built-in `ValueError` and `TypeError`, raised when they are set.
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from checkpoint.entries import Entry
+
+# Control characters, what turns or ends a line in Unicode, and halves of surrogate pairs.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return a text in which whatever a terminal or a log would obey is escaped, as JSON escapes it."""
+    return text if text.isprintable() else _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Printable(logging.Filter):
+    """Escapes what stores, services and job names bring into our log records."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.isprintable():
+            record.msg, record.args = printable(message), None
+        return True
+
+
+logging.getLogger("checkpoint").addFilter(_Printable())
 
 
 class CheckpointError(Exception):
@@ -39,6 +62,9 @@ class CheckpointError(Exception):
 
     committed: Mapping[str, Entry | None] = {}
     unsettled: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception.__reduce__ calls the class with `args`, which must therefore stay the constructor's own arguments;
@@ -55,7 +81,7 @@ class StateMissing(CheckpointError):
         self.store = store
 
     def __str__(self) -> str:
-        where = f" in {self.store}" if self.store is not None else ""
+        where = f" in {printable(self.store)}" if self.store is not None else ""
         return (
             f"nothing is stored under {self.state_key!r}{where}: check state_key and store, "
             "or pass missing='new' to start over"
@@ -107,9 +133,9 @@ class Conflict(CheckpointError):
         else:
             what = "was created by another writer" if self.expected is None else "was changed by another writer"
             if self.found.updated_at:
-                what += f" at {self.found.updated_at}"
+                what += f" at {printable(self.found.updated_at)}"
             if self.found.sync_job_run_id:
-                what += f" (run {self.found.sync_job_run_id})"
+                what += f" (run {printable(self.found.sync_job_run_id)})"
         return (
             f"{self.key!r} in {self.state_key!r} {what} after this run had read it: does the job run twice? Stop one; "
             "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
@@ -127,7 +153,8 @@ class Locked(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"{self.state_key!r} is held by {self.owner} since {self.since}: wait for that run to end; "
+            f"{self.state_key!r} is held by {printable(self.owner)} since {printable(self.since)}: "
+            "wait for that run to end; "
             f"if it is stuck, stop it, or let it go with `checkpoint unlock {self.state_key}`"
         )
 
@@ -241,7 +268,7 @@ class CursorExpired(CheckpointError):
 
 
 def _reason(error: BaseException) -> str:
-    return f" ({error.__cause__})" if error.__cause__ is not None else ""
+    return f" ({printable(str(error.__cause__))})" if error.__cause__ is not None else ""
 
 
 def listed(keys: Iterable[str], most: int = 10) -> str:

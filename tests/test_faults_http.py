@@ -94,7 +94,9 @@ def test_fault_01_a_service_that_stays_away_is_told_of_once_in_each_load_and_com
         with job.away(), suppress(StoreUnavailable), job.run():
             pass
     assert told == [said + "ConnectError: [Errno 111] Connection refused"] * 2
+    job.patch.setattr(retrying, "SILENCE", 3.0)
     with job.run() as cp:
+        job.patch.setattr(retrying, "SILENCE", 0.0)
         with job.away(), suppress(StoreError):
             cp["a"], cp["b"] = B, B
             cp.commit()
@@ -347,7 +349,7 @@ def test_fault_07_all_workers_wait_at_one_gate(job, headers, seconds):
     def until_the_gate_is_shut():
         together.wait()
         for _ in range(2_000):
-            if store._service._throttle._pace.gate(monotonic()):
+            if store._service._pace(store._service._token.current())._pace.gate(monotonic()):
                 break
             Event().wait(0.005)
 
@@ -804,7 +806,8 @@ def test_fault_20_a_certificate_that_is_not_trusted_fails_at_once_and_says_why(j
     assert type(caught.value) is StoreError
     assert re.fullmatch(
         rf"{server.url}: the service's certificate is not trusted: \[SSL: CERTIFICATE_VERIFY_FAILED\] "
-        rf"certificate verify failed: {re.escape(said)} \(_ssl\.c:\d+\)",
+        rf"certificate verify failed: {re.escape(said)} \(_ssl\.c:\d+\); "
+        r"trusted is what \$SSL_CERT_FILE( or \$SSL_CERT_DIR)? names",
         str(caught.value),
     )
     assert server.requests == []

@@ -20,7 +20,7 @@ import test_faults_http
 from job import TOKEN, Driven, Job
 
 from checkpoint import StoreError
-from checkpoint.stores.http import Secret
+from checkpoint.stores.tokens import Secret
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Raw
 

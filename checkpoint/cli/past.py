@@ -30,6 +30,7 @@ from checkpoint.cli.options import (
     yes,
 )
 from checkpoint.entries import RESERVED
+from checkpoint.errors import printable
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.keys import moment_of
 from checkpoint.streams.values import Scale
@@ -283,7 +284,7 @@ def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_js
     steps = _plotted(changes, _field(changes, key) if field is None else field)
     if not steps:
         raise click.ClickException(f"the history of {key!r} in {namespace!r} has no position to draw")
-    title = screen.printable(f"{namespace} {key}")
+    title = printable(f"{namespace} {key}")
     if as_json:
         screen.document([step._asdict() for step in steps])
     elif out is not None:

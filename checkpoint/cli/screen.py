@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from checkpoint import codec
+from checkpoint.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 _WIDE = 10_000
 _LEAST = 10
-_LETTERS = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # C1 controls, and what turns or ends a line
-_UNPRINTABLE = re.compile(f"[\x00-\x1f{_LETTERS}]")
-_UNPRINTABLE_IN_JSON = re.compile(f"[{_LETTERS}]")  # where the others are escaped, but for the newlines between members
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -100,19 +97,10 @@ def write_file(file: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def printable(text: str) -> str:
-    """Return a text without what a terminal would obey."""
-    return _UNPRINTABLE.sub(_escaped, text)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
-
-
 def json_of(content: Any, indent: int | None = None) -> str:
     """Return JSON, on one line or on lines of its own, in which nothing is left that a terminal would obey."""
     text = json.dumps(content, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
-    return _UNPRINTABLE_IN_JSON.sub(_escaped, text)
+    return "\n".join(map(printable, text.split("\n")))  # the newlines between members
 
 
 def cursor_of(value: str) -> codec.Cursor | None:

@@ -1,38 +1,47 @@
-"""Requests and answers over HTTP: the only file that knows the HTTP library.
+"""Requests and answers over HTTP: with `network`, the only files that know the HTTP library.
 
-httpx reads URLs, proxies and certificates; httpcore, the engine inside it, is driven directly, one connection at a
-time: what httpx and a connection pool add to each request costs as much again as the request. httpx2 and httpcore2,
-their maintained continuations with the same interface, are used where they are installed.
+httpx reads URLs, proxies and certificates, keeps the connections and speaks HTTP/2; beneath its surface there is one
+thing of ours, the network backend in `network`. httpx2 and httpcore2, their maintained continuations with the same
+interface, are used where they are installed.
+
+Two clients, for two protocols. Over HTTP/1.1 each request has a connection to itself, in the thread that asks: a plain
+`httpx.Client`. Over HTTP/2 all requests share one connection, which httpx does not protect from threads: two that begin
+at once can mix up their headers, and so write one key's value under another (pydantic/httpx2, pull request 1153). There
+an `httpx.AsyncClient`, on an event loop in a thread of its own, does all that is done on the connection.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import re
 import ssl
+import threading
 import zlib
-from collections import deque
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import lru_cache
-from threading import Lock
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from importlib.util import find_spec
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.request import getproxies
+from weakref import WeakSet, finalize
 
-from checkpoint.errors import StoreError
-from checkpoint.stores.retrying import monotonic
+from checkpoint.errors import StoreError, printable
+from checkpoint.stores.network import Limit, Loop, Network, interruption
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-    import httpcore
     import httpx
+
+    from checkpoint.stores.retrying import Deadline, Operation
+    from checkpoint.stores.tokens import Secret
 else:
     try:
-        import httpcore2 as httpcore
         import httpx2 as httpx
     except ImportError:
-        import httpcore
         import httpx
 
 MAX_BODY = 64 * 1024 * 1024
@@ -41,52 +50,10 @@ MAX_BODY = 64 * 1024 * 1024
 KEPT = 60.0
 """Seconds after which an idle connection is not used again: services close them after about as long."""
 
-TRUSTED = 1.0
-"""Seconds for which an idle connection is taken to be open without looking."""
+_STEP = 64 * 1024  # bytes decompressed at once
+_NEEDS_LOGIN = 407  # Proxy Authentication Required
 
-EARLY = 2.0
-"""Seconds that a connection may take that is opened before it is needed."""
-
-_CHUNK = 64 * 1024
-
-_MISTAKES = (
-    httpcore.LocalProtocolError,
-    httpcore.UnsupportedProtocol,
-    httpx.InvalidURL,
-    ImportError,  # of what speaks to SOCKS proxies
-    UnicodeError,  # of a host name that is none
-)
-_FAILURES = (
-    httpcore.NetworkError,
-    httpcore.TimeoutException,
-    httpcore.RemoteProtocolError,
-    httpcore.ProxyError,
-    *_MISTAKES,
-)
-
-
-class Secret:
-    """A string that no repr, log or pickle shows; `origin` says where it came from, such as ` from $VARIABLE`."""
-
-    __slots__ = ("_text", "origin")
-
-    def __init__(self, text: str, origin: str = "") -> None:
-        self._text = text
-        self.origin = origin
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret is not pickled")
-
-    def fits_a_header(self) -> bool:
-        """Tell whether it can be sent: printable ASCII without spaces, and not empty."""
-        return bool(self._text) and self._text.isascii() and self._text.isprintable() and " " not in self._text
-
-    def reveal(self) -> str:
-        """Return the string itself."""
-        return self._text
+_MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,322 +80,369 @@ class TransportError(Exception):
 
 
 class Clients:
-    """Keep-alive connections to one service, lent to one thread at a time: a shared pool costs twice the time.
+    """The way to one service: a client for each process, and HTTP/2 where the service speaks it.
 
-    After a fork the child starts with none, and leaves the parent's connections alone.
+    Over TLS the first answer tells which it speaks. After a fork the child starts with no client, and leaves the
+    parent's connections alone.
     """
 
-    def __init__(self, base_url: str, token: Secret, timeout: float) -> None:
-        self._route = _route(base_url, token, timeout)
-        self._made: dict[int, list[_Client]] = {}  # by process
-        self._idle: dict[int, deque[_Client]] = {}  # by process; the last one used is the first one lent
+    def __init__(self, base_url: str, timeout: float, concurrency: int) -> None:
+        self._base_url = base_url
+        self._timeout = timeout
+        self._concurrency = concurrency
+        self._multiplexes: bool | None = None if base_url.startswith("https:") and find_spec("h2") else False
+        self._made: dict[tuple[int, bool], _Client] = {}  # by process, and by whether it multiplexes
+        self._making = threading.Lock()
 
-    def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
-        """Send one request and read its answer, not later than `until` (monotonic seconds).
+    def send(  # noqa: PLR0917 - the request, and for whom it is
+        self, operation: Operation, deadline: Deadline, token: Secret, method: str, url: str, body: bytes | None
+    ) -> Response:
+        """Send one request and read its answer, not later than the deadline.
 
         Raises:
             TransportError: there was no whole answer.
+            StoreError: a proxy or certificates that the environment names cannot be used.
 
         """
-        idle = self._idle.setdefault(os.getpid(), deque())
+        if deadline.left() <= 0:
+            raise TransportError("the deadline has passed", reached=False)
+        _hidden.secrets.add(token)
+        client = self._client(multiplexes=self._multiplexes is not False)
         try:
-            client = idle.pop()
-        except IndexError:
-            client = self._make()
-        try:
-            return client.send(method, url, body, until)
-        finally:
-            idle.append(client)
-
-    def lacking(self, count: int) -> list[Callable[[], None]]:
-        """Add what is missing to so many connections; return what opens each of them, to be called in any thread.
-
-        A request that comes sooner waits for its connection, or opens it; so does one whose connection was not to be
-        opened.
-        """
-        missing = count - len(self._made.get(os.getpid(), ()))
-        if missing <= 0:  # as after the first commit, for each key that is set
-            return []
-        added = [self._make() for _ in range(missing)]
-        self._idle.setdefault(os.getpid(), deque()).extendleft(added)
-        return [client.open for client in added]
+            response, version = client.send(
+                _request(token, method, url, body), Limit(operation, deadline, self._timeout)
+            )
+        except TransportError:
+            raise
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            failure, cause = interruption(error), None
+            if failure is None:
+                failure, cause = _translated(error, client.proxy, token), _bare(error, token)
+            else:
+                self._drop(client)
+        except BaseException:
+            self._drop(client)
+            raise
+        else:
+            if self._multiplexes is None:
+                self._multiplexes = version == "HTTP/2"
+            if response.status == _NEEDS_LOGIN and client.proxy is not None:
+                raise TransportError(client.proxy.wants_login(), reached=False, again=False)
+            return response
+        raise failure from cause  # out here, where it keeps no context, whose frames hold the token
 
     def close(self) -> None:
         """Close this process's connections."""
-        self._idle.pop(os.getpid(), None)
-        for client in self._made.pop(os.getpid(), ()):
-            client.close()
+        for which, client in list(self._made.items()):
+            if which[0] == os.getpid():
+                del self._made[which]
+                client.close()
 
-    def _make(self) -> _Client:
-        client = _Client(self._route)
-        self._made.setdefault(os.getpid(), []).append(client)
+    def forked(self) -> None:
+        """Make the lock anew in a forked child: a thread that the child does not have may hold it."""
+        self._making = threading.Lock()
+
+    def _client(self, *, multiplexes: bool) -> _Client:
+        which = (os.getpid(), multiplexes)
+        client = self._made.get(which)
+        if client is None:
+            with self._making:
+                client = self._made.get(which)
+                if client is None:
+                    make = _Multiplexing if multiplexes else _Plain
+                    client = self._made[which] = make(self._base_url, self._concurrency)
         return client
 
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """How a service is reached, and what every request to it says."""
-
-    origin: httpcore.Origin
-    proxy: httpcore.Proxy | None = field(repr=False)
-    context: ssl.SSLContext
-    timeout: float
-    token: Secret
-    always: tuple[tuple[bytes, bytes], ...]
-
-    def headers(self, body: bytes | None) -> list[tuple[bytes, bytes]]:
-        """Return the headers of a request: each is checked on its way, so only those that are needed."""
-        return [
-            *self.always,
-            (b"Authorization", b"Bearer " + self.token.reveal().encode()),
-            *(
-                ((b"Accept-Encoding", b"gzip"),)
-                if body is None
-                else ((b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body)))
-            ),
-        ]
+    def _drop(self, client: _Client) -> None:
+        """Use a client no more that a signal handler's exception interrupted: its locks may be held for ever."""
+        for which in [which for which, each in list(self._made.items()) if each is client]:
+            self._made.pop(which, None)
+        client.abandon()
 
 
-class _Client:
-    """A connection that is opened when it is needed, and again when it was closed."""
+class _Client(Protocol):
+    """One of the two."""
 
-    def __init__(self, route: _Route) -> None:
-        self._route = route
-        self._network = _Network()
-        self._connection: httpcore.ConnectionInterface | None = None
-        self._used = 0.0
-        self._lock = Lock()  # held while it is used, or being opened
+    proxy: _Proxy | None
 
-    def open(self) -> None:
-        """Open the connection, if that goes quickly, and say nothing where it does not go at all."""
-        if self._lock.acquire(blocking=False):
-            try:
-                self._network.limit(monotonic() + EARLY, EARLY)
-                self._ready()
-            except _FAILURES:
-                pass
-            finally:
-                self._lock.release()
-
-    def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
-        with self._lock:
-            if until <= monotonic():
-                raise TransportError("the deadline has passed", reached=False)
-            self._network.limit(until, self._route.timeout)
-            try:
-                return self._send(
-                    httpcore.Request(method, _target(url), headers=self._route.headers(body), content=body)
-                )
-            except _FAILURES as error:
-                self._drop()
-                raise _translated(error) from _bare(error)
+    def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
+        """Send a request; return the answer, and the version of HTTP that brought it."""
+        ...
 
     def close(self) -> None:
-        with self._lock:
-            self._drop()
+        """Close the connections."""
+        ...
 
-    def _send(self, request: httpcore.Request) -> Response:
-        response = self._ready().handle_request(request)
+    def abandon(self) -> None:
+        """Close the connections without httpx, whose locks may be held."""
+        ...
+
+
+class _Plain:
+    """HTTP/1.1: each request has a connection to itself, in the thread that asks."""
+
+    def __init__(self, base_url: str, concurrency: int) -> None:
+        self._network = Network()
+        self._client, self.proxy = _made(httpx.Client, base_url, concurrency)
+        transport, _ = _transport(self._client, base_url)
+        transport._pool._network_backend = self._network  # noqa: SLF001 - httpx has no parameter for httpcore's own
+
+    def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
+        self._network.limit(limit)
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), limit.deadline.left())
+        response = self._client.send(request, stream=True)
         try:
-            told = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-            return Response(response.status, told, _read(response, told))
+            body = _Body(response)
+            for piece in response.iter_raw():
+                body.take(piece)
         finally:
             response.close()
-            self._used = monotonic()
-
-    def _ready(self) -> httpcore.ConnectionInterface:
-        """Return an open connection: what is written to a closed one leaves in doubt whether it arrived."""
-        if self._connection is not None:
-            idle = monotonic() - self._used
-            if self._connection.is_closed() or idle > KEPT or (idle > TRUSTED and self._network.gone()):
-                self._drop()
-        if self._connection is None:
-            self._connection, self._used = self._connect(), monotonic()
-        return self._connection
-
-    def _connect(self) -> httpcore.ConnectionInterface:
-        route, origin = self._route, self._route.origin
-        if route.proxy is not None:  # connects with the first request
-            pool = httpcore.ConnectionPool(route.context, route.proxy, network_backend=self._network)
-            return pool.create_connection(origin)
-        host = origin.host.decode("ascii")
-        stream = self._network.connect_tcp(host, origin.port)
-        if origin.scheme == b"https":
-            stream = stream.start_tls(route.context, host)
-        return httpcore.HTTP11Connection(origin, stream)
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-
-class _Network(httpcore.NetworkBackend):
-    """Opens a connection's sockets, and ends everything on them at one deadline.
-
-    A limit for each single read would never stop a service that drips a byte now and then.
-    """
-
-    def __init__(self) -> None:
-        self.socket: socket.socket | None = None
-        """The last one opened."""
-        self._until = self._timeout = 0.0
-
-    def limit(self, until: float, timeout: float) -> None:
-        """Let everything end then (monotonic seconds), and each single step after so many seconds."""
-        self._until, self._timeout = until, timeout
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the deadline stands for all timeouts
-        local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> httpcore.NetworkStream:
-        stream = httpcore.SyncBackend().connect_tcp(host, port, self.left(), local_address, socket_options)
-        return _Stream(stream, self)
-
-    def left(self) -> float:
-        """Return the seconds for the next step."""
-        return min(self._timeout, max(0.001, self._until - monotonic()))
-
-    def gone(self) -> bool:
-        """Tell whether the service has closed the idle connection, or sent what nobody asked for.
-
-        That something can be read does not tell it: over TLS that may be tickets for later sessions.
-        """
-        if self.socket is None:
-            return False
-        try:
-            self.socket.settimeout(0)
-            self.socket.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return False
-        except OSError:
-            pass
-        return True
-
-
-class _Stream(httpcore.NetworkStream):
-    """A socket under its network's deadline, to which head and body of a request go in one packet."""
-
-    def __init__(self, stream: httpcore.NetworkStream, network: _Network) -> None:
-        self._stream = stream
-        self._network = network
-        self._unsent = bytearray()
-        network.socket = stream.get_extra_info("socket")
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
-        return self._stream.read(max_bytes, self._network.left())
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
-        self._unsent += buffer
-        if buffer and len(self._unsent) <= _CHUNK:
-            return  # nothing to write is how a request ends
-        data = bytes(self._unsent)
-        self._unsent.clear()
-        for start in range(0, len(data), _CHUNK):  # one call may wait for every packet anew
-            self._stream.write(data[start : start + _CHUNK], self._network.left())
+        return body.whole(), response.http_version
 
     def close(self) -> None:
-        self._stream.close()
+        self._client.close()
 
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - as above
-    ) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._network.left()), self._network)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+    def abandon(self) -> None:
+        self._network.close()
 
 
-def _route(base_url: str, token: Secret, timeout: float) -> _Route:
-    url = httpx.URL(base_url)
-    return _Route(
-        _parsed(url).origin,
-        _proxy(base_url),
-        _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
-        timeout,
-        token,
-        ((b"Host", url.netloc), (b"User-Agent", b"checkpoint")),
-    )
+class _Multiplexing:
+    """HTTP/2: all requests share a connection, on an event loop in a thread of its own.
+
+    Nobody interrupts that thread: signal handlers run in the main thread, which only waits.
+    """
+
+    def __init__(self, base_url: str, concurrency: int) -> None:
+        self._client, self.proxy = _made(httpx.AsyncClient, base_url, concurrency, http2=True)
+        self._loop = Loop()
+        self._thread = threading.Thread(target=_run, args=[self._loop], name="checkpoint-http2", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._loop.close()
+            raise
+        self._stop = finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        self._stop.atexit = False  # the interpreter's end takes the thread with it
+
+    def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
+        answer = asyncio.run_coroutine_threadsafe(self._send(request, limit), self._loop)
+        try:
+            if limit.quiet() < limit.deadline.left() and not wait([answer], limit.quiet()).done:
+                limit.tell()
+            wait([answer])
+            return answer.result()
+        except BaseException:
+            answer.cancel()
+            raise
+
+    async def _send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
+        begun = False
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal begun
+            begun |= event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT"
+
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write"), limit.timeout)
+        request.extensions["trace"] = trace
+        try:
+            return await asyncio.wait_for(self._exchange(request), limit.deadline.left())
+        except asyncio.TimeoutError:
+            raise TransportError("no whole answer by the deadline", reached=begun) from None
+
+    async def _exchange(self, request: httpx.Request) -> tuple[Response, str]:
+        response = await self._client.send(request, stream=True)
+        try:
+            body = _Body(response)
+            async for piece in response.aiter_raw():
+                body.take(piece)
+        finally:
+            await response.aclose()
+        return body.whole(), response.http_version
+
+    def close(self) -> None:
+        if self._stop.alive:
+            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+            self._stop()
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """Do nothing: the request is cancelled already, and nothing else was interrupted."""
+
+
+def _run(loop: Loop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+class _Body:
+    """An answer's body as it comes, decompressed in small steps: a few bytes may stand for gigabytes.
+
+    httpx's own decoder takes each piece at once, and a cut-off one for a whole one.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._parts: list[bytes] = []
+        self._size = 0
+        encoding = response.headers.get("content-encoding", "identity").lower()
+        if encoding not in {"identity", "gzip"}:
+            raise TransportError(f"the answer has the unwanted encoding {encoding!r}", reached=True, again=False)
+        self._inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+
+    def take(self, piece: bytes) -> None:
+        """Take a piece as it came."""
+        if self._inflate is None:
+            self._add(piece)
+            return
+        try:
+            while part := self._inflate.decompress(piece, _STEP):
+                self._add(part)
+                piece = self._inflate.unconsumed_tail
+        except zlib.error as error:
+            raise TransportError(f"the answer's gzip is damaged: {error}", reached=True) from error
+
+    def whole(self) -> Response:
+        """Return the answer, once every piece was taken."""
+        if self._inflate is not None and not self._inflate.eof and self._response.num_bytes_downloaded:
+            raise TransportError("the answer's gzip is cut off", reached=True)
+        return Response(self._response.status_code, dict(self._response.headers), b"".join(self._parts))
+
+    def _add(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > MAX_BODY:
+            raise TransportError(f"the answer is larger than {MAX_BODY:,} bytes", reached=True, again=False)
+        self._parts.append(part)
+
+
+def _request(token: Secret, method: str, url: str, body: bytes | None) -> httpx.Request:
+    wanted = ("Accept-Encoding", "gzip") if body is None else ("Content-Type", "application/json")
+    headers = {"Authorization": f"Bearer {token.reveal()}", "User-Agent": "checkpoint", wanted[0]: wanted[1]}
+    return httpx.Request(method, _url(url), headers=headers, content=body)
 
 
 # A job commits the same keys again and again, and parsing their URLs costs a quarter of a request.
 @lru_cache(1024)
-def _target(url: str) -> httpcore.URL:
-    return _parsed(httpx.URL(url))
+def _url(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
-def _parsed(url: httpx.URL) -> httpcore.URL:
-    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+# Proxies and certificates
+
+
+class _Proxy(NamedTuple):
+    """A proxy that the environment names for a service."""
+
+    variable: str
+    address: str
+    """Host and port; never the user and password."""
+
+    def __str__(self) -> str:
+        return f"the proxy {self.address} ({self.variable})"
+
+    def wants_login(self) -> str:
+        """Return what to say where it asks who one is."""
+        return (
+            f"{self} asks for a user and a password, or refuses those that it got (407 Proxy Authentication Required): "
+            f"write them into {self.variable} as http://USER:PASSWORD@{self.address}"
+        )
+
+
+def _made(make: Callable[..., Any], base_url: str, concurrency: int, **options: Any) -> tuple[Any, _Proxy | None]:
+    """Return a client of httpx's, and the proxy it goes through.
+
+    Raises:
+        StoreError: the proxy or the certificates that the environment names cannot be used.
+
+    """
+    url, proxy = httpx.URL(base_url), _named_proxy(base_url)
+    if url.scheme == "https":
+        files = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        options["verify"] = _context(*files, make.__name__)
+    else:
+        options["verify"] = None  # no TLS context, which takes longer to build than a request
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=KEPT)
+    try:
+        client = make(limits=limits, trust_env=not _in_an_exempted_network(url.host), **options)
+    except ImportError as error:
+        raise StoreError(f"{proxy} speaks SOCKS, which needs another package: pip install 'httpx[socks]'") from error
+    except (ValueError, httpx.InvalidURL) as error:
+        where = f"${proxy.variable}" if proxy else "the environment"
+        raise StoreError(f"what {where} names is no proxy that can be used: {type(error).__name__}") from None
+    return client, proxy if _transport(client, base_url)[1] else None
+
+
+def _transport(client: Any, base_url: str) -> tuple[Any, bool]:
+    """Return what a client reaches a URL by, and whether that is a proxy."""
+    transport = client._transport_for_url(httpx.URL(base_url))  # noqa: SLF001 - httpx tells nobody what it will do
+    return transport, transport is not client._transport  # noqa: SLF001 - as above
+
+
+def _named_proxy(base_url: str) -> _Proxy | None:
+    """Return the proxy that the environment names for a scheme; NO_PROXY may say that it is not used."""
+    proxies, scheme = getproxies(), base_url.partition(":")[0]
+    for kind in (scheme, "all"):
+        if address := proxies.get(kind):
+            variables = [name for name in (f"{kind}_proxy", f"{kind.upper()}_PROXY") if os.environ.get(name)]
+            variable = f"${variables[0]}" if variables else "of the system's settings"
+            return _Proxy(variable, address.rpartition("@")[2].rpartition("://")[2].rstrip("/"))
+    return None
+
+
+def _in_an_exempted_network(host: str) -> bool:
+    """Tell whether NO_PROXY names a network that an address lies in; httpx knows names and addresses only."""
+    return any(_lies_in(host, item.strip()) for item in getproxies().get("no", "").split(",") if "/" in item)
+
+
+def _lies_in(host: str, network: str) -> bool:
+    try:
+        return ip_address(host) in ip_network(network, strict=False)
+    except ValueError:  # a name, or no network
+        return False
 
 
 @lru_cache(8)
-def _context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return what trusts the certificates that these variables of the environment name, or the usual ones."""
+def _context(_file: str | None, _folder: str | None, _client: str) -> ssl.SSLContext:
+    """Return what trusts the certificates that these variables of the environment name, or the usual ones.
+
+    One for each kind of client: httpcore writes the protocols that it offers into it.
+    """
     try:
-        context = httpx.create_ssl_context()
-        context.set_alpn_protocols(["http/1.1"])
-        return context
+        return httpx.create_ssl_context()
     except OSError as error:
         raise StoreError(f"no trusted certificates: {error}; see SSL_CERT_FILE and SSL_CERT_DIR") from error
 
 
-def _proxy(base_url: str) -> httpcore.Proxy | None:
-    """Return the proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY), None for none."""
-    parts = urlsplit(base_url)
-    named = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-    if not named:
-        return None
-    proxy = httpx.Proxy(named if "://" in named else f"http://{named}")
-    return httpcore.Proxy(_parsed(proxy.url), proxy.raw_auth)
+# Failures
 
 
-def _read(response: httpcore.Response, headers: Mapping[str, str]) -> bytes:
-    """Return the body, decompressed in small steps: a few bytes may stand for gigabytes."""
-    encoding = headers.get("content-encoding", "identity").lower()
-    if encoding not in ("identity", "gzip"):
-        raise TransportError(f"the answer has the unwanted encoding {encoding!r}", reached=True, again=False)
-    inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
-    parts: list[bytes] = []
-    size, began = 0, False
-    try:
-        for chunk in response.iter_stream():
-            began = True
-            for part in _inflated(inflate, chunk) if inflate is not None else (chunk,):
-                size += len(part)
-                if size > MAX_BODY:
-                    raise TransportError(f"the answer is larger than {MAX_BODY:,} bytes", reached=True, again=False)
-                parts.append(part)
-    except zlib.error as error:
-        raise TransportError(f"the answer's gzip is damaged: {error}", reached=True) from error
-    if inflate is not None and began and not inflate.eof:
-        raise TransportError("the answer's gzip is cut off", reached=True)
-    return b"".join(parts)
-
-
-def _inflated(inflate: Any, chunk: bytes) -> Iterator[bytes]:
-    while part := inflate.decompress(chunk, _CHUNK):
-        yield part
-        chunk = inflate.unconsumed_tail
-
-
-def _translated(error: Exception) -> TransportError:
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _translated(error: Exception, proxy: _Proxy | None, token: Secret) -> TransportError:
+    text = _said(error, token)
     if certificate := _caused_by(error, ssl.SSLCertVerificationError):
-        return TransportError(f"the service's certificate is not trusted: {certificate}", reached=False, again=False)
-    if isinstance(error, httpcore.ConnectError) and "WRONG_VERSION_NUMBER" in text:
+        trusted = " or ".join(f"${name}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name))
+        advice = f"trusted is what {trusted} names" if trusted else "a company's own CA is named by SSL_CERT_FILE"
+        return TransportError(
+            f"the service's certificate is not trusted: {certificate}; {advice}", reached=False, again=False
+        )
+    if isinstance(error, httpx.ConnectError) and ("WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text):
         return TransportError(f"no TLS is spoken there, so try http://: {text}", reached=False, again=False)
-    if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout | httpcore.ProxyError):
-        return TransportError(text, reached=False)
-    if isinstance(error, _MISTAKES):
-        return TransportError(text, reached=False, again=False)
-    return TransportError(text, reached=True)
+    if isinstance(error, httpx.ProxyError):
+        return _refused_by_proxy(text, proxy)
+    if isinstance(error, httpx.ConnectError) and proxy is not None and not _caused_by(error, ssl.SSLError):
+        return TransportError(f"{proxy} cannot be reached: {text}", reached=False, again=False)
+    again = not isinstance(error, _MISTAKES)
+    reached = again and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+    return TransportError(text, reached=reached, again=again)
+
+
+def _refused_by_proxy(text: str, proxy: _Proxy | None) -> TransportError:
+    if proxy is not None and str(_NEEDS_LOGIN) in text:
+        return TransportError(proxy.wants_login(), reached=False, again=False)
+    passes = bool(
+        re.search(r"ProxyError: (408|429|5\d\d)\b|unreachable|connection refused|TTL expired", text, re.IGNORECASE)
+    )
+    return TransportError(f"{proxy} refused the connection: {text}", reached=False, again=passes)
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
@@ -437,7 +451,36 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> BaseEx
     return error
 
 
-def _bare(error: BaseException) -> BaseException:
-    """Drop an error's frames, whose locals hold the request's headers and so the token, and the errors behind it."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
+def _said(error: BaseException, token: Secret) -> str:
+    said = printable(token.hide(str(error)))
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _bare(error: Exception, token: Secret) -> Exception:
+    """Return an error anew: without its frames and its request, which hold the token, and what an answer echoed."""
+    return type(error)(printable(token.hide(str(error))))
+
+
+class _Hiding(logging.Filter):
+    """Keeps tokens out of what the HTTP libraries log: headers as they are sent, and what services echo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: WeakSet[Secret] = WeakSet()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = text = record.getMessage()
+        for secret in list(self.secrets):
+            text = secret.hide(text)
+        text = printable(text)
+        if text != message:
+            record.msg, record.args = text, None
+        return True
+
+
+_hidden = _Hiding()
+_LOGGERS = (
+    "httpx httpcore.connection httpcore.http11 httpcore.http2 httpcore.proxy httpcore.socks hpack.hpack hpack.table"
+)
+for _name in [*_LOGGERS.split(), *_LOGGERS.replace("httpx", "httpx2").replace("httpcore", "httpcore2").split()]:
+    logging.getLogger(_name).addFilter(_hidden)

@@ -14,17 +14,19 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import orjson
 
-from checkpoint.errors import CheckpointError, StoreError, Unauthorized
-from checkpoint.stores.http import Clients, Response, Secret, TransportError
+from checkpoint.errors import CheckpointError, StoreError, Unauthorized, printable
+from checkpoint.stores.http import Clients, Response, TransportError
 from checkpoint.stores.rate import Pace, Slot, retry_after
 from checkpoint.stores.retrying import Again, Deadline, Operation, Policy, monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+
+    from checkpoint.stores.tokens import Secret, Token
 
 logger = logging.getLogger("checkpoint")
 
@@ -42,6 +44,8 @@ UNANSWERED = {502, 504}
 
 POLICY = Policy()
 """How requests are tried again."""
+
+_SAID = 64 * 1024  # bytes of an answer in which its words are looked for
 
 PAUSE = 1.0
 """Seconds that all requests pause after a 429 that does not say how long."""
@@ -70,7 +74,7 @@ class Service:
     def __init__(
         self,
         base_url: str,
-        token: Secret,
+        token: Token,
         *,
         timeout: float,
         concurrency: int,
@@ -79,11 +83,13 @@ class Service:
     ) -> None:
         self.base_url = base_url
         self._token = token
-        self._clients = Clients(base_url, token, timeout)
+        self._clients = Clients(base_url, timeout, concurrency)
         self._concurrency = concurrency
         self._patience = patience
-        self._throttle = _throttle(base_url, token, rate)
+        self._rate = rate
+        self._throttles: dict[Secret, _Throttle] = {}  # of the latest token: what it holds is shared by the process
         self._pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
+        _services.add(self)
 
     def request(
         self, run: Requests, deadline: Deadline, method: str, path: str, document: dict[str, str] | None = None
@@ -96,20 +102,31 @@ class Service:
 
         """
         body = orjson.dumps(document) if document is not None else None
-        slot = self._wait_for_turn(run, deadline)
+        token = self._token.current()
+        response = self._send(run, deadline, token, method, path, body)
+        if response.status == 401 and (renewed := self._token.renewed(token)):
+            response = self._send(run, deadline, renewed, method, path, body)
+        return self._judge(response)
+
+    def _send(  # noqa: PLR0917 - the request, and for whom it is
+        self, run: Requests, deadline: Deadline, token: Secret, method: str, path: str, body: bytes | None
+    ) -> Response:
+        throttle = self._pace(token)
+        slot = self._wait_for_turn(throttle, run, deadline)
         run.count_request()
         try:
             with _uninterrupted(reading=method == "GET"):
-                response = self._clients.send(method, self.base_url + path, body, deadline.at)
+                return self._clients.send(run, deadline, token, method, self.base_url + path, body)
         except TransportError as error:
-            self._hide_token(error, error.__cause__)
-            if not error.again:
-                raise StoreError(f"{self.base_url}: {error}") from error.__cause__
-            failed = Unanswered(str(error), late=True) if error.reached else Again(str(error))
-            raise failed from error.__cause__
+            failed, cause = self._failure(error), error.__cause__
         finally:
             slot.at = monotonic()
-        return self._judge(response)
+        raise failed from cause
+
+    def _failure(self, error: TransportError) -> Again | StoreError:
+        if not error.again:
+            return StoreError(f"{self.base_url}: {error}")
+        return Unanswered(str(error), late=True) if error.reached else Again(str(error))
 
     def each(self, run: Requests, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
         """Call for every item, at most `concurrency` at once; map each to its result or error.
@@ -136,33 +153,29 @@ class Service:
                 future.result()
         return outcomes
 
-    def warm(self, requests: int) -> None:
-        """Open the connections that so many requests at once would need, in threads of their own; do not wait for them.
-
-        A single one needs no thread, and so is not opened early.
-        """
-        if requests > 1:
-            for connect in self._clients.lacking(min(requests, self._concurrency)):
-                self._pool().submit(connect)
-
     def announce(self, requests: int) -> None:
         """Warn where the rate alone makes so many requests take longer than one of its windows."""
-        seconds = self._throttle.forecast(requests)
-        if seconds > self._throttle.period and not self._throttle.warned:
-            self._throttle.warned = True
+        throttle = self._pace(self._token.current())
+        seconds = throttle.forecast(requests)
+        if seconds > throttle.period and not throttle.warned:
+            throttle.warned = True
             logger.warning("%d requests take %.0f s at this token's rate: commit fewer keys", requests, seconds)
 
     def said(self, response: Response) -> str:
-        """Return what the service said, in a few words and without the token, whatever it echoes."""
-        body = response.body.replace(self._token.reveal().encode(), b"***")
+        """Return what the service said, in a few words, printable and without the token, whatever it echoes."""
+        start = response.body[:_SAID]
         try:
-            document = orjson.loads(body)
+            document = orjson.loads(response.body if len(response.body) <= _SAID else b"")
             said = f"{document['error']}: {document['message']}"
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            kind = response.headers.get("content-type", "no content type").replace(self._token.reveal(), "***")
-            start = body[:80].decode("utf-8", "replace")
-            said = f"({kind}) {start!r}" if start else f"({kind}, empty)"
-        return f"{response.status} {said}"[:400]
+            kind = response.headers.get("content-type", "no content type")
+            shown = self.hide(start.decode("utf-8", "replace"))[:80]
+            said = f"({kind}) {shown!r}" if shown else f"({kind}, empty)"
+        return printable(self.hide(f"{response.status} {said}"))[:400]
+
+    def hide(self, text: str) -> str:
+        """Replace the token in a text that a service had a part in, however it is escaped."""
+        return self._token.current().hide(text)
 
     def document(self, response: Response) -> dict[str, Any]:
         """Return the JSON object of a successful answer.
@@ -188,6 +201,11 @@ class Service:
             pool.shutdown()
         self._clients.close()
 
+    def forked(self) -> None:
+        """Make the locks anew in a forked child."""
+        self._clients.forked()
+        self._token.forked()
+
     def _pool(self) -> ThreadPoolExecutor:
         pool = self._pools.get(os.getpid())
         if pool is None:
@@ -195,17 +213,17 @@ class Service:
             pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
         return pool
 
-    def _hide_token(self, *errors: BaseException | None) -> None:
-        """Take the token out of errors that quote an answer: a service may echo what it was sent."""
-        token = self._token.reveal()
-        for error in errors:
-            if error is not None and token in str(error):
-                error.args = (str(error).replace(token, "***"),)
+    def _pace(self, token: Secret) -> _Throttle:
+        throttle = self._throttles.get(token)
+        if throttle is None:
+            throttle = _throttle(self.base_url, token, self._rate)
+            self._throttles = {token: throttle}
+        return throttle
 
-    def _wait_for_turn(self, run: Requests, deadline: Deadline) -> Slot:
+    def _wait_for_turn(self, throttle: _Throttle, run: Requests, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
         while True:
-            slot, window, gate = self._throttle.take()
+            slot, window, gate = throttle.take()
             if slot is not None:
                 return slot
             if gate >= deadline.left():
@@ -226,13 +244,14 @@ class Service:
                 pause = PAUSE
             said = self.said(response)
             if pause is not None:
-                self._throttle.shut(min(pause, self._patience))
+                self._pace(self._token.current()).shut(min(pause, self._patience))
                 said += f" (to be asked again in {pause:.0f} s)"
             if status in TRANSIENT:
                 raise Unanswered(said, late=status in UNANSWERED, pause=pause or 0.0)
             raise Again(said, pause=pause or 0.0)
         if status in {401, 403}:
-            raise Unauthorized(f"{self.base_url} refused the token{self._token.origin}: {self.said(response)}")
+            origin = self._token.current().origin
+            raise Unauthorized(f"{self.base_url} refused the token{origin}: {self.said(response)}")
         if 300 <= status < 400:
             raise StoreError(f"{self.base_url} redirects ({status}), which is not followed: correct the base URL")
         return response
@@ -327,9 +346,15 @@ def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttl
     return throttle
 
 
+_services: WeakSet[Service] = WeakSet()
+
+
 def _after_fork() -> None:
+    """Make locks anew that a thread may hold which the child does not have."""
     for throttle in list(_throttles.values()):
-        throttle.forked()  # its lock may be held by a thread that the child does not have
+        throttle.forked()
+    for service in list(_services):
+        service.forked()
 
 
 if hasattr(os, "register_at_fork"):

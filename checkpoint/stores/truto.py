@@ -8,7 +8,6 @@ whether a POST of an existing key overwrites it, is taken either way.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,12 +30,14 @@ from checkpoint.errors import (
 )
 from checkpoint.stores import service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
-from checkpoint.stores.http import Response, Secret
 from checkpoint.stores.retrying import Again, Deadline
 from checkpoint.stores.service import Requests, Service, Unanswered
+from checkpoint.stores.tokens import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+    from checkpoint.stores.http import Response
 
 logger = logging.getLogger("checkpoint")
 
@@ -70,7 +71,7 @@ class TrutoStore:
     def __init__(
         self,
         base_url: str = "https://api.truto.one",
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         *,
         timeout: float = 10.0,
         deadline: float = 60.0,
@@ -78,15 +79,14 @@ class TrutoStore:
         rate: tuple[int, float] = (500, 10.0),
     ) -> None:
         self._base_url = base_url
-        secret = _secret(token)
+        given = [token]
         del token  # so that no rendered traceback shows it
-        if not secret.fits_a_header():
-            raise ValueError("the API token must be printable ASCII without spaces, not empty; it is not shown here")
+        source = Token(given.pop(), "TRUTO_API_TOKEN")
         if not (timeout > 0 and deadline > 0 and concurrency >= 1 and rate[0] >= 1 and rate[1] > 0):
             raise ValueError("timeout, deadline, concurrency and rate must be greater than 0")
         self._base_url = _checked_url(base_url)
         self._service = Service(
-            self._base_url, secret, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
+            self._base_url, source, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
         )
         self._timeout = timeout
         self._deadline = deadline
@@ -121,8 +121,6 @@ class TrutoStore:
         """
         check_changes(state_key, changes, run_id)
         run = Requests(self._base_url)
-        if base:
-            self.warm(len(changes))  # while the look is under way
         stored = self._look(run, state_key, changes, base)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
         seen = self._seen.setdefault(state_key, _Seen())
@@ -164,10 +162,6 @@ class TrutoStore:
     def deadline(self) -> float:
         """Seconds for each key's write; see `HasDeadline`."""
         return self._deadline
-
-    def warm(self, keys: int) -> None:
-        """Open connections for a commit of so many keys, without waiting for them; see `Warms.warm`."""
-        self._service.warm(keys)
 
     def clock(self) -> datetime:
         """Return the time by the service's clock, to the second: its `Date` header (RFC 9110, 6.6.1).
@@ -479,15 +473,6 @@ class _Write:
             return None
         created_at = self._known.created_at if self._known is not None else None
         return _entry({"created_at": created_at, **told, "key": self._key, "value": self._value})
-
-
-def _secret(token: str | None) -> Secret:
-    if token is not None:
-        return Secret(token)
-    token = os.environ.get("TRUTO_API_TOKEN")
-    if token is None:
-        raise ValueError("no API token: set TRUTO_API_TOKEN, or pass token=")
-    return Secret(token, " from $TRUTO_API_TOKEN")
 
 
 def _checked_url(base_url: str) -> str:

@@ -1,0 +1,133 @@
+"""Tokens: where they come from, and how none is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Secret:
+    """A string that no repr, log or pickle shows; `origin` says where it came from, such as ` from $VARIABLE`."""
+
+    __slots__ = ("__weakref__", "_spellings", "_text", "origin")
+
+    def __init__(self, text: str, origin: str = "") -> None:
+        self._text = text
+        self._spellings: re.Pattern[str] | None = None
+        self.origin = origin
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not pickled")
+
+    def fits_a_header(self) -> bool:
+        """Tell whether it can be sent: printable ASCII without spaces, and not empty."""
+        return bool(self._text) and self._text.isascii() and self._text.isprintable() and " " not in self._text
+
+    def reveal(self) -> str:
+        """Return the string itself."""
+        return self._text
+
+    def hide(self, text: str) -> str:
+        r"""Replace it by `***` in a text, however it is escaped: as JSON (`\/`, `\u0041`), HTML or percent-encoded."""
+        if self._spellings is None:
+            self._spellings = re.compile("".join(map(_spellings, self._text)))
+        return self._spellings.sub("***", text)
+
+
+class Token:
+    """The token of a service: a text, a callable that gives one, or what an environment variable or its file holds.
+
+    A callable and a file are asked when a token is first needed, and again after the service has refused the last one.
+    """
+
+    def __init__(self, given: str | Callable[[], str] | None, variable: str) -> None:
+        """Take the token given, else that of `$VARIABLE`, else that in the file that `$VARIABLE_FILE` names.
+
+        Raises:
+            ValueError: there is none, or it is not one that a header can hold; it is not shown.
+            TypeError: it is neither a text nor a callable.
+
+        """
+        self._lock = Lock()
+        self._secret: Secret | None = None
+        self._source: Callable[[], Secret] | None = None
+        if callable(given):
+            self._source = lambda: _checked([given()], " from token=")
+        elif given is not None or variable in os.environ:
+            held, origin = [os.environ.get(variable)], f" from ${variable}"
+            if given is not None:
+                held, origin = [given], ""
+            del given  # so that no rendered traceback shows it
+            self._secret = _checked(held, origin)
+        elif name := os.environ.get(f"{variable}_FILE"):
+            self._source = lambda: _read(name, f"${variable}_FILE")
+            self._secret = self._source()
+        else:
+            raise ValueError(
+                f"no API token: set {variable}, or pass token=; {variable}_FILE names a file that holds one"
+            )
+
+    def current(self) -> Secret:
+        """Return the token, asking for it the first time."""
+        with self._lock:
+            if self._secret is None and self._source is not None:
+                self._secret = self._source()
+            assert self._secret is not None, "there is a token or a source of one"  # noqa: S101 - for type checkers
+            return self._secret
+
+    def renewed(self, refused: Secret) -> Secret | None:
+        """Return the token that is to be used after this one was refused, None where there is no other."""
+        with self._lock:
+            if self._secret is refused and self._source is not None:
+                secret = self._source()
+                if secret.reveal() != refused.reveal():
+                    self._secret = secret
+            return self._secret if self._secret is not refused else None
+
+    def forked(self) -> None:
+        """Make the lock anew in a forked child: a thread that the child does not have may hold it."""
+        self._lock = Lock()
+
+
+def _checked(held: list[Any], origin: str) -> Secret:
+    """Return the secret that a list holds, and empty the list: so no rendered traceback shows it."""
+    if not isinstance(held[0], str):
+        raise TypeError(f"the API token{origin} must be a str, not {type(held.pop()).__name__}")
+    secret = Secret(held.pop(), origin)
+    if not secret.fits_a_header():
+        raise ValueError(
+            f"the API token{origin} must be printable ASCII without spaces, not empty; it is not shown here"
+        )
+    return secret
+
+
+def _read(name: str, variable: str) -> Secret:
+    try:
+        held = [Path(name).read_text("latin-1").strip()]
+    except OSError as error:
+        raise StoreError(f"the API token cannot be read from the file that {variable} names: {error}") from error
+    return _checked(held, f" from the file that {variable} names")
+
+
+@lru_cache(128)
+def _spellings(char: str) -> str:
+    """Return a pattern for all the ways in which services write a character of ASCII."""
+    from html.entities import html5  # two thousand names, wanted by an error at most
+
+    code = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{ord(char):02x}")
+    names = sorted((name.rstrip(";") for name, value in html5.items() if value == char), key=len, reverse=True)
+    named = "".join(f"|{name};?" for name in names)
+    entity = rf"&(?:amp;)*(?:#0*{ord(char)};?|#[xX]0*{code};?{named})"
+    return rf"(?:\\*{re.escape(char)}|\\+(?:u00|x){code}|%(?:25)*{code}|{entity})"
