@@ -39,17 +39,15 @@ def printable(text: str) -> str:
     return text if text.isprintable() else _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-class _Printable(logging.Filter):
-    """Escapes what stores, services and job names bring into our log records."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if not message.isprintable():
-            record.msg, record.args = printable(message), None
-        return True
+def _show_printable(record: logging.LogRecord) -> bool:
+    """Escape what stores, services and job names bring into our log records."""
+    message = record.getMessage()
+    if not message.isprintable():
+        record.msg, record.args = printable(message), None
+    return True
 
 
-logging.getLogger("checkpoint").addFilter(_Printable())
+logging.getLogger("checkpoint").addFilter(_show_printable)
 
 
 class CheckpointError(Exception):

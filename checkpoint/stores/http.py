@@ -479,8 +479,6 @@ class _Hiding(logging.Filter):
 
 
 _hidden = _Hiding()
-_LOGGERS = (
-    "httpx httpcore.connection httpcore.http11 httpcore.http2 httpcore.proxy httpcore.socks hpack.hpack hpack.table"
-)
+_LOGGERS = "httpx httpcore.http11 httpcore.http2 httpcore.proxy httpcore.socks hpack.hpack hpack.table"
 for _name in [*_LOGGERS.split(), *_LOGGERS.replace("httpx", "httpx2").replace("httpcore", "httpcore2").split()]:
     logging.getLogger(_name).addFilter(_hidden)
