@@ -75,9 +75,7 @@ class Token:
             self._source = lambda: _read(name, f"${variable}_FILE")
             self._secret = self._source()
         else:
-            raise ValueError(
-                f"no API token: set {variable}, or pass token=; {variable}_FILE names a file that holds one"
-            )
+            raise ValueError(f"no API token: set {variable}, or pass token=")
 
     def current(self) -> Secret:
         """Return the token, asking for it the first time."""
