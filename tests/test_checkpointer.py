@@ -375,7 +375,7 @@ def test_the_store_defaults_to_the_environment_and_then_to_the_state_folder(tmp_
     monkeypatch.delenv("CHECKPOINT_STORE")
     with caplog.at_level(logging.INFO, "checkpoint"), Checkpointer("run") as cp:
         assert dict(cp) == {}
-    (message,) = caplog.messages
+    (message,) = [one.getMessage() for one in caplog.records if one.levelno == logging.INFO]
     assert message.startswith("'run': loaded keys=0 seconds=")
     assert message.endswith(f" store=SQLiteStore('{tmp_path}/checkpoint/state.db')")
 

@@ -1,4 +1,4 @@
-"""History where its bound is chosen: a number of commits, an age, none; and what the file holds of it."""
+"""History over hours and days, where its bounds are chosen, and what the file holds of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from freezegun import freeze_time
 
-from checkpoint.entries import Change
+from checkpoint import codec
+from checkpoint.entries import Change, member_key
 from checkpoint.errors import StoreError
 from checkpoint.stores.base import host
 from checkpoint.stores.memory import MemoryStore
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Create = Any  # Callable[..., MemoryStore | SQLiteStore]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["memory", "sqlite"])
 def create(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., MemoryStore | SQLiteStore]]:
     """Return a constructor of stores that takes `keep`; those of SQLite are of one file."""
     opened: list[MemoryStore | SQLiteStore] = []
@@ -56,37 +57,22 @@ def write(store: MemoryStore | SQLiteStore, *values: str | None) -> None:
         store.commit("job", {"a": value})
 
 
-def rows(path: Path) -> list[tuple[int, int, int, int]]:
-    """Return number, version, `first`, and whether history tells of it, of each row."""
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(
-            "SELECT number, version, first, at IS NOT NULL FROM checkpoint_commits ORDER BY number, version"
-        ).fetchall()
-
-
+@pytest.mark.parametrize("what", ["keep", "keep_days"])
 @pytest.mark.parametrize(
-    ("keep", "said"),
+    ("number", "said"),
     [
-        (-1, "keep must be a number of commits from 0 on, not -1"),
-        (
-            timedelta(0),
-            "keep must be an age greater than 0, not datetime.timedelta(0); to keep no history: 0",
-        ),
-        (
-            timedelta(days=-1),
-            "keep must be an age greater than 0, not datetime.timedelta(days=-1); to keep no history: 0",
-        ),
-        (1.5, "keep must be a number of commits or a timedelta, not float"),
-        ("100", "keep must be a number of commits or a timedelta, not str"),
-        (True, "keep must be a number of commits or a timedelta, not bool"),
-        (None, "keep must be a number of commits or a timedelta, not NoneType"),
+        (-1, "must be a number from 0 on, not -1"),
+        (1.5, "must be an int, not float"),
+        ("100", "must be an int, not str"),
+        (True, "must be an int, not bool"),
+        (None, "must be an int, not NoneType"),
     ],
 )
-def test_what_bounds_no_history_is_refused(create: Create, keep: Any, said: str) -> None:
+def test_what_bounds_no_history_is_refused(create: Create, what: str, number: Any, said: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
-        create(keep=keep)
-    assert str(caught.value) == said
-    assert isinstance(caught.value, ValueError) == isinstance(keep, (int, timedelta)) or keep is True
+        create(**{what: number})
+    assert str(caught.value) == f"{what} {said}"
+    assert isinstance(caught.value, ValueError) == (number == -1)
 
 
 def test_a_change_tells_when_where_and_by_whom(create: Create) -> None:
@@ -99,13 +85,15 @@ def test_a_change_tells_when_where_and_by_whom(create: Create) -> None:
     assert host()
 
 
-@pytest.mark.parametrize("keep", [1, 2, 5, 16, 17, 40])
-def test_the_last_commits_are_kept(create: Create, keep: int) -> None:
+@pytest.mark.parametrize("keep", [1, 2, 5, 40])
+def test_the_last_changes_of_an_hour_are_kept(create: Create, keep: int) -> None:
     store = create(keep=keep)
-    for number in range(60):
-        write(store, str(number))
-        expected = [str(value) for value in range(number, -1, -1)][:keep]
-        assert [change.after for change in store.history("job")] == expected
+    with freeze_time("2024-05-01T10:00:00Z") as clock:
+        for number in range(60):
+            clock.tick(timedelta(seconds=1))
+            write(store, str(number))
+            expected = [str(value) for value in range(number, -1, -1)][:keep]
+            assert [change.after for change in store.history("job")] == expected
 
 
 def test_no_history_is_kept_where_none_is_wanted(create: Create) -> None:
@@ -115,68 +103,100 @@ def test_no_history_is_kept_where_none_is_wanted(create: Create) -> None:
     assert store.load("job")["a"].version == 4
 
 
-def test_a_commit_older_than_the_age_is_dropped_by_the_next(create: Create) -> None:
-    store = create(keep=timedelta(days=2))
+def after_at(store: MemoryStore | SQLiteStore, key: str, moment: str) -> tuple[str | None, str]:
+    """Return what is known of a key at a moment: its newest kept value by then, and when it got that."""
+    change = next(change for change in store.history("job", key) if change.at <= moment)
+    return change.after, change.at
+
+
+def test_fault_90_a_busy_key_drops_nothing_of_a_quiet_one(create: Create) -> None:
+    store = create()
+    with freeze_time("2024-05-01T10:00:00Z") as clock:
+        for number in range(540):
+            clock.tick(timedelta(minutes=4))
+            store.commit("job", {"busy": str(number)} if number % 180 else {"busy": str(number), "quiet": str(number)})
+        assert [change.after for change in store.history("job", "quiet")] == ["360", "180", "0"]
+        # 540 commits in 36 hours: the last of each hour, and the 100 newest of all.
+        busy = [(change.after, change.at) for change in store.history("job", "busy")]
+        assert [after for after, _ in busy[:100]] == [str(number) for number in range(539, 439, -1)]
+        hours = [at[:13] for _, at in busy[100:]]
+        assert len(hours) == len(set(hours)) == 29
+        assert {minute for _, at in busy[100:] if (minute := at[14:16]) not in {"56", "59"}} <= {"56"}
+
+
+def test_fault_90_a_commit_every_2_s_reaches_back_for_hours(create: Create) -> None:
+    store = create()
+    with freeze_time("2024-05-01T06:00:00Z") as clock:
+        for number in range(4_800):
+            store.commit("job", {"busy": str(number)})
+            clock.tick(timedelta(seconds=2))
+        # "Before the deploy at 8:00": the last commit of the hour before.
+        assert after_at(store, "busy", "2024-05-01T08:00:00.000Z") == ("3599", "2024-05-01T07:59:58.000Z")
+        assert after_at(store, "busy", "2024-05-01T07:30:00.000Z") == ("1799", "2024-05-01T06:59:58.000Z")
+        assert len(store.history("job")) == 102
+
+
+def test_fault_90_of_older_changes_the_last_of_each_day_stays(create: Create) -> None:
+    store = create(keep=3, keep_days=20)
     with freeze_time("2024-05-01T00:00:00Z") as clock:
-        for day in range(40):
-            clock.tick(timedelta(days=1))
-            write(store, str(day))
-            assert [change.after for change in store.history("job")] == [
-                str(value) for value in range(day, max(day - 3, -1), -1)
-            ]
-        clock.tick(timedelta(days=30))
-        assert len(store.history("job")) == 3
-        write(store, "last")
-        assert told(store) == [("a", "39", "last")]
-
-
-@pytest.mark.parametrize("keep", [0, timedelta(hours=1)])
-def test_the_librarys_own_keys_push_nothing_out(tmp_path: Path, keep: int | timedelta) -> None:
-    with freeze_time("2024-05-01T00:00:00Z") as clock:
-        with closing(SQLiteStore(tmp_path / "state.db")) as store:
-            write(store, "1", "2")
-        clock.tick(timedelta(hours=2))
-        with closing(SQLiteStore(tmp_path / "state.db", keep=keep)) as store:
-            for changes in ({"__lease__": "1"}, {"b": None}):
-                store.commit("job", changes)
-                assert told(store) == [("a", "1", "2"), ("a", None, "1")]
-            write(store, "3")
-            assert told(store) == ([("a", "2", "3")] if keep else [])
-
-
-def test_of_an_age_too_the_librarys_own_keys_push_nothing_out(create: Create) -> None:
-    store = create(keep=timedelta(hours=1))
-    with freeze_time("2024-05-01T00:00:00Z") as clock:
-        write(store, "1", "2")
-        clock.tick(timedelta(hours=2))
-        for changes in ({"__lease__": "1"}, {"b": None}):
-            store.commit("job", changes)
-            assert told(store) == [("a", "1", "2"), ("a", None, "1")]
-        write(store, "3")
-        assert told(store) == [("a", "2", "3")]
-
-
-def test_the_greatest_age_keeps_all(create: Create) -> None:
-    store = create(keep=timedelta.max)
-    write(store, *map(str, range(130)))
-    assert len(store.history("job")) == 130
-
-
-def test_a_clock_that_goes_back_loses_no_history(create: Create) -> None:
-    store = create(keep=timedelta(hours=1))
-    with freeze_time("2024-05-02T00:00:00Z") as clock:
-        write(store, "1")
-        clock.move_to("2024-05-01T00:00:00Z")
-        write(store, "2", "3")
-        assert told(store) == [("a", "2", "3"), ("a", "1", "2"), ("a", None, "1")]
+        for _ in range(30 * 12):
+            clock.tick(timedelta(hours=1))
+            write(store, clock().isoformat(), clock().isoformat() + " again")
+            clock.tick(timedelta(hours=1))
+            write(store, clock().isoformat())
+        now = clock()
+        kept = [change.at for change in store.history("job")]
+    assert kept[0] == "2024-05-31T00:00:00.000Z"
+    hourly = [at for at in kept[3:] if at >= (now - timedelta(days=3)).isoformat()]
+    assert len(hourly) == 71  # 72 hours and the present one, the newest two of which are among the last three changes
+    assert len({at[:13] for at in hourly}) == 71
+    daily = kept[3 + 71 :]
+    assert [at[:10] for at in daily] == [f"2024-05-{day}" for day in range(27, 10, -1)]
+    assert all("T23:" in at for at in daily)
 
 
 def test_every_namespace_has_a_bound_of_its_own(create: Create) -> None:
     store = create(keep=20)
-    store.commit("other", {"a": "1"})
-    write(store, *map(str, range(50)))
+    with freeze_time("2024-05-01T00:00:00Z"):
+        store.commit("other", {"a": "1"})
+        write(store, *map(str, range(50)))
     assert len(store.history("job")) == 20
     assert len(store.history("other")) == 1
+
+
+@pytest.mark.parametrize("keep", [1, 4])
+def test_a_clock_that_goes_back_bounds_the_history_all_the_same(create: Create, keep: int) -> None:
+    """Two hosts whose clocks are an hour apart commit in turn."""
+    store = create(keep=keep)
+    with freeze_time("2024-05-02T00:00:00Z") as clock:
+        for number in range(40):
+            clock.move_to(f"2024-05-02T0{1 + number % 2}:00:00Z")
+            write(store, str(number))
+        assert [change.after for change in store.history("job")][:keep] == [str(39 - back) for back in range(keep)]
+        assert len(store.history("job")) <= keep + 2
+
+
+def test_another_bound_takes_effect_with_the_next_commit(path: Path) -> None:
+    def then(keep: int, value: str) -> list[str | None]:
+        with closing(SQLiteStore(path, keep=keep)) as store:
+            write(store, value)
+            return [change.after for change in store.history("job")]
+
+    with freeze_time("2024-05-01T10:00:00Z"):
+        for value in range(10):
+            then(100, str(value))
+        assert then(5, "10") == ["10", "9", "8", "7", "6"]
+        assert then(100, "11") == ["11", "10", "9", "8", "7", "6"]
+        assert then(0, "12") == []
+        assert then(100, "13") == ["13"]
+        with closing(SQLiteStore(path, keep=1)) as store:
+            assert told(store) == [("a", "12", "13")]
+
+
+def test_who_only_reads_sees_all_that_is_kept(path: Path) -> None:
+    with closing(SQLiteStore(path)) as store, closing(SQLiteStore(path, keep=0)) as reader:
+        write(store, "1", "2")
+        assert told(reader) == [("a", "1", "2"), ("a", None, "1")]
 
 
 def test_commits_of_several_threads_are_told_in_order(create: Create) -> None:
@@ -212,93 +232,55 @@ def test_keys_and_values_may_be_of_classes_derived_from_str(create: Create) -> N
 # In the file
 
 
-def test_history_that_was_damaged_is_an_error(path: Path) -> None:
-    with closing(SQLiteStore(path)) as store:
-        write(store, "1")
-        store._connected().execute("UPDATE checkpoint_commits SET before = '{'")
-        with pytest.raises(StoreError) as caught:
-            store.history("job")
-        assert str(caught.value).startswith(f"{path} is not a usable checkpoint database (its history: ")
-        write(store, "2")
-        assert store.load("job")["a"].value == "2"
+def rows(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM checkpoint_changes").fetchone()
+        return count
 
 
-def test_another_bound_takes_effect_with_the_next_commit(path: Path) -> None:
-    def then(keep: int, value: str) -> list[str | None]:
-        with closing(SQLiteStore(path, keep=keep)) as store:
-            write(store, value)
-            return [change.after for change in store.history("job")]
-
-    for value in range(10):
-        then(100, str(value))
-    assert then(5, "10") == ["10", "9", "8", "7", "6"]
-    assert then(100, "11") == ["11", "10", "9", "8", "7", "6"]
-    assert then(0, "12") == []
-    assert then(100, "13") == ["13"]
-    with closing(SQLiteStore(path, keep=1)) as store:
-        assert told(store) == [("a", "12", "13")]
-
-
-def test_who_only_reads_sees_all_that_is_kept(path: Path) -> None:
-    with closing(SQLiteStore(path)) as store, closing(SQLiteStore(path, keep=0)) as reader:
-        write(store, "1", "2")
-        assert told(reader) == [("a", "1", "2"), ("a", None, "1")]
-
-
-def test_a_commit_without_history_between_others_is_not_told_as_theirs(path: Path) -> None:
-    with closing(SQLiteStore(path)) as store, closing(SQLiteStore(path, keep=0)) as silent:
-        write(store, "1", "2")
-        write(silent, "3")
-        assert told(store) == []
-        write(store, "4")
-        assert told(store) == [("a", "3", "4")]
-
-
-@pytest.mark.parametrize("keep", [0, 3, timedelta(hours=1)])
-def test_the_file_is_bounded_too(path: Path, keep: int | timedelta) -> None:
-    with closing(SQLiteStore(path, keep=keep)) as store, freeze_time("2024-05-01T10:00:00Z") as clock:
+@pytest.mark.parametrize("keep", [0, 3])
+def test_the_file_is_bounded_too(path: Path, keep: int) -> None:
+    with closing(SQLiteStore(path, keep=keep, keep_days=0)) as store, freeze_time("2024-05-01T10:00:00Z") as clock:
         for number in range(80):
             clock.tick(timedelta(minutes=20))
             write(store, str(number))
-            assert number % 10 != 9 or len(rows(path)) <= 20
-    assert rows(path)[-1][1] == 80
+            assert rows(path) <= keep
 
 
-def test_what_history_does_not_tell_of_takes_one_row(path: Path) -> None:
+def test_what_a_commit_adds_grows_with_what_it_changes(path: Path) -> None:
+    """A group of 2 000 members, one of which is changed by each commit."""
+    cursor = codec.encode({"updated_at": "2024-05-01T10:00:00.000000+00:00"})
+    members = [member_key("crm", f"member {number}") for number in range(2_000)]
     with closing(SQLiteStore(path)) as store:
-        store.commit("job", {"__lease__": "0"})
-        assert rows(path) == [(0, 1, 1, 0)]
-        write(store, "1")
-        assert rows(path) == [(1, 2, 1, 1)]
-        for number in range(20):
-            store.commit("job", {"__lease__": str(number)})
-        assert rows(path) == [(1, 2, 1, 1), (1, 22, 1, 0)]
-        write(store, "2")
-        assert rows(path) == [(1, 2, 1, 1), (2, 23, 1, 1)]
-        assert told(store) == [("a", "1", "2"), ("a", None, "1")]
-        assert store.commit("job", {"a": None, "__lease__": None}).entries == {}
-        assert store.commit("job", {"a": "3"}).entries["a"].version == 25
+        store.commit("job", dict.fromkeys(members, cursor))
+        for warm in range(50):
+            store.commit("job", {members[warm]: cursor})
+        before = path.stat().st_size
+        for number in range(200):
+            store.commit("job", {members[number]: cursor})
+    assert (path.stat().st_size - before) / 200 <= 2_048
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Connection.setlimit came with Python 3.11")
-def test_history_begins_again_after_a_commit_too_large_for_it(path: Path) -> None:
-    large = {key: key * 60_000 for key in ("a", "b")}
+def test_a_change_too_large_for_the_history_is_left_out_of_it(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
-        store.commit("job", {"a": "1"})
-        store.commit("job", large)
-        store._connected().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
-        store.commit("job", {"a": "2", "b": "2"})
-        assert told(store) == []
-        assert {entry.version for entry in store.load("job").values()} == {3}
+        store.commit("job", {"a": "1", "b": "b" * 60_000})
+        store._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        store.commit("job", {"a": "2", "b": "c" * 60_000})
+        assert [(change.key, change.after[:1]) for change in store.history("job")] == [
+            ("a", "2"),
+            ("a", "1"),
+            ("b", "b"),
+        ]
         write(store, "3")
-        assert told(store) == [("a", "2", "3")]
+        assert told(store, "a")[0] == ("a", "2", "3")
 
 
 def test_a_commit_that_fails_is_not_told(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         write(store, "1")
-        (pages,) = store._connected().execute("PRAGMA page_count").fetchone()
-        store._connected().execute(f"PRAGMA max_page_count = {pages}")
+        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StoreError, match="full"):
             store.commit("job", {"a": "2", "b": "x" * 100_000})
         assert told(store) == [("a", None, "1")]

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import pwd
+import re
 import resource
 import shutil
 import signal
@@ -19,16 +20,16 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import platformdirs
 import pytest
 
-from checkpoint.entries import Entry
+from checkpoint.entries import Change, Entry
 from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
-from checkpoint.stores import sqlite
-from checkpoint.stores.sqlite import SQLiteStore, journal_mode
+from checkpoint.stores import retrying, sqlite_file, sqlite_tables
+from checkpoint.stores.sqlite import SQLiteStore
+from checkpoint.stores.sqlite_file import journal_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,8 +55,16 @@ def store(path: Path) -> Iterator[SQLiteStore]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "TIMEOUT", 0.1)
+def impatient(path: Path) -> Iterator[SQLiteStore]:
+    store = SQLiteStore(path, deadline=0.2)
+    yield store
+    store.close()
+
+
+def connection_of(store: SQLiteStore) -> sqlite3.Connection:
+    store.load("job")
+    assert store._connection is not None
+    return store._connection
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -99,6 +108,14 @@ def in_children(count: int, work: Callable[[int], object]) -> None:
     assert [child.exitcode for child in children] == [0] * count
 
 
+def gave_up(path: Path, error: StoreError) -> str:
+    """Return how the last attempt ended, as the error of an operation that gave up tells it."""
+    assert isinstance(error, StoreUnavailable)
+    found = re.fullmatch(rf"{re.escape(str(path))}: gave up after \d+ attempts? in \d+\.\d s: (.*)", str(error))
+    assert found
+    return found[1]
+
+
 # What it is called
 
 
@@ -116,7 +133,7 @@ def test_the_url_names_a_relative_or_an_absolute_path(tmp_path: Path, monkeypatc
     "url",
     [
         *("sqlite:", "sqlite://", "sqlite:///", "sqlite://host/state.db", "sqlite:state.db", "sqlite:/state.db"),
-        *("sqlite:///state.db?mode=ro", "sqlite:///state.db#1", "state.db", ""),
+        *("sqlite:///state.db#1", "state.db", ""),
     ],
 )
 def test_any_other_url_is_refused(url: str) -> None:
@@ -234,7 +251,7 @@ def test_a_new_file_is_in_the_chosen_mode_and_durable(
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
     with closing(SQLiteStore(path)) as store:
-        connection = store._connected()
+        connection = connection_of(store)
         pragmas = {
             name: connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "synchronous", "fullfsync")
@@ -251,7 +268,7 @@ def test_a_fixed_version_keeps_the_mode_it_finds(
     with closing(connect(path)) as connection:
         connection.execute(f"PRAGMA journal_mode = {found}")
     with closing(SQLiteStore(path)) as store:
-        connection = store._connected()
+        connection = connection_of(store)
         assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
         assert len(store.load("job")) == 100
 
@@ -267,9 +284,8 @@ def test_a_vulnerable_version_takes_a_file_out_of_wal_mode(path: Path, monkeypat
     assert path.read_bytes()[18:20] == b"\1\1"  # sqlite.org/fileformat.html: 1 is rollback, 2 is WAL
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_file_that_others_keep_in_wal_mode_is_refused(
-    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    path: Path, impatient: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", VULNERABLE)
     make(path)
@@ -277,22 +293,24 @@ def test_a_file_that_others_keep_in_wal_mode_is_refused(
         other.execute("PRAGMA journal_mode = WAL")
         other.execute("SELECT * FROM checkpoint_entries").fetchall()
         with pytest.raises(StoreError) as caught:
-            store.load("job")
-    assert str(caught.value) == (
-        f"{path} is in WAL mode, which SQLite {sqlite3.sqlite_version} may corrupt (sqlite.org/wal.html, the WAL-reset "
+            impatient.load("job")
+    assert gave_up(path, caught.value) == (
+        f"it is in WAL mode, which SQLite {sqlite3.sqlite_version} may corrupt (sqlite.org/wal.html, the WAL-reset "
         "bug), and other connections keep it so: close them, or use SQLite 3.51.3 or later"
     )
-    assert len(store.load("job")) == 100
+    assert len(impatient.load("job")) == 100
 
 
 def test_a_file_in_wal_mode_is_waited_for(path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", VULNERABLE)
     make(path)
-    other = connect(path)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("PRAGMA journal_mode = WAL")
     other.execute("SELECT * FROM checkpoint_entries").fetchall()
-    monkeypatch.setattr(time, "sleep", lambda seconds: other.close())
+    closing_it = threading.Timer(0.2, other.close)
+    closing_it.start()
     assert len(store.load("job")) == 100
+    closing_it.join()
 
 
 def test_eight_processes_take_a_file_out_of_wal_mode_at_once(path: Path) -> None:
@@ -365,19 +383,38 @@ def test_a_damaged_page_is_an_error_when_it_is_read(path: Path) -> None:
     refused(path, "database disk image is malformed")
 
 
-def test_fault_41_a_newer_schema_is_refused(path: Path) -> None:
+def test_fault_41_a_form_for_later_releases_is_refused(path: Path) -> None:
     make(path)
     with closing(connect(path)) as connection:
-        connection.execute("UPDATE checkpoint_schema SET version = 3")
+        connection.execute("UPDATE checkpoint_schema SET version = 5, readable_from = 4, release = '0.4'")
     before = path.read_bytes()
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             commit(path, "a")
         assert str(caught.value) == (
-            f"{path} has schema version 3, and this release knows version 2: upgrade checkpoint-store; "
-            "the file is kept as it is"
+            f"{path} has form 5, to be read from form 4 on, by checkpoint-store 0.4 or later, and this release knows "
+            "form 3: upgrade checkpoint-store; the file is kept as it is"
         )
     assert path.read_bytes() == before
+
+
+def test_a_later_form_that_this_release_can_read_is_used(path: Path) -> None:
+    make(path, keys=1)
+    with closing(connect(path)) as connection:
+        connection.execute("UPDATE checkpoint_schema SET version = 5, readable_from = 3, release = '0.2'")
+        connection.execute("CREATE TABLE checkpoint_later (id)")
+        for table in ("schema", "entries", "namespaces", "changes"):
+            connection.execute(f"ALTER TABLE checkpoint_{table} ADD COLUMN later TEXT")
+        connection.execute("UPDATE checkpoint_entries SET later = 'kept'")
+    with closing(SQLiteStore(path)) as store:
+        assert values(store) == {"key 0": "value" * 20}
+        store.commit("job", {"a": "1"})
+        store.commit("job", {"a": "2"})
+        assert values(store)["a"] == "2"
+        assert [change.before for change in store.history("job", "a")] == ["1", None]
+    with closing(connect(path)) as connection:
+        assert connection.execute("SELECT version, readable_from FROM checkpoint_schema").fetchall() == [(5, 3)]
+        assert connection.execute("SELECT later FROM checkpoint_entries WHERE key = 'key 0'").fetchone() == ("kept",)
 
 
 def test_a_database_of_somebody_else_gets_our_tables(path: Path) -> None:
@@ -391,12 +428,7 @@ def test_a_database_of_somebody_else_gets_our_tables(path: Path) -> None:
         store.commit("job", {"a": "1"})
     with closing(connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (7,)
-        assert sorted(name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql <> ''")) == [
-            "checkpoint_commits",
-            "checkpoint_entries",
-            "checkpoint_schema",
-            "entries",
-        ]
+        assert tables(path) == {*NEW_TABLES, "entries"}
     assert load(path) == {"a": "1"}
 
 
@@ -407,25 +439,18 @@ def test_eight_processes_add_our_tables_at_once(path: Path) -> None:
     assert len(load(path)) == 8
 
 
-def test_tables_that_another_adds_meanwhile_are_used(
-    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = connect(path)
-    other.execute("CREATE TABLE entries (id)")
-    other.execute("BEGIN IMMEDIATE")
-    asked = itertools.count()  # when the file is opened, then when it is found locked
-
-    def clock() -> float:
-        if next(asked) == 1:
-            for statement in sqlite._TABLES:
-                other.execute(statement)
-            other.execute("INSERT INTO checkpoint_entries VALUES ('job', 'theirs', '1', '', '', NULL, 1)")
-            other.execute("COMMIT")
-            other.close()
-        return 0
-
-    monkeypatch.setattr(sqlite, "time", SimpleNamespace(monotonic=clock))
-    store.commit("job", {"ours": "1"})
+def test_tables_that_another_adds_meanwhile_are_used(path: Path, store: SQLiteStore) -> None:
+    with closing(connect(path)) as other:
+        other.execute("CREATE TABLE entries (id)")
+        other.execute("BEGIN IMMEDIATE")
+        for statement in sqlite_tables._TABLES:
+            other.execute(statement)
+        other.execute("INSERT INTO checkpoint_entries VALUES ('job', 'theirs', '1', '', '', NULL, 1)")
+        thread = threading.Thread(target=store.commit, args=("job", {"ours": "1"}))
+        thread.start()
+        time.sleep(0.2)  # it waits for the lock, having seen no tables
+        other.execute("COMMIT")
+    thread.join()
     assert values(store) == {"ours": "1", "theirs": "1"}
 
 
@@ -433,8 +458,10 @@ def test_tables_that_another_adds_meanwhile_are_used(
 
 
 OLD = Path(__file__).parent / "data" / "sqlite-schema-1.db"
+OLD_2 = OLD.with_name("sqlite-schema-2.db")
 OLD_TABLES = {"checkpoint_entries", "checkpoint_namespaces", "checkpoint_schema"}
-NEW_TABLES = {"checkpoint_commits", "checkpoint_entries", "checkpoint_schema"}
+OLD_2_TABLES = {"checkpoint_commits", "checkpoint_entries", "checkpoint_schema"}
+NEW_TABLES = {*OLD_TABLES, "checkpoint_changes"}
 OLD_ENTRIES = {
     "sync_job": {
         "contacts": Entry(
@@ -473,7 +500,7 @@ def contents(store: SQLiteStore) -> dict[str, dict[str, Entry]]:
 
 def tables(path: Path) -> set[str]:
     with closing(connect(path)) as connection:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql <> ''")}
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def test_an_old_file_is_read_as_it_is(old: Path, store: SQLiteStore) -> None:
@@ -499,7 +526,66 @@ def test_the_first_commit_brings_an_old_file_up_to_date(old: Path, store: SQLite
     assert store.commit("new", {"a": "1"}).entries["a"].version == 1
     assert [(change.before, change.after) for change in store.history("café", "日本")] == [("1", None)]
     with closing(connect(old)) as connection:
-        assert connection.execute("SELECT version FROM checkpoint_schema").fetchall() == [(2,)]
+        assert connection.execute("SELECT * FROM checkpoint_schema").fetchall() == [(3, 3, "0.2")]
+
+
+@pytest.fixture
+def old_2(path: Path) -> Path:
+    shutil.copyfile(OLD_2, path)
+    return path
+
+
+NOON = "2024-05-02T10:00:00.000Z"
+FIRST = "eyJ1cGRhdGVkX2F0IjoiMjAyNC0wNS0wMVQwMDowMDowMFoifQ=="
+SECOND = "eyJ1cGRhdGVkX2F0IjoiMjAyNC0wNS0wMlQwMDowMDowMFoifQ=="
+DEALS = "eyJ1cGRhdGVkX2F0IjoiMjAyNC0wNC0zMFQwMDowMDowMFoifQ=="
+OLD_2_HISTORY = [
+    Change("gone", "1", None, 4, NOON, "run-3", "host-1", 7),
+    Change("gone", None, "1", 3, NOON, None, "host-1", 7),
+    Change("plain", None, "2024-05-02T10:00:00Z", 3, NOON, None, "host-1", 7),
+    Change("contacts", FIRST, SECOND, 2, NOON, "run-2", "host-1", 7),
+    Change("contacts", None, FIRST, 1, "2024-05-01T10:00:00.000Z", "run-1", "host-1", 7),
+    Change("deals", None, DEALS, 1, "2024-05-01T10:00:00.000Z", "run-1", "host-1", 7),
+]
+
+
+def test_a_file_of_form_2_is_read_as_it_is(old_2: Path, store: SQLiteStore) -> None:
+    assert store.namespaces() == ["café", "leased only", "silent", "sync_job"]
+    assert store.history("sync_job") == OLD_2_HISTORY
+    assert store.history("sync_job", "contacts") == OLD_2_HISTORY[3:5]
+    assert store.history("sync_job", limit=2) == OLD_2_HISTORY[:2]
+    assert store.history("emptied") == [
+        Change("a", "1", None, 2, NOON, None, "host-1", 7),
+        Change("a", None, "1", 1, NOON, None, "host-1", 7),
+    ]
+    assert store.history("silent") == [Change("a", "2", "3", 3, NOON, None, "host-1", 7)]
+    assert store.load("sync_job")["__lease__"].version == 5
+    store.close()
+    assert old_2.read_bytes() == OLD_2.read_bytes()
+
+
+def test_the_first_commit_brings_a_file_of_form_2_up_to_date(old_2: Path, store: SQLiteStore) -> None:
+    before = contents(store)
+    written = store.commit("sync_job", {"plain": "2"}, before["sync_job"], run_id="run-4").entries["plain"]
+    assert written.version == 6
+    assert tables(old_2) == NEW_TABLES
+    assert contents(store) == {**before, "sync_job": {**before["sync_job"], "plain": written}}
+    told = store.history("sync_job")
+    assert told[0][:4] == ("plain", "2024-05-02T10:00:00Z", "2", 6)
+    assert told[1:] == OLD_2_HISTORY
+    assert store.commit("emptied", {"a": "2"}).entries["a"].version == 3
+    assert store.commit("leased only", {"a": "1"}).entries["a"].version == 2
+    assert [change.before for change in store.history("silent")] == ["2"]
+
+
+def test_a_file_of_form_2_with_a_damaged_history_is_kept(old_2: Path, store: SQLiteStore) -> None:
+    with closing(connect(old_2)) as connection:
+        connection.execute("UPDATE checkpoint_commits SET before = '{' WHERE state_key = 'sync_job' AND version = 2")
+    for call in (lambda: store.history("sync_job"), lambda: store.commit("café", {"a": "1"})):
+        with pytest.raises(StoreError, match="is not a usable checkpoint database .its history"):
+            call()
+    assert tables(old_2) == OLD_2_TABLES
+    assert set(store.load("sync_job")) == {"__lease__", "contacts", "deals", "plain"}
 
 
 @as_a_user
@@ -532,7 +618,7 @@ def whole(path: Path) -> int:
         assert (written is not None) == (found == NEW_TABLES)
         assert store.commit("sync_job", {"next": "1"}).entries["next"].version == (5 if written else 4)
         assert store.load("café") == OLD_ENTRIES["café"]
-        assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection_of(store).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     return found == NEW_TABLES
 
 
@@ -540,7 +626,7 @@ def test_a_migration_killed_at_any_instruction_leaves_a_whole_file(old: Path) ->
     def child(number: int) -> None:
         store = SQLiteStore(old)
         counter = itertools.count(1)
-        store._connected().set_progress_handler(
+        connection_of(store).set_progress_handler(
             lambda: os.kill(os.getpid(), signal.SIGKILL) if next(counter) == number else None, 1
         )
         store.commit("sync_job", {"new": "1"})
@@ -585,7 +671,9 @@ def test_a_link_to_nothing_is_an_error(path: Path) -> None:
     path.symlink_to("missing.db")
     with pytest.raises(StoreError) as caught:
         load(path)
-    assert str(caught.value) == f"{path} {CANNOT_BE_OPENED}"
+    assert str(caught.value) == (
+        f"{path} is a link to missing.db, which does not exist: name that file itself to create it, or remove the link"
+    )
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -715,15 +803,15 @@ def test_fault_42_no_update_of_eight_processes_is_lost(store: SQLiteStore) -> No
     assert (int(entry.value.split()[0]), entry.version) == (120, 120)
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
-def test_a_file_that_stays_locked_is_unavailable(path: Path, store: SQLiteStore, begin: str) -> None:
+def test_a_file_that_stays_locked_is_unavailable(path: Path, impatient: SQLiteStore, begin: str) -> None:
+    store = impatient
     store.commit("job", {"a": "1"})
     with closing(connect(path)) as other:
         other.execute(begin)
         with pytest.raises(StoreUnavailable) as caught:
             store.commit("job", {"a": "2"})
-    assert str(caught.value) == f"other connections kept {path} locked: nothing was written"
+    assert gave_up(path, caught.value) == "other connections keep it locked, and nothing was written"
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     store.commit("job", {"a": "3"})
     assert values(store) == {"a": "3"}
@@ -733,28 +821,32 @@ def test_a_wait_for_others_is_told_of_once(
     path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.commit("job", {"a": "1"})
-    writer, reader = connect(path), connect(path)
-    writer.execute("BEGIN IMMEDIATE")
-    reader.execute("BEGIN")
-    reader.execute("SELECT * FROM checkpoint_entries").fetchone()
-    asked = itertools.count()  # when a lock is found, and when it is found again: of the writer, then of the reader
-
-    def clock() -> float:
-        number = next(asked)
-        if number % 2:
-            (writer, reader)[number // 2].close()
-        return 4.0 * number
-
-    with caplog.at_level(logging.INFO, "checkpoint"), monkeypatch.context() as patch:
-        patch.setattr(sqlite, "time", SimpleNamespace(monotonic=clock))
-        store.commit("job", {"a": "2"})
-    assert next(asked) == 4
-    assert caplog.messages == [f"waiting up to 60 s for other connections that hold {path}"]
+    monkeypatch.setattr(retrying, "SILENCE", 0.1)
+    monkeypatch.setattr(sqlite_file, "SILENCE", 0.1)
+    with (
+        closing(connect(path)) as writer,
+        closing(connect(path)) as reader,
+        caplog.at_level(logging.INFO, "checkpoint"),
+    ):
+        writer.execute("BEGIN IMMEDIATE")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM checkpoint_entries").fetchone()
+        thread = threading.Thread(target=store.commit, args=("job", {"a": "2"}))
+        thread.start()
+        time.sleep(0.4)
+        writer.execute("ROLLBACK")
+        time.sleep(0.4)
+        reader.execute("ROLLBACK")
+        thread.join()
+    assert caplog.messages == [
+        f"{path}: no good answer yet, trying for up to 60 s: other connections keep it locked, and nothing was written"
+    ]
     assert values(store) == {"a": "2"}
+    assert [found.name for found in path.parent.iterdir() if found.name.endswith(".lock")] == []
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_reader_that_stays_delays_the_commit_and_undoes_nothing_else(path: Path, store: SQLiteStore) -> None:
+def test_a_reader_that_stays_delays_the_commit_and_undoes_nothing_else(path: Path, impatient: SQLiteStore) -> None:
+    store = impatient
     store.commit("job", {"a": "1"})
     with closing(connect(path)) as other:
         other.execute("BEGIN")
@@ -788,6 +880,7 @@ def test_fault_45_waiting_for_a_lock_can_be_interrupted(path: Path, store: SQLit
 def test_fault_45_an_interrupted_commit_is_rolled_back(path: Path, store: SQLiteStore) -> None:
     class Interrupting(dict[str, None]):
         def items(self):
+            assert store._connection is not None
             assert store._connection.in_transaction
             raise KeyboardInterrupt
 
@@ -856,7 +949,7 @@ def test_a_fork_in_the_middle_of_other_threads_commits_harms_nothing(path: Path,
     stop.set()
     thread.join()
     assert {f"child {number}" for number in range(10)} <= set(values(store))
-    assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection_of(store).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_fault_37_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
@@ -879,7 +972,7 @@ def test_fault_37_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
             last = int(found["last"])
             assert last in {acknowledged, acknowledged + 1}
             assert found[f"key {last % 10}"] == found["last"]
-            assert store._connected().execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert connection_of(store).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 # What SQLite says
@@ -887,8 +980,8 @@ def test_fault_37_what_was_acknowledged_outlives_the_kill(path: Path) -> None:
 
 def test_fault_40_a_full_disk_keeps_what_was_there(path: Path, store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
-    (pages,) = store._connected().execute("PRAGMA page_count").fetchone()
-    store._connected().execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = connection_of(store).execute("PRAGMA page_count").fetchone()
+    connection_of(store).execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError) as caught:
         store.commit("job", {"a": "2", "b": "x" * 100_000})
     assert str(caught.value) == f"the disk of {path} is full, and nothing was written: make room, then try again"
@@ -915,7 +1008,7 @@ def test_fault_40_a_disk_that_fails_keeps_what_was_there(path: Path, store: SQLi
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Connection.setlimit came with Python 3.11")
 def test_a_value_past_the_limit_of_sqlite_is_named(store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
-    store._connected().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    connection_of(store).setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
     with pytest.raises(ValueTooLarge) as caught:
         store.commit("job", {"a": "2", "b": "é" * 60_000, "c": "3"})
     assert caught.value.args == ("b", 120_000)
@@ -928,8 +1021,10 @@ def test_a_file_that_was_taken_away_acknowledges_nothing(path: Path, store: SQLi
     with pytest.raises(StoreError) as caught:
         store.commit("job", {"a": "2"})
     assert str(caught.value) == (
-        f"{path} cannot be written (attempt to write a readonly database): it and its folder must be writable"
+        f"{path} is gone: it was there when this store opened it, and was deleted or renamed since; put it back, or "
+        "start again to begin with a new file"
     )
+    assert not path.exists()
 
 
 def test_missing_tables_are_an_error_not_a_fresh_start(path: Path) -> None:
@@ -948,8 +1043,7 @@ def test_tables_without_their_version_are_an_error_not_a_fresh_start(path: Path)
     with pytest.raises(StoreError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path} has schema version None, and this release knows version 2: upgrade checkpoint-store; "
-        "the file is kept as it is"
+        f"{path} is not a usable checkpoint database (its tables do not say which form they have); {KEPT}"
     )
     with closing(connect(path)) as connection:
         connection.execute("DROP TABLE checkpoint_schema")
@@ -975,7 +1069,7 @@ def test_the_garbage_collector_is_left_as_it_was(path: Path, enabled: bool) -> N
         try:
             assert values(store) == {"a": "1"}
             assert gc.isenabled() == enabled
-            store._connected().execute("UPDATE checkpoint_entries SET value = CAST(x'ff' AS TEXT)")
+            connection_of(store).execute("UPDATE checkpoint_entries SET value = CAST(x'ff' AS TEXT)")
             with pytest.raises(StoreError, match="Could not decode"):
                 store.load("job")
             assert gc.isenabled() == enabled

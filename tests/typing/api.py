@@ -175,7 +175,7 @@ def every_store_is_one() -> Sequence[Store]:
     with ApiServer(latency=0.05) as server:
         truto = TrutoStore(server.url, server.token, timeout=1.0, deadline=5.0, concurrency=4, rate=(10, 1.0))
     assert_type(checkpoint.open_store(), Store)
-    SQLiteStore("state.db", keep=timedelta(days=30))
+    SQLiteStore("state.db", keep=50, keep_days=365, deadline=5.0)
     SQLiteStore(connection=sqlite3.connect("sink.db"), keep=0)
     SQLiteStore("state.db", keep="1 day")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     return [MemoryStore(), SQLiteStore("state.db"), truto, checkpoint.open_store("memory://x"), OwnStore()]
