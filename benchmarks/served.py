@@ -21,13 +21,13 @@ NAMESPACE = "sync_job_123"
 SERVER = """
 import json, sys
 from functools import partial
-from checkpoint.server import Options, serve
+from checkpoint.server import Switches, serve
 from checkpoint.stores.memory import MemoryStore
 store = MemoryStore()
 namespace, token, latency, rate, entries = sys.argv[1:]
 with open(entries) as file:
     store.commit(namespace, json.load(file))
-options = Options(latency=float(latency), rate=json.loads(rate), in_threads=False)
+options = Switches(latency=float(latency), rate=json.loads(rate), in_threads=False)
 serve(store, token, port=0, options=options, ready=partial(print, flush=True))
 """
 

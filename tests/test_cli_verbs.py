@@ -23,7 +23,7 @@ from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore, SQLiteStore, TrutoStore
 from checkpoint.cli import care
-from checkpoint.cli.change import merged
+from checkpoint.cli.change import patched
 from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
 from checkpoint.run import lease
@@ -357,7 +357,7 @@ def test_merge(store):
     ],
 )
 def test_a_merge_patch_is_that_of_the_rfc(target, patch, result):
-    assert merged(target, patch) == result
+    assert patched(target, patch) == result
 
 
 def editor(tmp_path, monkeypatch, script: str) -> None:
@@ -992,7 +992,7 @@ def test_doctor_tries_the_token(api: ApiServer, monkeypatch, url):
 def test_doctor_compares_the_clocks(date, good, said):
     now = datetime(2024, 5, 3, 12, tzinfo=timezone.utc)
     told = datetime.strptime(date, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=timezone.utc)
-    assert care.clock((told - now).total_seconds()) == care.Check("clock", good, said)
+    assert care.judged_clock((told - now).total_seconds()) == care.Check("clock", good, said)
 
 
 def test_the_service_tells_its_time(api: ApiServer, truto: TrutoStore):

@@ -22,7 +22,7 @@ import pytest
 from freezegun import freeze_time
 
 from checkpoint.errors import CheckpointError, StoreError, StoreUnavailable, ValueTooLarge
-from checkpoint.server import DEFAULTS, Options, create_app, serve
+from checkpoint.server import DEFAULTS, Switches, create_app, serve
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.testing import Answer, ApiServer, Cut, Delay, Drip, Drop, Hang, Hook, Pass, Raw
 
@@ -434,7 +434,7 @@ def test_the_switches_can_be_changed_while_it_runs(server, client):
     started = time.monotonic()
     assert client.get(PATH).status_code == 200
     assert time.monotonic() - started >= 0.05
-    server.options = Options(unknown_namespace=404)
+    server.options = Switches(unknown_namespace=404)
     assert client.get(PATH).status_code == 404
 
 
@@ -829,7 +829,7 @@ def test_stopping_leaves_nothing_behind():
 
 SERVE = """
 import sys
-from checkpoint.server import Options, serve
+from checkpoint.server import Switches, serve
 from checkpoint.stores.memory import MemoryStore
 class Telling(MemoryStore):
     def commit(self, *args, **options):
@@ -837,7 +837,7 @@ class Telling(MemoryStore):
         return super().commit(*args, **options)
     def close(self):
         print("closed", flush=True)
-serve(Telling(), "secret", port=0, options=Options(latency=0.3), ready=lambda url: print(url, flush=True))
+serve(Telling(), "secret", port=0, options=Switches(latency=0.3), ready=lambda url: print(url, flush=True))
 print("left", flush=True)
 """
 
@@ -872,7 +872,7 @@ def test_serve_says_when_it_cannot_listen_and_closes_the_store():
 
 def test_serve_stops_for_a_signal_that_comes_at_once():
     script = SERVE.replace("print(url, flush=True)", "signal.raise_signal(signal.SIGTERM)").replace("sys", "signal")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed\nleft\n", "")
 
 

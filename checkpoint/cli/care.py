@@ -96,7 +96,7 @@ def _looks(store: Store) -> Iterator[Check]:
         asked = datetime.now(timezone.utc)
         told = store.clock()
         between = asked + (datetime.now(timezone.utc) - asked) / 2
-        yield clock((told - between).total_seconds())
+        yield judged_clock((told - between).total_seconds())
     if isinstance(store, TellsFacts):
         for name, fact in store.facts().items():
             yield Check(name, True, fact)
@@ -111,7 +111,7 @@ def _time_of_load(store: Store) -> float:
     return time.perf_counter() - began
 
 
-def clock(skew: float) -> Check:
+def judged_clock(skew: float) -> Check:
     """Judge by how many seconds the store's clock is ahead of ours."""
     if abs(skew) < SKEW:
         # The store tells whole seconds.
@@ -135,7 +135,7 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
     with reading(url) as store:
         held = _held(store, namespace)
         if held.owner is not None and not dry_run:
-            confirm(f"{namespace!r} is held by {_told(held)}. Release it?", sure=yes)
+            confirm(f"{namespace!r} is held by {_holder_said(held)}. Release it?", sure=yes)
             with suppress(CorruptState):  # it is replaced all the same
                 held = lease.unlock(store, namespace)
     if as_json:
@@ -143,10 +143,10 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
     elif held.owner is None:
         screen.say(f"{namespace!r} is not held.")
     else:
-        screen.say(f"{namespace!r} {'is' if dry_run else 'was'} held by {_told(held)}.")
+        screen.say(f"{namespace!r} {'is' if dry_run else 'was'} held by {_holder_said(held)}.")
 
 
-def _told(held: lease.Holder) -> str:
+def _holder_said(held: lease.Holder) -> str:
     return f"{held.owner} since {held.since}" if held.since else f"{held.owner}"
 
 

@@ -44,7 +44,7 @@ def write(
     before they are written.
     """
     before = {name: found[name].value if name in found else None for name in changes}
-    real = {name: value for name, value in changes.items() if not same(before[name], value)}
+    real = {name: value for name, value in changes.items() if not equal(before[name], value)}
     listed = [(name, before[name], value) for name, value in real.items()]
     if not as_json:
         screen.show_changes(listed)
@@ -64,7 +64,7 @@ def write(
         screen.say(f"{screen.count(len(real), 'key')} of {namespace!r} changed.")
 
 
-def same(value: str | None, other: str | None) -> bool:
+def equal(value: str | None, other: str | None) -> bool:
     """Tell whether two values are equal, as a commit would judge it; None is equal to None alone."""
     return codec.same(value, other) if value is not None and other is not None else value is other
 
@@ -102,15 +102,15 @@ def merge(namespace: str, key: str, patch: str, *, dry_run: bool, as_json: bool,
     `-` reads the patch (RFC 7396) from standard input. Members of the patch replace those of the cursor, at every
     level, and null takes one out. A missing key is made.
     """
-    change = _parsed(sys.stdin.buffer.read() if patch == "-" else os.fsencode(patch), "the patch")
+    change = _cursor_given(sys.stdin.buffer.read() if patch == "-" else os.fsencode(patch), "the patch")
     with using(url) as store:
         found = store.load(namespace)
         cursor = cursor_in(namespace, found[key]) if key in found else {}
-        value = codec.encode(merged(cursor, change))
+        value = codec.encode(patched(cursor, change))
         write(store, namespace, {key: value}, found, dry_run=dry_run, as_json=as_json)
 
 
-def merged(target: Any, patch: Any) -> Any:
+def patched(target: Any, patch: Any) -> Any:
     """Return what a merge patch makes of a value (RFC 7396, section 2)."""
     if not isinstance(patch, dict):
         return patch
@@ -119,7 +119,7 @@ def merged(target: Any, patch: Any) -> Any:
         if value is None:
             result.pop(name, None)
         else:
-            result[name] = merged(result.get(name), value)
+            result[name] = patched(result.get(name), value)
     return result
 
 
@@ -213,14 +213,14 @@ def clear(namespace: str, keys: tuple[str, ...], *, yes: bool, dry_run: bool, as
 def _value(text: bytes, *, raw: bool, what: str) -> str:
     """Return the value that a text is to be stored as, or end with one sentence."""
     if not raw:
-        return codec.encode(_parsed(text, what))
+        return codec.encode(_cursor_given(text, what))
     try:
         return text.removesuffix(b"\n").decode()
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{what} is not UTF-8 text") from error
 
 
-def _parsed(text: bytes, what: str) -> codec.Cursor:
+def _cursor_given(text: bytes, what: str) -> codec.Cursor:
     try:
         return codec.parse(text.strip())
     except ValueError as error:

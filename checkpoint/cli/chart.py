@@ -57,7 +57,7 @@ def _lines(panel: Panel, width: int) -> list[str]:
     begin, end = _span([point.at for point in panel.points])
     grid = [[" "] * columns for _ in range(_ROWS)]
     places = [
-        (_scaled(point.at, begin, end, columns - 1), _ROWS - 1 - _scaled(point.value, low, high, _ROWS - 1))
+        (_cell(point.at, begin, end, columns - 1), _ROWS - 1 - _cell(point.value, low, high, _ROWS - 1))
         for point in panel.points
     ]
     for (column, row), (until, _) in zip(places, [*places[1:], (columns - 1, 0)], strict=True):
@@ -121,5 +121,5 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low) if high > low else 0.0
 
 
-def _scaled(value: float, low: float, high: float, steps: int) -> int:
+def _cell(value: float, low: float, high: float, steps: int) -> int:
     return round(_share(value, low, high) * steps)

@@ -54,7 +54,7 @@ def sync(state_key: str, store: Store | None, source: Source, sink: Sink) -> Non
 # The source and the sink
 
 
-class Row(NamedTuple):
+class File(NamedTuple):
     """A file, as the source tells of it; rows sort by time, then by path."""
 
     updated_at: str
@@ -70,7 +70,7 @@ class Source:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def pages(self, updated_since: str | None) -> Iterator[list[Row]]:
+    def pages(self, updated_since: str | None) -> Iterator[list[File]]:
         """Yield the rows updated at that time or later; None: all."""
         rows = [row for row in self.rows() if updated_since is None or row.updated_at >= updated_since]
         size = self.page_size()
@@ -81,7 +81,7 @@ class Source:
         """Return what makes about forty pages of a full sync."""
         return max(1, len(self.files()) // 40)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[File]:
         """Return all rows, sorted."""
         return sorted(self._row(file) for file in self.files())
 
@@ -89,12 +89,12 @@ class Source:
         """Return the files behind the rows."""
         return sorted(file for file in self.folder.rglob("*") if file.is_file())
 
-    def _row(self, file: Path) -> Row:
+    def _row(self, file: Path) -> File:
         stat = file.stat()
         seconds, nanoseconds = divmod(stat.st_mtime_ns, 10**9)
         updated_at = f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
         path = file.relative_to(self.folder).as_posix()
-        return Row(updated_at, path, stat.st_size, sha256(file.read_bytes()).hexdigest())
+        return File(updated_at, path, stat.st_size, sha256(file.read_bytes()).hexdigest())
 
 
 class Sink:
@@ -108,7 +108,7 @@ class Sink:
             " written INTEGER DEFAULT 1, again INTEGER DEFAULT 0)"
         )
 
-    def write(self, page: list[Row]) -> None:
+    def write(self, page: list[File]) -> None:
         """Store a page; a row that is there already and has not changed came again."""
         with self._db:
             self._db.executemany(
@@ -120,9 +120,9 @@ class Sink:
             )
         self._told(len(page))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[File]:
         """Return what is stored."""
-        return [Row(*row) for row in self._db.execute("SELECT updated_at, path, size, sha256 FROM files")]
+        return [File(*row) for row in self._db.execute("SELECT updated_at, path, size, sha256 FROM files")]
 
     def counts(self) -> tuple[int, int]:
         """Return how many rows came, and how many of them came again, since the last reset."""
@@ -366,7 +366,7 @@ def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: boo
         rows, size = len(source.files()), source.page_size()
         console.print(f"Syncing {rows:,} files of Python {python}'s standard library, {size} a page")
         phases = _watch(progress, rows, lambda meter: play(scratch, store, source, meter, sink_type))
-    return _report(console, phases)
+    return _show(console, phases)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -387,7 +387,7 @@ def _watch(progress: Progress, rows: int, begin: Callable[[Meter], Iterator[Phas
         return list(begin(Meter(lambda count: progress.advance(task, count))))
 
 
-def _report(console: Console, phases: list[Phase]) -> int:
+def _show(console: Console, phases: list[Phase]) -> int:
     from rich import box
     from rich.table import Table
 

@@ -46,7 +46,7 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
     with screen.progress("reading") as told:
         for done, name in enumerate(names):
             told(done, len(names), name)
-            entries = _entries(store, name, ours=ours)
+            entries = _entries_shown(store, name, ours=ours)
             if entries:
                 rows.append((name, len(entries), max(entries, key=lambda entry: entry.updated_at or "")))
     if as_json:
@@ -66,17 +66,17 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
 
 
 def _list_keys(store: Store, namespace: str, *, ours: bool, as_json: bool) -> None:
-    entries = _entries(store, namespace, ours=ours)
+    entries = _entries_shown(store, namespace, ours=ours)
     if as_json:
         screen.document([screen.told_entry(namespace, entry) for entry in entries])
     elif entries:
-        rows = [(e.key, screen.shown(e.value), screen.age(e.updated_at), e.sync_job_run_id or "-") for e in entries]
+        rows = [(e.key, screen.readable(e.value), screen.age(e.updated_at), e.sync_job_run_id or "-") for e in entries]
         screen.show_table(("key", "cursor", "age", "last run"), rows, wide="cursor", right=("age",))
     else:
         screen.say(f"{nothing(store, namespace)}.")
 
 
-def _entries(store: Store, namespace: str, *, ours: bool) -> list[Entry]:
+def _entries_shown(store: Store, namespace: str, *, ours: bool) -> list[Entry]:
     return [entry for key, entry in sorted(store.load(namespace).items()) if ours or not key.startswith(RESERVED)]
 
 

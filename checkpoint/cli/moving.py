@@ -11,7 +11,7 @@ import click
 
 from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.change import same, write
+from checkpoint.cli.change import equal, write
 from checkpoint.cli.look import cursor_in, nothing
 from checkpoint.cli.options import (
     as_json,
@@ -242,7 +242,7 @@ def import_(
     values = _imported(file.read(), form)
     with using(url) as store:
         found = store.load(namespace)
-        differing = [key for key, value in values.items() if key in found and not same(found[key].value, value)]
+        differing = [key for key, value in values.items() if key in found and not equal(found[key].value, value)]
         if differing and not overwrite:
             raise click.ClickException(
                 f"{namespace!r} holds {screen.some(differing)} otherwise, and nothing was written: --overwrite "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from checkpoint.cli import chart, screen
-from checkpoint.cli.change import same, write
+from checkpoint.cli.change import equal, write
 from checkpoint.cli.look import nothing
 from checkpoint.cli.options import (
     as_json,
@@ -86,7 +86,7 @@ def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: 
     with reading(url) as store:
         changes = _keeping(store).history(namespace, key, limit=limit)
     if as_json:
-        screen.document([_told(change) for change in changes])
+        screen.document([_change_fields(change) for change in changes])
         return
     if not changes:
         what = f"{key!r} in {namespace!r}" if key else repr(namespace)
@@ -101,7 +101,7 @@ def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: 
         screen.show_changes((change.key, change.before, change.after) for change in commit)
 
 
-def _told(change: Change) -> dict[str, Any]:
+def _change_fields(change: Change) -> dict[str, Any]:
     return {
         "version": change.version,
         "at": change.at,
@@ -254,7 +254,7 @@ def diff(
     changes = [
         (name, before.get(name), after.get(name))
         for name in sorted({*before, *after})
-        if not same(before.get(name), after.get(name))
+        if not equal(before.get(name), after.get(name))
     ]
     if as_json:
         told = [screen.told_change(change) for change in changes]
@@ -315,7 +315,7 @@ def _field(changes: list[Change], key: str) -> str:
     cursor = next((cursor for cursor in cursors if cursor is not None), None)
     if cursor is None:
         raise click.ClickException(f"there is no cursor of {key!r} in the history")
-    fields = [name for name, value in cursor.items() if _scaled(value) is not None]
+    fields = [name for name, value in cursor.items() if _measured(value) is not None]
     if len(fields) == 1:
         return fields[0]
     hint = (
@@ -330,7 +330,7 @@ def _plotted(changes: Iterable[Change], field: str) -> list[PlottedChange]:
     steps: list[PlottedChange] = []
     for change in changes:
         cursor = screen.cursor_of(change.after) if change.after is not None else None
-        scaled = _scaled(cursor.get(field)) if cursor is not None else None
+        scaled = _measured(cursor.get(field)) if cursor is not None else None
         at = screen.instant(change.at)
         if cursor is not None and scaled is not None and at is not None:
             scale, kind = scaled
@@ -340,7 +340,7 @@ def _plotted(changes: Iterable[Change], field: str) -> list[PlottedChange]:
     return [step for step in reversed(steps) if step.is_time in kinds]
 
 
-def _scaled(value: Any) -> tuple[float, str] | None:
+def _measured(value: Any) -> tuple[float, str] | None:
     """Return a cursor value as a number, and its kind; None where it has no scale."""
     scale = Scale("the position")
     try:

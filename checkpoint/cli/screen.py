@@ -111,7 +111,7 @@ def cursor_of(value: str) -> codec.Cursor | None:
         return None
 
 
-def shown(value: str) -> str:
+def readable(value: str) -> str:
     """Return a value as people read it: the cursor's JSON, or an opaque value as a JSON string."""
     cursor = cursor_of(value)
     return json_of(value if cursor is None else cursor)
@@ -155,7 +155,7 @@ def show_changes(changes: Iterable[Changed]) -> None:
     for key, before, after in changes:
         for sign, value, style in (("-", before, "red"), ("+", after, "green")):
             if value is not None:
-                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(shown(value))}", style=style))
+                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(readable(value))}", style=style))
 
 
 def count(number: int, what: str) -> str:

@@ -61,8 +61,8 @@ def serve(
         from checkpoint import server  # fastapi and uvicorn are an extra
     except ModuleNotFoundError as error:
         raise click.ClickException(f"serving needs {error.name}: pip install 'checkpoint-store[server]'") from error
-    default = server.Options().max_body
-    options = server.Options(page_size=page_size, rate=rate, max_body=max_body or default)
+    default = server.Switches().max_body
+    options = server.Switches(page_size=page_size, rate=rate, max_body=max_body or default)
     store = opened(url)
     try:
         store.load("checkpoint serve")  # a store that cannot be used is told now, not to every client

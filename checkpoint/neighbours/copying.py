@@ -195,7 +195,7 @@ def _copies(
         found = _compared(source, target, each.state_key, each.name)
         if not overwrite:
             _check_nothing_differs([found.copy])
-        for keys in chain([found.copy.equal], _written(target, found)):
+        for keys in chain([found.copy.equal], _written_chunks(target, found)):
             done += len(keys)
             if keys and progress is not None:
                 progress(done, max(done, total), each.state_key)
@@ -203,7 +203,7 @@ def _copies(
         yield found
 
 
-def _written(target: Store, found: _Compared) -> Iterator[Sequence[str]]:
+def _written_chunks(target: Store, found: _Compared) -> Iterator[Sequence[str]]:
     """Write what the target lacks or holds otherwise, and yield the keys of each commit."""
     for keys in chunks(target, [*found.copy.new, *found.copy.replaced]):
         changes = {key: found.entries[key].value for key in keys}

@@ -268,14 +268,14 @@ def _load_airbyte(document: Any) -> tuple[Cursors, Cursor]:
     seen: set[str] = set()
     messages = _messages(document)
     for where, message in messages:
-        state = _checked(message, where)
+        state = _state_in(message, where)
         if _is_legacy(state):
             if len(messages) > 1:
                 raise ValueError(f"{where} is LEGACY, which is a whole state, beside other messages")
             data: Cursor = state.get("data") or {}
             names = [name for name, cursor in data.items() if isinstance(cursor, dict)]
             cursors.update((_stream_key(name), data.pop(name)) for name in names)
-        for entry in _entries(state):
+        for entry in _stream_states(state):
             key = _key_of_entry(entry)
             if key in seen:
                 raise ValueError(f"{where} has the state of {key!r}, which came before")
@@ -293,15 +293,15 @@ def _dump_airbyte(cursors: Cursors, rest: Cursor | None) -> Any:
     kept: list[Any] = []
     states: list[Cursor] = []
     for where, message in _messages(document):
-        state = _checked(message, f"{where} in '$airbyte'")
+        state = _state_in(message, f"{where} in '$airbyte'")
         states.append(state)
-        filled = [entry for entry in _entries(state) if _fill(entry, cursors)]
-        if _type_of(state) == "GLOBAL":
+        filled = [entry for entry in _stream_states(state) if _fill(entry, cursors)]
+        if _message_type(state) == "GLOBAL":
             state["global"]["stream_states"] = filled
-        if filled or _type_of(state) != "STREAM":
+        if filled or _message_type(state) != "STREAM":
             kept.append(message)
     for key in sorted(cursors):
-        _add(key, cursors[key], states, kept)
+        _add_stream(key, cursors[key], states, kept)
     return kept[0] if "message" in rest and len(kept) == 1 else kept
 
 
@@ -314,7 +314,7 @@ def _fill(entry: Cursor, cursors: Cursors) -> bool:
     return entry.get("stream_state") is None
 
 
-def _add(key: str, cursor: Cursor, states: list[Cursor], messages: list[Any]) -> None:
+def _add_stream(key: str, cursor: Cursor, states: list[Cursor], messages: list[Any]) -> None:
     """Add a stream that the messages do not know."""
     descriptor = _descriptor_of(key)
     for state in states:
@@ -323,7 +323,7 @@ def _add(key: str, cursor: Cursor, states: list[Cursor], messages: list[Any]) ->
                 raise ValueError(f"{key!r} has a namespace, which LEGACY state has no place for: delete '$airbyte'")
             state["data"] = {**(state.get("data") or {}), descriptor["name"]: cursor}
             return
-        if _type_of(state) == "GLOBAL":
+        if _message_type(state) == "GLOBAL":
             state["global"]["stream_states"].append({"stream_descriptor": descriptor, "stream_state": cursor})
             return
     messages.append(_stream_message(key, cursor))
@@ -336,12 +336,12 @@ def _messages(document: Any) -> list[tuple[str, Any]]:
     return [(f"message {number}", message) for number, message in enumerate(cast("Iterable[Any]", document))]
 
 
-def _checked(message: Any, where: str) -> Cursor:
+def _state_in(message: Any, where: str) -> Cursor:
     """Return the AirbyteStateMessage that a message is, or carries, once it is seen to be one."""
     state = _object(message, where)
     if state.get("type") == "STATE":
         state = _object(state.get("state"), f"{where}'s 'state'")
-    kind = _type_of(state)
+    kind = _message_type(state)
     if kind == "STREAM":
         _check_entry(state.get("stream"), f"{where}'s 'stream'")
     elif kind == "GLOBAL":
@@ -380,20 +380,20 @@ def _is_message(document: Any) -> bool:
     return kind in ("STREAM", "GLOBAL", "LEGACY") or (kind == "STATE" and "state" in document)
 
 
-def _type_of(state: Cursor) -> Any:
+def _message_type(state: Cursor) -> Any:
     """Return the type of a message; one without is LEGACY (AirbyteStateMessage in airbyte_protocol.yaml)."""
     return "LEGACY" if state.get("type") is None else state["type"]
 
 
 def _is_legacy(state: Cursor) -> bool:
-    return bool(_type_of(state) == "LEGACY")
+    return bool(_message_type(state) == "LEGACY")
 
 
-def _entries(state: Cursor) -> list[Cursor]:
+def _stream_states(state: Cursor) -> list[Cursor]:
     """Return the AirbyteStreamStates of a message."""
-    if _type_of(state) == "STREAM":
+    if _message_type(state) == "STREAM":
         return [state["stream"]]
-    return list(state["global"]["stream_states"]) if _type_of(state) == "GLOBAL" else []
+    return list(state["global"]["stream_states"]) if _message_type(state) == "GLOBAL" else []
 
 
 def _stream_message(key: str, cursor: Cursor) -> Cursor:

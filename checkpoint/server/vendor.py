@@ -1,7 +1,7 @@
 """The state API over HTTP, served from any `Store`: the five calls, their limits and their errors.
 
 Calls, fields and statuses are those of the vendor's reference for "Sync Job Run State". Where the reference is silent
-or contradicts itself, `Options` has a switch: the defaults are what a service should do, the other positions are for
+or contradicts itself, `Switches` has a switch: the defaults are what a service should do, the other positions are for
 testing clients.
 """
 
@@ -54,7 +54,7 @@ NOT_FOUND: Final = 404
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Switches:
     """How the server answers where the API's reference leaves it open, and what it takes at most."""
 
     patch_missing: Literal[404, "creates"] = 404
@@ -95,7 +95,7 @@ class Options:
     """Call the store in worker threads; False: on the event loop, for a store that never blocks."""
 
 
-DEFAULTS = Options()
+DEFAULTS = Switches()
 
 
 class Refusal(Exception):
@@ -111,10 +111,10 @@ class Refusal(Exception):
         """Return the answer, such as `{"statusCode": 400, "error": "Bad Request", "message": "key is required"}`."""
         error = HTTPStatus(self.status).phrase
         body = {"statusCode": self.status, "error": error, "message": self.message}
-        return _json(body, self.status, self.headers)
+        return _json_response(body, self.status, self.headers)
 
 
-def create_app(store: Store, token: str, options: Options = DEFAULTS) -> FastAPI:
+def create_app(store: Store, token: str, options: Switches = DEFAULTS) -> FastAPI:
     """Return the ASGI application that serves a store to whoever bears the token.
 
     The options can be replaced while it runs: `app.state.api.options = ...`. The caller closes the store.
@@ -138,7 +138,7 @@ def create_app(store: Store, token: str, options: Options = DEFAULTS) -> FastAPI
         ),
     )
     app.state.api = api
-    app.router.route_class = _Route
+    app.router.route_class = _ApiRoute
     _add_calls(app, api)
     app.add_middleware(_Gate, api=api)
     return app
@@ -149,7 +149,7 @@ def serve(
     token: str,
     host: str = "127.0.0.1",
     port: int = 8080,
-    options: Options = DEFAULTS,
+    options: Switches = DEFAULTS,
     *,
     ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -212,7 +212,7 @@ def _base_url(listener: socket.socket) -> str:
 class Api:
     """The five calls over one store; `options` may be replaced at any time."""
 
-    def __init__(self, store: Store, token: str, options: Options = DEFAULTS) -> None:
+    def __init__(self, store: Store, token: str, options: Switches = DEFAULTS) -> None:
         if not (token and token.isascii() and token.isprintable() and " " not in token):
             raise ValueError("the token must be printable ASCII without spaces, and not empty")
         self.store = store
@@ -241,7 +241,7 @@ class Api:
     async def list_entries(self, request: Request) -> Response:
         """Return the entries of a namespace, or a page of them."""
         options, query = self.options, _query(request)
-        state_key = _state_key(query)
+        state_key = _asked_state_key(query)
         entries = await self._call(self.store.load, state_key)
         if options.stale_list:
             entries = self._stale.setdefault(state_key, entries)
@@ -250,7 +250,7 @@ class Api:
         if not entries and options.unknown_namespace == NOT_FOUND:
             raise Refusal(404, f"{state_key!r} holds no entries")
         page = _page(_arranged(list(entries.values()), options), query, options)
-        return _json(page if options.envelope is ... else options.envelope)
+        return _json_response(page if options.envelope is ... else options.envelope)
 
     async def get_entry(self, request: Request) -> Response:
         """Return one entry."""
@@ -258,15 +258,15 @@ class Api:
         entries = await self._call(self.store.load, state_key)
         if key not in entries:
             raise _missing(key)
-        return _json(_fields(entries[key], self.options))
+        return _json_response(_fields(entries[key], self.options))
 
     async def create_entry(self, request: Request) -> Response:
         """Write an entry under the key that the body names."""
-        options, state_key = self.options, _state_key(_query(request))
+        options, state_key = self.options, _asked_state_key(_query(request))
         key, value = await _strings(request, options, "key", "value")
-        _check_size(_checked("key", key), value, options)
+        _check_size(_valid_name("key", key), value, options)
         entry = await self._call(self._create, state_key, key, value, options.post_existing)
-        return _written(entry, options)
+        return _answer_to_write(entry, options)
 
     async def update_entry(self, request: Request) -> Response:
         """Replace the value of an entry."""
@@ -274,13 +274,13 @@ class Api:
         (value,) = await _strings(request, options, "value")
         _check_size(key, value, options)
         _, entry = await self._call(self._swap, state_key, key, value, options.patch_missing)
-        return _written(entry, options)
+        return _answer_to_write(entry, options)
 
     async def delete_entry(self, request: Request) -> Response:
         """Delete an entry, and return what it was."""
         options, (state_key, key) = self.options, _names(request)
         entry, _ = await self._call(self._swap, state_key, key, None, options.delete_missing)
-        return _written(entry, options)
+        return _answer_to_write(entry, options)
 
     async def _call(self, function: Callable[..., Result], *args: Any) -> Result:
         try:
@@ -346,7 +346,7 @@ def _late(send: Send, seconds: float) -> Send:
     return late
 
 
-class _Route(APIRoute):
+class _ApiRoute(APIRoute):
     """A route whose endpoint takes the request and returns the response: nothing is injected or validated."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -383,16 +383,16 @@ def _missing(key: str) -> Refusal:
 
 def _names(request: Request) -> tuple[str, str]:
     """Return the state_key and the key that a request is about."""
-    return _state_key(_query(request)), _checked("key", _decoded(request.path_params["id"].encode("latin-1")))
+    return _asked_state_key(_query(request)), _valid_name("key", _decoded(request.path_params["id"].encode("latin-1")))
 
 
-def _state_key(query: Mapping[str, str]) -> str:
+def _asked_state_key(query: Mapping[str, str]) -> str:
     if "state_key" not in query:
         raise Refusal(400, "state_key is required")
-    return _checked("state_key", query["state_key"])
+    return _valid_name("state_key", query["state_key"])
 
 
-def _checked(what: str, name: str) -> str:
+def _valid_name(what: str, name: str) -> str:
     try:
         check_name(what, name)
     except ValueError as error:
@@ -424,7 +424,7 @@ def _decoded(raw: bytes) -> str:
         raise Refusal(400, "the URL is not percent-encoded UTF-8") from error
 
 
-async def _strings(request: Request, options: Options, *names: str) -> list[str]:
+async def _strings(request: Request, options: Switches, *names: str) -> list[str]:
     """Return the named fields of a JSON body."""
     try:
         fields: Any = orjson.loads(await _body(request, options.max_body))
@@ -452,12 +452,12 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _check_size(key: str, value: str, options: Options) -> None:
+def _check_size(key: str, value: str, options: Switches) -> None:
     if options.max_value is not None and (size := len(value.encode())) > options.max_value:
         raise ValueTooLarge(key, size)
 
 
-def _arranged(entries: list[Entry], options: Options) -> list[Entry]:
+def _arranged(entries: list[Entry], options: Switches) -> list[Entry]:
     if options.duplicates:
         older = [entry._replace(value="", updated_at="1970-01-01T00:00:00.000Z") for entry in entries]
         entries = [*older, *entries, *older]
@@ -466,7 +466,7 @@ def _arranged(entries: list[Entry], options: Options) -> list[Entry]:
     return entries
 
 
-def _page(entries: list[Entry], query: Mapping[str, str], options: Options) -> dict[str, Any]:
+def _page(entries: list[Entry], query: Mapping[str, str], options: Switches) -> dict[str, Any]:
     """Return a page of a list; a cursor is an offset, and one that ends in `e` asks for an empty page before it."""
     cursor, size = query.get("next_cursor") or "0", _page_size(query, options)
     found = re.fullmatch(r"([0-9]{1,15})(e?)", cursor)
@@ -483,7 +483,7 @@ def _page(entries: list[Entry], query: Mapping[str, str], options: Options) -> d
     return page
 
 
-def _page_size(query: Mapping[str, str], options: Options) -> int | None:
+def _page_size(query: Mapping[str, str], options: Switches) -> int | None:
     asked = query.get("limit")
     if asked is None:
         return options.page_size
@@ -492,7 +492,7 @@ def _page_size(query: Mapping[str, str], options: Options) -> int | None:
     return min(int(asked), options.page_size or int(asked))
 
 
-def _written(entry: Entry | None, options: Options) -> Response:
+def _answer_to_write(entry: Entry | None, options: Switches) -> Response:
     """Answer a write with the entry; None: a deleted one that was not there."""
     fields = _fields(entry, options) if entry is not None else {}
     match options.write_answer:
@@ -501,12 +501,12 @@ def _written(entry: Entry | None, options: Options) -> Response:
         case "empty":
             return Response()
         case "wrong key" | "wrong value" as wrong:
-            return _json({**fields, wrong.removeprefix("wrong "): "wrong"})
+            return _json_response({**fields, wrong.removeprefix("wrong "): "wrong"})
         case status:
-            return _json(fields, status)
+            return _json_response(fields, status)
 
 
-def _fields(entry: Entry, options: Options) -> dict[str, Any]:
+def _fields(entry: Entry, options: Switches) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "key": entry.key,
         "value": entry.value,
@@ -521,7 +521,7 @@ def _fields(entry: Entry, options: Options) -> dict[str, Any]:
     return fields
 
 
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def _json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
@@ -562,7 +562,7 @@ _ONE: list[dict[str, Any]] = [_ID, _STATE_KEY]
 
 def _add_calls(app: FastAPI, api: Api) -> None:
     one, every = PATH + "/{id}", (400, 401, 429, 500, 503)
-    add = partial(_add, app)
+    add = partial(_add_call, app)
     add("GET", PATH, api.list_entries, _LISTED, StatePage, (*every, 404))
     add("POST", PATH, api.create_entry, [_STATE_KEY], StateEntry, (*every, 409, 413, 422), key=_NAME, value=_TEXT)
     add("GET", one, api.get_entry, _ONE, StateEntry, (*every, 404))
@@ -570,7 +570,7 @@ def _add_calls(app: FastAPI, api: Api) -> None:
     add("DELETE", one, api.delete_entry, _ONE, StateEntry, (*every, 404))
 
 
-def _add(  # noqa: PLR0917 - called above only, as a table
+def _add_call(  # noqa: PLR0917 - called above only, as a table
     app: FastAPI,
     method: str,
     path: str,

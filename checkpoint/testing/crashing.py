@@ -217,12 +217,12 @@ def crash_and_resume(
     def identities(run: Attempt) -> dict[Hashable, list[Any]]:
         found: dict[Hashable, list[Any]] = {}
         for row in rows(run):
-            found.setdefault(_identity(row, primary_key), []).append(row)
+            found.setdefault(_told_apart_by(row, primary_key), []).append(row)
         return found
 
     with _place(folder / "whole", store) as url:
         whole = Attempt(folder / "whole", url)
-        _run(job, whole)
+        _attempt(job, whole)
         truth = identities(whole)
     if not truth:
         raise AssertionError("the job wrote no rows: give them to run.write, or tell by rows= how to read them back")
@@ -235,10 +235,10 @@ def crash_and_resume(
         place = folder / f"crash-{point}"
         with _place(place, store) as url:
             crashed = Attempt(place, url, point=point, kill=kill)
-            (_run_and_kill if kill else _run)(job, crashed)
+            (_run_and_kill if kill else _attempt)(job, crashed)
             resumed = Attempt(place, url)
             try:
-                _run(job, resumed)
+                _attempt(job, resumed)
             except Exception as error:
                 raise AssertionError(f"crashed {whole.places[point - 1]}, the job could not be resumed") from error
             found = identities(resumed)
@@ -246,7 +246,7 @@ def crash_and_resume(
         if missing:
             raise AssertionError(
                 f"crashed {crashed.crashed or whole.places[point - 1]} (point {point} of {total}) and resumed, the job "
-                f"lost {len(missing)} of {sum(map(len, truth.values()))} rows: {_listed(missing)}"
+                f"lost {len(missing)} of {sum(map(len, truth.values()))} rows: {_first_rows(missing)}"
             )
         worst = max(worst, sum(max(0, len(same) - len(truth.get(key, ()))) for key, same in found.items()))
     return Crashes(count, worst)
@@ -278,7 +278,7 @@ def _place(folder: Path, template: str) -> Generator[str]:
                 os.environ[TOKEN_VARIABLE] = before
 
 
-def _run(job: Callable[[Attempt], object], run: Attempt) -> None:
+def _attempt(job: Callable[[Attempt], object], run: Attempt) -> None:
     """Run a job in this process, to its end or to its crash point."""
     try:
         job(run)
@@ -296,7 +296,7 @@ def _run_and_kill(job: Callable[[Attempt], object], run: Attempt) -> None:
         pid = os.fork()
     if not pid:
         try:
-            _run(job, run)
+            _attempt(job, run)
         except BaseException:  # noqa: BLE001 - the parent's frames must not go on in the child
             traceback.print_exc()
             os._exit(1)
@@ -306,7 +306,7 @@ def _run_and_kill(job: Callable[[Attempt], object], run: Attempt) -> None:
         raise AssertionError(f"the job failed before its crash point: its process ended with {code}")
 
 
-def _identity(row: Any, primary_key: str | Callable[[Any], Hashable] | None) -> Hashable:
+def _told_apart_by(row: Any, primary_key: str | Callable[[Any], Hashable] | None) -> Hashable:
     if primary_key is None:
         return _frozen(row)
     return _frozen(row[primary_key] if isinstance(primary_key, str) else primary_key(row))
@@ -321,6 +321,6 @@ def _frozen(value: object) -> Hashable:
     return value
 
 
-def _listed(rows: list[Any]) -> str:
+def _first_rows(rows: list[Any]) -> str:
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return ", ".join(map(repr, rows[:_SHOWN])) + more

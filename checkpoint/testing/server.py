@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
     from typing_extensions import Self
 
-    from checkpoint.server.vendor import Options
+    from checkpoint.server.vendor import Switches
     from checkpoint.stores.base import Store
 
 
@@ -67,8 +67,8 @@ class ApiServer:
             store = TrutoStore(server.url, server.token)
             server.script(Answer(429, headers={"Retry-After": "1"}), Drop(applied=True), method="PATCH")
 
-    `switches` are fields of `checkpoint.server.Options`, to be changed by `set` or by assigning `options`. Port 0 takes
-    a free one. With a certificate it serves TLS. The store, a `MemoryStore` where none is given, is not closed.
+    `switches` are fields of `checkpoint.server.Switches`, to be changed by `set` or by assigning `options`. Port 0 is
+    any free one. With a certificate it serves TLS. The store, a `MemoryStore` where none is given, is not closed.
 
     freezegun may freeze the test, once a server has been made: the server's delays and its rate go by the real clock,
     the `Date` it sends and the times it stores by the frozen one.
@@ -84,14 +84,14 @@ class ApiServer:
         ssl_keyfile: str | None = None,
         **switches: Any,
     ) -> None:
-        from checkpoint.server import Options, create_app  # the contract needs no web framework
+        from checkpoint.server import Switches, create_app  # the contract needs no web framework
 
         switches.setdefault("in_threads", store is not None)
         self.store: Store = store if store is not None else MemoryStore()
         self.token = token
         self.url = ""
         """The base URL, known once the server is entered."""
-        self._app = create_app(self.store, token, Options(**switches))
+        self._app = create_app(self.store, token, Switches(**switches))
         self._port = port
         self._certfile = ssl_certfile
         self._keyfile = ssl_keyfile
@@ -139,13 +139,13 @@ class ApiServer:
         self._loop.close()
 
     @property
-    def options(self) -> Options:
+    def options(self) -> Switches:
         """The switches in force; assign to change them from the next request on."""
-        options: Options = self._app.state.api.options
+        options: Switches = self._app.state.api.options
         return options
 
     @options.setter
-    def options(self, options: Options) -> None:
+    def options(self, options: Switches) -> None:
         self._app.state.api.options = options
 
     def set(self, **switches: Any) -> None:
@@ -212,7 +212,7 @@ class ApiServer:
         if not self._scripts or transport is None:
             await self._app(scope, receive, send)
             return
-        body = await _read(receive)
+        body = await _body_of(receive)
         fault = self._next_fault(recorded.call()) or Pass()
         await fault(Exchange(self._app, scope, body, receive, send, transport))
 
@@ -305,7 +305,7 @@ def _recording_protocol(transports: dict[Any, asyncio.Transport]) -> type[Any]:
     return Recording
 
 
-async def _read(receive: Receive) -> bytes:
+async def _body_of(receive: Receive) -> bytes:
     body, more = bytearray(), True
     while more:
         message = await receive()
