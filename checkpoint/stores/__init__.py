@@ -6,10 +6,11 @@ import os
 import re
 from importlib import import_module
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from checkpoint.stores.base import Store
 
@@ -38,8 +39,13 @@ def open_store(url: str | None = None) -> Store:
     an installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite
     in the platform's user state folder.
 
+    A query holds options of the store, `https://api.truto.one?rate=50/10&deadline=180`: those that its class names in
+    `URL_OPTIONS` (a mapping of names to what reads them) are passed to it as keyword arguments, and taken out of the
+    URL; what is left of the query is the store's own business.
+
     Raises:
-        ValueError: no store has this scheme, the rest of the URL is not what it expects, or it is empty.
+        ValueError: no store has this scheme, an option or the rest of the URL is not what the store expects, or it is
+            empty, or holds control characters or white space around it.
         StoreError: the default folder cannot be had.
 
     """
@@ -49,21 +55,74 @@ def open_store(url: str | None = None) -> Store:
         raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
     if url is None:
         return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
+    check_url(url)
     scheme = _scheme(url)
     if scheme in _OPENERS:
-        given = [url]
+        opener = _resolve(_OPENERS[scheme])
+        given, options = _options_of(opener, url)
         del url  # so that no rendered traceback shows its password
-        return _resolve(_OPENERS[scheme])(given.pop())
+        return opener(given.pop(), **options)
     from importlib.metadata import entry_points  # slow to import, and rarely asked
 
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme in found:
-        opener: Callable[[str], Store] = found[scheme].load()
-        return opener(url)
+        theirs: Callable[..., Store] = found[scheme].load()
+        given, options = _options_of(theirs, url)
+        del url  # as above
+        return theirs(given.pop(), **options)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
     url = shown(url)  # a mistyped scheme does not make a password less of one
     hint = "" if ":" in url else f"; a file is sqlite:///{url}"
     raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL with characters that are dropped on its way, so that another place would be found empty.
+
+    Raises:
+        ValueError: it holds control characters, or white space around it; it is not shown.
+
+    """
+    if url != url.strip() or re.search(r"[\x00-\x1f\x7f-\x9f]", url):
+        raise ValueError(
+            "the store's URL holds control characters (a newline, a tab), or white space around it: write it without; "
+            "it is not shown here"
+        )
+
+
+def positive(text: str) -> float:
+    """Read an option that is a number of seconds."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError("a number greater than 0 is wanted")
+    return number
+
+
+def _options_of(opener: Callable[..., Store], url: str) -> tuple[list[str], dict[str, Any]]:
+    """Return a URL without the options that a store's class names, in a list, and those options as they were read."""
+    known: Mapping[str, Callable[[str], Any]] = getattr(getattr(opener, "__self__", opener), "URL_OPTIONS", {})
+    place, mark, query = url.partition("?")
+    if not (known and mark):
+        return [url], {}
+    query, hash_sign, fragment = query.partition("#")
+    options: dict[str, Any] = {}
+    rest: list[str] = []
+    for part in query.split("&"):
+        name, _, text = part.partition("=")
+        if name not in known:
+            rest.append(part)
+        elif name in options:
+            raise ValueError(f"the option {name!r} stands twice in the store's URL")
+        else:
+            options[name] = _read_option(name, unquote(text), known[name])
+    return [place + ("?" + "&".join(rest) if rest else "") + hash_sign + fragment], options
+
+
+def _read_option(name: str, text: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name}={text[:40]!r} in the store's URL cannot be read: {error}") from None
 
 
 def shown(url: str) -> str:

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import ssl
+import sys
 import threading
 import zlib
 from concurrent.futures import wait
@@ -29,7 +30,7 @@ from urllib.request import getproxies
 from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
-from checkpoint.stores.network import Limit, Loop, Network, interruption
+from checkpoint.stores.network import Limit, Loop, Network, behind, interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,7 +54,8 @@ KEPT = 60.0
 _STEP = 64 * 1024  # bytes decompressed at once
 _NEEDS_LOGIN = 407  # Proxy Authentication Required
 
-_MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL)
+_MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError)
+_NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +109,18 @@ class Clients:
         if deadline.left() <= 0:
             raise TransportError("the deadline has passed", reached=False)
         _hidden.secrets.add(token)
-        client = self._client(multiplexes=self._multiplexes is not False)
+        client, outer = self._client(multiplexes=self._multiplexes is not False), sys.exc_info()[1]
         try:
             response, version = client.send(
                 _request(token, method, url, body), Limit(operation, deadline, self._timeout)
             )
         except TransportError:
             raise
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure, cause = interruption(error), None
+        except Exception as error:  # noqa: BLE001 - the libraries let errors of their parts out, h2's and idna's
+            links, cause = behind(error, outer), None
+            failure = interruption(links)
             if failure is None:
-                failure, cause = _translated(error, client.proxy, token), _bare(error, token)
+                failure, cause = _translated(links, client.proxy, token), _bare(error, token)
             else:
                 self._drop(client)
         except BaseException:
@@ -328,6 +331,21 @@ def _url(url: str) -> httpx.URL:
     return httpx.URL(url)
 
 
+def check_host(url: str) -> None:
+    """Refuse a URL whose host is no name that can be looked up.
+
+    Raises:
+        ValueError: httpx cannot read it, or a part of the name is empty, too long, or not to be written in ASCII.
+
+    """
+    try:
+        host = httpx.URL(url).raw_host.decode("ascii")
+        if not re.fullmatch(r"[\da-fA-F:.]+", host):
+            host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ValueError(f"the host of {url!r} is no name that can be looked up: {printable(str(error))}") from None
+
+
 # Proxies and certificates
 
 
@@ -417,9 +435,9 @@ def _context(_file: str | None, _folder: str | None, _client: str) -> ssl.SSLCon
 # Failures
 
 
-def _translated(error: Exception, proxy: _Proxy | None, token: Secret) -> TransportError:
-    text = _said(error, token)
-    if certificate := _caused_by(error, ssl.SSLCertVerificationError):
+def _translated(links: list[BaseException], proxy: _Proxy | None, token: Secret) -> TransportError:
+    error, text = links[0], _said(links[0], token)
+    if certificate := _first(links, ssl.SSLCertVerificationError):
         trusted = " or ".join(f"${name}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name))
         advice = f"trusted is what {trusted} names" if trusted else "a company's own CA is named by SSL_CERT_FILE"
         return TransportError(
@@ -429,10 +447,10 @@ def _translated(error: Exception, proxy: _Proxy | None, token: Secret) -> Transp
         return TransportError(f"no TLS is spoken there, so try http://: {text}", reached=False, again=False)
     if isinstance(error, httpx.ProxyError):
         return _refused_by_proxy(text, proxy)
-    if isinstance(error, httpx.ConnectError) and proxy is not None and not _caused_by(error, ssl.SSLError):
+    if isinstance(error, httpx.ConnectError) and proxy is not None and not _first(links, ssl.SSLError):
         return TransportError(f"{proxy} cannot be reached: {text}", reached=False, again=False)
     again = not isinstance(error, _MISTAKES)
-    reached = again and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+    reached = again and not isinstance(error, _NOT_REACHED)
     return TransportError(text, reached=reached, again=again)
 
 
@@ -445,10 +463,8 @@ def _refused_by_proxy(text: str, proxy: _Proxy | None) -> TransportError:
     return TransportError(f"{proxy} refused the connection: {text}", reached=False, again=passes)
 
 
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error
+def _first(links: list[BaseException], kind: type[BaseException]) -> BaseException | None:
+    return next((link for link in links if isinstance(link, kind)), None)
 
 
 def _said(error: BaseException, token: Secret) -> str:
@@ -458,7 +474,8 @@ def _said(error: BaseException, token: Secret) -> str:
 
 def _bare(error: Exception, token: Secret) -> Exception:
     """Return an error anew: without its frames and its request, which hold the token, and what an answer echoed."""
-    return type(error)(printable(token.hide(str(error))))
+    said = printable(token.hide(str(error)))
+    return type(error)(said) if isinstance(error, httpx.HTTPError) else RuntimeError(f"{type(error).__name__}: {said}")
 
 
 class _Hiding(logging.Filter):

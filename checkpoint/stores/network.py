@@ -10,11 +10,12 @@ import asyncio
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from weakref import WeakSet
 
 if TYPE_CHECKING:
@@ -84,14 +85,14 @@ class Network(httpcore.NetworkBackend):
         limit = self.now()
         addresses = self._resolved(host, port, limit)
         share = limit.left() / len(addresses)
-        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        outer, failure = sys.exc_info()[1], cast("Exception", httpcore.ConnectError(f"{host} has no address"))
         for address in addresses:
             try:
                 stream = httpcore.SyncBackend().connect_tcp(
                     address, port, min(share, limit.left()), local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:  # noqa: PERF203 - the next may answer
-                if interruption(error) is not None:
+                if interruption(behind(error, outer)) is not None:
                     raise
                 failure = error
             else:
@@ -117,7 +118,7 @@ class Network(httpcore.NetworkBackend):
             raise httpcore.ConnectTimeout(f"no address of {host} in {limit.left():.0f} s")
         try:
             return list(dict.fromkeys(str(address[4][0]) for address in answer.result()))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(str(error)) from error
 
 
@@ -131,10 +132,11 @@ class _Stream(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
         limit = self._network.now()
         if limit.quiet() < limit.left():
+            outer = sys.exc_info()[1]
             try:
                 return self._stream.read(max_bytes, limit.quiet())
             except httpcore.ReadTimeout as error:
-                if interruption(error) is not None:
+                if interruption(behind(error, outer)) is not None:
                     raise
                 limit.tell()
         return self._stream.read(max_bytes, limit.left())
@@ -206,21 +208,35 @@ class Loop(asyncio.SelectorEventLoop):
         return await asyncio.wrap_future(resolve(host.decode() if isinstance(host, bytes) else host, port), loop=self)
 
 
-_LIBRARIES = ("anyio", "asyncio", "h11", "h2", "httpcore", "httpcore2", "httpx", "httpx2", "socket", "ssl", "selectors")
+_LIBRARIES = frozenset({
+    *("anyio", "asyncio", "certifi", "checkpoint", "concurrent", "contextlib", "encodings", "h11", "h2", "hpack"),
+    *("http", "httpcore", "httpcore2", "httpx", "httpx2", "hyperframe", "idna", "selectors", "sniffio"),
+    *("socket", "socksio", "ssl"),
+})  # fmt: skip
 
 
-def interruption(error: BaseException | None) -> BaseException | None:
+def behind(error: BaseException, outer: BaseException | None) -> list[BaseException]:
+    """Return an error and those that it was made of, up to the one that was being handled before."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link is not outer:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+def interruption(links: list[BaseException]) -> BaseException | None:
     """Return what a signal handler raised, where an error is no more than what a library made of that, else None.
 
     httpcore takes every `TimeoutError` or `OSError` for one of its socket's. One of the socket's is raised in a
     library's own line; what a handler raised comes from another file.
     """
-    while error is not None:
-        traceback = error.__traceback__
+    for link in links:
+        traceback = link.__traceback__
         while traceback is not None and traceback.tb_next is not None:
             traceback = traceback.tb_next
-        if isinstance(error, OSError) and traceback is not None:
+        if traceback is not None:
             module = str(traceback.tb_frame.f_globals.get("__name__"))
-            return None if module.partition(".")[0] in (*_LIBRARIES, __name__.partition(".")[0]) else error
-        error = error.__cause__ or error.__context__
+            if module.partition(".")[0] not in _LIBRARIES:
+                return link
     return None

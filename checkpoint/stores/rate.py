@@ -11,6 +11,8 @@ from email.utils import parsedate_to_datetime
 from heapq import heapify, heapreplace
 from typing import NamedTuple
 
+_LONGEST = 1e9  # seconds: what so many digits say may be no float
+
 
 @dataclass(slots=True)
 class Slot:
@@ -106,16 +108,15 @@ def simulate(
 def retry_after(header: str | None, date: str | None) -> float | None:
     """Return the seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), None where it asks nothing.
 
-    An HTTP-date is measured from the answer's own Date header, so that the two clocks need not agree; without one it is
-    ignored, as is garbage and what lies in the past.
+    It is digits or an HTTP-date; anything else is ignored. A date is measured from the answer's own Date header, so
+    that the two clocks need not agree; without one it is ignored, as is what lies in the past.
     """
     if header is None:
         return None
+    if header.isascii() and header.isdigit():
+        return min(float(header), _LONGEST)
     try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(header) - parsedate_to_datetime(date or "")).total_seconds()
-        except (TypeError, ValueError, OverflowError):
-            return None
+        seconds = (parsedate_to_datetime(header) - parsedate_to_datetime(date or "")).total_seconds()
+    except (TypeError, ValueError, OverflowError):
+        return None
     return seconds if seconds >= 0 else None

@@ -144,13 +144,20 @@ class Operation:
         try:
             return attempt()  # most succeed, and need no policy, which costs a tenth of a request
         except Again as failure:
-            failures = [failure]
+            last, handed_over = failure, False
         from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
         def next_attempt() -> T:
-            if failures:  # the first one's, so that the policy sees it
-                raise failures.pop()
-            return attempt()
+            nonlocal last, handed_over
+            if not handed_over or deadline.left() <= 0:  # the policy sees the first one; a pause may take too long
+                handed_over = True
+                raise last
+            deadline.attempts += 1
+            try:
+                return attempt()
+            except Again as failure:
+                last = failure
+                raise
 
         jittered = wait_random_exponential(multiplier=policy.first, max=policy.longest)
 
@@ -163,7 +170,6 @@ class Operation:
             return spent or self.stop.is_set() or state.upcoming_sleep >= deadline.left()
 
         def go_on(state: RetryCallState) -> None:
-            deadline.attempts = state.attempt_number + 1
             with self._lock:
                 self.retries += 1
             self.tell(deadline, state.outcome and state.outcome.exception(), state.upcoming_sleep)

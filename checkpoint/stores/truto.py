@@ -8,12 +8,13 @@ whether a POST of an existing key overwrites it, is taken either way.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
 import orjson
@@ -25,11 +26,13 @@ from checkpoint.errors import (
     Conflict,
     PartialCommit,
     StoreError,
+    StoreUnavailable,
     Unauthorized,
     ValueTooLarge,
 )
-from checkpoint.stores import service
+from checkpoint.stores import check_url, positive, service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
+from checkpoint.stores.http import check_host
 from checkpoint.stores.retrying import Again, Deadline
 from checkpoint.stores.service import Requests, Service, Unanswered
 from checkpoint.stores.tokens import Token
@@ -47,8 +50,18 @@ ENTRIES_PER_GET = 1_000
 CONCURRENCY = 50
 """Requests at once where nothing else is asked for: a hundred changed keys are the look and two rounds of writes."""
 
+LOST = 3
+"""Answers to a list from another than the API, until the address is taken for wrong."""
+
 MISSING = 404
 TOO_LARGE = 413
+
+
+def _rate(text: str) -> tuple[int, float]:
+    requests, slash, seconds = text.partition("/")
+    if not slash:
+        raise ValueError("requests/seconds are wanted, such as 500/10")
+    return int(requests), positive(seconds)
 
 
 class TrutoStore:
@@ -56,9 +69,12 @@ class TrutoStore:
 
     Args:
         base_url: where the API is; a path is kept as a prefix.
-        token: the API token; None: `$TRUTO_API_TOKEN`.
+        token: the API token, or a callable that gives it; None: `$TRUTO_API_TOKEN`, else what the file holds that
+            `$TRUTO_API_TOKEN_FILE` names. A callable and a file are asked when they are first needed, and once more
+            when the service refuses the token (401).
         timeout: seconds to connect, and to wait for each piece of an answer.
-        deadline: seconds for the write of one key as a whole, with its retries and the pauses the service asks for.
+        deadline: seconds for a load, and for the write of one key, as a whole: with all pages, addresses and retries,
+            and the pauses that the service asks for.
         concurrency: requests at once.
         rate: (requests, seconds): never more requests in any such time; shared by all stores of this process that use
             the same base URL and token.
@@ -67,6 +83,14 @@ class TrutoStore:
         ValueError: the URL or the token is not one, or a number is not positive; the token is not shown.
 
     """
+
+    URL_OPTIONS: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        "concurrency": int,
+        "deadline": positive,
+        "rate": _rate,
+        "timeout": positive,
+    }
+    """Options that may stand in a URL; `rate=50/10` is 50 requests in 10 seconds."""
 
     def __init__(
         self,
@@ -82,8 +106,10 @@ class TrutoStore:
         given = [token]
         del token  # so that no rendered traceback shows it
         source = Token(given.pop(), "TRUTO_API_TOKEN")
-        if not (timeout > 0 and deadline > 0 and concurrency >= 1 and rate[0] >= 1 and rate[1] > 0):
-            raise ValueError("timeout, deadline, concurrency and rate must be greater than 0")
+        if not (
+            concurrency >= 1 and rate[0] >= 1 and all(0 < each < math.inf for each in (timeout, deadline, rate[1]))
+        ):
+            raise ValueError("timeout, deadline, concurrency and rate must be greater than 0, and finite")
         self._base_url = _checked_url(base_url)
         self._service = Service(
             self._base_url, source, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
@@ -99,7 +125,8 @@ class TrutoStore:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
         check_name("state_key", state_key)
         run, started = Requests(self._base_url), monotonic()
-        entries = self._list(run, state_key)
+        entries = self._list(run, state_key, Deadline(self._deadline))
+        self._seen[state_key].reached.clear()  # a run begins by loading
         logger.debug(
             "%r: listed keys=%d requests=%d retries=%d seconds=%.3f",
             state_key, len(entries), run.requests, run.retries, monotonic() - started,
@@ -120,21 +147,27 @@ class TrutoStore:
         written. A key that is not named is overwritten whatever it holds.
         """
         check_changes(state_key, changes, run_id)
-        run = Requests(self._base_url)
-        stored = self._look(run, state_key, changes, base)
-        check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
+        run, reading = Requests(self._base_url), Deadline(self._deadline)
+        stored = self._look(run, state_key, changes, base, reading)
+        check_base(state_key, changes, base, {key: entry for key, entry in stored.entries.items() if entry is not None})
+        landed = {
+            key: stored.entries[key]
+            for key, value in changes.items()
+            if key in stored.certain and holds(stored.entries[key], value)
+        }
         seen = self._seen.setdefault(state_key, _Seen())
-        landed = {key: stored[key] for key, value in changes.items() if key in stored and holds(stored[key], value)}
+        seconds = max(reading.left(), self._deadline / 10)  # one deadline, with what was read before
         writes = {
             key: _Write(
                 _Api(self._service, run, state_key),
                 key,
                 value,
                 base.get(key),
-                exists=base[key] is not None if key in base else key in seen.keys,
+                exists=stored.entries[key] is not None if key in stored.entries else key in seen.keys,
                 checked=key in base,
-                seconds=self._deadline,
-                last_look=min(self._timeout, self._deadline / 2),
+                seconds=seconds,
+                last_look=min(self._timeout, seconds / 2),
+                listed=lambda: self._list(run, state_key, Deadline(seconds)),
             )
             for key, value in changes.items()
             if key not in landed
@@ -175,71 +208,131 @@ class TrutoStore:
         try:
             return parsedate_to_datetime(date)
         except ValueError as error:
-            raise StoreError(f"{self._base_url} does not tell its time: {date!r}") from error
+            raise StoreError(f"{self._base_url} does not tell its time: {self._service.hide(repr(date))}") from error
 
     def close(self) -> None:
         """End this process's threads and connections."""
         self._service.close()
 
     def _look(
-        self, run: Requests, state_key: str, changes: Mapping[str, str | None], base: Mapping[str, Entry | None]
-    ) -> dict[str, Entry | None]:
-        """Return what is stored under the keys of `base`, by whichever costs less: one list, or a GET for each.
+        self,
+        run: Requests,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None],
+        deadline: Deadline,
+    ) -> _Stored:
+        """Return what is stored under the keys of `base`, and under those whose path may be rewritten on the way.
 
-        A list may be stale, and can miss a key between two pages: what it says against `base` is confirmed by a GET.
+        The keys of `base` by whichever costs less, one list or a GET for each. A list may be stale, and can miss a key
+        between two pages: what it says against `base`, and what would stand for a write, is confirmed by a GET.
+
+        Raises:
+            StoreError: a gateway rewrites paths; nothing was written.
+
         """
-        if not base:
-            return {}
-        seen = self._seen.get(state_key, _Seen())
-        if len(base) <= seen.pages + len(seen.keys) // ENTRIES_PER_GET:
-            return self._get_each(run, state_key, base)
-        listed = self._list(run, state_key)
-        paged = self._seen[state_key].pages > 1
-        stored = {key: listed.get(key) for key in base}
-        doubtful = [
-            key
-            for key, expected in base.items()
-            if (paged and key not in listed)
-            or not (unchanged(expected, stored[key]) or (key in changes and holds(stored[key], changes[key])))
-        ]
-        return {**stored, **self._get_each(run, state_key, doubtful)}
+        stored = _Stored({}, set())
+        asked: Iterable[str] = base
+        seen = self._seen.setdefault(state_key, _Seen())
+        if len(base) > seen.pages + len(seen.keys) // ENTRIES_PER_GET:
+            listed = self._list(run, state_key, deadline)
+            seen = self._seen[state_key]
+            stored.entries.update((key, listed.get(key)) for key in base)
+            asked = [
+                key
+                for key, expected in base.items()
+                if (seen.pages > 1 and key not in listed)
+                or not unchanged(expected, stored.entries[key])
+                or (key in changes and holds(stored.entries[key], changes[key]))
+            ]
+        paths = [key for key, value in changes.items() if _is_rewritable(key) and (value is None or key in seen.keys)]
+        asked = dict.fromkeys([*asked, *(key for key in paths if key not in seen.reached)])
+        found = self._get_each(run, state_key, asked, deadline)
+        gone = [key for key, entry in found.items() if entry is None and (key in seen.keys or key in paths)]
+        if gone:
+            self._check_gone(run, state_key, gone, self._list(run, state_key, deadline))
+        self._seen[state_key].reached.update(key for key, entry in found.items() if entry is not None)
+        stored.entries.update(found)
+        stored.certain.update(found)
+        return stored
 
-    def _get_each(self, run: Requests, state_key: str, keys: Iterable[str]) -> dict[str, Entry | None]:
-        api = _Api(self._service, run, state_key)
+    def _check_gone(self, run: Requests, state_key: str, keys: Iterable[str], listed: Mapping[str, Entry]) -> None:
+        """Look keys whose path leads nowhere up in a list, in which nothing is rewritten."""
+        for key in keys:
+            if key in listed:
+                raise _Api(self._service, run, state_key).rewritten(f"{key!r} was not found, though the list has it")
+
+    def _get_each(
+        self, run: Requests, state_key: str, keys: Iterable[str], deadline: Deadline
+    ) -> dict[str, Entry | None]:
+        api, own = _Api(self._service, run, state_key), {key: deadline.same() for key in keys}
 
         def get(key: str) -> Entry | None:
-            deadline = Deadline(self._deadline)
-            return run.call(lambda: api.get(key, deadline), deadline, service.POLICY)
+            return run.call(lambda: api.get(key, own[key]), own[key], service.POLICY)
 
         found: dict[str, Entry | None] = {}
-        for key, outcome in self._service.each(run, get, keys).items():
+        for key, outcome in self._service.each(run, get, own).items():
             if isinstance(outcome, CheckpointError):
                 raise outcome
             found[key] = outcome
+        deadline.at = max([deadline.at, *(each.at for each in own.values())])  # waits for the rate do not count
         return found
 
-    def _list(self, run: Requests, state_key: str) -> dict[str, Entry]:
+    def _list(self, run: Requests, state_key: str, deadline: Deadline) -> dict[str, Entry]:
+        """Return every entry of a namespace; all pages and retries have one deadline."""
         api = _Api(self._service, run, state_key)
         entries: dict[str, Entry] = {}
         cursors: list[str | None] = [None]
         while True:
-            deadline = Deadline(self._deadline)
-            listed, cursor = run.call(lambda: api.page(cursors[-1], deadline), deadline, service.POLICY)  # noqa: B023 - called at once, in this turn of the loop
+            listed, cursor = self._page(api, cursors[-1], deadline)
             for entry in listed:
                 known = entries.get(entry.key)
                 if known is None or _moment(entry) >= _moment(known):
                     entries[entry.key] = entry
             if cursor is None:
-                self._seen[state_key] = _Seen(len(cursors), set(entries))
+                reached = self._seen.get(state_key, _Seen()).reached
+                self._seen[state_key] = _Seen(len(cursors), set(entries), reached)
                 return entries
             if cursor in cursors:
-                raise StoreError(f"the list of {state_key!r} repeats its page {cursor!r}: it would never end")
+                shown = self._service.hide(repr(cursor))
+                raise StoreError(f"the list of {state_key!r} repeats its page {shown}: it would never end")
+            if deadline.left() <= 0:
+                raise StoreUnavailable(
+                    f"{self._base_url}: the list of {state_key!r} did not end within {deadline.seconds:.0f} s: "
+                    f"{len(cursors)} pages came"
+                )
             cursors.append(cursor)
+
+    def _page(self, api: _Api, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
+        misses: list[_Elsewhere] = []
+
+        def attempt() -> tuple[list[Entry], str | None]:
+            try:
+                return api.page(cursor, deadline)
+            except _Elsewhere as miss:
+                misses.append(miss)
+                if len(misses) < LOST:
+                    raise
+            raise api.rewritten(f"the list of {api.state_key!r} was answered {misses[-1]}, {LOST} times")
+
+        return api.run.call(attempt, deadline, service.POLICY)
 
     def _remember(self, state_key: str, landed: Mapping[str, Entry | None]) -> None:
         keys = self._seen.setdefault(state_key, _Seen()).keys
         keys.update(key for key, entry in landed.items() if entry is not None)
         keys.difference_update(key for key, entry in landed.items() if entry is None)
+
+
+class _Stored(NamedTuple):
+    """What was found before anything is written."""
+
+    entries: dict[str, Entry | None]
+    certain: set[str]
+    """Keys of which a GET said so."""
+
+
+class _Elsewhere(Again):
+    """A list's 404 that is not the API's: a gateway's, which may know the way a moment later."""
 
 
 @dataclass(slots=True)
@@ -248,6 +341,8 @@ class _Seen:
 
     pages: int = 1
     keys: set[str] = field(default_factory=set[str])
+    reached: set[str] = field(default_factory=set[str])
+    """Keys that a gateway may rewrite, and that it was seen not to in this run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +356,8 @@ class _Api:
     def page(self, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
         """List the entries of one page; return them and the cursor of the next page, None after the last."""
         response = self._send(deadline, "GET", None, cursor=cursor)
+        if response.status == MISSING and not _is_missing(response):
+            raise _Elsewhere(self.service.said(response))
         if cursor is None and _is_missing(response):
             logger.warning(
                 "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
@@ -269,7 +366,9 @@ class _Api:
         document = self.service.document(response)
         result, following = document.get("result"), document.get("next_cursor")
         if not isinstance(result, list):
-            raise StoreError(f"the list of {self.state_key!r} has no 'result' list, but {sorted(document)[:10]}")
+            raise StoreError(
+                self.service.hide(f"the list of {self.state_key!r} has no 'result' list, but {sorted(document)[:10]}")
+            )
         return [_entry(item) for item in cast("list[object]", result)], str(following) if following else None
 
     def date(self, deadline: Deadline) -> str:
@@ -281,10 +380,19 @@ class _Api:
         response = self._send(deadline, "GET", key)
         if _is_missing(response):
             return None
+        if response.status == MISSING:
+            raise self.rewritten(f"{key!r} was answered {self.service.said(response)}, which is not the API's own form")
         entry = _entry(self.service.document(response))
         if entry.key != key:
-            raise StoreError(f"asked for {key!r}, the service answered with {entry.key!r}")
+            raise self.rewritten(self.service.hide(f"asked for {key!r}, the service answered with {entry.key!r}"))
         return entry
+
+    def rewritten(self, what: str) -> StoreError:
+        """Return the error of an answer that is not that of the path that was asked for."""
+        return StoreError(
+            f"{self.service.base_url}: {what}: a gateway or proxy answers in the API's place, or rewrites paths "
+            "(decodes %2F, resolves .., drops a prefix). Correct the base URL, or let it pass paths on as they are"
+        )
 
     def post(self, key: str, value: str, deadline: Deadline) -> Response:
         """Create an entry."""
@@ -319,7 +427,7 @@ class _Write:
 
     `known` is the entry last known, None for none; where it was not `checked` the key is overwritten whatever it holds.
     `exists` tells which call to begin with. `seconds` are for everything, `last_look` of them for reading back at the
-    end.
+    end; `listed` asks for a fresh list.
     """
 
     def __init__(
@@ -333,6 +441,7 @@ class _Write:
         checked: bool,
         seconds: float,
         last_look: float,
+        listed: Callable[[], Mapping[str, Entry]],
     ) -> None:
         self.unsettled = False
         """Whether an attempt, its outcome never seen, may have landed or may land yet."""
@@ -344,6 +453,7 @@ class _Write:
         self._seconds = seconds
         self._last_look = last_look
         self._exists = exists
+        self._listed = listed
         self._in_doubt = False
         self._turned = False
 
@@ -399,6 +509,7 @@ class _Write:
         if self._value is None:
             response = self._api.delete(self._key, deadline)
             if _is_missing(response):
+                self._check_gone()
                 return None
         elif self._exists:
             response = self._api.patch(self._key, self._value, deadline)
@@ -420,6 +531,8 @@ class _Write:
     def _turn(self, response: Response, deadline: Deadline) -> Entry | None:
         """Find out why a PATCH found nothing, or a POST something: ours after all, a conflict, or the other call."""
         found, assumed = self._api.get(self._key, deadline), self._exists
+        if found is None and self._checked:  # where nothing is compared, a POST does no harm
+            self._check_gone()
         if holds(found, self._value):
             return found
         self._accept(found)
@@ -428,6 +541,11 @@ class _Write:
             raise self._refusal(response)  # not for the key's presence, then
         self._turned = True
         return self._send(deadline)
+
+    def _check_gone(self) -> None:
+        """Look a key up in a list, where its path led nowhere though it was loaded: a gateway may rewrite paths."""
+        if self._exists and self._key in self._listed():
+            raise self._api.rewritten(f"{self._key!r} was not found, though the list has it")
 
     def _accept(self, found: Entry | None) -> None:
         """Refuse to write over what is neither ours nor what was last known."""
@@ -459,8 +577,10 @@ class _Write:
     def _refusal(self, response: Response) -> StoreError:
         if response.status == TOO_LARGE and self._value is not None:
             return ValueTooLarge(self._key, len(self._value.encode()))
-        api = self._api.service
-        return StoreError(f"{api.base_url} refused {self._key!r}: {api.said(response)}")
+        said = self._api.service.said(response)
+        if response.status == MISSING and not _is_missing(response):
+            return self._api.rewritten(f"{self._key!r} was answered {said}, which is not the API's own form")
+        return StoreError(f"{self._api.service.base_url} refused {self._key!r}: {said}")
 
     def _echo(self, response: Response) -> Entry | None:
         """Check what the service says it has stored; an answer without a body says nothing."""
@@ -476,10 +596,14 @@ class _Write:
 
 
 def _checked_url(base_url: str) -> str:
+    check_url(base_url)
     if "@" in base_url:
         raise ValueError("the API's base URL has no user; it is not shown here")
     if "?" in base_url or "#" in base_url:
-        raise ValueError("the API's base URL has no query or fragment")
+        raise ValueError(
+            "the API's base URL has no query or fragment; as a store's URL it may have the options "
+            f"{', '.join(TrutoStore.URL_OPTIONS)}"
+        )
     try:
         parts = urlsplit(base_url)
         named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -487,6 +611,7 @@ def _checked_url(base_url: str) -> str:
         named = False
     if not named:
         raise ValueError(f"the API's base URL is like https://api.truto.one, not {base_url!r}")
+    check_host(base_url)
     return base_url.rstrip("/")
 
 
@@ -502,13 +627,19 @@ def _failure(
 
 
 def _is_missing(response: Response) -> bool:
-    """Tell the API's own 404 from the page of some proxy."""
+    """Tell whether the API itself says that there is no such entry: an error of its own has `statusCode`."""
     if response.status != MISSING:
         return False
     try:
-        return isinstance(orjson.loads(response.body), dict)
+        document = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         return False
+    return isinstance(document, dict) and "statusCode" in document
+
+
+def _is_rewritable(key: str) -> bool:
+    """Tell whether a gateway on the way may take a key's path for another: it decodes `%2F`, or resolves `..`."""
+    return any(char in key for char in "/\\%")
 
 
 def _entry(document: object) -> Entry:
