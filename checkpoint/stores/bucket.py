@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 TIMEOUT = 15.0
-"""Seconds for one request with its answer."""
+"""Seconds for one request with its answer, where the deadline leaves as many."""
 
 MAX_OBJECT = 64 * 1024 * 1024
 """Bytes of the largest object that is written or read."""
@@ -51,12 +52,17 @@ class Failed(Exception):
         self.unanswered = reached and (status is None or status in _GATEWAY)
         """Whether it may be done yet."""
         self.unauthorized = status in {401, 403} or code in _EXPIRED
+        self.refused = status in {409, 412} or code in _ABSENT
+        """Whether a put was refused because its condition did not hold."""
         self.too_large = status == 413 or code == "EntityTooLarge"
 
 
 def _failed(error: Exception) -> Failed:
     """Judge what obstore said: "… non-2xx status code: 404 Not Found: the body", or why there was no answer."""
     head, _, debug = str(error).partition("\n\nDebug source:")
+    if asked := re.search(r"External \w+ credential provider: (\w+)", head):
+        said = f"the credential provider failed with {asked[1]}; it is called again with the next request"
+        return Failed(said, 401, again=False)
     found = re.search(r"non-2xx status code: (\d{3})[^:]*:? ?", head)
     if found is None:
         reasons = re.findall(r'(?:message|error): "([^"]+)"|(TimedOut|BadScheme)|InvalidCertificate\(\s*(\w+)', debug)
@@ -96,19 +102,31 @@ _OPTIONS = (
 
 
 class Bucket:
-    """A bucket through obstore, each request sent once."""
+    """A bucket through obstore, each request sent once.
 
-    def __init__(self, scheme: str, bucket: str) -> None:
+    `timeout` is the seconds of one request with its answer. `provider` is obstore's: a callable that returns
+    credentials, asked again when they expire; None: the environment, for S3 the profile of boto3 too.
+    """
+
+    checked = False
+    """Whether it was seen to keep the conditions of a put."""
+
+    def __init__(self, scheme: str, bucket: str, timeout: float, provider: Callable[[], Any] | None = None) -> None:
         self._library = library()
         # Given options replace those of the environment altogether.
         environment = {name: os.environ.get(_VARIABLES[scheme] + name.upper()) for name in _OPTIONS}
         options = {name: value for name, value in environment.items() if value is not None}
-        options["timeout"] = f"{int(TIMEOUT * 1000)} ms"
-        options["connect_timeout"] = f"{int(min(5.0, TIMEOUT) * 1000)} ms"
+        options["timeout"] = f"{int(timeout * 1000)} ms"
+        options["connect_timeout"] = f"{int(min(5.0, timeout) * 1000)} ms"
         # It would repeat a put without looking, and wait for minutes.
         once = {"max_retries": 0}
         open_url = self._library.store.from_url
-        self._store = self._call(lambda: open_url(f"{scheme}://{bucket}", client_options=options, retry_config=once))
+        found = provider or (_profile() if scheme == "s3" else None)
+        self._store = self._call(
+            lambda: open_url(
+                f"{scheme}://{bucket}", client_options=options, retry_config=once, credential_provider=found
+            )
+        )
 
     def get(self, name: str) -> tuple[bytes, dict[str, str]] | None:
         """Return an object's bytes and the mode to replace it, None where there is none.
@@ -157,6 +175,59 @@ class Bucket:
         except (self._library.exceptions.BaseError, OSError, ValueError) as error:
             failed = _failed(error)
         raise failed  # outside of the block: what obstore said may hold credentials, and would be its context
+
+
+STALE = {"e_tag": '"00000000000000000000000000000000"', "version": "1"}
+"""A condition that holds for no object."""
+
+
+def keeps_conditions(bucket: Bucket, name: str, data: bytes, mode: Mode) -> bool:
+    """Try a put whose condition cannot hold; return whether it was refused, as it must be.
+
+    Raises:
+        Failed: there was no answer, or another refusal.
+
+    """
+    try:
+        bucket.put(name, data, mode)
+    except Failed as failed:
+        if failed.refused:
+            return True
+        raise
+    return False
+
+
+def _profile() -> Any:
+    """Return what asks boto3 for the credentials of a profile (assumed roles, SSO); None: there is no profile.
+
+    obstore itself reads the environment and the metadata of an instance or container, and no files.
+
+    Raises:
+        Failed: a profile is named, and boto3 is missing or cannot read it.
+
+    """
+    named = os.environ.get("AWS_PROFILE")
+    if not named and (os.environ.get("AWS_ACCESS_KEY_ID") or not any(map(_exists, _PROFILES.items()))):
+        return None
+    try:
+        boto3, provider = import_module("boto3"), import_module("obstore.auth.boto3")
+    except ImportError as error:
+        if not named:
+            return None
+        raise Failed("AWS_PROFILE is set, and boto3 reads profiles: pip install boto3", again=False) from error
+    try:
+        session = boto3.Session()
+        return provider.Boto3CredentialProvider(session) if session.get_credentials() is not None else None
+    except import_module("botocore.exceptions").BotoCoreError as error:
+        failed = Failed(f"the AWS profile cannot be used: {error}", 401, again=False)
+    raise failed
+
+
+_PROFILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+
+
+def _exists(file: tuple[str, str]) -> bool:
+    return Path(os.environ.get(file[0]) or file[1]).expanduser().is_file()
 
 
 _libraries: dict[int, Any] = {}  # by process

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from secrets import token_hex
@@ -18,24 +17,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote, unquote
 
 import orjson
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from checkpoint.entries import Entry, Receipt
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
 from checkpoint.stores import bucket
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
-from checkpoint.stores.bucket import Bucket, Failed, Mode, library
+from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
+from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
+from checkpoint.stores.urls import options, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 T = TypeVar("T")
 
 FORMAT = 1
 """Of the documents, told in each."""
-
-DEADLINE = 60.0
-"""Seconds for a load or a commit as a whole."""
 
 PAUSE = 4.0
 """Seconds of the longest pause before the next attempt."""
@@ -61,18 +58,30 @@ class ObjectStore:
 
     Args:
         url: `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`; the prefix, taken literally, may be
-            left out, and belongs to this store alone.
+                left out, and belongs to this store alone. `?deadline=180` sets the deadline.
+        credential_provider: obstore's, a callable that returns credentials and when they expire, asked again then;
+            None: the environment, and for S3 the profile that boto3 finds, where it is installed.
+        deadline: seconds for one load or commit, with everything that is tried again.
 
     Raises:
-        ValueError: the URL is not one.
+        ValueError: the URL or the deadline is not one.
         StoreError: obstore is not installed.
 
     """
 
     atomic = True
 
-    def __init__(self, url: str) -> None:
-        self._scheme, self._bucket, self._prefix = _parts(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        credential_provider: Callable[[], Any] | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._scheme, self._bucket, self._prefix, query = _parts(url)
+        named = options(query, {"deadline": seconds}).get("deadline", DEADLINE)
+        self._deadline = seconds("deadline", deadline if deadline is not None else named)
+        self._provider = credential_provider
         self._url = f"{self._scheme}://{self._bucket}/{self._prefix}".rstrip("/")
         self._buckets: dict[int, Bucket] = {}  # by process: a child leaves its parent's alone
         library()
@@ -83,7 +92,14 @@ class ObjectStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""
         name = self._name(state_key)
-        return _Run(self._where(name)).retry(lambda: self._read(name, state_key)).entries
+        return self._ask(name).retry(lambda: self._read(name, state_key)).entries
+
+    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`. The object is read whole."""
+        wanted = {*keys}
+        for key in wanted:
+            check_name("key", key)
+        return {key: entry for key, entry in self.load(state_key).items() if key in wanted}
 
     def commit(
         self,
@@ -98,25 +114,24 @@ class ObjectStore:
         name = self._name(state_key)
         if not changes and not base:
             return Receipt()
-        run = _Run(self._where(name))
-        work = _Commit(self, name, state_key, changes, run_id, run)
+        asked = self._ask(name)
+        work = _Commit(self, name, state_key, changes, run_id, asked)
         try:
-            entries = run.retry(lambda: work.attempt(base))
+            entries = asked.retry(lambda: work.attempt(base))
         except StoreError as error:
             landed = work.looked()
             if landed is not None:
-                return Receipt(landed, run.requests, run.retries)
+                return Receipt(landed, asked.requests, asked.retries)
             if not work.doubtful:
                 raise
             unknown = CommitUnknown(state_key, changes)
             unknown.unsettled = frozenset(changes)
             raise unknown from error
-        return Receipt(entries, run.requests, run.retries)
+        return Receipt(entries, asked.requests, asked.retries)
 
     def namespaces(self) -> list[str]:
         """Return the namespaces that hold at least one key, or cannot be read, sorted; small objects are looked at."""
-        run = _Run(f"{self._url}/")
-        sizes = run.retry(lambda: self._opened().sizes(self._prefix))
+        sizes = _Asked(f"{self._url}/", self._deadline, self._timeout).retry(lambda: self._opened().sizes(self._prefix))
         found = {_state_key(name.removeprefix(self._prefix).lstrip("/")): name for name in sizes}
         known = {key: name for key, name in found.items() if key is not None}
         small = [key for key, name in known.items() if sizes[name] < _EMPTY]
@@ -129,6 +144,11 @@ class ObjectStore:
         """Let go of this process's connections; the next use opens new ones."""
         self._buckets.pop(os.getpid(), None)
 
+    @property
+    def _timeout(self) -> float:
+        """Seconds of one request: a write needs three of them, and pauses, within the deadline."""
+        return min(bucket.TIMEOUT, self._deadline / 4)
+
     def _name(self, state_key: str) -> str:
         """Return the name of a namespace's object; only letters, digits and `-._~` stand for themselves in it."""
         check_name("state_key", state_key)
@@ -140,13 +160,16 @@ class ObjectStore:
             )
         return name
 
+    def _ask(self, name: str) -> _Asked:
+        return _Asked(self._where(name), self._deadline, self._timeout)
+
     def _where(self, name: str) -> str:
         return f"{self._scheme}://{self._bucket}/{name}"
 
     def _opened(self) -> Bucket:
         opened = self._buckets.get(os.getpid())
         if opened is None:
-            opened = self._buckets[os.getpid()] = Bucket(self._scheme, self._bucket)
+            opened = self._buckets[os.getpid()] = Bucket(self._scheme, self._bucket, self._timeout, self._provider)
         return opened
 
     def _read(self, name: str, state_key: str) -> _Document:
@@ -163,7 +186,7 @@ class ObjectStore:
             ) from error
 
     def _is_empty(self, name: str) -> bool:
-        found = _Run(self._where(name)).retry(lambda: self._opened().get(name))
+        found = self._ask(name).retry(lambda: self._opened().get(name))
         try:
             return found is None or not _parsed(*found).entries
         except (ValueError, RecursionError):
@@ -191,14 +214,14 @@ class _Commit:
         state_key: str,
         changes: Mapping[str, str | None],
         run_id: str | None,
-        run: _Run,
+        asked: _Asked,
     ) -> None:
         self._store = store
         self._name = name
         self._state_key = state_key
         self._changes = changes
         self._run_id = run_id
-        self._run = run
+        self._asked = asked
         self._now = utc_now()
         self._sent: dict[str, dict[str, Entry]] = {}  # what was sent, by the id of the attempt
         self._doubted = 0  # the version that the first put would have made which may have been done; 0: none may
@@ -230,12 +253,23 @@ class _Commit:
         data = _rendered(self._state_key, self._merged(found, written), found, attempt)
         if len(data) > bucket.MAX_OBJECT:
             raise self._too_large()
-        if self._run.left() < 2 * bucket.TIMEOUT + PAUSE:  # keeps the time for a look at what became of it
-            raise StoreUnavailable(f"{self._run.where}: gave up after {self._run.spent()}: no time is left to write")
+        if not self._asked.may_write():
+            raise StoreUnavailable(
+                f"{self._asked.where}: gave up after {self._asked.spent()}: no time is left to write"
+            )
         self._sent[attempt] = written
-        self._run.requests += 1
+        self._put(data, found)
+        return written
+
+    def _put(self, data: bytes, found: _Document) -> None:
+        """Write the object; the first that this process creates in the bucket shows whether conditions are kept."""
+        opened = self._store._opened()  # noqa: SLF001 - as above
+        first = found.mode == "create" and not opened.checked
+        if first:  # while nothing is there that it could overwrite
+            self._check(opened, _rendered(self._state_key, {}, found, ""), STALE)
+        self._asked.requests += 1
         try:
-            self._store._opened().put(self._name, data, found.mode)  # noqa: SLF001 - as above
+            opened.put(self._name, data, found.mode)
         except Failed as failed:
             if failed.reached:
                 self._doubted = self._doubted or found.version + 1
@@ -245,7 +279,19 @@ class _Commit:
             if failed.too_large:
                 raise self._too_large() from failed
             raise
-        return written
+        if first:
+            self._check(opened, data, found.mode)
+            opened.checked = True
+
+    def _check(self, opened: Bucket, data: bytes, mode: Mode) -> None:
+        """Refuse a bucket that ignores the condition of a put: two runs would overwrite each other's commits there."""
+        self._asked.requests += 1
+        if not keeps_conditions(opened, self._name, data, mode):
+            header = "If-None-Match" if mode == "create" else "If-Match"
+            raise StoreError(
+                f"{self._asked.where}: the service ignores {header}, so that runs would overwrite each other's commits "
+                "unnoticed: use one that keeps conditional writes, as S3 does; a proxy in between may drop the header"
+            )
 
     def looked(self) -> dict[str, Entry] | None:
         """Look once more where a put was the last thing done; return what landed, None where nothing is known to."""
@@ -256,7 +302,7 @@ class _Commit:
 
     def _read(self) -> _Document:
         self._unread = False
-        self._run.requests += 1
+        self._asked.requests += 1
         return self._store._read(self._name, self._state_key)  # noqa: SLF001 - the store's own
 
     def _landed(self, found: _Document) -> dict[str, Entry] | None:
@@ -266,7 +312,7 @@ class _Commit:
                 self._doubted = 0
                 return self._sent[commit]
         if 0 < self._doubted <= found.version - len(found.commits):
-            raise StoreError(f"{self._run.where}: too many commits followed to tell")
+            raise StoreError(f"{self._asked.where}: too many commits followed to tell")
         if self._open != found.mode:  # its condition will never hold again
             self._doubted, self._open = 0, None
         return None
@@ -386,25 +432,25 @@ def _state_key(name: str) -> str | None:
     return state_key if name == f"{quote(state_key, safe='')}.json" else None
 
 
-def _parts(url: str) -> tuple[str, str, str]:
-    """Return scheme, bucket and prefix of a store's URL.
+def _parts(url: str) -> tuple[str, str, str, str]:
+    """Return scheme, bucket, prefix and query of a store's URL.
 
     Raises:
         ValueError: it is not one; credentials in it are not shown.
 
     """
-    found = re.fullmatch(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/+([^?#]*))?", url)
+    found = re.fullmatch(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/+([^?#]*))?(?:\?([^#]*))?", url)
     if found is None:
         shown = "one with credentials: those come from the environment" if "@" in url else repr(url)
         raise ValueError(
             "an object store's URL is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, "
-            f"without ? and #, not {shown}"
+            f"with ?deadline=60 behind it or nothing, not {shown}"
         )
-    scheme, name, prefix = found.groups(default="")
+    scheme, name, prefix, query = found.groups(default="")
     prefix = prefix.rstrip("/")
     for part in prefix.split("/") if prefix else ():
         check_name("each part of an object store's prefix", part)
-    return scheme, name, prefix
+    return scheme, name, prefix, query
 
 
 _ADVICE = (
@@ -412,53 +458,51 @@ _ADVICE = (
 )
 
 
-class _Run:
+class _Asked:
     """One load or commit: its deadline, its attempts, its requests."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, deadline: float, timeout: float) -> None:
+        self._operation = Operation(where)
+        self._deadline = Deadline(deadline - timeout)  # keeps the time for the request that begins last
+        self._timeout = timeout
         self.where = where
         self.requests = 0
-        self.retries = 0
-        self._began = time.monotonic()
+
+    @property
+    def retries(self) -> int:
+        """How often it was tried again."""
+        return self._deadline.attempts - 1
 
     def left(self) -> float:
         """Return the seconds that are left."""
-        return self._began + DEADLINE - time.monotonic()
+        return self._deadline.left() + self._timeout
+
+    def may_write(self) -> bool:
+        """Tell whether there is time for a put, and for a look at what became of it."""
+        return self.left() >= 2 * self._timeout + min(PAUSE, self._timeout)
 
     def spent(self) -> str:
         """Return what it took, in words."""
-        attempts = "1 attempt" if not self.retries else f"{self.retries + 1} attempts"
-        return f"{attempts} in {time.monotonic() - self._began:.1f} s"
+        return self._deadline.spent()
 
     def retry(self, attempt: Callable[[], T]) -> T:
-        """Call until it succeeds, or the attempts or the deadline end: exponential back-off with full jitter.
+        """Call until it succeeds, or the attempts or the deadline end.
 
         Raises:
             StoreError: what the last attempt failed with.
 
         """
 
-        def ended(state: RetryCallState) -> bool:
-            return state.attempt_number >= ATTEMPTS or state.upcoming_sleep > self.left() - bucket.TIMEOUT
+        def once() -> T:
+            try:
+                return attempt()
+            except Failed as failed:
+                if failed.again:
+                    raise Again(str(failed)) from failed
+                raise
 
-        def count(_: RetryCallState) -> None:
-            self.retries += 1
-
-        policy = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, Failed) and error.again),
-            wait=wait_random_exponential(multiplier=0.05, max=PAUSE),
-            stop=ended,
-            before_sleep=count,
-            reraise=True,
-        )
         try:
-            return policy(attempt)
+            return self._operation.call(once, self._deadline, Policy(first=0.05, longest=PAUSE, attempts=ATTEMPTS))
         except Failed as failed:
-            raise self._error(failed) from failed
-
-    def _error(self, failed: Failed) -> StoreError:
-        if failed.again:
-            return StoreUnavailable(f"{self.where}: gave up after {self.spent()}: {failed}")
-        if failed.unauthorized:
-            return Unauthorized(f"{self.where}: {failed}{_ADVICE}")
-        return StoreError(f"{self.where}: {failed}")
+            refused = Unauthorized(f"{self.where}: {failed}{_ADVICE}") if failed.unauthorized else None
+            raise refused or StoreError(f"{self.where}: {failed}") from failed

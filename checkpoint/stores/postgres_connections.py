@@ -1,0 +1,364 @@
+"""Connections to a PostgreSQL server: the connection string, the idle connections of a process, what an error means."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import unquote
+from weakref import WeakSet
+
+from checkpoint.errors import StoreError, Unauthorized
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.pq import TransactionStatus
+    from psycopg.rows import tuple_row
+except ImportError as missing:
+    raise ImportError(f"PostgresStore needs psycopg ({missing}): pip install 'checkpoint-store[postgres]'") from missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from psycopg.abc import PQGen
+
+T = TypeVar("T")
+
+ANSWER = 10.0
+"""Seconds to connect to one host, and to begin a transaction."""
+
+SILENCE = 30
+"""Seconds after which the server ends a transaction of ours that sends nothing more: it locks its namespace."""
+
+READING, WRITING = "READ ONLY", "READ WRITE"
+"""Modes of a transaction."""
+
+OPTIONS = ("schema", "deadline", "keep", "keep_days")
+"""Options of the store that may stand in its URL; libpq does not get them."""
+
+_BEGIN = """BEGIN ISOLATION LEVEL READ COMMITTED {mode};
+    SET LOCAL statement_timeout = {left}; SET LOCAL lock_timeout = {left};
+    SET LOCAL idle_in_transaction_session_timeout = {silence}"""
+
+_SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")  # of a connection string, in names
+
+
+def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
+    """Return the seconds of the real monotonic clock: a test's frozen clock would never reach a deadline."""
+    return _read()
+
+
+class Temporary(Exception):
+    """An attempt that failed for now; nothing of it was written."""
+
+
+class Unanswered(Temporary):
+    """An attempt whose COMMIT was sent, and whose answer was never seen."""
+
+
+class Server:
+    """A server, and the idle connections of each process to it; no repr, error or pickle has the password.
+
+    `password` is asked at each connect; None: the parameters and libpq's environment say it.
+    """
+
+    def __init__(self, params: Mapping[str, Any], password: Callable[[], str] | None = None) -> None:
+        hosts = str(params.get("host", "")).split(",")
+        # Of several hosts the one that takes writes: after a failover the first one may be a standby.
+        several = {"target_session_attrs": "read-write"} if len(hosts) > 1 else {}
+        self._params = {"fallback_application_name": "checkpoint", **several, **params, "client_encoding": "utf8"}
+        self._password = password
+        self._hosts = len(hosts)
+        self._idle: dict[int, deque[Connection]] = {}  # by process: a child leaves its parent's alone
+        self.name = " ".join(f"{key}={params[key]}" for key in _SHOWN if key in params)
+
+    def __repr__(self) -> str:
+        return f"Server({self.name!r})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a PostgresStore is not pickled: it holds connections and a password")
+
+    def transaction(self, mode: str, until: float) -> Transaction:
+        """Return a transaction to be entered, which has until `until` (monotonic seconds) to end."""
+        return Transaction(self, mode, until)
+
+    def close(self) -> None:
+        """Close the idle connections of this process."""
+        idle = self._idle.pop(os.getpid(), deque[Connection]())
+        while idle:
+            idle.pop().close()
+
+    def take(self, until: float) -> Connection:
+        """Return an idle connection, or a new one.
+
+        Raises:
+            Temporary, StoreError: there is none to be had.
+
+        """
+        try:
+            return self._idle.setdefault(os.getpid(), deque()).pop()
+        except IndexError:
+            return self._connect(until)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next transaction; close it, and the idle ones too, where it cannot go on."""
+        if connection.info.transaction_status == TransactionStatus.IDLE and not connection.stale:
+            self._idle.setdefault(os.getpid(), deque()).append(connection)
+        else:
+            connection.close()
+            self.close()  # what ended this one may have ended those
+
+    def _connect(self, until: float) -> Connection:
+        # PostgreSQL's own time-out is in whole seconds, from 2 on, and for each host.
+        timeout = max(2, round(min(ANSWER, (until - monotonic()) / self._hosts)))
+        secret = {} if self._password is None else {"password": _asked(self._password)}
+        try:
+            connection = Connection.connect(
+                make_conninfo(**{**self._params, **secret}, connect_timeout=timeout),
+                autocommit=True,
+                prepare_threshold=None,
+            )
+            _connections.add(connection)
+            return connection
+        except psycopg.Error as error:
+            # Its `pgconn` and its traceback hold the password: neither it nor a context that is it goes any further.
+            failure = _refused(error, f"PostgreSQL ({self.name})", secret.get("password", ""))
+            cause = psycopg.OperationalError(said(error).replace(secret.get("password") or "\0", "***"))
+        finally:
+            secret.clear()
+        raise failure from cause
+
+
+def _asked(password: Callable[[], str]) -> str:
+    """Return what the caller's function says now."""
+    try:
+        found = password()
+    except Exception as error:
+        raise Unauthorized(f"the function that gives the password failed ({type(error).__name__})") from error
+    if not isinstance(found, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        raise TypeError(f"the function that gives the password must return a str, not {type(found).__name__}")
+    return found
+
+
+class Transaction:
+    """A transaction on a connection that is lent for it; entering returns a cursor.
+
+    Raises:
+        Unanswered: at the end, COMMIT was sent and its answer never seen.
+        Temporary, StoreError: at the beginning, there is no connection to be had.
+
+    """
+
+    def __init__(self, server: Server, mode: str, until: float) -> None:
+        self._server = server
+        self._mode = mode
+        self._until = until
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> psycopg.Cursor[tuple[Any, ...]]:
+        self._connection = connection = self._server.take(self._until)
+        begun = monotonic()
+        connection.until = min(self._until, begun + ANSWER)
+        # The server stops a little earlier than this side does: it can say what it was waiting for.
+        left = max(1, round((self._until - begun) * 950))
+        try:
+            connection.execute(_BEGIN.format(mode=self._mode, left=left, silence=SILENCE * 1000).encode())
+        except psycopg.errors.FeatureNotSupported as error:  # READ WRITE during recovery
+            connection.stale = True
+            self._let_go(error)
+            raise Temporary(f"{said(error)}{_STANDBY}") from error
+        except BaseException as error:
+            self._let_go(error)
+            raise
+        connection.until = self._until
+        return psycopg.Cursor(connection, row_factory=tuple_row)
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        if error is not None:
+            if isinstance(error, Exception):  # anything else interrupted it: the connection is thrown away as it is
+                with suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+            self._let_go(error)
+            return
+        try:
+            connection.execute("COMMIT")
+        except psycopg.Error as failed:
+            self._let_go(failed)
+            if connection.closed or failed.diag.severity_nonlocalized != "ERROR":
+                raise Unanswered(said(failed)) from failed
+            raise
+        except BaseException as interrupted:
+            self._let_go(interrupted)
+            raise
+        self._let_go(None)
+
+    def _let_go(self, error: BaseException | None) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or not isinstance(error, Exception | None):
+            connection.stale = True
+        self._server.give_back(connection)
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that waits for no answer past a moment, whatever becomes of the server and the network."""
+
+    until = float("inf")
+    stale = False
+    """It must not be used again: it leads to a standby, or was interrupted."""
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        return super().wait(self._bounded(gen), *args, **kwargs)
+
+    def _bounded(self, gen: PQGen[T]) -> PQGen[T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted  # psycopg comes back ten times a second, ready or not
+                wanted = gen.send(ready)
+                if not ready and monotonic() > self.until:
+                    raise psycopg.OperationalError("the server did not answer in time")
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def __del__(self, *_: Any) -> None:
+        """Say nothing: a store need not be closed, and libpq ends the connection, if it was made in this process."""
+
+
+_connections: WeakSet[Connection] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Close the parent's sockets, without a word to the server: else they would outlive the parent here."""
+    for connection in list(_connections):
+        with suppress(psycopg.Error, OSError):
+            os.close(connection.fileno())
+    _connections.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Parsed(NamedTuple):
+    """A connection string, taken apart."""
+
+    params: dict[str, Any]
+    """For libpq; the password is among them."""
+    options: dict[str, str]
+    """Of the store, by name: those of `OPTIONS` that a URL names."""
+    complaint: str
+    """What is wrong with it, without its text; empty: nothing."""
+
+
+def parsed(dsn: str | None) -> Parsed:
+    """Take a connection string apart; nothing is raised here, where a traceback would show the password."""
+    text, options = dsn or "", dict[str, str]()
+    if found := re.match(r"postgres(?:ql)?(\+\w*)?://", text):
+        if found[1]:
+            return Parsed({}, {}, _DIALECT)
+        start = found.end()
+        if "@" in text[start:].partition("/")[0]:  # libpq: up to the first one, credentials hold anything but a slash
+            start = text.index("@", start) + 1
+        address, _, query = text[start:].partition("?")
+        if "@" in address:
+            return Parsed({}, {}, _ESCAPE)
+        rest: list[str] = []
+        for part in filter(None, query.split("&")):
+            name, _, value = part.partition("=")
+            if name not in OPTIONS:
+                rest.append(part)
+            elif name in options:
+                return Parsed({}, {}, f"the URL of the database names {name} twice")
+            else:
+                options[name] = unquote(value)
+        unknown = [part.partition("=")[0] for part in rest if part.partition("=")[0] not in _KNOWN]
+        if unknown:
+            return Parsed({}, {}, _unknown(unknown[0]))
+        text = f"{text[:start]}{address}?{'&'.join(rest)}"
+    try:
+        params: dict[str, Any] = conninfo_to_dict(text)
+    except (psycopg.Error, ValueError):  # whose text may quote a part of the password
+        return Parsed({}, {}, _UNREADABLE)
+    if not all(port.isdecimal() for port in str(params.get("port", "")).split(",") if port):
+        return Parsed({}, {}, _ESCAPE)
+    params.pop("connect_timeout", None)
+    return Parsed(params, options, "")
+
+
+# Parameters that the libpq in use knows, and `ssl=true`, which it takes from JDBC's URLs.
+_KNOWN = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+
+
+def _unknown(name: str) -> str:
+    if re.fullmatch(r"[a-z_]{2,40}", name) is None:  # it may be a piece of a password that was not encoded
+        return _UNREADABLE
+    return (
+        f"the URL of the database has the parameter {name!r}, which libpq does not know; this store's own are "
+        f"{', '.join(OPTIONS)}, libpq's such as sslmode, options, application_name, target_session_attrs"
+    )
+
+
+_UNREADABLE = (
+    "this is no connection string that libpq can read (it is not shown here): "
+    "postgresql://user:password@host:5432/database, or host=… dbname=…"
+)
+_ESCAPE = (
+    "the URL of the database cannot be read (it is not shown here): "
+    "the characters @ : / ? # % of user and password must be percent-encoded"
+)
+_DIALECT = (
+    "the URL of the database names a driver behind a plus sign, as SQLAlchemy's URLs do (it is not shown here): "
+    "write postgresql://user:password@host:5432/database"
+)
+
+
+def judged(error: psycopg.Error, name: str) -> Exception:
+    """Return what a failed statement means: an error of this library, or `Temporary`."""
+    text, state = said(error), error.sqlstate or ""
+    lost = not state and isinstance(error, psycopg.OperationalError)
+    if lost or state[:2] in _PASSING or state in _PASSING:
+        return Temporary(f"{text}{_STANDBY}" if state == "25006" else text)
+    if state == "42501" and "row-level security" in text:
+        return Unauthorized(f"{name} refused it: {text}; a policy of row-level security keeps this role from its rows")
+    if state[:2] == "28" or state == "42501":
+        return Unauthorized(f"{name} refused it: {text}")
+    return StoreError(f"{name} failed: {text}")
+
+
+# postgresql.org/docs/current/errcodes-appendix.html: connections, rollbacks (serialization, deadlock), shutdowns and
+# cancellations (time-outs); then lock and idle time-outs, too many connections, and writes on a standby.
+_PASSING = {"08", "40", "57", "55P03", "25P03", "25P04", "53300", "25006"}
+_STANDBY = " (the server is a standby: a write needs the primary)"
+
+
+def _refused(error: psycopg.Error, name: str, password: str) -> Exception:
+    """Return what a failed connection means; libpq says it in words alone."""
+    text = said(error).replace(password or "\0", "***")
+    if _DENIED.search(text):
+        return Unauthorized(f"{name} refused the login: {text}")
+    if _HOPELESS.search(text) or not isinstance(error, psycopg.OperationalError):
+        return StoreError(f"{name} cannot be used: {text}")
+    return Temporary(text)
+
+
+_DENIED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist"
+    r"|is not permitted to log in|permission denied for database"
+)
+_HOPELESS = re.compile(r"database .* does not exist|no such database|certificate|does not support SSL|invalid .* value")
+
+
+def said(error: psycopg.Error) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split())
