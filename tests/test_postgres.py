@@ -18,7 +18,6 @@ import traceback
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +42,10 @@ from checkpoint.errors import (  # noqa: E402 - after importorskip
     ValueTooLarge,
 )
 from checkpoint.stores import postgres as module  # noqa: E402 - after importorskip
+from checkpoint.stores import postgres_connections as connections  # noqa: E402 - after importorskip
 from checkpoint.stores.base import JoinsTransactions  # noqa: E402 - after importorskip
 from checkpoint.stores.postgres import PostgresStore  # noqa: E402 - after importorskip
+from checkpoint.stores.retrying import monotonic  # noqa: E402 - after importorskip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,7 +174,7 @@ def test_any_schema_name_is_kept_whole(postgres_url: str, plain_url: str, name: 
         assert [change.after for change in store.history("job")] == ["1"]
     (found,) = other.execute("SELECT count(*) FROM pg_tables WHERE schemaname = %s", [name]).fetchone()
     other.execute(psycopg.sql.SQL("DROP SCHEMA {} CASCADE").format(psycopg.sql.Identifier(name)))
-    assert found == 5
+    assert found == 4
 
 
 def test_it_is_made_of_one_thing_or_the_other(other: Any) -> None:
@@ -181,7 +182,7 @@ def test_it_is_made_of_one_thing_or_the_other(other: Any) -> None:
         PostgresStore("host=x", connection=other)
     with pytest.raises(TypeError, match=r"must be a psycopg.Connection, not object"):
         PostgresStore(connection=object())
-    with pytest.raises(ValueError, match="keep must be a number of commits from 0 on"):
+    with pytest.raises(ValueError, match="keep must be a number from 0 on"):
         PostgresStore(keep=-1)
 
 
@@ -214,16 +215,16 @@ def test_eight_processes_make_the_tables_at_once(postgres_url: str, postgres: Po
 def test_fault_41_a_newer_schema_is_refused_and_kept(postgres_url: str, other: Any, schema: str) -> None:
     with closing(PostgresStore(postgres_url)) as store:
         store.commit("job", {"a": "1"})
-    other.execute(f"UPDATE {schema}.checkpoint_schema SET version = 2")
+    other.execute(f"UPDATE {schema}.checkpoint_schema SET version = 9, readable_from = 9, release = '0.7'")
     with closing(PostgresStore(postgres_url)) as store:
         for call in (lambda: store.load("job"), lambda: store.commit("job", {"a": "2"})):
             with pytest.raises(StoreError) as caught:
                 call()
             assert str(caught.value) == (
-                f"the checkpoint tables in the PostgreSQL schema '{schema}' have schema version 2, and this release "
-                "knows version 1: upgrade checkpoint-store; they are kept as they are"
+                f"the checkpoint tables in the PostgreSQL schema '{schema}' have format 9; to use them a release must "
+                "know format 9, and this one knows 2: upgrade checkpoint-store to 0.7; they are kept as they are"
             )
-        other.execute(f"UPDATE {schema}.checkpoint_schema SET version = 1")
+        other.execute(f"UPDATE {schema}.checkpoint_schema SET readable_from = 2")
         assert values(store) == {"a": "1"}
 
 
@@ -312,50 +313,38 @@ def test_a_value_that_is_too_large_is_refused_and_nothing_is_written(
 # History
 
 
-def test_history_of_an_age(postgres_url: str) -> None:
-    with closing(PostgresStore(postgres_url, keep=timedelta(hours=1))) as store:
-        store.load("job")  # see the fixture `postgres`
-        with freeze_time("2024-05-01T10:00:00Z") as clock:
-            store.commit("job", {"a": "1"})
-            clock.move_to("2024-05-01T10:30:00Z")
-            store.commit("job", {"a": "2"})
-            clock.move_to("2024-05-01T11:00:00.001Z")
-            store.commit("job", {"__lease__": "1"})
-            assert [change.after for change in store.history("job")] == ["2", "1"]
-            store.commit("job", {"a": "3"})
-        assert [(change.before, change.after, change.at) for change in store.history("job")] == [
-            ("2", "3", "2024-05-01T11:00:00.001Z"),
-            ("1", "2", "2024-05-01T10:30:00.000Z"),
-        ]
+def test_fault_90_a_busy_key_leaves_a_quiet_one_its_history(postgres_url: str) -> None:
+    with closing(PostgresStore(postgres_url)) as store, freeze_time("2024-05-01T10:00:00Z") as clock:
+        store.commit("job", {"quiet": "1"})
+        for number in range(540):
+            clock.tick(60)
+            store.commit("job", {"busy": str(number)})
+        busy = store.history("job", "busy")
+        assert [change.after for change in store.history("job", "quiet")] == ["1"]
+        assert [change.after for change in busy[:100]] == [str(number) for number in range(539, 439, -1)]
+        assert [change.at[11:16] for change in busy[100:]] == [f"{hour}:59" for hour in range(16, 9, -1)]
+        clock.move_to("2024-05-10T12:00:00Z")
+        store.commit("job", {"busy": "later"})
+        assert [change.at[:16] for change in store.history("job", "busy")[100:]] == []
 
 
-def test_clocks_that_differ_leave_no_gap_in_history(postgres_url: str) -> None:
-    with closing(PostgresStore(postgres_url, keep=timedelta(hours=1))) as store:
-        store.load("job")
-        with freeze_time("2024-05-01T10:00:00Z") as clock:
-            for value, now in (("1", "10:00:00"), ("2", "10:20:00"), ("3", "10:10:00"), ("4", "11:15:00")):
-                clock.move_to(f"2024-05-01T{now}Z")
-                store.commit("job", {"a": value})
-        assert [(change.before, change.after) for change in store.history("job")] == [
-            ("3", "4"),
-            ("2", "3"),
-            ("1", "2"),
-        ]
+def test_a_change_of_a_day_stays_for_keep_days(postgres_url: str) -> None:
+    with closing(PostgresStore(f"{postgres_url}&keep=1&keep_days=2")) as store:
+        for now in ("01T10:00", "01T11:00", "05T10:00", "06T10:00", "06T11:00", "06T12:00"):
+            with freeze_time(f"2024-05-{now}:00Z"):
+                store.commit("job", {"a": now})
+        assert [change.after for change in store.history("job")] == ["06T12:00", "06T11:00", "06T10:00", "05T10:00"]
 
 
 def test_what_is_no_longer_kept_leaves_the_tables(postgres_url: str, other: Any, schema: str) -> None:
-    def rows() -> tuple[int, int]:
-        counts = [
-            other.execute(f"SELECT count(*) FROM {schema}.checkpoint_{table}").fetchone()[0]
-            for table in ("commits", "changes")
-        ]
-        return counts[0], counts[1]
+    def rows() -> int:
+        return int(other.execute(f"SELECT count(*) FROM {schema}.checkpoint_history").fetchone()[0])
 
     def commit(keep: int) -> None:
-        with closing(PostgresStore(postgres_url, keep=keep)) as store:
+        with closing(PostgresStore(postgres_url, keep=keep, keep_days=0)) as store:
             store.commit("job", {"a": "1", "b": "1"})
 
-    for keep, left in ((5, (1, 2)), (5, (2, 4)), (5, (3, 6)), (2, (2, 4)), (0, (0, 0)), (1, (1, 2))):
+    for keep, left in ((5, 2), (5, 4), (5, 6), (2, 4), (0, 0), (1, 2)):
         commit(keep)
         assert rows() == left
 
@@ -397,10 +386,10 @@ def test_a_server_that_stays_away_is_unavailable(tmp_path: Path) -> None:
 
 def test_killed_backends_are_replaced(postgres: PostgresStore, other: Any) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
-    server, until = postgres._server, module.monotonic() + 60
+    server, until = postgres._server, monotonic() + 60
     for number in range(2, 5):
-        with server._lent(until), server._lent(until), server._lent(until):
-            pass
+        for connection in [server.take(until) for _ in range(3)]:
+            server.give_back(connection)
         assert len(backends(postgres)) == 3
         for pid in backends(postgres):
             other.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
@@ -618,7 +607,7 @@ def test_the_first_commit_of_all_lands_once_too(proxy: Proxy, through: PostgresS
 def test_a_commit_without_a_trace_whose_answer_is_lost_lands_once(
     proxy: Proxy, through: PostgresStore, keep: int, changes: dict[str, str | None]
 ) -> None:
-    through._keep = keep
+    through._keep = keep, 90
     base = through.commit("job", {"a": "1", "__lease__": "1"}).entries
     proxy.on_commit.append("cut")
     receipt = through.commit("job", changes, base)
@@ -636,14 +625,14 @@ def test_a_commit_whose_answer_is_lost_is_known_under_later_ones(
 ) -> None:
     base = through.commit("job", {"a": "1"}).entries
     proxy.on_commit.append("cut")
-    connect = module._Server._connect
+    connect = connections.Server._connect
 
     def after_theirs(server: Any, until: float) -> Any:
         if server is through._server:
             postgres.commit("job", theirs)
         return connect(server, until)
 
-    monkeypatch.setattr(module._Server, "_connect", after_theirs)
+    monkeypatch.setattr(connections.Server, "_connect", after_theirs)
     receipt = through.commit("job", {"a": "2"}, base)
     assert (receipt.entries["a"].value, receipt.entries["a"].version) == ("2", 2)
     assert values(postgres) == {key: value for key, value in {"a": "2", **theirs}.items() if value is not None}
@@ -660,7 +649,8 @@ def test_a_commit_whose_answer_nobody_can_have_is_unknown(
         through.commit("job", {"a": "2", "b": "1"}, base)
     assert (caught.value.keys, caught.value.unsettled) == (("a", "b"), {"a", "b"})
     assert values(postgres) == {"a": "2", "b": "1"}
-    postgres.commit("job", {"a": "2", "b": "1"}, {**base, "b": None})
+    with pytest.raises(Conflict):
+        postgres.commit("job", {"a": "2", "b": "1"}, {**base, "b": None})
 
 
 def test_a_commit_that_was_found_not_to_have_landed_is_not_unknown(
@@ -677,10 +667,10 @@ def test_a_commit_that_was_found_not_to_have_landed_is_not_unknown(
 
 
 def test_a_server_that_falls_silent_ends_with_the_deadline(
-    proxy: Proxy, through: PostgresStore, postgres: PostgresStore, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, through: PostgresStore, postgres: PostgresStore
 ) -> None:
     base = through.commit("job", {"a": "1"}).entries
-    monkeypatch.setattr(module, "DEADLINE", 1.5)
+    through._deadline = 1.5
     proxy.on_commit.append("silence")
     with pytest.raises(CommitUnknown, match="the server did not answer in time"):
         through.commit("job", {"a": "2"}, base)
@@ -694,7 +684,7 @@ def test_a_transaction_left_behind_is_ended_by_the_server(
     proxy: Proxy, through: PostgresStore, postgres: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = through.commit("job", {"a": "1"}).entries
-    monkeypatch.setattr(module, "SILENCE", 1)
+    monkeypatch.setattr(connections, "SILENCE", 1)
     proxy.on_commit.append("leave")
     receipt = through.commit("job", {"a": "2"}, base)
     assert receipt.entries == postgres.load("job")
@@ -711,9 +701,9 @@ def test_fault_42_eight_processes_count_without_a_lost_update(
 
     def work(number: int) -> None:
         store, rng, done, conflicts = PostgresStore(postgres_url), random.Random(number), 0, 0
-        until = module.monotonic() + SECONDS
+        until = monotonic() + SECONDS
         entries = store.load("job")
-        while module.monotonic() < until:
+        while monotonic() < until:
             key = f"counter {rng.randrange(3)}"
             try:
                 count = int(entries[key].value.split()[0]) + 1

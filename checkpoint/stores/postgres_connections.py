@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import unquote
 from weakref import WeakSet
 
-from checkpoint.errors import StoreError, Unauthorized
+from checkpoint.errors import StoreError, StoreUnavailable, Unauthorized
+from checkpoint.stores.retrying import Again, monotonic
 
 try:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
-    from psycopg.pq import TransactionStatus
+    from psycopg.pq import PipelineStatus, TransactionStatus
     from psycopg.rows import tuple_row
 except ImportError as missing:
     raise ImportError(f"PostgresStore needs psycopg ({missing}): pip install 'checkpoint-store[postgres]'") from missing
@@ -48,16 +47,7 @@ _BEGIN = """BEGIN ISOLATION LEVEL READ COMMITTED {mode};
 _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")  # of a connection string, in names
 
 
-def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
-    """Return the seconds of the real monotonic clock: a test's frozen clock would never reach a deadline."""
-    return _read()
-
-
-class Temporary(Exception):
-    """An attempt that failed for now; nothing of it was written."""
-
-
-class Unanswered(Temporary):
+class Unanswered(Again):
     """An attempt whose COMMIT was sent, and whose answer was never seen."""
 
 
@@ -97,7 +87,7 @@ class Server:
         """Return an idle connection, or a new one.
 
         Raises:
-            Temporary, StoreError: there is none to be had.
+            Again, StoreError: there is none to be had.
 
         """
         try:
@@ -150,7 +140,7 @@ class Transaction:
 
     Raises:
         Unanswered: at the end, COMMIT was sent and its answer never seen.
-        Temporary, StoreError: at the beginning, there is no connection to be had.
+        Again, StoreError: at the beginning, there is no connection to be had.
 
     """
 
@@ -171,7 +161,7 @@ class Transaction:
         except psycopg.errors.FeatureNotSupported as error:  # READ WRITE during recovery
             connection.stale = True
             self._let_go(error)
-            raise Temporary(f"{said(error)}{_STANDBY}") from error
+            raise Again(f"{said(error)}{_STANDBY}") from error
         except BaseException as error:
             self._let_go(error)
             raise
@@ -209,6 +199,89 @@ class Transaction:
         self._server.give_back(connection)
 
 
+class JoinedTransaction:
+    """A part of the caller's transaction, rolled back alone where it fails; entering returns a cursor.
+
+    To write it begins, where none is open, the transaction that psycopg would with the caller's next statement.
+
+    Raises:
+        RuntimeError: no transaction is open, and none is begun by itself; the connection cannot be used.
+
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], mode: str) -> None:
+        self._connection = connection
+        self._mode = mode
+        self._begun = False
+        self._part: Any = None
+
+    def __enter__(self) -> psycopg.Cursor[tuple[Any, ...]]:
+        connection = self._connection
+        check_usable(connection)
+        if self._mode == WRITING and connection.info.transaction_status == TransactionStatus.IDLE:
+            if connection.autocommit:
+                raise RuntimeError(_NO_TRANSACTION)
+            connection.execute("SELECT 1")
+            self._begun = True
+        self._part = connection.transaction()
+        try:
+            self._part.__enter__()
+        except BaseException:
+            self._take_back()
+            raise
+        # Whatever the caller has set for its own cursors does not count.
+        return psycopg.Cursor(connection, row_factory=tuple_row)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._part.__exit__(kind, error, traceback)
+        except BaseException:
+            self._take_back()
+            raise
+        if error is not None:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """End a transaction that was begun for a part that failed: nothing of the caller's is in it."""
+        if self._begun:
+            with suppress(psycopg.Error):
+                self._connection.rollback()
+
+
+def in_transaction(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether a connection has a transaction open, or begins one by itself."""
+    if connection.closed:
+        return False
+    return not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE
+
+
+def check_usable(connection: psycopg.Connection[Any]) -> None:
+    """Refuse a connection of the caller's on which nothing can be done.
+
+    Raises:
+        RuntimeError: the connection is not in a state to be used.
+        StoreUnavailable: its transaction has failed already.
+
+    """
+    status = connection.info.transaction_status
+    if connection.closed and not connection.broken:
+        raise RuntimeError("the store's connection is closed")
+    if status == TransactionStatus.ACTIVE or connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise RuntimeError("the store's connection is busy: let the statement or the pipeline end first")
+    if status == TransactionStatus.INERROR:
+        raise StoreUnavailable("the transaction on the store's connection has failed: roll it back")
+    if not connection.closed and connection.info.encoding != "utf-8":
+        raise RuntimeError(f"the store's connection must have the client encoding UTF8, not {connection.info.encoding}")
+
+
+_NO_TRANSACTION = (
+    "no transaction is open on the store's connection: begin one before the rows are written "
+    "(with connection.transaction()), and commit the checkpoint in it"
+)
+
+
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits for no answer past a moment, whatever becomes of the server and the network."""
 
@@ -217,6 +290,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """It must not be used again: it leads to a standby, or was interrupted."""
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Wait as psycopg does, until `until` at most."""
         return super().wait(self._bounded(gen), *args, **kwargs)
 
     def _bounded(self, gen: PQGen[T]) -> PQGen[T]:
@@ -253,47 +327,39 @@ if hasattr(os, "register_at_fork"):
 class Parsed(NamedTuple):
     """A connection string, taken apart."""
 
-    params: dict[str, Any]
+    params: dict[str, Any] = {}  # noqa: RUF012 - never changed
     """For libpq; the password is among them."""
-    options: dict[str, str]
-    """Of the store, by name: those of `OPTIONS` that a URL names."""
-    complaint: str
+    query: str = ""
+    """The part of a URL's query that is the store's own."""
+    complaint: str = ""
     """What is wrong with it, without its text; empty: nothing."""
 
 
 def parsed(dsn: str | None) -> Parsed:
     """Take a connection string apart; nothing is raised here, where a traceback would show the password."""
-    text, options = dsn or "", dict[str, str]()
+    text, ours = dsn or "", ""
     if found := re.match(r"postgres(?:ql)?(\+\w*)?://", text):
-        if found[1]:
-            return Parsed({}, {}, _DIALECT)
         start = found.end()
         if "@" in text[start:].partition("/")[0]:  # libpq: up to the first one, credentials hold anything but a slash
             start = text.index("@", start) + 1
         address, _, query = text[start:].partition("?")
-        if "@" in address:
-            return Parsed({}, {}, _ESCAPE)
-        rest: list[str] = []
-        for part in filter(None, query.split("&")):
-            name, _, value = part.partition("=")
-            if name not in OPTIONS:
-                rest.append(part)
-            elif name in options:
-                return Parsed({}, {}, f"the URL of the database names {name} twice")
-            else:
-                options[name] = unquote(value)
-        unknown = [part.partition("=")[0] for part in rest if part.partition("=")[0] not in _KNOWN]
+        if found[1] or "@" in address:
+            return Parsed(complaint=_DIALECT if found[1] else _ESCAPE)
+        parts = [part for part in query.split("&") if part]
+        ours = "&".join(part for part in parts if part.partition("=")[0] in OPTIONS)
+        theirs = [part for part in parts if part.partition("=")[0] not in OPTIONS]
+        unknown = [name for name in (part.partition("=")[0] for part in theirs) if name not in _KNOWN]
         if unknown:
-            return Parsed({}, {}, _unknown(unknown[0]))
-        text = f"{text[:start]}{address}?{'&'.join(rest)}"
+            return Parsed(complaint=_unknown(unknown[0]))
+        text = f"{text[:start]}{address}?{'&'.join(theirs)}"
     try:
         params: dict[str, Any] = conninfo_to_dict(text)
     except (psycopg.Error, ValueError):  # whose text may quote a part of the password
-        return Parsed({}, {}, _UNREADABLE)
+        return Parsed(complaint=_UNREADABLE)
     if not all(port.isdecimal() for port in str(params.get("port", "")).split(",") if port):
-        return Parsed({}, {}, _ESCAPE)
+        return Parsed(complaint=_ESCAPE)
     params.pop("connect_timeout", None)
-    return Parsed(params, options, "")
+    return Parsed(params, ours)
 
 
 # Parameters that the libpq in use knows, and `ssl=true`, which it takes from JDBC's URLs.
@@ -324,11 +390,11 @@ _DIALECT = (
 
 
 def judged(error: psycopg.Error, name: str) -> Exception:
-    """Return what a failed statement means: an error of this library, or `Temporary`."""
+    """Return what a failed statement means: an error of this library, or `Again`."""
     text, state = said(error), error.sqlstate or ""
     lost = not state and isinstance(error, psycopg.OperationalError)
     if lost or state[:2] in _PASSING or state in _PASSING:
-        return Temporary(f"{text}{_STANDBY}" if state == "25006" else text)
+        return Again(f"{text}{_STANDBY}" if state == "25006" else text)
     if state == "42501" and "row-level security" in text:
         return Unauthorized(f"{name} refused it: {text}; a policy of row-level security keeps this role from its rows")
     if state[:2] == "28" or state == "42501":
@@ -349,7 +415,7 @@ def _refused(error: psycopg.Error, name: str, password: str) -> Exception:
         return Unauthorized(f"{name} refused the login: {text}")
     if _HOPELESS.search(text) or not isinstance(error, psycopg.OperationalError):
         return StoreError(f"{name} cannot be used: {text}")
-    return Temporary(text)
+    return Again(text)
 
 
 _DENIED = re.compile(

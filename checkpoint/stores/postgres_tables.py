@@ -5,8 +5,8 @@
     checkpoint_entries     a row a key
     checkpoint_history     a row a change of a key; bounded per key
 
-Tables that release 0.1 made (form 1) are used as they are: its `checkpoint_commits` and `checkpoint_changes` are read as
-older history, and `checkpoint_history` is made beside them. `install` turns form 1 into form 2.
+Tables that release 0.1 made (format 1) are used as they are: its `checkpoint_commits` and `checkpoint_changes` are read
+as older history, and `checkpoint_history` is made beside them. `install` turns format 1 into format 2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from checkpoint.errors import StoreError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import psycopg
 
 FORMAT = 2
@@ -36,7 +38,7 @@ _MAKE = {
         """CREATE TABLE {schema}.checkpoint_schema (
             version integer NOT NULL, readable_from integer, release text
         )""",
-        f"INSERT INTO {{schema}}.checkpoint_schema VALUES ({FORMAT}, {READABLE_FROM}, '{RELEASE}')",
+        f"INSERT INTO {{schema}}.checkpoint_schema VALUES ({FORMAT}, {READABLE_FROM}, '{RELEASE}')",  # noqa: S608 - of constants
     ),
     "checkpoint_namespaces": (
         """CREATE TABLE {schema}.checkpoint_namespaces (
@@ -65,7 +67,7 @@ _MAKE = {
 }
 """What makes each table, in this order."""
 
-_FROM_FORM_1 = (
+_FROM_FORMAT_1 = (
     """INSERT INTO {schema}.checkpoint_history
         SELECT namespace, digest, version, key, before, after, at, run_id, host, process, NULL, NULL, token
         FROM {schema}.checkpoint_changes JOIN {schema}.checkpoint_commits USING (namespace, version)
@@ -73,7 +75,8 @@ _FROM_FORM_1 = (
     "DROP TABLE {schema}.checkpoint_changes",
     "DROP TABLE {schema}.checkpoint_commits",
     "ALTER TABLE {schema}.checkpoint_schema ADD readable_from integer, ADD release text",
-    f"UPDATE {{schema}}.checkpoint_schema SET version = {FORMAT}, readable_from = {READABLE_FROM}, release = '{RELEASE}'",
+    f"""UPDATE {{schema}}.checkpoint_schema
+        SET version = {FORMAT}, readable_from = {READABLE_FROM}, release = '{RELEASE}'""",  # noqa: S608 - of constants
 )
 """What turns the tables of release 0.1, with `checkpoint_history` beside them, into those of this one."""
 
@@ -126,26 +129,31 @@ RECORD = """INSERT INTO {schema}.checkpoint_history
     LEFT JOIN {schema}.checkpoint_entries entry
         ON entry.namespace = %(namespace)s AND entry.digest = given.digest"""
 # Of keys that have more than `keep` changes, all go but the last of each hour and of each day that is to stay.
-FORGET = """WITH many AS (
-        SELECT digest FROM {schema}.checkpoint_history
-        WHERE namespace = %(namespace)s AND digest = ANY(%(digests)b::bytea[])
-        GROUP BY digest HAVING count(*) > %(keep)s
-    ), ranked AS (
-        SELECT digest, version, at,
+# (Arrays, for the planner knows nothing yet of tables this new, and would nest loops.)
+FORGET = """WITH ranked AS MATERIALIZED (
+        SELECT ctid AS place, at,
             row_number() OVER (PARTITION BY digest ORDER BY version DESC) AS nth,
             row_number() OVER (PARTITION BY digest, left(at, 13) ORDER BY version DESC) AS of_hour,
             row_number() OVER (PARTITION BY digest, left(at, 10) ORDER BY version DESC) AS of_day
-        FROM {schema}.checkpoint_history JOIN many USING (digest) WHERE namespace = %(namespace)s
+        FROM {schema}.checkpoint_history WHERE namespace = %(namespace)s AND digest = ANY(ARRAY(
+            SELECT digest FROM {schema}.checkpoint_history
+            WHERE namespace = %(namespace)s AND digest = ANY(%(digests)b::bytea[])
+            GROUP BY digest HAVING count(*) > %(keep)s))
     )
-    DELETE FROM {schema}.checkpoint_history gone USING ranked
-    WHERE gone.namespace = %(namespace)s AND gone.digest = ranked.digest AND gone.version = ranked.version
-        AND nth > %(keep)s AND NOT (of_hour = 1 AND ranked.at >= %(hours_since)s)
-        AND NOT (of_day = 1 AND ranked.at >= %(days_since)s)"""
+    DELETE FROM {schema}.checkpoint_history WHERE ctid = ANY(ARRAY(
+        SELECT place FROM ranked WHERE nth > %(keep)s
+            AND NOT (of_hour = 1 AND at >= greatest(%(hours_since)s, %(days_since)s))
+            AND NOT (of_day = 1 AND at >= %(days_since)s)))"""
 _PAST = """SELECT key, before, after, version, at, run_id, host, process, reason, written_by
-    FROM {schema}.checkpoint_history WHERE namespace = ({id}) AND ({all} OR digest = %(digest)s::bytea)"""
-_PAST_OF_FORM_1 = """SELECT key, before, after, version, at, run_id, host, process, NULL, NULL
+    FROM {schema}.checkpoint_history WHERE namespace = ({id}) AND {wanted}"""
+_PAST_OF_FORMAT_1 = """SELECT key, before, after, version, at, run_id, host, process, NULL::text, NULL::text
     FROM {schema}.checkpoint_changes change JOIN {schema}.checkpoint_commits commit USING (namespace, version)
-    WHERE namespace = ({id}) AND ({all} OR digest = %(digest)s::bytea)"""
+    WHERE namespace = ({id}) AND {wanted}"""
+# Of all keys those of the job and members of groups; of one key itself and, of a group, its members.
+_WANTED = """CASE WHEN %(digest)s::bytea IS NULL
+        THEN NOT starts_with(key, %(reserved)s)
+            OR starts_with(key, %(groups)s) AND strpos(substr(key, length(%(groups)s) + 1), '/') > 0
+        ELSE digest = %(digest)s OR starts_with(key, %(members)s) END"""
 _ID = "SELECT id FROM {schema}.checkpoint_namespaces WHERE digest = %(namespace)s"
 NAMESPACES = """SELECT state_key FROM {schema}.checkpoint_namespaces namespace
     WHERE EXISTS (SELECT FROM {schema}.checkpoint_entries WHERE namespace = namespace.id)"""
@@ -160,7 +168,12 @@ class Statements:
         """Those of ours that exist."""
         self._cursor = cursor
 
+    def savepoint(self) -> AbstractContextManager[Any]:
+        """Return a part of the transaction that is rolled back alone where it fails."""
+        return self._cursor.connection.transaction()
+
     def __call__(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
+        """Execute a statement, with `{schema}` for the quoted schema in it, and return its rows."""
         schema = quoted(self.schema)
         query = sql.replace("{schema}", schema.replace("%", "%%") if values else schema).encode()
         self._cursor.execute(query, values or None, prepare=False, binary=True)
@@ -190,9 +203,9 @@ def found(statements: Statements) -> frozenset[str]:
     readable_from = schema.get("readable_from") or schema["version"]
     if readable_from > FORMAT:
         raise StoreError(
-            f"the checkpoint tables in the PostgreSQL schema {statements.schema!r} have format {schema['version']}, which "
-            f"a release must know format {readable_from} to read; this one knows {FORMAT}: upgrade checkpoint-store"
-            f"{' to ' + schema['release'] if schema.get('release') else ''}; they are kept as they are"
+            f"the checkpoint tables in the PostgreSQL schema {statements.schema!r} have format {schema['version']}; "
+            f"to use them a release must know format {readable_from}, and this one knows {FORMAT}: upgrade "
+            f"checkpoint-store{' to ' + schema['release'] if schema.get('release') else ''}; they are kept as they are"
         )
     return tables
 
@@ -237,7 +250,7 @@ def install(statements: Statements) -> None:
     """Make the tables, or turn those of an earlier release into this one's."""
     make_missing(statements)
     if OLD_HISTORY in statements.tables:
-        for step in _FROM_FORM_1:
+        for step in _FROM_FORMAT_1:
             statements(step)
         statements.tables = found(statements)
 
@@ -249,11 +262,11 @@ def script(schema: str, role: str) -> str:
     return f"BEGIN;\n{text}COMMIT;\n".replace("{schema}", quoted(schema)).replace("{role}", role)
 
 
-def past(statements: Statements, *, of_key: bool) -> str:
-    """Return the statement that reads the history of a namespace, or of one key of it; newest first."""
+def past(statements: Statements) -> str:
+    """Return the statement that reads the history of a namespace, or of one key of it; empty: there is none."""
     parts = [_PAST] if HISTORY in statements.tables else []
-    parts += [_PAST_OF_FORM_1] if OLD_HISTORY in statements.tables else []
+    parts += [_PAST_OF_FORMAT_1] if OLD_HISTORY in statements.tables else []
     if not parts:
         return ""
-    union = " UNION ALL ".join(parts).replace("{id}", _ID).replace("{all}", "FALSE" if of_key else "TRUE")
-    return f'SELECT * FROM ({union}) past ORDER BY version DESC, key COLLATE "C" LIMIT %(limit)s::bigint'
+    union = " UNION ALL ".join(parts).replace("{id}", _ID).replace("{wanted}", _WANTED)
+    return f'SELECT * FROM ({union}) past ORDER BY version DESC, key COLLATE "C" LIMIT %(limit)s::bigint'  # noqa: S608 - of constants
