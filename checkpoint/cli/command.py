@@ -96,6 +96,7 @@ VERBS = (
     moving.move,
     moving.export,
     moving.import_,
+    care.init,
     care.doctor,
     care.unlock,
     singer.singer_run,

@@ -57,6 +57,8 @@ def open_store(url: str | None = None) -> Store:
         return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
     check_url(url)
     scheme = _scheme(url)
+    if scheme.startswith(("postgres+", "postgresql+")):  # SQLAlchemy's spelling, which the store explains
+        scheme = "postgresql"
     if scheme in _OPENERS:
         opener = _resolve(_OPENERS[scheme])
         given, options = _options_of(opener, url)

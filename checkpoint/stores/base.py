@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from checkpoint.entries import has_history
 from checkpoint.errors import Conflict
 
 if TYPE_CHECKING:
@@ -198,6 +197,25 @@ class TellsFacts(Protocol):
 
 
 @runtime_checkable
+class HasTables(Protocol):
+    """A store over a database that others use too, whose tables are made once, and by whoever may."""
+
+    def init(self) -> None:
+        """Make the tables, or turn those of an earlier release into this one's; doing so twice is no error.
+
+        Raises:
+            Unauthorized: the role may not.
+            StoreError: the store refused or failed.
+
+        """
+        ...
+
+    def ddl(self, role: str) -> str:
+        """Return the SQL that makes the tables and lets a role use them, for a database administrator."""
+        ...
+
+
+@runtime_checkable
 class JoinsTransactions(ReadsKeys, Protocol):
     """A store that can read and write inside a transaction of the caller's own."""
 
@@ -316,58 +334,9 @@ def holds(found: Entry | None, value: str | None) -> bool:
     return (found.value if found is not None else None) == value
 
 
-def check_keep(keep: int | timedelta) -> None:
-    """Refuse what bounds no history.
-
-    Raises:
-        TypeError: it is neither an int nor a timedelta.
-        ValueError: it is a negative number, or an age that is not positive.
-
-    """
-    if isinstance(keep, timedelta):
-        if keep <= timedelta(0):
-            raise ValueError(f"keep must be an age greater than 0, not {keep!r}; to keep no history: 0")
-    elif not isinstance(keep, int) or isinstance(keep, bool):
-        raise TypeError(f"keep must be a number of commits or a timedelta, not {type(keep).__name__}")
-    elif keep < 0:
-        raise ValueError(f"keep must be a number of commits from 0 on, not {keep}")
-
-
-def check_history(state_key: str, key: str | None, limit: int | None) -> None:
-    """Refuse what asks for no history.
-
-    Raises:
-        TypeError, ValueError: as `check_name`, or the limit is not a number from 0 on.
-
-    """
-    check_name("state_key", state_key)
-    if key is not None:
-        check_name("key", key)
-    if limit is not None:
-        if not isinstance(limit, int) or isinstance(limit, bool):
-            raise TypeError(f"limit must be an int, not {type(limit).__name__}")
-        if limit < 0:
-            raise ValueError(f"limit must be a number from 0 on, not {limit}")
-
-
-def before(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:
-    """Return what history remembers of a commit: each key it changes and the value it had, None where it had none."""
-    return {
-        key: stored[key].value if key in stored else None
-        for key, value in sorted(changes.items())
-        if has_history(key) and (value is not None or key in stored)
-    }
-
-
 def utc_now() -> str:
     """Return the time in the API's form, such as `2023-01-01T10:00:00.000Z`."""
     return time_text(datetime.now(timezone.utc))
-
-
-def kept_since(age: timedelta) -> str:
-    """Return the time, as `utc_now` would have told it, before which everything is older than an age."""
-    now = datetime.now(timezone.utc)
-    return time_text(now - min(age, now - datetime.min.replace(tzinfo=timezone.utc)))
 
 
 @cache

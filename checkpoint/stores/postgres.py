@@ -435,7 +435,7 @@ class _Commit:
 
     def _landed(self, statements: Statements, namespace: int, token: bytes, stored: Mapping[str, Entry]) -> bool:
         """Tell whether the attempt whose answer was lost wrote what it was to write."""
-        written = self.unanswered.entries if self.unanswered is not None else {}
+        written: Mapping[str, Entry] = self.unanswered.entries if self.unanswered is not None else {}
         if token == self._token or all(stored.get(key) == written.get(key) for key in self._changes):
             return True
         digests = [_digest(key) for key in self._values]

@@ -398,13 +398,17 @@ def judged(error: psycopg.Error, name: str) -> Exception:
     if state == "42501" and "row-level security" in text:
         return Unauthorized(f"{name} refused it: {text}; a policy of row-level security keeps this role from its rows")
     if state[:2] == "28" or state == "42501":
-        return Unauthorized(f"{name} refused it: {text}")
+        return Unauthorized(f"{name} refused it: {text}{_GRANTS if state == '42501' else ''}")
     return StoreError(f"{name} failed: {text}")
 
 
 # postgresql.org/docs/current/errcodes-appendix.html: connections, rollbacks (serialization, deadlock), shutdowns and
 # cancellations (time-outs); then lock and idle time-outs, too many connections, and writes on a standby.
 _PASSING = {"08", "40", "57", "55P03", "25P03", "25P04", "53300", "25006"}
+_GRANTS = (
+    "; run `checkpoint init` once as a role that may make the tables, or give a database administrator what "
+    "`checkpoint init --print` writes: the tables, and the grants that a role needs to run jobs"
+)
 _STANDBY = " (the server is a standby: a write needs the primary)"
 
 
