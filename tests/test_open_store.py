@@ -136,7 +136,7 @@ def test_a_mistyped_url_shows_no_password(url: str, shown: str) -> None:
 
 def test_a_run_shows_no_password() -> None:
     run = Checkpointer("job", "postgresql://user:word@localhost/db")
-    assert repr(run) == "Checkpointer('job', 'postgresql://***')"
+    assert repr(run) == "Checkpointer('job', postgresql://***, new)"
 
 
 @pytest.mark.parametrize(
