@@ -1,4 +1,4 @@
-"""The command line; one file per family of verbs, and nothing imported before its verb runs."""
+"""The command line: one file for each family of verbs. Slow libraries are imported by the verb that needs them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import os
 import signal
 import sys
 from typing import cast
-
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl-C, as a shell has it of what a signal ended."""
 
 
 def main() -> None:
@@ -25,7 +22,7 @@ def main() -> None:
         sys.exit(f"The command line needs {error.name}: pip install 'checkpoint-store[cli]'")
     except KeyboardInterrupt:
         print("Aborted!", file=sys.stderr)  # noqa: T201 - there may be no click yet
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)  # as a shell reports it
     try:
         checkpoint(prog_name="checkpoint")
     except OSError as error:  # of the help, which is written before a verb runs

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import click
 import rich as _  # noqa: F401 - the verbs import it late; its absence is told before any of them runs
 
-from checkpoint.cli import INTERRUPTED, care, change, demo, look, moving, past, serve, singer
+from checkpoint.cli import care, change, demo, look, moving, past, serve, singer
 from checkpoint.errors import CheckpointError, Conflict, CorruptState
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status after Ctrl-C: what a shell reports of a program that a signal ended."""
 
 
 class Trouble(click.ClickException):

@@ -10,9 +10,9 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, reading, store_option
-from checkpoint.copying import namespaces
 from checkpoint.entries import RESERVED
 from checkpoint.errors import CorruptState
+from checkpoint.neighbours.copying import namespaces
 from checkpoint.run.groups import shards_of
 
 if TYPE_CHECKING:

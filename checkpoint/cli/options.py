@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from checkpoint.copying import namespaces
 from checkpoint.entries import RESERVED
 from checkpoint.errors import CheckpointError
+from checkpoint.neighbours.copying import namespaces
 from checkpoint.stores import open_store
 from checkpoint.stores.base import check_name
 

@@ -19,7 +19,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
 from checkpoint.stores import open_store
-from checkpoint.testing import ApiServer
+from checkpoint.testing.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator
@@ -214,7 +214,7 @@ def crash_and_resume(
     if kill and (store.startswith("memory:") or not hasattr(os, "fork")):
         raise ValueError("kill=True needs a system that forks, and a store outside of the process")
 
-    def identities(run: Attempt) -> dict[Hashable, list[Any]]:
+    def delivered(run: Attempt) -> dict[Hashable, list[Any]]:
         found: dict[Hashable, list[Any]] = {}
         for row in rows(run):
             found.setdefault(_told_apart_by(row, primary_key), []).append(row)
@@ -223,7 +223,7 @@ def crash_and_resume(
     with _place(folder / "whole", store) as url:
         whole = Attempt(folder / "whole", url)
         _attempt(job, whole)
-        truth = identities(whole)
+        truth = delivered(whole)
     if not truth:
         raise AssertionError("the job wrote no rows: give them to run.write, or tell by rows= how to read them back")
     total = len(whole.places)
@@ -241,15 +241,24 @@ def crash_and_resume(
                 _attempt(job, resumed)
             except Exception as error:
                 raise AssertionError(f"crashed {whole.places[point - 1]}, the job could not be resumed") from error
-            found = identities(resumed)
-        missing = [row for key, same in truth.items() for row in same[len(found.get(key, ())) :]]
-        if missing:
-            raise AssertionError(
-                f"crashed {crashed.crashed or whole.places[point - 1]} (point {point} of {total}) and resumed, the job "
-                f"lost {len(missing)} of {sum(map(len, truth.values()))} rows: {_first_rows(missing)}"
-            )
-        worst = max(worst, sum(max(0, len(same) - len(truth.get(key, ()))) for key, same in found.items()))
+            found = delivered(resumed)
+        where = f"crashed {crashed.crashed or whole.places[point - 1]} (point {point} of {total}) and resumed"
+        worst = max(worst, _compared(truth, found, where))
     return Crashes(count, worst)
+
+
+def _compared(truth: dict[Hashable, list[Any]], found: dict[Hashable, list[Any]], where: str) -> int:
+    """Return how many rows came twice.
+
+    Raises:
+        AssertionError: rows of a whole run are missing.
+
+    """
+    missing = [row for key, rows in truth.items() for row in rows[len(found.get(key, ())) :]]
+    if missing:
+        of = sum(map(len, truth.values()))
+        raise AssertionError(f"{where}, the job lost {len(missing)} of {of} rows: {_first_rows(missing)}")
+    return sum(max(0, len(rows) - len(truth.get(key, ()))) for key, rows in found.items())
 
 
 def fill(template: str, folder: Path, server: str) -> str:
