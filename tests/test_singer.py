@@ -137,22 +137,22 @@ Usage: checkpoint singer-run [OPTIONS] JOB
 
   Run a Singer tap into a target, from where JOB stopped.
 
-  The tap gets the state of JOB as --state, where there is one. Each STATE
-  that the target writes to its standard output is committed, and nothing
-  else: rows that the target has not confirmed come again with the next run. A
-  STATE without a stream does not replace one that has some.
+  The tap gets the state of JOB as --state, if there is any. Each STATE that
+  the target writes to its standard output is committed, and nothing else:
+  rows that the target has not confirmed come again with the next run. A STATE
+  without a stream does not replace one that has some.
 
-  SIGTERM, SIGINT and SIGHUP go to the tap, so that the target can finish what
-  it has got; from the second one on, to both.
+  SIGTERM, SIGINT and SIGHUP go to the tap, so that the target can finish its
+  work; a second signal goes to both.
 
-  Ends with 0 when both did and every STATE is committed, otherwise with the
-  target's status, else the tap's; 128 and the number of the signal that ended
-  it; 1 where the state could not be read or committed.
+  Exits with 0 if both did and every STATE is committed, otherwise with the
+  status of the target, else of the tap; with 128 and the number of the signal
+  that ended it; with 1 if the state could not be read or committed.
 
 Options:
   --tap COMMAND     Such as "tap-x --config tap.json".  [required]
-  --target COMMAND  What gets the tap's output.  [required]
-  --full-refresh    Give the tap no state; what is stored stays until there is
+  --target COMMAND  The command that gets the tap's output.  [required]
+  --full-refresh    Give the tap no state. The stored one stays until there is
                     a new one.
   --store URL       Such as sqlite:///state.db or https://api.truto.one.
                     Default: $CHECKPOINT_STORE, else a SQLite file in your

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
-raw = click.option("--raw", is_flag=True, help="The text is stored as it is, less one newline at its end.")
+raw = click.option("--raw", is_flag=True, help="Store the text unchanged, without one newline at its end.")
 
 
 def write(
@@ -80,8 +80,8 @@ def equal(value: str | None, other: str | None) -> bool:
 def set_(namespace: str, key: str, value: str, *, raw: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Store a cursor, given as a JSON object.
 
-    `-` reads it from standard input. What `checkpoint get` prints goes in as it comes, likewise with --raw on both
-    sides. A cursor that is stored already is not written again.
+    `-` reads it from standard input. Takes what `checkpoint get` prints, also with --raw on both sides. A cursor equal
+    to the stored one is not written again.
     """
     text = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
     stored = _value(text, raw=raw, what=f"the value for {key!r}")
@@ -99,8 +99,8 @@ def set_(namespace: str, key: str, value: str, *, raw: bool, dry_run: bool, as_j
 def merge(namespace: str, key: str, patch: str, *, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Change parts of a cursor by a JSON merge patch.
 
-    `-` reads the patch (RFC 7396) from standard input. Members of the patch replace those of the cursor, at every
-    level, and null takes one out. A missing key is made.
+    `-` reads the patch (RFC 7396) from standard input. Fields of the patch replace those of the cursor, at every level;
+    null removes one. A missing key is created.
     """
     change = _cursor_given(sys.stdin.buffer.read() if patch == "-" else os.fsencode(patch), "the patch")
     with using(url) as store:
@@ -126,15 +126,15 @@ def patched(target: Any, patch: Any) -> Any:
 @click.command()
 @namespace
 @key
-@click.option("--raw", is_flag=True, help="Edit the stored text as it is; its last newline is the editor's.")
+@click.option("--raw", is_flag=True, help="Edit the stored text itself. The newline at its end is the editor's.")
 @dry_run
 @as_json
 @store_option()
 def edit(namespace: str, key: str, *, raw: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Edit a cursor in $VISUAL or $EDITOR.
 
-    It is stored when it is valid. Where another run wrote the key meanwhile nothing is stored. What could not be stored
-    stays in its file, which the error names. A key that does not exist begins as an empty cursor.
+    It is stored if it is valid. If another run wrote the key meanwhile, nothing is stored. Text that could not be
+    stored stays in its file, which the error names. A new key begins as an empty cursor.
     """
     with using(url) as store:
         found = store.load(namespace)
@@ -196,7 +196,7 @@ def _unbroken() -> Generator[None]:
 def clear(namespace: str, keys: tuple[str, ...], *, yes: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Delete keys of a namespace, or all of them.
 
-    The jobs that read them start over. The library's own keys stay.
+    Jobs that read them start over. Reserved keys, which begin with __, stay.
     """
     with reading(url) as store:
         found = store.load(namespace)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
-@click.option("--all", "ours", is_flag=True, help=f"Show the library's own keys too, which begin with {RESERVED}.")
+@click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
 @as_json
 @store_option()
 def list_(namespace: str | None, *, ours: bool, as_json: bool, url: str | None) -> None:
     """List the namespaces, or the keys of one.
 
-    With the age of what was written last, and the run that wrote it. What stands in quotes is no cursor, but a text
-    that somebody else stored.
+    Shows the age of the last write, and the run that made it. Values in quotes are not cursors: another program stored
+    that text.
     """
     with reading(url) as store:
         if namespace is None:
@@ -92,15 +92,14 @@ def namespaces_of(store: Store) -> list[str]:
 @namespace
 @click.argument("key", callback=checked, shell_complete=complete_key)
 @click.argument("member", required=False)
-@click.option("--raw", is_flag=True, help="The stored text as it is, whatever it is, and a newline.")
+@click.option("--raw", is_flag=True, help="Print the stored text unchanged, and a newline.")
 @as_json
 @store_option()
 def get(namespace: str, key: str, member: str | None, *, raw: bool, as_json: bool, url: str | None) -> None:
     """Print the cursor of a key as JSON.
 
-    On one line where it goes to another program, so that `checkpoint set` takes it as it comes. Where KEY is the name
-    of a group, MEMBER says whose cursor. Exits with 1 where there is no such key, or where it holds no cursor and --raw
-    is not given.
+    On one line when another program reads it, ready for `checkpoint set`. Where KEY is a group, MEMBER names the cursor
+    to print. Exits with 1 if there is no such key, or if it holds no cursor and --raw is not given.
     """
     if raw and member is not None:
         raise click.UsageError("--raw is for the text of a KEY, which a MEMBER does not have")

@@ -44,7 +44,7 @@ def _options(verb: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace),
         click.option("--to", "target", metavar="URL", help="The store to write to. Default: the same one."),
-        click.option("--as", "name", metavar="NAME", callback=checked, help="Give it another name there."),
+        click.option("--as", "name", metavar="NAME", callback=checked, help="The name of the copy. Default: the same."),
         click.option("--all", "every", is_flag=True, help="Every namespace of the store."),
         click.option("--overwrite", is_flag=True, help="Replace keys that hold something else there."),
         yes,
@@ -62,9 +62,9 @@ def _options(verb: Callable[..., Any]) -> Callable[..., Any]:
 def copy(**options: Any) -> None:
     """Copy a namespace to another store or another name.
 
-    Reads again what it wrote, and compares. Broken off, it goes on when it is started again. A key that holds something
-    else at the target is refused before anything is written, unless --overwrite is given. Times, versions and history
-    begin anew there; the library's own keys are not copied.
+    Reads back what it wrote, and compares. If it is interrupted, start it again and it continues. If a key holds
+    something else at the target, nothing is written, unless --overwrite is given. Times, versions and history start
+    anew there; reserved keys are not copied.
     """
     _carry("copy", copying.copy, **options)
 
@@ -74,7 +74,7 @@ def copy(**options: Any) -> None:
 def move(**options: Any) -> None:
     """Copy a namespace, compare, and delete it here.
 
-    As `checkpoint copy`; a key that was changed here meanwhile is not deleted.
+    Like `checkpoint copy`. A key that was changed here meanwhile is not deleted.
     """
     _carry("move", copying.move, **options)
 
@@ -171,13 +171,13 @@ _FORMAT = click.Choice([*formats.FORMATS, VALUES])
     type=_FORMAT,
     default="json",
     show_default=True,
-    help="json: the cursor of each key. values: the stored texts. Else the state document of that system.",
+    help="json: the cursor of each key. values: the stored texts. The others: the state document of that system.",
 )
 @store_option()
 def export(namespace: str, file: Path, form: str, url: str | None) -> None:
     """Write a namespace as a document.
 
-    To FILE, or to standard output. Without --format values, every key must hold a cursor.
+    To FILE, or to standard output. Every key must hold a cursor, except with --format values.
     """
     with reading(url) as store:
         entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
@@ -214,7 +214,7 @@ def _exported(namespace: str, entries: Mapping[str, Entry], form: str) -> Any:
     type=_FORMAT,
     default="json",
     show_default=True,
-    help="What the document is in; see `checkpoint export`.",
+    help="The format of the document; see `checkpoint export`.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace keys that hold something else.")
 @click.option("--delete", is_flag=True, help="Delete keys that the document does not have.")
@@ -236,8 +236,7 @@ def import_(
 ) -> None:
     """Store a document in a namespace.
 
-    From FILE, or from standard input. A key that holds something else is refused before anything is written, unless
-    --overwrite is given.
+    From FILE, or from standard input. If a key holds something else, nothing is written, unless --overwrite is given.
     """
     values = _imported(file.read(), form)
     with using(url) as store:

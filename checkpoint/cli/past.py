@@ -80,8 +80,8 @@ def parsed_when(_ctx: click.Context, _param: click.Parameter, value: str | None)
 def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: str | None) -> None:
     """Show what the latest commits changed, newest first.
 
-    Of one key, or of all. Each begins with its version, which `checkpoint restore --to` and `checkpoint diff --since`
-    take.
+    For one key, or for all. Each change begins with its version, which `checkpoint restore --to` and `checkpoint diff
+    --since` take.
     """
     with reading(url) as store:
         changes = _keeping(store).history(namespace, key, limit=limit)
@@ -132,9 +132,9 @@ def restore(
 ) -> None:
     """Bring keys back to what they were at a moment.
 
-    All of them where none is named. MOMENT is a version that `checkpoint history` shows (as it was after that commit),
-    a time such as 2024-05-01T10:00Z (UTC where no zone is given), or an age such as 2h. It is one more commit; what is
-    replaced stays in the history.
+    All keys, if none is named. MOMENT is a version that `checkpoint history` shows (as it was after that commit), a
+    time such as 2024-05-01T10:00Z (UTC if it has no zone), or an age such as 2h. The old values are written as a new
+    commit; the history is kept.
     """
     with reading(url) as store:
         found = store.load(namespace)
@@ -222,7 +222,7 @@ def _keeping(store: Store) -> KeepsHistory:
 @namespace
 @click.argument("other", required=False, callback=checked, shell_complete=complete_namespace)
 @click.option("--with", "target", metavar="URL", help="The store of the other side. Default: the same one.")
-@click.option("--since", callback=parsed_when, metavar="MOMENT", help="Compare what NAMESPACE was at that moment.")
+@click.option("--since", callback=parsed_when, metavar="MOMENT", help="Compare NAMESPACE as it was at that moment.")
 @click.option(
     "--until", callback=parsed_when, metavar="MOMENT", help="Compare with the other side at this moment (default: now)."
 )
@@ -240,9 +240,9 @@ def diff(
 ) -> None:
     """Compare two namespaces, two stores, or two moments.
 
-    OTHER, --with and --until say what is different on the other side. MOMENT is a version, a time or an age, as in
-    `checkpoint restore`. Lines with - are on this side, lines with + on the other. Exits with 0 where both are the
-    same, with 1 where they differ, and with 2 on an error.
+    OTHER, --with and --until say how the other side differs. MOMENT is a version, a time or an age, as in `checkpoint
+    restore`. Lines with - are on this side, lines with + on the other. Exits with 0 if both are the same, with 1 if
+    they differ, and with 2 on an error.
     """
     if not (other or target or since or until):
         raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
@@ -267,15 +267,15 @@ def diff(
 @click.command()
 @namespace
 @key
-@click.option("--field", metavar="NAME", help="The member of the cursor. Default: the only one that can be drawn.")
+@click.option("--field", metavar="NAME", help="The field of the cursor. Default: the only one that can be drawn.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw an SVG image.")
 @as_json
 @store_option()
 def plot(namespace: str, key: str, *, field: str | None, out: Path | None, as_json: bool, url: str | None) -> None:
     """Draw a key's position over time, and its lag.
 
-    As far as the history reaches. The lag, how far the position is behind the clock at each commit, is drawn where the
-    position is an instant.
+    As far back as the history reaches. The lag is how far the position was behind the clock at each commit. It is drawn
+    if the position is a time.
     """
     if out is not None and out.suffix.lower() != ".svg":
         raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")

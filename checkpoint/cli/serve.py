@@ -29,14 +29,14 @@ def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option(
     "--token",
     envvar="CHECKPOINT_SERVER_TOKEN",
-    help="What clients must bear. Better set $CHECKPOINT_SERVER_TOKEN: arguments show in the list of processes.",
+    help="The token that clients send. Better set $CHECKPOINT_SERVER_TOKEN: the list of processes shows arguments.",
 )
 @click.option("--page-size", type=click.IntRange(min=1), metavar="N", help="List at most N entries a page.")
 @click.option(
     "--rate",
     metavar="N/SECONDS",
     callback=rate_of,
-    help="Allow N requests in any so many seconds, such as 500/10; more get 429.",
+    help="Allow N requests in any span of SECONDS, such as 500/10. More get 429.",
 )
 @click.option(
     "--max-body", type=click.IntRange(min=1), metavar="BYTES", help="Refuse larger requests. Default: 16 MiB."
@@ -51,9 +51,9 @@ def serve(
     rate: tuple[int, float] | None,
     max_body: int | None,
 ) -> None:
-    """Serve the state API over any store, to whoever bears the token.
+    """Serve the state API over any store, to clients with the token.
 
-    Prints the URL once it listens, and stops on SIGTERM or Ctrl-C when the requests under way are answered.
+    Prints the URL when it listens. SIGTERM and Ctrl-C stop it, after the requests under way are answered.
     """
     if not token:
         raise click.UsageError("a token is needed: set $CHECKPOINT_SERVER_TOKEN, or give --token")

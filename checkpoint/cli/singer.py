@@ -44,23 +44,24 @@ def words_of(_ctx: click.Context, param: click.Parameter, value: str) -> list[st
 @click.command("singer-run")
 @click.argument("job", callback=checked, shell_complete=complete_namespace)
 @click.option("--tap", metavar="COMMAND", required=True, callback=words_of, help='Such as "tap-x --config tap.json".')
-@click.option("--target", metavar="COMMAND", required=True, callback=words_of, help="What gets the tap's output.")
 @click.option(
-    "--full-refresh", is_flag=True, help="Give the tap no state; what is stored stays until there is a new one."
+    "--target", metavar="COMMAND", required=True, callback=words_of, help="The command that gets the tap's output."
+)
+@click.option(
+    "--full-refresh", is_flag=True, help="Give the tap no state. The stored one stays until there is a new one."
 )
 @store_option("a SQLite file in your state folder")
 def singer_run(*, job: str, tap: list[str], target: list[str], full_refresh: bool, url: str | None) -> None:
     """Run a Singer tap into a target, from where JOB stopped.
 
-    The tap gets the state of JOB as --state, where there is one. Each STATE that the target writes to its standard
-    output is committed, and nothing else: rows that the target has not confirmed come again with the next run. A STATE
-    without a stream does not replace one that has some.
+    The tap gets the state of JOB as --state, if there is any. Each STATE that the target writes to its standard output
+    is committed, and nothing else: rows that the target has not confirmed come again with the next run. A STATE without
+    a stream does not replace one that has some.
 
-    SIGTERM, SIGINT and SIGHUP go to the tap, so that the target can finish what it has got; from the second one on,
-    to both.
+    SIGTERM, SIGINT and SIGHUP go to the tap, so that the target can finish its work; a second signal goes to both.
 
-    Ends with 0 when both did and every STATE is committed, otherwise with the target's status, else the tap's; 128 and
-    the number of the signal that ended it; 1 where the state could not be read or committed.
+    Exits with 0 if both did and every STATE is committed, otherwise with the status of the target, else of the tap;
+    with 128 and the number of the signal that ended it; with 1 if the state could not be read or committed.
     """
     store = opened(url)
     try:
