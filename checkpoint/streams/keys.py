@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from checkpoint.streams.spellings import DAY, EPOCH_DAY, HOUR, MINUTE, Written, read_time, write_day
+from checkpoint.streams.iso import DAY, EPOCH_DAY, HOUR, MINUTE, Written, read_time, write_day
 
+Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
 Moment: TypeAlias = tuple[int, str]
 ToKey: TypeAlias = Callable[[Any], Any]
 
@@ -107,7 +108,7 @@ def moment_of(key: str | datetime) -> Moment:
     """Return what a key was made of."""
     if isinstance(key, str):
         return _moment_of_text(key)
-    if isinstance(key, Finer):
+    if type(key) is Finer:  # not isinstance: where a clock is frozen, datetime may be a class that says yes to all
         return key.moment
     since = key.replace(tzinfo=None) - EPOCH - (key.utcoffset() or timedelta())
     fraction = f"{since.microseconds:06}".rstrip("0") if since.microseconds else ""
@@ -127,14 +128,84 @@ def offset_at(local: int, zone: tzinfo) -> timedelta:
         return timedelta()
 
 
+class Form(Protocol):
+    """What the keys of moments are."""
+
+    def key(self, moment: Moment) -> Any:
+        """Return the key of a moment."""
+        ...
+
+    def moment(self, key: Any) -> Moment:
+        """Return the moment that a key was made of."""
+        ...
+
+
+class Texts:
+    """Keys that are text."""
+
+    def key(self, moment: Moment) -> str:
+        """See `Form`."""
+        return text_key(moment)
+
+    def moment(self, key: str) -> Moment:
+        """See `Form`."""
+        return moment_of(key)
+
+
+TEXTS = Texts()
+
+
+class Datetimes(NamedTuple):
+    """Keys that are datetimes of one zone; None: naive ones."""
+
+    zone: tzinfo | None
+
+    def key(self, moment: Moment) -> datetime:
+        """See `Form`."""
+        return datetime_key(moment, self.zone)
+
+    def moment(self, key: datetime) -> Moment:
+        """See `Form`."""
+        return moment_of(key)
+
+
+class Clock(NamedTuple):
+    """Whose clock it is that times without a zone were read from."""
+
+    zone: tzinfo | None
+    """None: nobody said."""
+
+    def timed(self, local: int, fraction: str, offset: int | None) -> tuple[Kind, Moment]:
+        """Return the kind and the moment of what a clock shows, with the offset that stands beside it."""
+        if offset is None and self.zone is not None:
+            shift = offset_at(local, self.zone)
+            offset = shift.days * DAY + shift.seconds
+        return ("wall", (local, fraction)) if offset is None else ("instant", (local - offset, fraction))
+
+    def local(self, seconds: int) -> int:
+        """Return what the clock shows; UTC where nobody said whose it is."""
+        if self.zone is None:
+            return seconds
+        offset = (EPOCH.replace(tzinfo=UTC) + timedelta(seconds=seconds)).astimezone(self.zone).utcoffset()
+        offset = offset or timedelta()
+        return seconds + offset.days * DAY + offset.seconds
+
+
 # Columns of datetimes and dates
 
 
-def of_datetimes(slow: ToKey, first: datetime, zone: tzinfo | None) -> tuple[ToKey, tzinfo | None]:
-    """Return what makes the keys of datetimes, and the zone that they are in: None for naive ones."""
+def home_of(first: datetime, zone: tzinfo | None) -> tzinfo | None:
+    """Return the zone of the keys in a column of datetimes; None: naive ones, of which nobody said whose they are."""
     if first.tzinfo is None:
-        return (_of_naive(slow), None) if zone is None else (_of_naive_in(slow, zone), UTC)
-    home = first.tzinfo if type(first) is datetime and is_fixed(first.tzinfo) else UTC
+        return None if zone is None else UTC
+    return first.tzinfo if type(first) is datetime and is_fixed(first.tzinfo) else UTC
+
+
+def of_datetimes(slow: ToKey, first: datetime, zone: tzinfo | None) -> ToKey:
+    """Return what makes the keys of datetimes."""
+    if first.tzinfo is None:
+        return _of_naive(slow) if zone is None else _of_naive_in(slow, zone)
+    home = home_of(first, zone)
 
     def aware(value: Any) -> Any:
         if type(value) is datetime:
@@ -148,7 +219,7 @@ def of_datetimes(slow: ToKey, first: datetime, zone: tzinfo | None) -> tuple[ToK
                     pass
         return slow(value)
 
-    return aware, home
+    return aware
 
 
 def _of_naive(slow: ToKey) -> ToKey:
@@ -192,6 +263,9 @@ def remembering(slow: ToKey, of: type[date | str]) -> ToKey:
 # Columns of text
 
 
+Span: TypeAlias = Callable[[str], "tuple[int, int, int] | None"]
+
+
 class _Zone:
     """What is known of times with one zone as written: their hours as keys, and what follows the hour.
 
@@ -228,7 +302,7 @@ def of_iso_text(slow: ToKey, first: str, zone: tzinfo | None) -> ToKey:
         if key is None or not isinstance(value, str) or value[11:13] == "24" or value[17:19] == "60":
             return key
         written = read_time(value)
-        offset = None if written is None else _steady_offset(written, zone)
+        offset = None if written is None else steady_offset(written.local, written.offset, zone)
         if written is None or offset is None or offset % MINUTE:
             return key
         cut = _TO_MINUTE if offset % HOUR else _TO_HOUR
@@ -280,45 +354,105 @@ def _of_text(learn: ToKey, zones: dict[str, _Zone], zone: str, *, fractional: bo
     return fraction if fractional else whole
 
 
-def _steady_offset(written: Written, zone: tzinfo | None) -> int | None:
-    """Return the offset in seconds, where it is the same for the whole hour; None: it is not."""
-    if written.offset is not None:
-        return written.offset
-    if zone is None:
-        return 0
-    start = written.local - written.local % HOUR
-    offset = offset_at(start, zone)
-    same = offset == offset_at(start + HOUR - 1, zone) == offset_at(written.local, zone)
-    return offset.days * DAY + offset.seconds if same and not offset.microseconds else None
+def steady_offset(local: int, offset: int | None, zone: tzinfo | None) -> int | None:
+    """Return the seconds that a clock is ahead of UTC, where they are the same for a whole hour; None: they are not."""
+    if offset is not None or zone is None:
+        return offset or 0
+    start = local - local % HOUR
+    shift = offset_at(start, zone)
+    same = shift == offset_at(start + HOUR - 1, zone) == offset_at(local, zone)
+    return shift.days * DAY + shift.seconds if same and not shift.microseconds else None
+
+
+def of_split_text(slow: ToKey, first: Any, span: Span, is_whole: Callable[[str], bool]) -> ToKey:
+    """Return what makes the keys of times in another form, whose minutes and seconds stand side by side.
+
+    `span` tells of a value where its minutes begin, its seconds end and their fraction ends, counted from the end;
+    None where that is in doubt. What stands around them is remembered as an hour, where `is_whole` tells that the
+    offset is whole hours for all of it.
+    """
+    found = span(first)
+    if found is None:
+        return slow
+    begin, end, last = found
+    heads: dict[str, str] = {}
+    clocks: dict[str, str] = {}
+
+    def learn(value: Any) -> Any:
+        key = slow(value)
+        if key is not None and isinstance(value, str) and span(value) == found and is_whole(value):
+            if len(heads) >= REMEMBERED:
+                heads.clear()
+            heads[value[:-begin] + value[len(value) - last :]] = key[:_TO_HOUR]
+            clocks[value[-begin : len(value) - end]] = key[_TO_HOUR:_TO_SECOND]
+        return key
+
+    def split(value: Any) -> Any:
+        try:
+            size = len(value)
+            head = heads.get(value[:-begin] + value[size - last :])
+            key = clocks.get(value[-begin : size - end])
+            if head is not None and key is not None:
+                if last == end:
+                    return head + key
+                digits = value[size - end + 1 : size - last]
+                if value[size - end] == "." and digits.isdecimal() and digits.isascii():
+                    return f"{head}{key}.{digits}".rstrip("0").rstrip(".")
+        except (LookupError, TypeError):
+            pass
+        return learn(value)
+
+    learn(first)
+    return split
 
 
 # Columns of numbers
 
 
-def of_ints(slow: ToKey) -> ToKey:
-    """Return what makes the keys of integers, which are their own."""
-
-    def integer(value: Any) -> Any:
-        return value if type(value) is int else slow(value)
-
-    return integer
+def of_numbers(slow: ToKey, first: Any) -> ToKey:
+    """Return what makes the keys of numbers, which are their own, and of digits where the first one is text."""
+    if isinstance(first, str):
+        return _of_digits(slow)
+    return _of_decimals(slow) if isinstance(first, Decimal) else _of_floats(slow)
 
 
-def of_decimals(slow: ToKey) -> ToKey:
-    """Return what makes the keys of Decimals, which are their own."""
+def _of_digits(slow: ToKey) -> ToKey:
+    def digits(value: Any) -> Any:
+        if type(value) is str and value.isascii():
+            if value.isdecimal() and len(value) < _LONG:
+                return int(value)
+            whole, point, places = value.partition(".")
+            if point and whole.isdecimal() and places.isdecimal():
+                return Decimal(value)
+        return slow(value)
 
+    return digits
+
+
+_LONG = 1_000
+"""Digits from which on a number is read as a Decimal, for which Python has no limit."""
+
+
+def _of_decimals(slow: ToKey) -> ToKey:
     def number(value: Any) -> Any:
         return value if type(value) is Decimal and value.is_finite() else slow(value)
 
     return number
 
 
-def of_floats(slow: ToKey) -> ToKey:
-    """Return what makes the keys of floats and integers, which are their own."""
-
+def _of_floats(slow: ToKey) -> ToKey:
     def number(value: Any) -> Any:
         if (type(value) is float and value - value == 0) or type(value) is int:
             return value
         return slow(value)
 
     return number
+
+
+def of_text(slow: ToKey) -> ToKey:
+    """Return what makes the keys of text, which is its own."""
+
+    def text(value: Any) -> Any:
+        return value if type(value) is str and value else slow(value)
+
+    return text

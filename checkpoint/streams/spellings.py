@@ -1,108 +1,364 @@
-"""How instants and days are written as ISO 8601 text.
+"""`cursor_format`: what a value is, where it does not say so itself.
 
-A time is a date, a `T`, `t` or space, and a clock: `2024-05-01T10:00:00.123Z`. The fraction may have any number of
-digits, after `.` or `,`; `24:00` is the end of the day; the zone is `Z`, `z`, `UTC`, or `±hh[[:]mm]`, with or without
-a space before it. The basic form (`20240501T100000Z`) and week dates are not read.
+    "epoch_s" and its like    numbers or digits since 1970    moments
+    "number"                  numbers, or digits as text      numbers
+    "text"                    text by code point              text
+    a pattern with %          as `datetime.strptime`          moments, read by `patterns`
+    CursorFormat              what its `parse` gives
+
+A spelling reads a value exactly, as a number, a moment or text (see `values`), and writes one as another value of the
+column is written. What it does not read is a ValueError or TypeError that says what it reads.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from datetime import date
-from typing import NamedTuple
+from collections.abc import Callable  # noqa: TC003 - dataclasses' users ask for its fields' types
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Protocol
 
-DAY, HOUR, MINUTE = 86_400, 3_600, 60
-EPOCH_DAY = date(1970, 1, 1).toordinal()
+from checkpoint.streams import keys
+from checkpoint.streams.keys import TEXTS, Clock, Form, Kind, Moment, ToKey
+from checkpoint.streams.numbers import decimal_of, number_below
+from checkpoint.streams.patterns import Pattern
+from checkpoint.streams.plain import YEAR_ONE, Plain, months_later
 
-_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)([Tt ])(\d\d):(\d\d)(?::(\d\d)(?:([.,])(\d+))?)?( ?(?:[Zz]|UTC|[+-]\d\d(?::?\d\d)?))?", re.ASCII
-)
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
-
-
-class Written(NamedTuple):
-    """A time as ISO 8601 text has it."""
-
-    local: int
-    """Seconds since 1970 as the clock shows them."""
-    fraction: str
-    """Digits of the second, without trailing zeros."""
-    offset: int | None
-    """Seconds east of UTC; None: naive."""
-    separator: str
-    """What stands between date and clock."""
-    point: str
-    digits: int | None
-    """How many fraction digits are written, after `point`; None: not even seconds."""
-    zone: str
-    """The zone as written; empty: naive."""
+UNITS = {"epoch_s": 0, "epoch_ms": 3, "epoch_us": 6, "epoch_ns": 9}
+"""Digits after the second that a unit counts in."""
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?", re.ASCII)
 
 
-def read_time(text: str) -> Written | None:
-    """Read a time; None where the text is none."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    day, separator, hour, minute, second, point, fraction, zone = match.groups()
-    that_day = read_day(day)
-    hours, minutes, seconds = int(hour), int(minute), int(second or 0)
-    if that_day is None or not _on_a_clock(hours, minutes, seconds, fraction):
-        return None
-    offset = _offset(zone)
-    if offset is not None and abs(offset) >= DAY:
-        return None
-    local = (that_day.toordinal() - EPOCH_DAY) * DAY + hours * HOUR + minutes * MINUTE + seconds
-    digits = None if second is None else len(fraction or "")
-    return Written(local, (fraction or "").rstrip("0"), offset, separator, point or ".", digits, zone or "")
+@dataclass(frozen=True, slots=True)
+class CursorFormat:
+    """A spelling of cursor values that a job brings itself.
 
+        lsn = CursorFormat(
+            parse=lambda text: int(text.split("/")[0], 16) << 32 | int(text.split("/")[1], 16),
+            format=lambda number: f"{number >> 32:X}/{number & 0xFFFFFFFF:X}",
+        )
 
-def write_time(local: int, fraction: str, like: Written) -> str:
-    """Write what a clock shows as `like` is written; digits it has no place for are left out.
-
-    Raises:
-        ValueError, OverflowError: outside the years 1 to 9999.
-
+    `parse` is called with values of rows, with stored ones, and with `initial_value` and its like; None and empty
+    text are missing values, and not given to it.
     """
-    days, rest = divmod(local, DAY)
-    clock = f"{write_day(days)}{like.separator}{rest // HOUR:02}:{rest % HOUR // MINUTE:02}"
-    if like.digits is None:
-        return clock + like.zone
-    digits = like.point + fraction[: like.digits].ljust(like.digits, "0") if like.digits else ""
-    return f"{clock}:{rest % MINUTE:02}{digits}{like.zone}"
+
+    parse: Callable[[Any], Any]
+    """Return a number, a date, a datetime or ISO 8601 text for a value as the source spells it."""
+    format: Callable[[Any], Any] | None = None
+    """Spell again what `parse` gave, moved by a step; None: no lookback, no windows, no rewind by an amount."""
 
 
-def read_day(text: str) -> date | None:
-    """Read `YYYY-MM-DD`; None where it is no such day."""
-    if _DATE.fullmatch(text):
+class Spelling(Protocol):
+    """How the values of one column are written."""
+
+    kind: Kind | None
+    """What they are; None: each says so."""
+
+    def read(self, value: Any) -> tuple[Kind, Any]:
+        """Return the kind of a value, and what it is exactly.
+
+        Raises:
+            TypeError, ValueError: it is not written so.
+
+        """
+        ...
+
+    def write(self, exact: Any, like: Any) -> Any:
+        """Return the greatest value written as `like` that is not above `exact`.
+
+        Raises:
+            ValueError, OverflowError: there is no such value.
+
+        """
+        ...
+
+    def lowest(self, like: Any) -> Any:
+        """Return the first moment that there is, written as `like`."""
+        ...
+
+    def months(self, value: Any, count: int) -> Any:
+        """Return a value moved by calendar months of its own clock; a day the month lacks becomes its last one.
+
+        Raises:
+            TypeError: it has no calendar.
+            ValueError, OverflowError: outside the years 1 to 9999.
+
+        """
+        ...
+
+    def form(self, first: Any) -> Form:
+        """Return what keys of moments are, where the first row has this value; None: there is none yet."""
+        ...
+
+    def quick(self, slow: ToKey, first: Any) -> ToKey:
+        """Return what makes the keys of values like the first one."""
+        ...
+
+
+class Epoch:
+    """Numbers, or digits as text, since 1970 in UTC."""
+
+    kind: Kind | None = "instant"
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self._clock = clock
+        self.places = UNITS[name]
+
+    def read(self, value: Any) -> tuple[Kind, Moment]:
+        """See `Spelling`; an aware datetime is a moment, too."""
+        if isinstance(value, datetime):
+            return Plain(self._clock).read(value)
+        return "instant", self.moment(_number(value, self.name))
+
+    def write(self, exact: Moment, like: Any) -> Any:
+        """See `Spelling`."""
+        number = self.key(exact)
+        return math.floor(number) if isinstance(like, date) else _written_below(number, like)
+
+    def lowest(self, like: Any) -> Any:
+        """See `Spelling`."""
+        return self.write((YEAR_ONE, ""), like)
+
+    def months(self, value: Any, count: int) -> Any:
+        """See `Spelling`."""
+        _, (seconds, fraction) = self.read(value)
+        return self.write((months_later(seconds, count, self._clock), fraction), value)
+
+    def form(self, first: Any) -> Form:
+        """See `Spelling`: the numbers are."""
+        return self
+
+    def quick(self, slow: ToKey, first: Any) -> ToKey:
+        """See `Spelling`."""
+        return keys.of_numbers(slow, first)
+
+    def key(self, moment: Moment) -> int | Decimal:
+        """Return the number of a moment, exactly."""
+        seconds, fraction = moment
+        whole = seconds * 10**self.places + int(fraction[: self.places].ljust(self.places, "0") or 0)
+        rest = fraction[self.places :]
+        return decimal_of(whole + Fraction(int(rest), 10 ** len(rest))) if rest else whole
+
+    def moment(self, key: float | Decimal) -> Moment:
+        """Return the moment of a number, exactly."""
+        of = Fraction(key) / 10**self.places
+        seconds = math.floor(of)
+        return seconds, str(decimal_of(of - seconds)).partition(".")[2].rstrip("0")
+
+
+class _Timeless:
+    """What numbers and text have no clock for."""
+
+    def lowest(self, like: Any) -> Any:
+        """See `Spelling`."""
+        raise TypeError(f"{like!r} has no clock")
+
+    def months(self, value: Any, count: int) -> Any:
+        """See `Spelling`."""
+        raise TypeError(f"{value!r} cannot be moved by months")
+
+    def form(self, first: Any) -> Form:
+        """See `Spelling`: of no moments."""
+        return TEXTS
+
+
+class Numbers(_Timeless):
+    """Numbers, or text such as `-12.50`, of any length."""
+
+    kind: Kind | None = "number"
+
+    def read(self, value: Any) -> tuple[Kind, Any]:
+        """See `Spelling`."""
+        return "number", _number(value, "number")
+
+    def write(self, exact: Any, like: Any) -> Any:
+        """See `Spelling`."""
+        return _written_below(exact, like)
+
+    def quick(self, slow: ToKey, first: Any) -> ToKey:
+        """See `Spelling`."""
+        return keys.of_numbers(slow, first)
+
+
+class Text(_Timeless):
+    """Text by code point."""
+
+    kind: Kind | None = "text"
+
+    def read(self, value: Any) -> tuple[Kind, str]:
+        """See `Spelling`."""
+        if not isinstance(value, str):
+            raise TypeError(f"cursor_format 'text' reads text, not {value!r}")
+        return "text", value
+
+    def write(self, exact: str, like: Any) -> str:
+        """See `Spelling`."""
+        return exact
+
+    def quick(self, slow: ToKey, first: Any) -> ToKey:
+        """See `Spelling`."""
+        return keys.of_text(slow)
+
+
+class Custom:
+    """What a `CursorFormat` reads and writes."""
+
+    kind: Kind | None = None
+
+    def __init__(self, of: CursorFormat, clock: Clock) -> None:
+        self._of = of
+        self._as = Plain(clock)
+
+    def _plain(self, value: Any) -> Any:
+        """Return what `parse` gives; an aware datetime that it does not take is what it is."""
         try:
-            return date(int(text[:4]), int(text[5:7]), int(text[8:]))
-        except ValueError:
-            pass
-    return None
+            return self._of.parse(value)
+        except Exception as error:
+            if isinstance(value, datetime) and value.tzinfo is not None:
+                return value
+            raise ValueError(f"the parse of cursor_format does not read {value!r}: {error!r}") from error
+
+    def read(self, value: Any) -> tuple[Kind, Any]:
+        """See `Spelling`."""
+        if not isinstance(value, str | int | float | Decimal | date):
+            raise TypeError(f"a {type(value).__name__} cannot be stored: {value!r}; let cursor_field be a callable")
+        plain = self._plain(value)
+        try:
+            return self._as.read(plain)
+        except (TypeError, ValueError, LookupError) as error:
+            raise TypeError(
+                f"the parse of cursor_format must return a number, a date, a datetime or ISO 8601 text, not {plain!r}, "
+                f"which it made of {value!r}"
+            ) from error
+
+    def write(self, exact: Any, like: Any) -> Any:
+        """See `Spelling`."""
+        return self._spelled(self._as.write(exact, self._plain(like)))
+
+    def _spelled(self, plain: Any) -> Any:
+        if self._of.format is None:
+            raise TypeError("a CursorFormat without format spells no values: give it one, CursorFormat(parse, format)")
+        try:
+            return self._of.format(plain)
+        except Exception as error:
+            raise ValueError(f"the format of cursor_format does not spell {plain!r}: {error!r}") from error
+
+    def lowest(self, like: Any) -> Any:
+        """See `Spelling`."""
+        return self._spelled(self._as.lowest(self._plain(like)))
+
+    def months(self, value: Any, count: int) -> Any:
+        """See `Spelling`."""
+        return self._spelled(self._as.months(self._plain(value), count))
+
+    def form(self, first: Any) -> Form:
+        """See `Spelling`."""
+        return self._as.form(None if first is None else self._plain(first))
+
+    def quick(self, slow: ToKey, first: Any) -> ToKey:
+        """See `Spelling`."""
+        parse, plain = self._of.parse, self._plain(first)
+        kind, form = self._as.read(plain)[0], self._as.form(plain)
+
+        def slow_of_plain(value: Any) -> Any:
+            of, exact = self._as.read(value)
+            if of != kind:
+                raise LookupError(value)
+            return form.key(exact) if of in ("instant", "wall") else exact
+
+        key_of = self._as.quick(slow_of_plain, plain)
+
+        def custom(value: Any) -> Any:
+            try:
+                return key_of(parse(value)) if value else slow(value)
+            except Exception:  # noqa: BLE001 - whatever it is, the slow way says it in the right words
+                return slow(value)
+
+        return custom
 
 
-def write_day(days: int) -> str:
-    """Write a day, counted since 1970, as `YYYY-MM-DD`.
+def spelling(cursor_format: Any, clock: Clock) -> Spelling:
+    """Return the spelling that a `cursor_format` names; None names that of values which say themselves what they are.
 
     Raises:
-        ValueError, OverflowError: outside the years 1 to 9999.
+        TypeError, ValueError: it names none.
 
     """
-    return date.fromordinal(days + EPOCH_DAY).isoformat()
+    if cursor_format is None:
+        return Plain(clock)
+    if isinstance(cursor_format, CursorFormat):
+        return Custom(cursor_format, clock)
+    if not isinstance(cursor_format, str):
+        raise TypeError(f"cursor_format must be a name, a pattern or a CursorFormat, not {cursor_format!r}")
+    if cursor_format in UNITS:
+        return Epoch(cursor_format, clock)
+    if cursor_format == "number":
+        return Numbers()
+    if cursor_format == "text":
+        return Text()
+    if "%" in cursor_format:
+        return Pattern(cursor_format, clock)
+    raise ValueError(
+        f"cursor_format must be {', '.join(map(repr, UNITS))}, 'number', 'text', a pattern such as '%m/%d/%Y', or a "
+        f"CursorFormat, not {cursor_format!r}"
+    )
 
 
-def _on_a_clock(hours: int, minutes: int, seconds: int, fraction: str | None) -> bool:
-    """Tell whether there is such a time of day; 60 is a leap second, and 24:00 the end of the day."""
-    if hours == 24:
-        return not (minutes or seconds or (fraction or "").strip("0"))
-    return hours < 24 and minutes < MINUTE and seconds <= MINUTE
+_NOBODYS = Clock(None)
 
 
-def _offset(zone: str | None) -> int | None:
-    if zone is None:
-        return None
-    zone = zone.strip()
-    if zone in ("Z", "z", "UTC"):
-        return 0
-    seconds = int(zone[1:3]) * HOUR + int(zone[3:].lstrip(":") or 0) * MINUTE
-    return -seconds if zone[0] == "-" else seconds
+def formats_for(text: str) -> list[str]:
+    """Return the cursor formats that would read a text, as a job writes them, the likeliest first."""
+    found = [
+        f"cursor_format={pattern!r}" + (", timezone='UTC'" if pattern.endswith(("GMT", "Z")) else "")
+        for pattern in _COMMON
+        if Pattern(pattern, _NOBODYS).matches(text)
+    ]
+    if _NUMBER.fullmatch(text):
+        digits = len(text.partition(".")[0].lstrip("+-"))
+        likely = {10: "epoch_s", 13: "epoch_ms", 16: "epoch_us", 19: "epoch_ns"}.get(digits)
+        found = [f"cursor_format={name!r}" for name in (likely, "number") if name] + found
+    return [*found, "cursor_format='text' (by code point)", "a CursorFormat(parse, format)"]
+
+
+_COMMON = (
+    "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p",
+    "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y", "%d-%m-%Y %H:%M:%S",
+    "%a, %d %b %Y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %z %Y",
+    "%d %b %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%Y %H:%M:%S",
+    "%Y%m%d", "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S%z", "%Y%m%dT%H%M%S", "%Y%m%d%H%M%S", "%Y-%m", "%G-W%V-%u",
+)  # fmt: skip
+"""Patterns to name to a job that gives none."""
+
+
+def _number(value: Any, name: str) -> Any:
+    """Return the number that a value is, or is written as."""
+    if isinstance(value, str):
+        if not _NUMBER.fullmatch(value):
+            raise ValueError(f"cursor_format {name!r} reads numbers and digits such as '-12.50', not {value!r}")
+        return Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise TypeError(f"cursor_format {name!r} reads numbers and digits as text, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"cursor_format {name!r} reads finite numbers, not {value!r}")
+    return value
+
+
+def _written_below(number: Any, like: Any) -> Any:
+    """Write a number in the type of `like`; of text with as many places, and zeros before it where it has those."""
+    if not isinstance(like, str):
+        return number_below(number, like)
+    whole, point, places = like.partition(".")
+    of = Fraction(number)
+    scaled = math.floor(of * 10 ** len(places))
+    digits = str(decimal_of(Fraction(abs(scaled)))).rjust(len(places) + 1, "0")
+    head, tail = (digits[: -len(places)], digits[-len(places) :]) if places else (digits, "")
+    padded = whole.lstrip("+-")
+    if padded.startswith("0") and len(padded) > 1:
+        head = head.zfill(len(padded))
+    sign = "-" if scaled < 0 else "+" if like.startswith("+") else ""
+    return f"{sign}{head}{point}{tail}"

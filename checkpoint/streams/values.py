@@ -3,31 +3,30 @@
     number    int, float and Decimal, exactly with each other
     instant   aware datetimes, and ISO 8601 text such as `2024-05-01T10:00:00Z`
     wall      the same without a zone, and dates as their midnight; instants where `timezone=` says whose clock it is
-    text      any other string, by code point
+    text      text by code point, where `cursor_format` says so
 
 Within one of these four every value is *exact*, a number, a moment (see `keys`) or text, and has a *key* that compares
-as a plain Python value.
+as a plain Python value. How a value is written is its spelling (see `spellings`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from calendar import monthrange
 from datetime import date, datetime, timedelta, tzinfo
-from decimal import ROUND_FLOOR, Decimal, localcontext
+from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
-from checkpoint.streams import keys
-from checkpoint.streams.keys import EPOCH, MICRO, UTC, Moment, ToKey, is_fixed, moment_of, offset_at
-from checkpoint.streams.spellings import DAY, EPOCH_DAY, read_day, read_time, write_day, write_time
+from checkpoint.streams.iso import DAY, EPOCH_DAY, read_day, read_time
+from checkpoint.streams.keys import MICRO, TEXTS, Clock, Form, Kind, Moment, ToKey, is_fixed
+from checkpoint.streams.plain import plain_python
+from checkpoint.streams.spellings import CursorFormat, formats_for, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
 Key: TypeAlias = Any
 """What a value compares by; see the module."""
 Step: TypeAlias = "timedelta | float | Decimal"
@@ -35,14 +34,16 @@ Step: TypeAlias = "timedelta | float | Decimal"
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 EASTERNMOST = 14 * 3_600
 """Seconds that the first clock on Earth to show a moment is ahead of UTC."""
+SHOWN = 40
+"""Characters of a value that an error shows."""
 
 
 class Scale:
     """What the values of one column have in common, so that they compare.
 
-    Its kind is that of the first value it meets which leaves no doubt (a string may be text, or something written
-    down); errors say `where` it is, and name the values that are `known` by a name, such as initial_value. Values that
-    do not compare are a TypeError, infinities a ValueError.
+    Its kind is that of the `cursor_format`, else of the first value it meets; errors say `where` it is, and name the
+    values that are `known` by a name, such as initial_value. Values that do not compare are a TypeError; what does not
+    say what it is, and infinities, a ValueError.
 
     Attributes:
         kind: what the values are; None: not known yet.
@@ -51,24 +52,37 @@ class Scale:
 
     """
 
-    __slots__ = ("_datetimes", "_form_zone", "_known", "_sample", "_where", "_zone", "key", "kind")
+    __slots__ = ("_clock", "_form", "_is_plain", "_known", "_sample", "_spelling", "_where", "key", "kind")
 
-    def __init__(self, where: str, zone: tzinfo | str | None = None, known: Mapping[str, Any] = {}) -> None:
-        self.kind: Kind | None = None
+    def __init__(
+        self,
+        where: str,
+        zone: tzinfo | str | None = None,
+        known: Mapping[str, Any] = {},
+        cursor_format: str | CursorFormat | None = None,
+    ) -> None:
         self._where = where
         self._known = known
-        self._zone = ZoneInfo(zone) if isinstance(zone, str) else zone
+        self._clock = Clock(zone_of(zone))
+        self._spelling = spelling(cursor_format, self._clock)
+        self._is_plain = cursor_format is None
+        self.kind: Kind | None = self._spelling.kind
         self._sample: Any = None
-        self._datetimes = False  # whether keys of moments are datetimes, of `_form_zone`; otherwise they are text
-        self._form_zone: tzinfo | None = None
+        self._form: Form = self._spelling.form(None) if self.kind is not None else TEXTS
         self.key: ToKey = self._row_key
 
-    def settle(self, *values: Any) -> bool:
-        """Take the kind of the first of these that is no text; tell whether there is a kind now."""
+    def settle(self, *values: Any, written: bool = False) -> bool:
+        """Take the kind of the first of these that is not None; tell whether there is a kind now.
+
+        `written`: they are stored ones, of which text may be what a Decimal was stored as; that tells no kind.
+        """
         for value in values:
-            if self.kind is None and value is not None and (kind := self._read(value)[0]) != "text":
-                self.kind, self._sample = kind, value
+            if value is not None and self.kind is None and not (written and self._may_be_decimal(value)):
+                self.kind, self._sample = self._read(value)[0], value
         return self.kind is not None
+
+    def _may_be_decimal(self, value: Any) -> bool:
+        return self._is_plain and isinstance(value, str) and _decimal(value) is not None
 
     # Keys
 
@@ -79,28 +93,10 @@ class Scale:
         """
         if is_missing(value):
             return False
-        self.key_of(value)  # settles the kind, or refuses
-        slow = self._row_key
-        if isinstance(value, datetime):
-            self._datetimes = True
-            self.key, self._form_zone = keys.of_datetimes(slow, value, self._zone)
-        elif isinstance(value, date):
-            self._datetimes, self._form_zone = True, None if self._zone is None else UTC
-            self.key = keys.remembering(slow, date)
-        elif isinstance(value, str):
-            self.key = self._text_keys(value)
-        elif isinstance(value, int):
-            self.key = keys.of_ints(slow)
-        elif isinstance(value, float):
-            self.key = keys.of_floats(slow)
-        elif isinstance(value, Decimal):
-            self.key = keys.of_decimals(slow)
+        self._exact(value)  # settles the kind, or refuses
+        self._form = self._spelling.form(value)
+        self.key = self._spelling.quick(self._row_key, value)
         return True
-
-    def _text_keys(self, value: str) -> ToKey:
-        if read_time(value) is not None:
-            return keys.of_iso_text(self._row_key, value, self._zone)
-        return keys.remembering(self._row_key, str) if read_day(value) is not None else self._row_key
 
     def _row_key(self, value: Any) -> Key:
         return None if is_missing(value) else self.key_of(value)
@@ -110,16 +106,8 @@ class Scale:
 
         `written` reads a string as what a Decimal was stored as, too.
         """
-        return self._form(self._exact(value, written=written))
-
-    def _form(self, exact: Any) -> Key:
-        if not self.has_clock:
-            return exact
-        return keys.datetime_key(exact, self._form_zone) if self._datetimes else keys.text_key(exact)
-
-    def _unform(self, key: Key) -> Any:
-        """Return what a key was made of."""
-        return moment_of(key) if self.has_clock else key
+        exact = self._exact(value, written=written)
+        return self._form.key(exact) if self.has_clock else exact
 
     @property
     def has_clock(self) -> bool:
@@ -127,120 +115,62 @@ class Scale:
         return self.kind in ("instant", "wall")
 
     def _exact(self, value: Any, *, written: bool = False) -> Any:
+        if written and self.kind == "number" and self._may_be_decimal(value):
+            return _decimal(value)
         kind, exact = self._read(value)
         if kind == self.kind:
             return exact
         if self.kind is None:
             self.kind, self._sample = kind, value
             return exact
-        return self._reconcile(value, kind, written=written)
+        raise self._apart(value, kind)
 
-    def _reconcile(self, value: Any, kind: Kind, *, written: bool) -> Any:
-        if kind == "text" and self.kind == "number" and written:
-            try:
-                return Decimal(value)
-            except ArithmeticError:
-                pass
+    def _read(self, value: Any) -> tuple[Kind, Any]:
+        """Return the kind of a value, and what it is exactly."""
+        try:
+            return self._spelling.read(value)
+        except LookupError:
+            raise self._unread(value) from None
+        except TypeError as error:
+            raise TypeError(f"{self._where}: {error}") from error
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{self._where}: {error}") from error
+
+    def _unread(self, text: str) -> ValueError:
+        """Return what to raise for text that does not say what it is."""
+        return ValueError(
+            f"{self._where}: {self._named(text)} is text that does not say how it compares. "
+            f"Say what it is: {', or '.join(formats_for(text))}"
+        )
+
+    def _apart(self, value: Any, kind: Kind) -> TypeError:
+        """Return what to raise for a value that does not compare with those of before."""
+        one, other = self._named(value), self._named(self._sample)
         if {kind, self.kind} == {"instant", "wall"}:
-            naive, aware = (value, self._sample) if kind == "wall" else (self._sample, value)
-            raise TypeError(
-                f"{self._where}: {self._named(naive)} has no time zone and {self._named(aware)} has one: "
-                "say whose clock the first is, "
+            naive, aware = (one, other) if kind == "wall" else (other, one)
+            return TypeError(
+                f"{self._where}: {naive} has no time zone and {aware} has one: say whose clock the first is, "
                 "such as timezone='UTC' or timezone='Europe/Berlin'"
             )
-        raise TypeError(
-            f"{self._where}: {self._named(value)} ({_type_of(value, kind)}) does not compare with "
-            f"{self._named(self._sample)} ({_type_of(self._sample, self.kind)})"
+        return TypeError(
+            f"{self._where}: {one} ({_type_of(value)}) does not compare with {other} ({_type_of(self._sample)})"
         )
 
     def _named(self, value: Any) -> str:
-        return next((f"{name} {value!r}" for name, known in self._known.items() if known is value), repr(value))
+        shown = shorten(value)
+        return next((f"{name} {shown}" for name, known in self._known.items() if known is value), shown)
 
-    # What a value is
-
-    def _read(self, value: Any) -> tuple[Kind, Any]:
-        """Return the kind of a value, and what it is exactly: a number, a moment or text."""
-        if isinstance(value, str):
-            return self._read_text(value)
-        if isinstance(value, bool):
-            raise TypeError(f"{self._where}: a bool is no cursor value: {value!r}")
-        if isinstance(value, int):
-            return "number", value
-        if isinstance(value, float | Decimal):
-            if not math.isfinite(value):
-                raise ValueError(f"{self._where}: {value!r} is no cursor value")
-            return "number", value
-        if isinstance(value, datetime):
-            return self._read_datetime(value)
-        if isinstance(value, date):
-            return self._timed((value.toordinal() - EPOCH_DAY) * DAY, "", None)
-        raise TypeError(
-            f"{self._where}: a {type(value).__name__} is no cursor value: "
-            "int, float, Decimal, date, datetime and str are; pass a callable that makes one of them"
-        )
-
-    def _read_text(self, value: str) -> tuple[Kind, Any]:
-        written = read_time(value)
-        if written is not None:
-            return self._timed(written.local, written.fraction, written.offset)
-        day = read_day(value)
-        return ("text", value) if day is None else self._read(day)
-
-    def _read_datetime(self, value: datetime) -> tuple[Kind, Moment]:
-        if getattr(value, "nanosecond", 0):  # pandas: its isoformat() has all digits
-            return self._read(value.isoformat())
-        if value.tzinfo is None and self._zone is not None:
-            value = value.replace(tzinfo=self._zone)
-        return "wall" if value.utcoffset() is None else "instant", moment_of(value)
-
-    def _timed(self, local: int, fraction: str, offset: int | None) -> tuple[Kind, Moment]:
-        if offset is None and self._zone is not None:
-            offset = math.floor(offset_at(local, self._zone).total_seconds())
-        return ("wall", (local, fraction)) if offset is None else ("instant", (local - offset, fraction))
-
-    # Spelling
+    # Spelling and moving
 
     def spell(self, key: Key, like: Any) -> Any:
         """Return the greatest value in the type and spelling of `like` whose key is not above this one."""
-        return self._spell(self._unform(key), like, self.kind)
+        return self._spelling.write(self._form.moment(key) if self.has_clock else key, like)
 
-    def _spell(self, exact: Any, like: Any, kind: Kind | None) -> Any:
-        if isinstance(like, str):
-            return self._spell_text(exact, like, kind)
-        if isinstance(like, int):
-            return math.floor(exact)
-        if isinstance(like, float):
-            return _float_below(exact)
-        if isinstance(like, Decimal):
-            return _decimal_below(Fraction(exact), like)
-        return self._spell_time(exact, like, kind)
-
-    def _spell_time(self, moment: Moment, like: date, kind: Kind | None) -> date:
-        seconds, fraction = moment
-        if not isinstance(like, datetime):
-            return date.fromordinal(self._local(seconds, kind) // DAY + EPOCH_DAY)
-        micros = int(fraction[:MICRO].ljust(MICRO, "0"))
-        if like.tzinfo is None:
-            return EPOCH + timedelta(seconds=self._local(seconds, kind), microseconds=micros)
-        at = EPOCH.replace(tzinfo=UTC) + timedelta(seconds=seconds, microseconds=micros)
-        return at.astimezone(like.tzinfo)
-
-    def _spell_text(self, exact: Any, like: str, kind: Kind | None) -> str:
-        written = read_time(like)
-        if written is None:
-            return str(exact) if read_day(like) is None else write_day(self._local(exact[0], kind) // DAY)
-        seconds, fraction = exact
-        local = self._local(seconds, kind) if written.offset is None else seconds + written.offset
-        return write_time(local, fraction, written)
-
-    def _local(self, seconds: int, kind: Kind | None) -> int:
-        """Return what the wall clock shows, where it is not the moment itself."""
-        if kind != "instant" or self._zone is None:
-            return seconds
-        offset = (EPOCH.replace(tzinfo=UTC) + timedelta(seconds=seconds)).astimezone(self._zone).utcoffset()
-        return seconds + math.floor((offset or timedelta()).total_seconds())
-
-    # Moving
+    def spelled(self, value: Any, like: Any = None) -> Any:
+        """Return a bound as the source spells values: the date or datetime beside a `cursor_format`, as `like`."""
+        if self._is_plain or not isinstance(value, date):
+            return value
+        return self._spelling.write(self._read(value)[1], value if like is None else like)
 
     def shift(self, value: Any, step: Step, times: int = 1, *, written: bool = False) -> Any:
         """Return a value moved by `times` steps, in its own type and spelling, rounded down.
@@ -248,71 +178,68 @@ class Scale:
         A timedelta is a length of time, also where a clock is put forward or back meanwhile. What lies before year 1
         becomes year 1; past year 9999 is an OverflowError.
         """
+        if written and self.kind == "number" and self._may_be_decimal(value):
+            value = _decimal(value)
         kind, exact = self._read(value)
-        if kind == "text" and written and self.kind == "number":
-            kind, exact, value = "number", self._exact(value, written=True), Decimal(value)
         if kind == "text" or (kind == "number") == isinstance(step, timedelta):
-            raise TypeError(f"{self._where}: {_shown(value, kind)} cannot be moved by {step!r}")
+            raise TypeError(f"{self._where}: {self._named(value)} ({_type_of(value)}) cannot be moved by {step!r}")
         if not isinstance(step, timedelta):
-            return self._spell(Fraction(exact) + times * Fraction(step), value, kind)
-        return self._spell_clamped(_moved(exact, times * step), value, kind)
-
-    def _spell_clamped(self, moment: Moment, like: Any, kind: Kind) -> Any:
+            return self._spelling.write(Fraction(exact) + times * Fraction(step), value)
+        moved = _moved(exact, times * step)
         try:
-            return self._spell(moment, like, kind)
+            return self._spelling.write(moved, value)
         except (ValueError, OverflowError) as error:
-            if moment[0] > 0:
+            if moved[0] > 0:
                 raise OverflowError(f"{self._where}: past the year 9999") from error
-            if isinstance(like, str):
-                written = read_time(like)
-                return self._spell_text((_YEAR_ONE - ((written.offset if written else None) or 0), ""), like, "wall")
-            return datetime.min.replace(tzinfo=like.tzinfo) if isinstance(like, datetime) else date.min
+            return self._spelling.lowest(value)
 
     def months(self, value: Any, count: int) -> Any:
         """Return a value moved by calendar months of its own clock; a day the month lacks becomes its last one."""
-        kind = self._read(value)[0]
-        head = value[:10] if isinstance(value, str) else value
-        day = read_day(head) if isinstance(head, str) else head
-        if kind == "number" or not isinstance(day, date):
-            raise TypeError(f"{self._where}: {_shown(value, kind)} cannot be moved by months")
-        years, month = divmod(day.month - 1 + count, 12)
-        year, month = day.year + years, month + 1
-        moved = date(year, month, min(day.day, monthrange(year, month)[1]))
-        if isinstance(value, str):
-            return moved.isoformat() + value[10:]
-        return day.replace(year=moved.year, month=moved.month, day=moved.day)
+        try:
+            return self._spelling.months(value, count)
+        except TypeError as error:
+            raise TypeError(f"{self._where}: {error}") from error
 
     def now(self, ahead: int = 0, at: Moment | None = None) -> Key | None:
         """Return the key of a moment (default: now) and some seconds; None for values without a clock.
 
         Where nobody said whose clock it is, it is the one that shows a moment first.
         """
-        if self.kind not in ("instant", "wall"):
+        if not self.has_clock:
             return None
         seconds, fraction = clock() if at is None else at
         if self.kind == "wall":
             seconds += EASTERNMOST
-        return self._form((seconds + ahead, fraction))
+        return self._form.key((seconds + ahead, fraction))
 
     def digestible(self, key: Key) -> str:
         """Return a key as text: one for all spellings of a value."""
         if not self.has_clock:
             return key if isinstance(key, str) else str(Fraction(key))
-        seconds, fraction = moment_of(key)
+        seconds, fraction = self._form.moment(key)
         return f"{seconds}.{fraction}"
+
+    def digestible_before(self, value: Any, key: Key) -> list[str]:
+        """Return what version 1 may have made of a value, in place of `digestible`."""
+        found = [self.digestible(key)]
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, int | float | Decimal):
+            found.append(str(Fraction(value)))
+        return found
 
     def lane(self, value: Any, top: Key | None, *, to_the_day: bool = False) -> Lane | None:
         """Return the lane of a value up to the key `top`; None: its like are compared by their keys only.
 
         `to_the_day` makes it end before the day of `top`.
         """
-        kind, _ = self._read(value)
+        kind = self._read(value)[0]
         if kind != self.kind:
             return None
         if isinstance(value, str):
             return self._text_lane(value, top, to_the_day=to_the_day)
         tz = value.tzinfo if isinstance(value, datetime) else None
-        if type(value) not in _PLAIN or not is_fixed(tz) or not (kind == "number" or is_fixed(self._zone)):
+        if type(value) not in _PLAIN or not is_fixed(tz) or not (kind == "number" or is_fixed(self._clock.zone)):
             return None
         highest = _highest(value) if top is None else top if kind == "number" else self._spell_or_highest(top, value)
         return Lane(type(value), value, highest, tz=tz)  # pyright: ignore[reportUnknownArgumentType] - any type
@@ -321,7 +248,7 @@ class Scale:
         parts = read_time(value)
         if parts is None:
             return Lane(str, value, _TEXT_END if top is None else top) if ":" not in value else None
-        if parts.offset is None and not is_fixed(self._zone):
+        if parts.offset is None and not is_fixed(self._clock.zone):
             return None
         highest = "~" if top is None else self._spell_or_highest(top, value)
         if to_the_day:
@@ -424,33 +351,50 @@ def _moved(moment: Moment, by: timedelta) -> Moment:
     return seconds, f"{rest:0{digits}}".rstrip("0")
 
 
-def _float_below(number: Any) -> float:
-    nearest = float(number)
-    return math.nextafter(nearest, -math.inf) if nearest > number else nearest
-
-
-def _decimal_below(number: Fraction, like: Decimal) -> Decimal:
-    """Return a Decimal with the places of `like`, more where the number needs and has them."""
-    places = -int(like.as_tuple().exponent)
-    while places < _DECIMAL_PLACES and (number * 10**places).denominator > 1:
-        places += 1
-    with localcontext() as context:
-        context.prec, context.rounding = 4 * _DECIMAL_PLACES, ROUND_FLOOR
-        return Decimal(math.floor(number * Fraction(10) ** places)).scaleb(-places)
-
-
 def _highest(like: Any) -> Any:
     if isinstance(like, datetime):
         return datetime.max.replace(tzinfo=like.tzinfo)
     return date.max if isinstance(like, date) else "~" if isinstance(like, str) else math.inf
 
 
-def _shown(value: Any, kind: Kind | None) -> str:
-    return f"{value!r} ({_type_of(value, kind)})"
+def zone_of(zone: tzinfo | str | None) -> tzinfo | None:
+    """Return the zone that a name names.
+
+    Raises:
+        TypeError, ValueError: there is none of this name.
+
+    """
+    if zone is None or isinstance(zone, tzinfo):
+        return zone
+    if not isinstance(zone, str):
+        raise TypeError(f"timezone must be a tzinfo or a name such as 'Europe/Berlin', not {zone!r}")
+    try:
+        return ZoneInfo(zone)
+    except (LookupError, ValueError, OSError) as error:
+        raise ValueError(
+            f"timezone: there is no time zone {zone!r}; names are such as 'Europe/Berlin' (where a system has none of "
+            "them, install tzdata)"
+        ) from error
 
 
-def _type_of(value: Any, kind: Kind | None) -> str:
-    return "text" if kind == "text" else type(value).__name__
+def shorten(value: Any) -> str:
+    """Return a value as an error shows it."""
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN + 2 else f"{shown[:SHOWN]}…"
+
+
+def _type_of(value: Any) -> str:
+    is_text = isinstance(value, str) and read_time(value) is None and read_day(value) is None
+    return "text" if is_text else type(value).__name__
+
+
+def _decimal(text: str) -> Decimal | None:
+    """Return the Decimal that was stored as this text; None: none was."""
+    try:
+        number = Decimal(text)
+    except ArithmeticError:
+        return None
+    return number if number.is_finite() else None
 
 
 def clock() -> tuple[int, str]:
@@ -463,10 +407,9 @@ def wire(value: Any) -> Any:
     """Return a value as JSON has it, every digit kept."""
     if isinstance(value, date):
         return value.isoformat()
-    return str(value) if isinstance(value, Decimal) else value
+    return str(value) if isinstance(value, Decimal) else plain_python(value)
 
 
 _PLAIN = (int, float, Decimal, date, datetime)
 _TEXT_END = "\U0010ffff"
-_DECIMAL_PLACES = 100
 _YEAR_ONE = (date.min.toordinal() - EPOCH_DAY) * DAY

@@ -1,0 +1,366 @@
+"""`cursor_format`: what values are read as, how they compare, and how they are spelled again."""
+
+from __future__ import annotations
+
+import locale
+import random
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from email.utils import format_datetime, parsedate_to_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoint.streams.keys import Clock
+from checkpoint.streams.patterns import Pattern
+from checkpoint.streams.spellings import CursorFormat, formats_for
+from checkpoint.streams.values import Scale
+
+UTC = timezone.utc
+LSN = CursorFormat(
+    parse=lambda text: int(text.split("/")[0], 16) << 32 | int(text.split("/")[1], 16),
+    format=lambda number: f"{number >> 32:X}/{number & 0xFFFFFFFF:X}",
+)
+MAIL = CursorFormat(parsedate_to_datetime, format_datetime)
+
+
+def scale(cursor_format, zone=None):
+    return Scale("here", zone, {}, cursor_format)
+
+
+# What they are
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "values"),
+    [
+        ("number", ["-12.50", "-3", 0, "9", "10", 10.5, Decimal("10.75"), "11", "1" * 5_000]),
+        ("text", ["", "0", "10", "9", "A", "a", "ä"][1:]),
+        ("epoch_s", [-1, "0", 0.5, "1714557600", "1714557600.123456", "1714557600.1234567890123", 1714557601]),
+        ("epoch_ms", ["1714557600123", 1714557600123.5, "1714557600124"]),
+        ("epoch_ns", ["1714557600123456788", 1714557600123456789, "1714557600123456789.5"]),
+        ("%m/%d/%Y", ["12/31/2024", "1/2/2025", "01/03/2025", "9/1/2025", "10/1/2025"]),
+        ("%d.%m.%y %H:%M", ["31.12.69 23:59", "01.01.70 00:00", "01.01.68 00:00"]),
+        ("%I:%M:%S %p %b %d %Y", ["12:30:00 AM Feb 01 2024", "1:00:00 am feb 1 2024", "12:00:00 PM FEB 01 2024"]),
+        ("%Y-%m-%dT%H:%M:%S%z", ["2024-05-01T10:00:00+0200", "2024-05-01T08:30:00Z", "2024-05-01T08:31:00-00:00"]),
+        ("%Y%m%d%H%M%S.%f", ["20240501100000.1", "20240501100000.12", "20240501100000.120001"]),
+        ("%G-W%V-%u", ["2024-W52-7", "2025-W01-1", "2025-W01-2"]), ("%Y %j", ["2024 366", "2025 001"]),
+        ("%Y %U %w", ["2024 00 1", "2024 01 0"]), ("%Y %W %a", ["2024 01 Mon", "2024 01 Tue"]),
+        (LSN, ["0/9", "0/A", "0/10", "9/FFFFFF00", "10/0"]),
+        (MAIL, ["Wed, 01 May 2024 10:00:00 +0200", "Wed, 01 May 2024 08:30:00 -0000", "Thu, 02 May 2024 00:00:00 GMT"]),
+    ],
+)  # fmt: skip
+def test_values_are_in_this_order(cursor_format, values):
+    of = scale(cursor_format, "UTC")
+    slow = [of.key_of(value) for value in values]
+    assert slow == sorted(slow)
+    assert len({*slow}) == len(values)
+    of.begin(values[0])
+    quick = [of.key(value) for value in values]
+    assert quick == [of.key_of(value) for value in values] == sorted(quick)
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "values"),
+    [
+        ("number", ["x", " 5", "1e5", "1_000", "٣", "0x10", "NaN", "5.", ".5", "--5"]),
+        ("number", [float("inf"), Decimal("Infinity")]),
+        ("epoch_s", ["2024-05-01", "1.7e9", "now", float("inf"), "1714557600Z"]),
+        ("%m/%d/%Y", ["2025-12-31", "13/01/2025", "02/30/2025", "1/2/25", "12/31/2025 ", "٣/1/2025"]),
+        ("%H:%M %Y-%m-%d", ["24:00 2024-05-01", "10:60 2024-05-01"]),
+        ("%Y %j", ["2023 366"]), ("%G-W%V-%u", ["2023-W53-1"]),
+        (LSN, ["x", "10", "G/0"]), (MAIL, ["yesterday"]),
+    ],
+)  # fmt: skip
+def test_what_a_format_does_not_read_is_named(cursor_format, values):
+    for value in values:
+        with pytest.raises(ValueError, match="here: .*cursor_format") as caught:
+            scale(cursor_format).key(value)
+        assert repr(value)[:20] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "value"),
+    [
+        ("number", True), ("number", date(2024, 5, 1)), ("number", datetime(2024, 5, 1, tzinfo=UTC)), ("text", 5),
+        ("text", datetime(2024, 5, 1, tzinfo=UTC)), ("epoch_s", [1]), ("epoch_s", True), ("%Y-%m", 202405),
+        (CursorFormat(lambda value: value), "x"), (CursorFormat(lambda _: None), "x"), (LSN, b"0/1"),
+        (CursorFormat(lambda _: True), "x"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_type_is_refused(cursor_format, value):
+    with pytest.raises(TypeError, match="here: "):
+        scale(cursor_format).key(value)
+
+
+@pytest.mark.parametrize("cursor_format", ["epoch_s", "number", "text", "%Y-%m-%d", LSN])
+@pytest.mark.parametrize("value", [None, "", float("nan"), Decimal("NaN")])
+def test_a_missing_value_is_missing_in_every_format(cursor_format, value):
+    of = scale(cursor_format)
+    assert of.key(value) is None
+    first = {"%Y-%m-%d": "2024-05-01", LSN: "0/1"}.get(cursor_format, "1")
+    assert of.begin(first)
+    assert of.key(value) is None
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "error", "says"),
+    [
+        ("epoch", ValueError, "must be 'epoch_s', 'epoch_ms', 'epoch_us', 'epoch_ns', 'number', 'text', a pattern"),
+        ("", ValueError, "must be"), ("iso", ValueError, "must be"), (5, TypeError, "not 5"),
+        (lambda value: value, TypeError, "CursorFormat"), ("%d.%m.", ValueError, "has no year"),
+        ("%H:%M", ValueError, "has no year"), ("%Y-%m-%d %H:%M %Z", ValueError, "names of zones"),
+        ("%Y-%Q", ValueError, "has no %Q"), ("%Y-%", ValueError, "has no %"), ("%s", ValueError, "has no %s"),
+        ("%Y %Y", ValueError, "twice"), ("%d%%", ValueError, "no year"), ("%V %u", ValueError, "no year"),
+    ],
+)  # fmt: skip
+def test_what_is_no_format(cursor_format, error, says):
+    with pytest.raises(error, match=says):
+        scale(cursor_format)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Nowhere", "", "../../etc/passwd", "UTC\0"])
+def test_an_unknown_time_zone(zone):
+    with pytest.raises(ValueError, match="there is no time zone"):
+        Scale("here", zone)
+    with pytest.raises(TypeError, match="timezone must be a tzinfo or a name"):
+        Scale("here", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("9", "cursor_format='number'"), ("1714557600", "cursor_format='epoch_s'"),
+        ("1714557600.123456", "cursor_format='epoch_s'"), ("1714557600123", "cursor_format='epoch_ms'"),
+        ("12/31/2025", "cursor_format='%m/%d/%Y'"), ("31/12/2025", "cursor_format='%d/%m/%Y'"),
+        ("Wed, 01 May 2024 10:00:00 GMT", "cursor_format='%a, %d %b %Y %H:%M:%S GMT', timezone='UTC'"),
+        ("Wed, 01 May 2024 10:00:00 +0200", "cursor_format='%a, %d %b %Y %H:%M:%S %z'"),
+        ("20240501T100000Z", "cursor_format='%Y%m%dT%H%M%SZ', timezone='UTC'"),
+        ("2024-W18-3", "cursor_format='%G-W%V-%u'"),
+        ("v1.9", "cursor_format='text' (by code point)"), ("9/FFFFFF00", "cursor_format='text' (by code point)"),
+    ],
+)  # fmt: skip
+def test_fault_52_the_formats_that_would_read_a_text_are_named(text, named):
+    assert formats_for(text)[0] == named
+    with pytest.raises(ValueError, match="does not say how it compares") as caught:
+        Scale("here").key(text)
+    assert named in str(caught.value)
+    for name in formats_for(text)[:-2]:
+        options = eval(f"dict({name})")
+        assert Scale("here", options.get("timezone"), {}, options["cursor_format"]).key(text) is not None
+
+
+# Patterns
+
+
+DIRECTIVES = [
+    "%Y-%m-%d", "%m/%d/%y", "%d %b %Y", "%d %B %Y", "%Y%m%d", "%Y-%j", "%G-W%V-%u", "%A, %d %B %Y", "%Y-%m",
+    "%Y W%W %a", "%Y %U %w", "%x", "%d.%m.%Y %%",
+]  # fmt: skip
+CLOCKS = [
+    "",
+    " %H:%M",
+    "T%H:%M:%S",
+    " %H:%M:%S.%f",
+    " %I:%M:%S %p",
+    " %X",
+    "T%H%M%S%z",
+    " %H:%M:%S %z",
+    " %p %I",
+    " %M",
+]
+
+
+@given(
+    st.sampled_from(DIRECTIVES), st.sampled_from(CLOCKS),
+    st.datetimes(datetime(1970, 1, 4), datetime(2068, 12, 27)), st.integers(-720, 840), st.booleans(),
+)  # fmt: skip
+def test_patterns_read_what_strptime_does(day, clock, moment, minutes, upper):
+    pattern = day + clock
+    if "%z" in pattern:
+        moment = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    text = moment.strftime(pattern)
+    text = text.upper() if upper else text
+    wanted = datetime.strptime(text, pattern)  # noqa: DTZ007 - as the pattern says
+    of = Scale("here", None, {}, pattern)
+    [key] = [Scale("here").key(wanted)]
+    assert of.key(text) == key
+    assert Pattern(pattern, Clock(None)).read(text) == Scale("here")._read(wanted)
+
+
+@given(st.sampled_from(DIRECTIVES), st.sampled_from(CLOCKS), st.datetimes(datetime(1970, 1, 4), datetime(2068, 12, 27)))
+def test_patterns_spell_what_they_read(day, clock, moment):
+    pattern = day + clock
+    text = moment.replace(tzinfo=UTC if "%z" in pattern else None).strftime(pattern)
+    of = Scale("here", None, {}, pattern)
+    assert of.spell(of.key(text), text) == text
+    assert of.key(of.spell(of.key(text), None)) == of.key(text)
+
+
+def test_names_are_english_whatever_the_locale_is():
+    before = locale.setlocale(locale.LC_TIME)
+    for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "C"):
+        try:
+            locale.setlocale(locale.LC_TIME, name)
+        except locale.Error:
+            continue
+        break
+    try:
+        of = scale("%a, %d %B %Y", "UTC")
+        assert of.shift("Wed, 01 May 2024", timedelta(days=62), -1) == "Thu, 29 February 2024"
+    finally:
+        locale.setlocale(locale.LC_TIME, before)
+
+
+# Quick keys
+
+
+def column(rng, shape):
+    """Draw the values of a column of one shape, now and then of another spelling."""
+    moment = datetime(2024, rng.choice([3, 10]), rng.choice([27, 31]), tzinfo=UTC) + timedelta(
+        seconds=rng.randrange(86_400), microseconds=rng.choice([0, 500_000, 123_456])
+    )
+    seconds = int(moment.timestamp())
+    zone = timezone(timedelta(minutes=rng.choice([0, 60, 330])))
+    return {
+        "epoch_s": lambda: rng.choice([str(seconds), f"{seconds}.5", seconds, seconds + 0.25, Decimal(seconds)]),
+        "epoch_us": lambda: rng.choice([f"{seconds}000001", seconds * 1_000_000]),
+        "number": lambda: rng.choice(
+            [str(rng.randrange(-20, 20)), f"{rng.randrange(20)}.50", rng.randrange(20), "007"]
+        ),
+        "text": lambda: rng.choice("abcÄ") * rng.randrange(1, 4),
+        "%m/%d/%Y %I:%M:%S %p": lambda: moment.strftime("%m/%d/%Y %I:%M:%S ") + rng.choice(["AM", "pm"]),
+        "%d.%m.%Y %H:%M": lambda: f"{moment.day}.{moment.month}.{moment.year} {moment.hour}:{moment.minute:02}",
+        "%Y%m%dT%H%M%S%z": lambda: moment.astimezone(zone).strftime("%Y%m%dT%H%M%S%z"),
+        "%Y/%m/%d %H:%M:%S.%f": lambda: moment.strftime("%Y/%m/%d %H:%M:%S.%f")[: rng.choice([26, 23, 21])],
+        "%a %b %d %H:%M:%S %Y": lambda: moment.strftime("%a %b %d %H:%M:%S %Y"),
+    }[shape]()
+
+
+SHAPES = [
+    "epoch_s", "epoch_us", "number", "text", "%m/%d/%Y %I:%M:%S %p", "%d.%m.%Y %H:%M", "%Y%m%dT%H%M%S%z",
+    "%Y/%m/%d %H:%M:%S.%f", "%a %b %d %H:%M:%S %Y",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe"])
+def test_quick_keys_of_formats_agree_with_slow_ones(shape, zone):
+    rng = random.Random(f"{shape} {zone}")
+    of = scale(shape, zone)
+    of.begin(column(rng, shape))
+    exact = scale(shape, zone)
+    before = None
+    for _ in range(2_000):
+        value = column(rng, shape)
+        key, now = of.key(value), (of.key_of(value), exact._exact(value))
+        assert key == now[0], value
+        if before is not None:
+            assert (key < before[0], key == before[0]) == (now[1] < before[1], now[1] == before[1]), value
+        before = key, now[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quick_keys_of_formats_refuse_what_slow_ones_do(shape):
+    rng = random.Random(shape)
+    of = scale(shape)
+    of.begin(column(rng, shape))
+    for _ in range(300):
+        value = str(column(rng, shape))
+        place = rng.randrange(len(value))
+        broken = value[:place] + rng.choice(["", "x", "٣", " ", "9", ":", value[place] * 2]) + value[place + 1 :]
+        try:
+            wanted = scale(shape).key(broken)
+        except ValueError:
+            with pytest.raises(ValueError, match="here: "):
+                of.key(broken)
+        else:
+            assert of.key(broken) == wanted or not broken
+
+
+def test_a_parse_that_fails_is_named_and_its_values_keep_their_keys():
+    of = scale(CursorFormat(lambda text: {"a": 1, "b": 2.5, "c": "2024-05-01T10:00:00Z"}[text]))
+    of.begin("a")
+    assert [of.key("a"), of.key("b")] == [1, 2.5]
+    with pytest.raises(ValueError, match=r"here: the parse of cursor_format does not read 'x': KeyError\('x'\)"):
+        of.key("x")
+    with pytest.raises(TypeError, match=r"here: 'c' .* does not compare with 'a'"):
+        of.key("c")
+
+
+# Moving
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "value", "step", "moved"),
+    [
+        ("epoch_s", 1714557600, timedelta(hours=1), 1714554000),
+        ("epoch_s", "1714557600", timedelta(days=1), "1714471200"),
+        ("epoch_s", "1714557600.123456", timedelta(microseconds=1), "1714557600.123455"),
+        ("epoch_s", 1714557600.5, timedelta(seconds=1), 1714557599.5),
+        ("epoch_ms", "1714557600123", timedelta(microseconds=1), "1714557600122"),
+        ("epoch_ns", Decimal(1714557600123456789), timedelta(microseconds=1), Decimal(1714557600123455789)),
+        ("number", "10", 1, "9"), ("number", "0100", 1, "0099"), ("number", "-1.50", 0.25, "-1.75"),
+        ("number", "0", 1, "-1"), ("number", "1" + "0" * 5_000, 1, "9" * 5_000), ("number", 10, 3, 7),
+        ("number", "10", 0.5, "9"), ("%m/%d/%Y", "03/01/2024", timedelta(days=1), "02/29/2024"),
+        ("%m/%d/%Y", "3/1/2024", timedelta(hours=1), "2/29/2024"),
+        ("%d %b %Y %H:%M:%S %z", "01 May 2024 00:00:00 +0200", timedelta(seconds=1), "30 Apr 2024 23:59:59 +0200"),
+        ("%I:%M %p %Y-%m-%d", "12:00 pm 2024-05-01", timedelta(minutes=1), "11:59 am 2024-05-01"),
+        ("%Y-%m-%dT%H:%M:%S.%f", "2024-05-01T00:00:00.000", timedelta(milliseconds=1), "2024-04-30T23:59:59.999"),
+        ("%Y-%m-%d", "0001-01-01", timedelta(days=5), "0001-01-01"),
+        (LSN, "10/0", 256, "F/FFFFFF00"),
+        (MAIL, "Wed, 01 May 2024 10:00:00 +0200", timedelta(hours=11), "Tue, 30 Apr 2024 23:00:00 +0200"),
+    ],
+)  # fmt: skip
+def test_values_are_moved_in_their_own_spelling(cursor_format, value, step, moved):
+    found = scale(cursor_format).shift(value, step, -1)
+    assert (found, type(found)) == (moved, type(moved))
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "value", "moved"),
+    [
+        ("epoch_s", 1706695200, 1709200800), ("epoch_ms", "1706695200123", "1709200800123"),
+        ("%m/%d/%Y", "01/31/2024", "02/29/2024"),
+        ("%H:%M %d.%m.%Y %z", "00:30 31.01.2024 +0200", "00:30 29.02.2024 +0200"),
+        (MAIL, "Wed, 31 Jan 2024 10:00:00 +0000", "Thu, 29 Feb 2024 10:00:00 +0000"),
+    ],
+)  # fmt: skip
+def test_months_of_formats_are_those_of_the_calendar(cursor_format, value, moved):
+    assert scale(cursor_format).months(value, 1) == moved
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "value", "step"),
+    [
+        ("epoch_s", 5, 5), ("number", "5", timedelta(1)), ("text", "a", 1), ("%Y-%m", "2024-05", 1),
+        (LSN, "0/1", timedelta(1)),
+        (CursorFormat(lambda text: int(text, 16)), "ff", 1), (CursorFormat(int, hex), "9", timedelta(1)),
+    ],
+)  # fmt: skip
+def test_what_does_not_move_says_so(cursor_format, value, step):
+    with pytest.raises(TypeError, match="cannot be moved by|has no format|without format"):
+        scale(cursor_format).shift(value, step, -1)
+    if cursor_format == "text":
+        with pytest.raises(TypeError, match="by months"):
+            scale(cursor_format).months(value, 1)
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "spelled"),
+    [
+        ("epoch_s", 1714557600), ("epoch_ms", 1714557600000), ("%m/%d/%Y %H:%M", "05/01/2024 12:00"),
+        ("%m/%d/%Y %H:%M %z", "05/01/2024 10:00 +0000"), (MAIL, "Wed, 01 May 2024 10:00:00 +0000"),
+        ("%Y-%m-%d", "2024-05-01"), (None, datetime(2024, 5, 1, 10, tzinfo=UTC)),
+    ],
+)  # fmt: skip
+def test_an_aware_datetime_is_spelled_as_the_source_does(cursor_format, spelled):
+    of = scale(cursor_format, "Europe/Berlin")
+    assert of.spelled(datetime(2024, 5, 1, 10, tzinfo=UTC)) == spelled
+
+
+def test_an_epoch_is_spelled_as_text_where_rows_show_text():
+    of = scale("epoch_ms")
+    assert of.spelled(datetime(2024, 5, 1, 10, tzinfo=UTC), "1714557600123") == "1714557600000"
+    assert scale("epoch_s").spelled(datetime(2024, 5, 1, 10, tzinfo=UTC), "1.50") == "1714557600.00"
