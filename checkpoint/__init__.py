@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
     from checkpoint.streams.incremental import Incremental as Incremental
+    from checkpoint.streams.spellings import CursorFormat as CursorFormat
     from checkpoint.streams.windows import Window as Window
 
 # Where each name lives: a program pays for what it uses, when it first uses it.
@@ -56,6 +57,7 @@ _HOMES = {
     "Unauthorized": "checkpoint.errors",
     "ValueTooLarge": "checkpoint.errors",
     "Group": "checkpoint.run.groups",
+    "CursorFormat": "checkpoint.streams.spellings",
     "Incremental": "checkpoint.streams.incremental",
     "open_store": "checkpoint.stores",
     "Change": "checkpoint.entries",
@@ -80,6 +82,7 @@ __all__ = [
     "Conflict",
     "CorruptState",
     "CursorExpired",
+    "CursorFormat",
     "CursorRegressed",
     "Entry",
     "Group",

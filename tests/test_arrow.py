@@ -51,6 +51,7 @@ def test_tables_give_the_answers_of_rows(kind, seed):
     options = {
         "primary_key": rng.choice([None, "id"]), "row_order": order, "on_cursor_value_missing": "include",
         "lookback": rng.choice([None, None, 2]) if kind in ("int", "float", "decimal") else None,
+        "cursor_format": "text" if kind == "text" else None,
     }  # fmt: skip
     size = rng.choice([5, 20])
     answers = []

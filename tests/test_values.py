@@ -355,60 +355,6 @@ def test_quick_keys_agree_with_slow_ones(values):
     assert [moment_of(scale.key(value)) for value in values] == [scale._exact(value) for value in values]
 
 
-# Lanes
-
-
-@given(
-    st.lists(MOMENTS, min_size=2, max_size=6), st.lists(st.tuples(OFFSETS, STYLES), min_size=1, max_size=3), st.data()
-)
-def test_what_a_lane_holds_compares_as_the_keys_do(moments, spellings, data):
-    values = [
-        spelled(moment.replace(tzinfo=offset), style)
-        for moment in moments
-        for offset, style in [data.draw(st.sampled_from(spellings))]
-    ]
-    scale = Scale("here")
-    scale.key(values[0])
-    top = scale.key(values[1])
-    lane = scale.lane(values[0], top)
-    if lane is None:
-        return
-    held = [value for value in values if type(value) is lane.type and lane.holds(value)]
-    assert sorted(held) == sorted(held, key=scale.key)
-    assert lane.holds_all(held) or not held
-    assert lane.holds_all(values) == (len(held) == len(values))
-    for value in held:
-        if value < lane.top:
-            assert scale.key(value) < top
-
-
-@pytest.mark.parametrize(
-    ("value", "others"),
-    [
-        ("2024-05-01T10:00:00Z", ["2024-05-01T10:00:00.0Z", "2024-05-01 10:00:00Z", "x" * 20, None, 5]),
-        ("2024-05-01T10:00:00+02:00", ["2024-05-01T10:00:00+01:00", "2024-05-01T10:00:00.00000"]),
-        ("2024-05-01T10:00:00.1", ["2024-05-01T10:00:00+1", "2024-05-01T10:00+02", "2024-05-01T10:00:00Z"]),
-        (5, [5.0, True, Decimal(5), "5"]),
-        (1.5, [1, math.nan]),
-        (datetime(2024, 5, 1, tzinfo=UTC), [WALL, datetime(2024, 5, 1, tzinfo=BERLIN)]),
-    ],
-)
-def test_what_a_lane_does_not_hold(value, others):
-    scale = Scale("here")
-    scale.key(value)
-    lane = scale.lane(value, None)
-    assert lane.holds_all([value, value])
-    for other in others:
-        assert not lane.holds_all([value, other])
-
-
-@pytest.mark.parametrize("value", [datetime(2024, 5, 1, tzinfo=BERLIN)])
-def test_clocks_that_are_put_back_have_no_lane(value):
-    scale = Scale("here")
-    scale.key(value)
-    assert scale.lane(value, None) is None
-
-
 def test_the_wire_keeps_every_digit():
     values = [5, 1.5, Decimal("1.50"), date(2024, 5, 1), WALL, "2024-05-01T10:00:00.500Z", 2**70]
     assert list(map(wire, values)) == [

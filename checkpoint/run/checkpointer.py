@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from checkpoint.entries import Change, Entry
     from checkpoint.streams.incremental import Incremental
     from checkpoint.streams.options import Options
+    from checkpoint.streams.spellings import CursorFormat
 
 __all__ = ["Checkpointer", "Commit"]
 
@@ -382,6 +383,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
         primary_key: str | Sequence[str] | Callable[[Any], Any] | None = None,
         row_order: Literal["asc", "desc"] | None = None,
         range_start: Literal["closed", "open"] = "closed",
+        cursor_format: str | CursorFormat | None = None,
+        version_fields: Sequence[str] | None = None,
         on_cursor_value_missing: Literal["raise", "include", "exclude"] = "raise",
         timezone: str | tzinfo | None = None,
         oldest_available: Any = None,
@@ -396,8 +399,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
         Args:
             key: the key in the mapping.
             cursor_field: what rows are ordered by: a name, a dotted path, or a callable of the row (stored as
-                `"cursor"`). int, float, Decimal, date, datetime, or text; ISO 8601 text compares as the instant it is.
-            initial_value: where to start when nothing is stored, and the floor of the lookback; None: everywhere.
+                `"cursor"`). int, float, Decimal, date, datetime, or ISO 8601 text; other text needs a `cursor_format`.
+            initial_value: where to start when nothing is stored, and the floor of the lookback; None: everywhere. As
+                the source spells it or, of instants, an aware datetime.
             end_value: rows at it or after it are left out. None: there is no end.
             lookback: how far before the position to ask again, for rows that appear late: a timedelta or a number.
             primary_key: what tells rows apart: a name or path, several, or a callable. Rows at the position that were
@@ -405,7 +409,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
             row_order: `"asc"` where the source sorts by the cursor field: the position follows the rows. Otherwise it
                 moves when the stream is finished. `"desc"`: newest first; reading ends at what is known.
             range_start: whether the source's answer has rows at `start_value` (`"closed"`) or only after it.
-            on_cursor_value_missing: what to do with a row that has no cursor value.
+            cursor_format: what values are that do not say so themselves: `"epoch_s"`, `"epoch_ms"`, `"epoch_us"` or
+                `"epoch_ns"` for numbers or digits since 1970; `"number"` for digits as text; `"text"` for text that
+                compares by code point; a pattern of `datetime.strptime` such as `"%m/%d/%Y"`; or a `CursorFormat`.
+            version_fields: names or paths of what tells that a row changed, such as `("etag",)`; None: all fields do.
+            on_cursor_value_missing: what to do with a row that has no cursor value: None, NaN, NaT, or empty text.
             timezone: whose clock naive times and dates are: a tzinfo, or a name such as `"Europe/Berlin"`.
             oldest_available: what the source reaches back to.
             max_seen: how many boundary rows are remembered at most.
@@ -421,7 +429,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
         options = Options(
             cursor_field, initial_value, end_value, lookback, primary_key, row_order, range_start,
-            on_cursor_value_missing, timezone, oldest_available, max_seen,
+            on_cursor_value_missing, timezone, oldest_available, max_seen, cursor_format, version_fields,
         )  # fmt: skip
         return self._open_stream(key, options, group)
 

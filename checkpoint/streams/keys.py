@@ -128,6 +128,27 @@ def offset_at(local: int, zone: tzinfo) -> timedelta:
         return timedelta()
 
 
+def begin_of_repeated(local: int, zone: tzinfo) -> int | None:
+    """Return when the span begins that a clock shows twice, where what it shows lies in one; None: it does not."""
+    if not _is_repeated(local, zone):
+        return None
+    outside = local
+    while _is_repeated(outside, zone):
+        outside -= HOUR
+    while local - outside > 1:
+        middle = (local + outside) // 2
+        local, outside = (middle, outside) if _is_repeated(middle, zone) else (local, middle)
+    return local
+
+
+def _is_repeated(local: int, zone: tzinfo) -> bool:
+    try:
+        shown = (EPOCH + timedelta(seconds=local)).replace(tzinfo=zone)
+        return (shown.utcoffset() or timedelta()) > (shown.replace(fold=1).utcoffset() or timedelta())
+    except OverflowError:
+        return False
+
+
 class Form(Protocol):
     """What the keys of moments are."""
 

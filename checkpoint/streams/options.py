@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import tzinfo
 
     from checkpoint.streams.rows import Field, Primary
+    from checkpoint.streams.spellings import CursorFormat
     from checkpoint.streams.values import Step
 
 RowOrder: TypeAlias = Literal["asc", "desc"] | None
@@ -32,8 +37,8 @@ class Options:
     timezone: str | tzinfo | None = None
     oldest_available: Any = None
     max_seen: int = 1_000
-    cursor_format: Any = None
-    version_fields: tuple[str, ...] | None = None
+    cursor_format: str | CursorFormat | None = None
+    version_fields: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         _check("row_order", self.row_order, (None, "asc", "desc"))
@@ -43,10 +48,12 @@ class Options:
             raise TypeError(f"cursor_field must be a name, a path or a callable, not {self.cursor_field!r}")
         if self.cursor_field in ("", SEEN, WINDOWS):
             raise ValueError(f"cursor_field must not be {self.cursor_field!r}: pass a callable")
-        if self.lookback is not None and cast("Any", self.lookback) < type(self.lookback)():
-            raise ValueError(f"lookback must not be negative: {self.lookback!r}")
+        if self.lookback is not None:
+            check_amount("lookback", self.lookback)
         if self.max_seen < 0:
             raise ValueError(f"max_seen must be 0 or more, not {self.max_seen!r}")
+        _check_primary(self.primary_key)
+        _check_versions(self.version_fields, self.primary_key)
 
     @property
     def field(self) -> str:
@@ -62,6 +69,46 @@ class Options:
     def keyed(self) -> bool:
         """Whether rows are remembered."""
         return self.primary_key is not None and self.max_seen > 0
+
+
+def check_amount(what: str, amount: object) -> None:
+    """Refuse what is no length of time and no number, and negative ones.
+
+    Raises:
+        TypeError, ValueError: it is one of these.
+
+    """
+    if isinstance(amount, bool) or not isinstance(amount, timedelta | int | float | Decimal):
+        raise TypeError(f"{what} must be a timedelta or a number, not {amount!r}")
+    if not isinstance(amount, timedelta) and not math.isfinite(amount):
+        raise ValueError(f"{what} must be finite, not {amount!r}")
+    if cast("Any", amount) < type(amount)():
+        raise ValueError(f"{what} must not be negative: {amount!r}")
+
+
+def _check_primary(primary: object) -> None:
+    """Refuse what names no primary key."""
+    if primary is None or callable(primary):
+        return
+    names = [primary] if isinstance(primary, str) else primary
+    if not _is_names(names):
+        raise TypeError(f"primary_key must be a name, several names or a callable, not {primary!r}")
+
+
+def _check_versions(versions: object, primary: object) -> None:
+    if versions is None:
+        return
+    if isinstance(versions, str) or not _is_names(versions):
+        raise TypeError(f"version_fields must be several names, such as ('etag',), not {versions!r}")
+    if primary is None:
+        raise ValueError("version_fields need a primary_key: they tell whether a row that came before has changed")
+
+
+def _is_names(names: object) -> bool:
+    """Tell whether something is one name or more."""
+    if not isinstance(names, list | tuple) or not names:
+        return False
+    return all(isinstance(name, str) and name for name in cast("list[object]", names))
 
 
 def _check(what: str, value: object, choices: tuple[object, ...]) -> None:

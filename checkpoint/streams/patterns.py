@@ -105,6 +105,15 @@ class Pattern:
         said = _say(date.fromordinal(days + EPOCH_DAY), rest, fraction) | {"z": shown.get("z", "+0000")}
         return "".join(_as(letter, said[letter], shown.get(letter)) if letter else text for letter, text in self._parts)
 
+    def check_writes(self, name: str) -> None:
+        """See `spellings.Spelling`."""
+
+    def naive(self, value: Any) -> int | None:
+        """See `spellings.Spelling`."""
+        if not isinstance(value, str):
+            return self._plain.naive(value)
+        return None if self._is_day or "z" in self._letters else self._parse(value).local
+
     def lowest(self, like: Any) -> Any:
         """See `spellings.Spelling`."""
         return self._written(YEAR_ONE, "", self._shown(like))

@@ -92,6 +92,18 @@ class Plain:
         local = self._clock.local(seconds) if written.offset is None else seconds + written.offset
         return write_time(local, fraction, written)
 
+    def check_writes(self, name: str) -> None:
+        """Accept: all values can be written."""
+
+    def naive(self, value: Any) -> int | None:
+        """Return what the clock of a value shows, in seconds since 1970, where it does not say whose it is."""
+        if isinstance(value, str):
+            written = read_time(value)
+            return None if written is None or written.offset is not None else written.local
+        if isinstance(value, datetime) and value.tzinfo is None:
+            return moment_of(value.replace(fold=0))[0]
+        return None
+
     def lowest(self, like: Any) -> Any:
         """Return the first moment of year 1 as its own clock shows it, in the type and spelling of `like`."""
         if isinstance(like, str):

@@ -89,11 +89,11 @@ class Range:
         self.end_key = HIGHEST
         self.ahead: tuple[Key, Key] = (HIGHEST, LOWEST)
         self.scale = self.new_scale()
-        self.scale.settle(position)
+        self.scale.settle(position, written=True)
         oldest = options.oldest_available
         if position is not None and oldest is not None and self.compare(position, oldest) < 0:
             raise CursorExpired(name, position, oldest)
-        self.start: Any = options.initial_value if position is None else self.floor(position)
+        self.start: Any = self.scale.spelled(options.initial_value) if position is None else self.floor(position)
         self._check()
 
     def new_scale(self) -> Scale:
@@ -104,8 +104,9 @@ class Range:
             "initial_value": options.initial_value,
             "end_value": options.end_value,
             "oldest_available": options.oldest_available,
+            "lookback": options.lookback,
         }
-        scale = Scale(f"{self._name!r}, {options.field!r}", options.timezone, known)
+        scale = Scale(f"{self._name!r}, {options.field!r}", options.timezone, known, options.cursor_format)
         step = None if isinstance(options.lookback, timedelta) else options.lookback
         scale.settle(options.initial_value, options.end_value, options.oldest_available, step)
         return scale
@@ -126,7 +127,7 @@ class Range:
     def compare(self, one: Any, other: Any) -> int:
         """Return -1, 0 or 1 for two bounds, whatever kind the rows will be."""
         scale = self.new_scale()
-        scale.settle(one, other)
+        scale.settle(one, other, written=True)
         key, against = scale.key_of(one, written=True), scale.key_of(other, written=True)
         return int(key > against) - int(key < against)
 
@@ -148,31 +149,34 @@ class Range:
     def floor(self, position: Any) -> Any:
         """Return what a run that starts from a position asks the source for."""
         options = self._options
-        start = position
+        self.scale.check_step("lookback", options.lookback)
+        start = self.back(position)
         if options.lookback is not None:
-            start = self.scale.shift(position, options.lookback, -1, written=True)
             for floor in (options.initial_value, options.oldest_available):
                 if floor is not None and self.compare(start, floor) < 0:
                     start = floor
             if self.compare(start, position) > 0:
                 start = position
         initial = options.initial_value
+        if options.cursor_format is not None:
+            return self.scale.spelled(start, position)
         if initial is None or isinstance(initial, str):
             return start
         return self.scale.spell(self.scale.key_of(start, written=True), initial)
 
     def back(self, value: Any) -> Any:
-        """Return a value less the lookback."""
+        """Return a value less the lookback; of the hour that a clock shows twice, its begin."""
         lookback = self._options.lookback
-        return value if lookback is None else self.scale.shift(value, lookback, -1, written=True)
+        start = value if lookback is None else self.scale.shift(value, lookback, -1, written=True)
+        return self.scale.first_pass(start)
 
     def typed(self, value: Any) -> Any:
         """Return a stored value in the type of `initial_value`, where that is exact."""
         initial = self._options.initial_value
-        if initial is None or isinstance(initial, str):
+        if initial is None or isinstance(initial, str) or self._options.cursor_format is not None:
             return value
         scale = self.new_scale()
-        scale.settle(value)
+        scale.settle(value, written=True)
         key = scale.key_of(value, written=True)
         typed = scale.spell(key, initial)
         return typed if scale.key_of(typed) == key else value
@@ -180,7 +184,8 @@ class Range:
     def _check(self) -> None:
         """Raise where the bounds are known not to compare with each other."""
         scale = self.new_scale()
-        scale.settle(self.position)
+        scale.settle(self.position, written=True)
+        scale.check_step("lookback", self._options.lookback)
         if scale.kind is not None:
             for bound in (self.position, self._options.end_value, self.start):
                 if bound is not None:
@@ -193,6 +198,9 @@ class Range:
             if not scale.begin(value):
                 return None
             found = scale.key(value)
+            scale.check_step("lookback", self._options.lookback)
+            if self.position is None:
+                self.start = scale.spelled(self._options.initial_value, value)
             if self.position is not None:
                 self.opened_key = key_of(self.position)
             if self.start is not None:
@@ -205,7 +213,7 @@ class Range:
                 self._opening = scale.now(at=self._opened_at)
         except BaseException:
             self.scale = self.new_scale()
-            self.scale.settle(self.position)
+            self.scale.settle(self.position, written=True)
             raise
         self.key, self.sample = scale.key, value
         return found

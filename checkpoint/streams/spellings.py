@@ -75,6 +75,19 @@ class Spelling(Protocol):
         """
         ...
 
+    def check_writes(self, name: str) -> None:
+        """Refuse the argument `name`, which needs moved values, where none can be written.
+
+        Raises:
+            TypeError: they cannot.
+
+        """
+        ...
+
+    def naive(self, value: Any) -> int | None:
+        """Return what the clock of a value shows, in seconds since 1970, where it does not say whose it is."""
+        ...
+
     def lowest(self, like: Any) -> Any:
         """Return the first moment that there is, written as `like`."""
         ...
@@ -98,7 +111,18 @@ class Spelling(Protocol):
         ...
 
 
-class Epoch:
+class _Writes:
+    """What spellings have in common whose values can be moved, and are of no clock, or of UTC's."""
+
+    def check_writes(self, name: str) -> None:
+        """See `Spelling`."""
+
+    def naive(self, value: Any) -> int | None:
+        """See `Spelling`."""
+        return None
+
+
+class Epoch(_Writes):
     """Numbers, or digits as text, since 1970 in UTC."""
 
     kind: Kind | None = "instant"
@@ -150,7 +174,7 @@ class Epoch:
         return seconds, str(decimal_of(of - seconds)).partition(".")[2].rstrip("0")
 
 
-class _Timeless:
+class _Timeless(_Writes):
     """What numbers and text have no clock for."""
 
     def lowest(self, like: Any) -> Any:
@@ -238,6 +262,17 @@ class Custom:
     def write(self, exact: Any, like: Any) -> Any:
         """See `Spelling`."""
         return self._spelled(self._as.write(exact, self._plain(like)))
+
+    def check_writes(self, name: str) -> None:
+        """See `Spelling`."""
+        if self._of.format is None:
+            raise TypeError(
+                f"{name} needs moved values, which a CursorFormat without format does not spell: give it one"
+            )
+
+    def naive(self, value: Any) -> int | None:
+        """See `Spelling`."""
+        return self._as.naive(self._plain(value))
 
     def _spelled(self, plain: Any) -> Any:
         if self._of.format is None:

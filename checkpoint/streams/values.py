@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import date, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
-from checkpoint.streams.iso import DAY, EPOCH_DAY, read_day, read_time
-from checkpoint.streams.keys import MICRO, TEXTS, Clock, Form, Kind, Moment, ToKey, is_fixed
+from checkpoint.streams.iso import DAY, read_day, read_time
+from checkpoint.streams.keys import MICRO, TEXTS, Clock, Form, Kind, Moment, ToKey, begin_of_repeated, is_fixed
 from checkpoint.streams.plain import plain_python
-from checkpoint.streams.spellings import CursorFormat, formats_for, spelling
+from checkpoint.streams.spellings import UNITS, CursorFormat, formats_for, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,6 @@ Key: TypeAlias = Any
 """What a value compares by; see the module."""
 Step: TypeAlias = "timedelta | float | Decimal"
 
-_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 EASTERNMOST = 14 * 3_600
 """Seconds that the first clock on Earth to show a moment is ahead of UTC."""
 SHOWN = 40
@@ -108,6 +107,11 @@ class Scale:
         """
         exact = self._exact(value, written=written)
         return self._form.key(exact) if self.has_clock else exact
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the values are of a clock that is put back, and so shows an hour twice."""
+        return self.kind == "instant" and not is_fixed(self._clock.zone)
 
     @property
     def has_clock(self) -> bool:
@@ -193,6 +197,32 @@ class Scale:
                 raise OverflowError(f"{self._where}: past the year 9999") from error
             return self._spelling.lowest(value)
 
+    def check_step(self, name: str, step: Step | None) -> None:
+        """Refuse a step, the argument `name`, by which values of this kind are not moved.
+
+        Raises:
+            TypeError: it goes with another kind.
+
+        """
+        if step is None or self.kind is None:
+            return
+        wanted = "a number" if self.kind == "number" else "a timedelta"
+        if self.kind == "text":
+            raise TypeError(f"{self._where}: text is not moved, so that there is no {name}")
+        if (self.kind == "number") == isinstance(step, timedelta):
+            sample = "" if self._sample is None else f" such as {self._named(self._sample)}"
+            epochs = ", or a timedelta with cursor_format='epoch_s' or its like" if self.kind == "number" else ""
+            raise TypeError(f"{self._where}: beside values{sample} {name} is {wanted}{epochs}, not {step!r}")
+        self._spelling.check_writes(name)
+
+    def first_pass(self, value: Any) -> Any:
+        """Return the begin of the span that a clock shows twice, where a naive value lies in it; else the value."""
+        zone, naive = self._clock.zone, self._spelling.naive(value)
+        if zone is None or naive is None or is_fixed(zone):
+            return value
+        begin = begin_of_repeated(naive, zone)
+        return value if begin is None else self._spelling.write(self._clock.timed(begin, "", None)[1], value)
+
     def months(self, value: Any, count: int) -> Any:
         """Return a value moved by calendar months of its own clock; a day the month lacks becomes its last one."""
         try:
@@ -228,104 +258,6 @@ class Scale:
             found.append(str(Fraction(value)))
         return found
 
-    def lane(self, value: Any, top: Key | None, *, to_the_day: bool = False) -> Lane | None:
-        """Return the lane of a value up to the key `top`; None: its like are compared by their keys only.
-
-        `to_the_day` makes it end before the day of `top`.
-        """
-        kind = self._read(value)[0]
-        if kind != self.kind:
-            return None
-        if isinstance(value, str):
-            return self._text_lane(value, top, to_the_day=to_the_day)
-        tz = value.tzinfo if isinstance(value, datetime) else None
-        if type(value) not in _PLAIN or not is_fixed(tz) or not (kind == "number" or is_fixed(self._clock.zone)):
-            return None
-        highest = _highest(value) if top is None else top if kind == "number" else self._spell_or_highest(top, value)
-        return Lane(type(value), value, highest, tz=tz)  # pyright: ignore[reportUnknownArgumentType] - any type
-
-    def _text_lane(self, value: str, top: Key | None, *, to_the_day: bool) -> Lane | None:
-        parts = read_time(value)
-        if parts is None:
-            return Lane(str, value, _TEXT_END if top is None else top) if ":" not in value else None
-        if parts.offset is None and not is_fixed(self._clock.zone):
-            return None
-        highest = "~" if top is None else self._spell_or_highest(top, value)
-        if to_the_day:
-            highest = highest[:10]
-        shape = value.encode().translate(_DIGITS)
-        return Lane(str, value, highest, shape=shape, tail=parts.zone)
-
-    def _spell_or_highest(self, key: Key, like: Any) -> Any:
-        try:
-            return self.spell(key, like)
-        except (ValueError, OverflowError):
-            return _highest(like)
-
-
-class Lane:
-    """Values of one type and spelling, from `low` to before `top`, among which plain Python comparison is right.
-
-    It knows too little rather than too much: a value outside it is not wrong, but has to be compared by its key.
-    """
-
-    __slots__ = ("low", "mark", "plain", "separator", "shape", "size", "tail", "text", "top", "type", "tz")
-
-    def __init__(
-        self, of: type[Any], low: Any, top: Any, *, tz: tzinfo | None = None, shape: bytes = b"", tail: str = ""
-    ) -> None:
-        self.type = of
-        self.plain = of if of in (int, float, Decimal, date) else None
-        """The type, where it is all there is to look at."""
-        self.low = low
-        self.top = top
-        self.tz = tz
-        self.shape = shape
-        self.tail = tail
-        self.text = of is str and not shape
-        self.mark = len(shape) - 1 if tail == "Z" and shape[10:11] == b"T" else 0
-        self.size = len(shape)
-        self.separator = chr(shape[10]) if shape else ""
-
-    def holds(self, value: Any) -> bool:
-        """Tell whether a value is spelled as the lane's are; its place between low and top is another question."""
-        if type(value) is not self.type:
-            return False
-        if self.tail:  # a valid instant has its offset at the end, and before it the length tells all
-            return bool(len(value) == self.size and value[10] == self.separator and value.endswith(self.tail))
-        if self.shape:
-            return bool(value.isascii() and value.encode().translate(_DIGITS) == self.shape)
-        if self.text:
-            return ":" not in value
-        return self.type is not datetime or value.tzinfo is self.tz
-
-    def holds_all(self, values: list[Any]) -> bool:
-        """Tell whether all of them are spelled so."""
-        if self.type is str:
-            return self._holds_text(values)
-        if set(map(type, values)) != {self.type}:
-            return False
-        if self.type is datetime:
-            return all(value.tzinfo is self.tz for value in values)
-        return self.type is int or self.type is date or all(map(math.isfinite, values))
-
-    def _holds_text(self, values: list[Any]) -> bool:
-        try:
-            joined = "".join(values)
-        except TypeError:
-            return False
-        if not self.shape:
-            return ":" not in joined
-        size, count = self.size, len(values)
-        if len(joined) != size * count:
-            return False
-        if self.mark:  # with one Z in each, this is all of them having one length
-            return joined[self.mark :: size] == "Z" * count and joined[10::size] == self.separator * count
-        if not joined.isascii() or joined.encode().translate(_DIGITS) != self.shape * count:
-            return False
-        start = size - len(self.tail)
-        return all(joined[start + place :: size] == char * count for place, char in enumerate(self.tail))
-
 
 def is_missing(value: Any) -> bool:
     """Tell whether a row has no cursor value: None, NaN, NaT, pandas' NA, or empty text."""
@@ -351,12 +283,6 @@ def _moved(moment: Moment, by: timedelta) -> Moment:
     return seconds, f"{rest:0{digits}}".rstrip("0")
 
 
-def _highest(like: Any) -> Any:
-    if isinstance(like, datetime):
-        return datetime.max.replace(tzinfo=like.tzinfo)
-    return date.max if isinstance(like, date) else "~" if isinstance(like, str) else math.inf
-
-
 def zone_of(zone: tzinfo | str | None) -> tzinfo | None:
     """Return the zone that a name names.
 
@@ -375,6 +301,18 @@ def zone_of(zone: tzinfo | str | None) -> tzinfo | None:
             f"timezone: there is no time zone {zone!r}; names are such as 'Europe/Berlin' (where a system has none of "
             "them, install tzdata)"
         ) from error
+
+
+def epoch_named(number: Any) -> str | None:
+    """Return the cursor format of a number that looks like a moment between 30 days ago and tomorrow.
+
+    None: it does not. One that does may count something else all the same.
+    """
+    now = time.time()
+    for name, places in UNITS.items():
+        if now - 30 * DAY <= number / 10**places <= now + DAY:
+            return name
+    return None
 
 
 def shorten(value: Any) -> str:
@@ -408,8 +346,3 @@ def wire(value: Any) -> Any:
     if isinstance(value, date):
         return value.isoformat()
     return str(value) if isinstance(value, Decimal) else plain_python(value)
-
-
-_PLAIN = (int, float, Decimal, date, datetime)
-_TEXT_END = "\U0010ffff"
-_YEAR_ONE = (date.min.toordinal() - EPOCH_DAY) * DAY
