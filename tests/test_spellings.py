@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoint import Checkpointer, CursorExpired, CursorFormat
+from checkpoint.codec import decode
+from checkpoint.stores.memory import MemoryStore
 from checkpoint.streams.keys import Clock
 from checkpoint.streams.patterns import Pattern
-from checkpoint.streams.spellings import CursorFormat, formats_for
+from checkpoint.streams.spellings import formats_for
 from checkpoint.streams.values import Scale
 
 UTC = timezone.utc
@@ -364,3 +367,238 @@ def test_an_epoch_is_spelled_as_text_where_rows_show_text():
     of = scale("epoch_ms")
     assert of.spelled(datetime(2024, 5, 1, 10, tzinfo=UTC), "1714557600123") == "1714557600000"
     assert scale("epoch_s").spelled(datetime(2024, 5, 1, 10, tzinfo=UTC), "1.50") == "1714557600.00"
+
+
+# Faults
+
+
+STORED = "1970-01-01T00:00:00Z"
+
+
+def run(store, batches, **options):
+    """Read pages in one run, each committed; return the ids that were handed out."""
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", **options)
+        found = []
+        for rows in stream.pages(batches):
+            found += [row["id"] for row in rows]
+            cp.commit()
+        return found
+
+
+def rows_of(*values):
+    return [{"id": index, "at": value} for index, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("order", [None, "asc", "desc"])
+@pytest.mark.parametrize(
+    ("cursor_format", "values"),
+    [
+        ("number", ["9", "10", "11"]), ("epoch_s", ["999999999", "1000000000", "1714557600"]),
+        ("%m/%d/%Y", ["12/31/2024", "01/02/2025", "11/01/2025"]),
+        ("%d.%m.%Y", ["31.01.2025", "01.02.2025", "02.02.2025"]),
+        ("%d %b %Y %H:%M:%S GMT", ["01 May 2024 10:00:00 GMT", "02 May 2024 00:00:00 GMT", "01 Jun 2024 00:00:00 GMT"]),
+        (CursorFormat(lambda text: int(text.split(".")[1])), ["v1.9", "v1.10", "v1.11"]), (LSN, ["0/9", "0/A", "0/10"]),
+    ],
+)  # fmt: skip
+def test_fault_51_text_is_refused_and_right_with_a_format(cursor_format, values, order):
+    refused, store = MemoryStore(), MemoryStore()
+    for rows in (rows_of(*values), rows_of(*values[1:])):
+        with pytest.raises(ValueError, match="'s', 'at': .* is text that does not say how it compares"):
+            run(refused, [rows], row_order=order)
+    assert refused.load("run") == {}
+    options = {"cursor_format": cursor_format, "timezone": "UTC", "row_order": order, "primary_key": "id"}
+    assert run(store, [rows_of(values[0])], **options) == [0]
+    assert decode(store.load("run")["s"].value)["at"] == values[0]
+    rest = rows_of(*values)[::-1] if order == "desc" else rows_of(*values)
+    assert sorted(run(store, [rest], **options)) == [1, 2]
+    assert decode(store.load("run")["s"].value)["at"] == values[2]
+    assert run(store, [rows_of(values[0], values[1])[::-1] if order == "desc" else [], rows_of()], **options) == []
+
+
+@pytest.mark.parametrize("argument", ["initial_value", "end_value"])
+@pytest.mark.parametrize("text", ["9", "12/31/2025", "v1.9", "now"])
+def test_fault_52_text_bounds_are_refused_at_opening(argument, text):
+    with (
+        Checkpointer("run", MemoryStore()) as cp,
+        pytest.raises(ValueError, match=f"{argument} '{text}' is text"),
+    ):
+        cp.incremental("s", "at", **{argument: text})
+
+
+def test_fault_52_stored_text_is_refused_at_opening_and_a_number_at_the_first_row():
+    store = MemoryStore()
+    for stored, page in (("v1.9", None), ("9", "10")):
+        with Checkpointer("run", store) as cp:
+            cp.discard()
+            cp["s"] = {"at": stored}
+        with Checkpointer("run", store) as cp:
+            if page is None:
+                with pytest.raises(ValueError, match="the stored position 'v1.9' is text"):
+                    cp.incremental("s", "at")
+            else:
+                stream = cp.incremental("s", "at")
+                with pytest.raises(ValueError, match="'10' is text .* cursor_format='number'"):
+                    stream.filter(rows_of(page))
+                stream = cp.incremental("s", "at")
+                assert (
+                    stream.filter(rows_of(Decimal("8.5"), Decimal("9.5")))
+                    == rows_of(Decimal("8.5"), Decimal("9.5"))[1:]
+                )
+
+
+def test_fault_53_log_positions_expire_and_come_in_order():
+    store = MemoryStore()
+    options = {"cursor_format": LSN, "row_order": "asc"}
+    assert run(store, [rows_of("0/9", "0/A", "0/10")], **options) == [0, 1, 2]
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"at": "9/FFFFFF00"}
+    with Checkpointer("run", store) as cp:
+        with pytest.raises(CursorExpired) as caught:
+            cp.incremental("s", "at", oldest_available="10/0", **options)
+        assert (caught.value.position, caught.value.oldest) == ("9/FFFFFF00", "10/0")
+        stream = cp.incremental("s", "at", oldest_available="9/0", lookback=256, **options)
+        assert stream.start_value == "9/FFFFFE00"
+
+
+@pytest.mark.parametrize("policy", ["raise", "include", "exclude"])
+@pytest.mark.parametrize("name", ["None", "nan", "Decimal", "empty", "pandas.NaT", "pandas.NA", "numpy.NaT"])
+@pytest.mark.parametrize("first", [True, False])
+def test_fault_66_missing_values_go_by_the_policy(policy, name, first):
+    values = {"None": None, "nan": float("nan"), "Decimal": Decimal("NaN"), "empty": ""}
+    if "." in name:
+        pandas = pytest.importorskip("pandas")
+        import numpy as np
+
+        values = {"pandas.NaT": pandas.NaT, "pandas.NA": pandas.NA, "numpy.NaT": np.datetime64("NaT")}
+    is_number = name in ("nan", "Decimal")
+    there = 5 if is_number else datetime(2024, 5, 1, tzinfo=UTC)
+    page = rows_of(*((values[name], there) if first else (there, values[name])))
+    store = MemoryStore()
+    for how in ("pages", "track"):
+        with Checkpointer(how, store) as cp:
+            stream = cp.incremental("s", "at", on_cursor_value_missing=policy)
+            feed = (lambda: [*stream.track(page)]) if how == "track" else (lambda: [*stream.pages([page])])  # noqa: B023
+            if policy == "raise":
+                with pytest.raises(ValueError, match="a row has no 'at'"):
+                    feed()
+                stream.unfinished()
+                continue
+            feed()
+            assert stream.stats.delivered == (2 if policy == "include" else 1)
+            assert stream.last_value == there
+        assert decode(store.load(how)["s"].value) == {"at": there if is_number else there.isoformat()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"initial_value": STORED, "lookback": 3}, {"initial_value": 5, "lookback": timedelta(1)},
+        {"initial_value": 5, "lookback": "1h"}, {"end_value": STORED, "lookback": 1.5},
+        {"initial_value": datetime(2024, 5, 1, tzinfo=UTC), "lookback": Decimal(1)},
+        {"lookback": "1h"}, {"lookback": True},
+        {"cursor_format": "epoch_s", "lookback": 3600}, {"cursor_format": "number", "lookback": timedelta(1)},
+        {"cursor_format": "text", "lookback": 1},
+        {"cursor_format": "%m/%d/%Y", "initial_value": "01/01/2025", "lookback": 1},
+        {"cursor_format": CursorFormat(int), "initial_value": "5", "lookback": 1},
+    ],
+)  # fmt: skip
+def test_fault_69_a_lookback_that_does_not_go_with_the_values(options):
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        with pytest.raises(TypeError, match="lookback"):
+            cp.incremental("s", "at", **options)
+        cp.incremental("s", "at", **(options | {"lookback": None}))
+
+
+@pytest.mark.parametrize(
+    ("stored", "lookback"), [(5, timedelta(1)), (STORED, 3), ("2024-05-01", 3), (1.5, timedelta(1))]
+)
+def test_fault_69_a_lookback_that_does_not_go_with_the_position(stored, lookback):
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"at": stored}
+    with Checkpointer("run", store) as cp, pytest.raises(TypeError, match="lookback"):
+        cp.incremental("s", "at", lookback=lookback)
+
+
+@pytest.mark.parametrize(("first", "lookback"), [(1714557600, timedelta(1)), (STORED, 3), (date(2024, 5, 1), 3)])
+def test_fault_69_a_lookback_that_does_not_go_with_the_first_row(first, lookback):
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", lookback=lookback)
+        with pytest.raises(TypeError, match="lookback"):
+            stream.filter(rows_of(first))
+        assert stream.stats.seen == 0
+
+
+@pytest.mark.parametrize(
+    ("stored", "initial"),
+    [(5, STORED), ("9", STORED), (STORED, 5), (1.5, "2024-05-01"), ("2024-05-01T10:00:00", STORED)],
+)
+def test_fault_70_a_stored_position_of_another_kind(stored, initial):
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"at": stored}
+    with Checkpointer("run", store) as cp, pytest.raises((TypeError, ValueError), match="the stored position"):
+        cp.incremental("s", "at", initial_value=initial)
+
+
+def test_fault_70_a_renamed_field():
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"updated_at": STORED}
+    with (
+        Checkpointer("run", store) as cp,
+        pytest.raises(ValueError, match="stored by 'updated_at', not by"),
+    ):
+        cp.incremental("s", "modified")
+
+
+# Through a stream
+
+
+@pytest.mark.parametrize(
+    ("cursor_format", "first", "then", "lookback", "start"),
+    [
+        ("epoch_s", 1714557600, 1714560000, timedelta(hours=1), 1714556400),
+        ("epoch_s", "1714557600", "1714560000", timedelta(hours=1), "1714556400"),
+        ("epoch_ms", "1714557600000", "1714560000000", timedelta(seconds=1), "1714559999000"),
+        ("number", "9", "10", 2, "8"), ("%m/%d/%Y", "05/01/2024", "06/01/2024", timedelta(days=2), "05/30/2024"),
+        (
+            MAIL, "Wed, 01 May 2024 10:00:00 +0000", "Wed, 01 May 2024 12:00:00 +0000", timedelta(hours=1),
+            "Wed, 01 May 2024 11:00:00 +0000",
+        ),
+    ],
+)  # fmt: skip
+def test_the_next_start_is_spelled_as_the_source_does(cursor_format, first, then, lookback, start):
+    store = MemoryStore()
+    options = {"cursor_format": cursor_format, "lookback": lookback, "timezone": "UTC"}
+    initial = "5" if cursor_format == "number" else datetime(2024, 5, 1, tzinfo=UTC)
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", initial_value=initial, **options)
+        [*stream.pages([rows_of(first, then)])]
+        assert stream.stats.delivered == 2
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", initial_value=initial, **options)
+        assert (stream.start_value, type(stream.start_value)) == (start, type(start))
+
+
+def test_an_aware_start_is_a_number_until_rows_show_text():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", cursor_format="epoch_ms", initial_value=datetime(2024, 5, 1, tzinfo=UTC))
+        assert stream.start_value == 1714521600000
+        stream.filter(rows_of("1714521600001"))
+        assert stream.start_value == "1714521600000"
+
+
+def test_windows_of_formats_are_spelled_as_the_source_does():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", cursor_format="epoch_s", initial_value="1714521600")
+        assert [(w.start, w.end) for w in stream.windows(timedelta(hours=12), until="1714600000")] == [
+            ("1714521600", "1714564800"), ("1714564800", "1714600000"),
+        ]  # fmt: skip
+        stream = cp.incremental("t", "at", cursor_format="%d.%m.%Y", timezone="UTC", initial_value="31.01.2024")
+        assert [w.end for w in stream.windows("month", until="15.03.2024")] == ["29.02.2024", "15.03.2024"]
+        stream = cp.incremental("u", "at", cursor_format=CursorFormat(lambda text: int(text, 16)), initial_value="0")
+        with pytest.raises(TypeError, match="without format"):
+            stream.windows(16, until="ff")

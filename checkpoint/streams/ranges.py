@@ -89,7 +89,6 @@ class Range:
         self.end_key = HIGHEST
         self.ahead: tuple[Key, Key] = (HIGHEST, LOWEST)
         self.scale = self.new_scale()
-        self.scale.settle(position, written=True)
         oldest = options.oldest_available
         if position is not None and oldest is not None and self.compare(position, oldest) < 0:
             raise CursorExpired(name, position, oldest)
@@ -97,7 +96,7 @@ class Range:
         self._check()
 
     def new_scale(self) -> Scale:
-        """Return a scale that knows no more than the stream's options tell."""
+        """Return a scale that knows what the options and the position tell."""
         options = self._options
         known = {
             "the stored position": self.position,
@@ -108,7 +107,9 @@ class Range:
         }
         scale = Scale(f"{self._name!r}, {options.field!r}", options.timezone, known, options.cursor_format)
         step = None if isinstance(options.lookback, timedelta) else options.lookback
-        scale.settle(options.initial_value, options.end_value, options.oldest_available, step)
+        scale.settle(options.initial_value, options.end_value, options.oldest_available)
+        scale.settle(self.position, written=True)
+        scale.settle(step)
         return scale
 
     @property
@@ -184,7 +185,6 @@ class Range:
     def _check(self) -> None:
         """Raise where the bounds are known not to compare with each other."""
         scale = self.new_scale()
-        scale.settle(self.position, written=True)
         scale.check_step("lookback", self._options.lookback)
         if scale.kind is not None:
             for bound in (self.position, self._options.end_value, self.start):
@@ -213,7 +213,6 @@ class Range:
                 self._opening = scale.now(at=self._opened_at)
         except BaseException:
             self.scale = self.new_scale()
-            self.scale.settle(self.position, written=True)
             raise
         self.key, self.sample = scale.key, value
         return found
