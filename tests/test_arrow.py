@@ -72,9 +72,7 @@ def test_tables_give_the_answers_of_rows(kind, seed):
 
 
 def plain(batch):
-    from checkpoint.streams.arrow import rows
-
-    return rows(batch)
+    return [dict(row) for row in whole_rows(batch)]
 
 
 def test_pages_of_tables():
@@ -107,3 +105,121 @@ def test_nanoseconds_are_kept():
 def test_a_table_without_the_column_has_rows_without_a_value():
     with Checkpointer("run", MemoryStore()) as cp, pytest.raises(ValueError, match="has no 'at'"):
         cp.incremental("s", "at").filter(pa.table({"id": [1]}))
+
+
+NANOS = 1_714_557_600_123_456_789
+ODD = {
+    "time64": lambda: pa.array([1, None, 86_399_999_999_999], pa.time64("ns")),
+    "duration": lambda: pa.array([1, 2**62, None], pa.duration("ns")),
+    "timestamps in a list": lambda: pa.array([[NANOS], [], None], pa.list_(pa.timestamp("ns", "UTC"))),
+    "times in a struct": lambda: pa.array([{"t": 1}, {"t": None}, None], pa.struct([("t", pa.time64("ns"))])),
+    "times in a map": lambda: pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.time64("ns"))),
+    "year 9999 with a zone": lambda: pa.array([253402300799 * 10**6, 0, None], pa.timestamp("us", "America/New_York")),
+    "year 20000": lambda: pa.array([2**59, -(2**59), 0], pa.timestamp("us")),
+    "nanoseconds": lambda: pa.array([NANOS, None, 0], pa.timestamp("ns", "Europe/Berlin")),
+    "dictionary": lambda: pa.array(["a", "b", None]).dictionary_encode(),
+    "binary": lambda: pa.array([b"\xff", b"", None]),
+    "decimal256": lambda: pa.array([Decimal(10) ** 70, None, Decimal(1)], pa.decimal256(76)),
+    "interval": lambda: pa.array([(1, 2, 3), None, (0, 0, 1)], pa.month_day_nano_interval()),
+    "null": lambda: pa.nulls(3),
+    "run ends": lambda: pa.RunEndEncodedArray.from_arrays(pa.array([1, 3], pa.int32()), pa.array(["x", "y"])),
+    "views": lambda: pa.array(["a", "b", None], pa.string_view()),
+    "strings that are no UTF-8": lambda: pa.array([b"\xff", b"a", None]).view(pa.string()),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("batches", [True, False])
+def test_fault_71_other_columns_do_not_matter(kind, batches):
+    store = MemoryStore()
+    whole = pa.table({"id": [1, 2, 3], "at": [1, 5, 5], "odd": ODD[kind]()})
+    for expected in ([[2, 3]], []):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", initial_value=2)
+            pages = [*stream.pages(whole.to_batches() if batches else [whole])]
+            assert [page.column(0).to_pylist() for page in pages] == expected
+            assert all(isinstance(page, pa.RecordBatch if batches else pa.Table) for page in pages)
+    changed = whole.set_column(2, "odd", pa.array(["new", "new", "new"]))
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", primary_key="id", initial_value=2)
+        assert [page["id"].to_pylist() for page in stream.pages([changed])] == [[2, 3]]
+
+
+def test_fault_71_a_cursor_that_datetime_does_not_hold():
+    values = pa.array([253402300799 * 10**6, 0, None], pa.timestamp("us", "America/New_York"))
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", on_cursor_value_missing="exclude", initial_value="2000-01-01T00:00:00Z")
+        assert stream.filter(pa.table({"at": values})).num_rows == 1
+
+
+def test_only_the_cursor_column_and_boundary_rows_become_objects(monkeypatch):
+    from checkpoint.streams import arrow
+
+    looked = []
+    values = arrow._values
+    monkeypatch.setattr(arrow, "_values", lambda column: looked.append(len(column)) or values(column))
+    whole = pa.table({"id": range(1000), "at": range(1000), "more": ["x"] * 1000})
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc", primary_key="id")
+        for start in range(0, 1000, 100):
+            assert stream.filter(whole.slice(start, 100)).num_rows == 100
+        cp.commit()
+    assert looked.count(100) == 10
+    assert sum(looked) - 1000 <= 10 * 2 * 3  # two looks at three fields of the last row of each page
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_columns_inside_structs_and_callables(chunked):
+    whole = pa.table({"meta": [{"at": 1}, {"at": 3}, None], "x": [1, 2, 3]})
+    if chunked:
+        whole = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    for field in ("meta.at", lambda row: (row["meta"] or {}).get("at")):
+        with Checkpointer("run", MemoryStore()) as cp:
+            stream = cp.incremental("s", field, initial_value=2, on_cursor_value_missing="exclude")
+            assert stream.filter(whole).to_pylist() == [{"meta": {"at": 3}, "x": 2}]
+    with Checkpointer("run", MemoryStore()) as cp, pytest.raises(ValueError, match="has no 'meta.none'"):
+        cp.incremental("s", "meta.none").filter(whole)
+
+
+@pytest.mark.parametrize("library", ["polars", "pandas"])
+def test_data_frames_come_back_as_tables(library):
+    frames = pytest.importorskip(library)
+    frame = frames.DataFrame({"id": [1, 2, 3], "at": ["2024-05-01T10:00:00Z", "2024-05-02T10:00:00Z", None]})
+    if not hasattr(frame, "__arrow_c_stream__"):
+        pytest.skip("has no PyCapsule interface")
+    store = MemoryStore()
+    for expected in ([[1, 2]], []):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", on_cursor_value_missing="exclude")
+            pages = [*stream.pages([frame, frame[:0], frames.DataFrame([])])]
+            assert [page["id"].to_pylist() for page in pages] == expected
+            assert all(isinstance(page, pa.Table) for page in pages)
+            stream.finish()
+    assert decode(store.load("run")["s"].value)["at"] == "2024-05-02T10:00:00Z"
+
+
+def test_what_is_no_table_is_a_typeerror():
+    class Broken:
+        def __arrow_c_stream__(self, requested_schema=None):
+            raise ValueError("no stream today")
+
+    for batch in (Broken(), pa.array([1, 2])):
+        with Checkpointer("run", MemoryStore()) as cp, pytest.raises(TypeError, match="is no table of rows"):
+            cp.incremental("s", "at").filter(batch)
+
+
+def test_tables_and_rows_of_one_stream_are_remembered_alike():
+    store = MemoryStore()
+    whole = table("nanos", [3, 5, 5], [1, 2, 3])
+    rows = [dict(row) for row in whole_rows(whole)]
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", primary_key="id", row_order="asc")
+        assert stream.filter(whole).num_rows == 3
+    with Checkpointer("run", store) as cp:
+        assert cp.incremental("s", "at", primary_key="id", row_order="asc").filter(rows[1:]) == []
+
+
+def whole_rows(batch):
+    from checkpoint.streams.arrow import Page
+
+    return Page(batch)

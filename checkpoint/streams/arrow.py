@@ -1,30 +1,144 @@
-"""Pages that are pyarrow tables or record batches; the only import of pyarrow."""
+"""Pages that are Arrow tables, record batches, or come over the Arrow PyCapsule interface; the only import of pyarrow.
+
+Only the cursor column becomes Python objects, and the rows that have to be remembered.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
-import pyarrow  # noqa: ICN001 - its name  # pyright: ignore[reportMissingTypeStubs] - it has none
-import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs] - as above
+try:
+    import pyarrow  # noqa: ICN001  # pyright: ignore[reportMissingTypeStubs]
+    import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
+except ImportError as error:
+    raise ImportError("tables and data frames need pyarrow: pip install 'checkpoint-store[arrow]'") from error
 
 pa: Any = pyarrow  # which has no types
-pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType] - as above
+pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType]
 
 
-def rows(batch: Any) -> list[dict[str, Any]]:
-    """Return a table's rows as dicts; times of nanoseconds, for which Python has no type, as text."""
-    found: list[dict[str, Any]] = plain(batch).to_pylist()
-    return found
+class Page(Sequence["Row"]):
+    """The rows of a table, which are read when they are looked at.
+
+    Args:
+        batch: a pyarrow Table or RecordBatch, or what has `__arrow_c_stream__`.
+
+    Raises:
+        TypeError: it has no columns.
+
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self.table = _table(batch)
+        """The batch as a pyarrow table or record batch."""
+        names: list[str] = self.table.schema.names
+        self.places = {name: place for place, name in reversed([*enumerate(names)])}
+        """Columns by name; of several of one name the first."""
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Row(self, index)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (Row(self, index) for index in range(len(self)))
+
+    def values(self, field: str | Callable[[Any], Any]) -> list[Any]:
+        """Return what a field is in each row; a name, a path into structs, or a callable of the row."""
+        if callable(field):
+            return [field(row) for row in self]
+        column = self._column(field)
+        return [None] * len(self) if column is None else _values(column)
+
+    def _column(self, field: str) -> Any:
+        if field in self.places:
+            return self.table.column(self.places[field])
+        head, *path = field.split(".")
+        if not path or head not in self.places:
+            return None
+        column = self.table.column(self.places[head])
+        for name in path:
+            if not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
+                return None
+            column = pc.struct_field(column, name)
+        return column
+
+    def choose(self, mask: list[bool]) -> Any:
+        """Return a table with the rows that the mask names."""
+        try:
+            return self.table.filter(pa.array(mask, pa.bool_()))
+        except pa.ArrowNotImplementedError:  # a column of a type that is not filtered yet
+            return self._sliced(mask)
+
+    def _sliced(self, mask: list[bool]) -> Any:
+        parts, start = [self.table.slice(0, 0)], 0
+        for deliver, run in groupby(mask):
+            size = len([*run])
+            if deliver:
+                parts.append(self.table.slice(start, size))
+            start += size
+        if isinstance(self.table, pa.Table):
+            return pa.concat_tables(parts)
+        [batch] = pa.Table.from_batches(parts).combine_chunks().to_batches() or [parts[0]]
+        return batch
 
 
-def plain(batch: Any) -> Any:
-    """Return a table whose columns all have values in Python."""
-    for index, column in enumerate(batch.schema):
-        if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-            batch = batch.set_column(index, column.name, pc.cast(batch.column(index), pa.string()))
-    return batch
+class Row(Mapping[str, Any]):
+    """One row of a page."""
+
+    __slots__ = ("_index", "_page")
+
+    def __init__(self, page: Page, index: int) -> None:
+        self._page = page
+        self._index = index
+
+    def __getitem__(self, name: str) -> Any:
+        column = self._page.table.column(self._page.places[name])
+        [value] = _values(column.slice(self._index, 1))
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._page.places)
+
+    def __len__(self) -> int:
+        return len(self._page.places)
 
 
-def choose(batch: Any, mask: list[bool]) -> Any:
-    """Return the table with the rows that the mask names."""
-    return batch.filter(pa.array(mask, pa.bool_()))
+def _table(batch: Any) -> Any:
+    if isinstance(batch, pa.Table | pa.RecordBatch):
+        return batch
+    try:
+        return pa.table(batch)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise TypeError(f"a {type(batch).__name__} is no table of rows: {error}") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """Return a column as Python has it; times of nanoseconds, for which it has no type, as text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = pc.cast(column, pa.string())
+    try:
+        values: list[Any] = column.to_pylist()
+    except Exception:  # noqa: BLE001 - whatever it is that one of them has no type in Python for
+        return [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: Any) -> Any:
+    """Return one value, as text or number where Python has no type for it; what it is made of, where it is nested."""
+    with suppress(Exception):  # as above
+        return scalar.as_py()
+    if pa.types.is_struct(scalar.type):
+        return {field.name: _value(scalar[place]) for place, field in enumerate(scalar.type)}
+    if hasattr(scalar, "values"):
+        return [_value(one) for one in scalar.values]
+    for simpler in (pa.string(), pa.int64()):
+        with suppress(pa.ArrowException):
+            return scalar.cast(simpler).as_py()
+    return pa.record_batch([pa.repeat(scalar, 1)], ["value"]).serialize().to_pybytes()

@@ -13,7 +13,7 @@ from checkpoint.streams.ranges import LOWEST
 from checkpoint.streams.rows import IDENTITY, Fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from checkpoint.codec import Cursor
     from checkpoint.streams.options import Options
@@ -121,7 +121,7 @@ class Boundary:
         elif key == self._top and len(self._ties) <= self._limit:
             self._ties.append((key, memo))
 
-    def add_page(self, keys: list[Key], rows: list[Any], highest: Key) -> None:
+    def add_page(self, keys: list[Key], rows: Sequence[Any], highest: Key) -> None:
         """Remember rows of a page; `highest` is the highest of their keys."""
         if self.deep:
             self._ties.extend((key, self.take(row)) for key, row in zip(keys, rows, strict=True))
@@ -131,7 +131,7 @@ class Boundary:
             self._add_at(max(lower), keys, rows)
         self._add_at(highest, keys, rows)
 
-    def _add_at(self, at: Key, keys: list[Key], rows: list[Any]) -> None:
+    def _add_at(self, at: Key, keys: list[Key], rows: Sequence[Any]) -> None:
         if at >= self._top:
             found = [row for key, row in zip(keys, rows, strict=True) if key == at]
             for row in found[: self._limit + 1]:

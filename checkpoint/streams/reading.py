@@ -19,7 +19,7 @@ from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
 from checkpoint.streams.rows import getter, primary_getter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.position import Mark
@@ -281,23 +281,27 @@ class Scan:
         """Return what is new of a batch; all or nothing. A descending stream may end with it: `reading.closed`."""
         self.check()
         reading.hand = None
-        if type(batch).__module__.partition(".")[0] == "pyarrow":
+        if not isinstance(batch, list) and _is_table(batch):
             from checkpoint.streams import arrow  # an extra
 
-            mask = self._page(arrow.rows(batch), reading)
-            return batch if mask is None else arrow.choose(batch, mask)
+            page = arrow.Page(batch)
+            mask = self._page(page, page.values(self._options.cursor_field), reading)
+            return page.table if mask is None else page.choose(mask)
         rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType] - any iterable
-        mask = self._page(rows, reading)
+        mask = self._page(rows, self._values(rows), reading)
         return rows[:] if mask is None else [row for row, deliver in zip(rows, mask, strict=True) if deliver]
 
-    def _page(self, rows: list[Any], reading: Reading) -> list[bool] | None:
-        """Observe a page; return which rows to deliver, None: all of them."""
+    def _values(self, rows: list[Any]) -> list[Any]:
+        """Return the cursor values of rows."""
         try:
             if rows and self._get == self._first_get:
                 self._get(rows[0])
-            values = list(map(self._get, rows))
+            return list(map(self._get, rows))
         except TypeError as error:
             self._refuse(error)
+
+    def _page(self, rows: Sequence[Any], values: list[Any], reading: Reading) -> list[bool] | None:
+        """Observe a page; return which rows to deliver, None: all of them."""
         if not self.range.bound:
             self._bind(values)
         keys = list(map(self.range.key, values))
@@ -311,7 +315,7 @@ class Scan:
         self._cover_page(rows, values, keys, reading)
         return None
 
-    def _passes(self, keys: list[Key], rows: list[Any], reading: Reading) -> bool:
+    def _passes(self, keys: list[Key], rows: Sequence[Any], reading: Reading) -> bool:
         """Tell whether rows need no judging one by one: all are new, inside the range, and in order."""
         span = self.range
         lowest, highest = min(keys), max(keys)
@@ -333,7 +337,7 @@ class Scan:
             return True
         return (last is None or bool(keys[0] < last[0])) and sorted(keys, reverse=True) == keys
 
-    def _are_fresh(self, keys: list[Key], rows: list[Any], recent: Recent) -> bool:
+    def _are_fresh(self, keys: list[Key], rows: Sequence[Any], recent: Recent) -> bool:
         """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
         found = [_identity(self._primary, row, key) for row, key in zip(rows, keys, strict=True)]
         if len(set(found)) < len(found) or any(map(recent.__contains__, found)):
@@ -342,7 +346,7 @@ class Scan:
             recent.add(identity)
         return True
 
-    def _cover_page(self, rows: list[Any], values: list[Any], keys: list[Key], reading: Reading) -> None:
+    def _cover_page(self, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading) -> None:
         """Cover a page whose rows all passed."""
         position, highest = self.position, max(keys)
         if self._options.asc:
@@ -356,7 +360,7 @@ class Scan:
             self.boundary.add_page(keys, rows, highest)
         position.rise((highest, values[keys.index(highest)], None), reading)
 
-    def _judge_page(self, rows: list[Any], values: list[Any], keys: list[Key], reading: Reading) -> list[bool]:
+    def _judge_page(self, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading) -> list[bool]:
         """Judge the rows of a page one by one, and cover them; return which to deliver."""
         is_loose = reading is self.position.loose
         last = None if is_loose else reading.last
@@ -531,3 +535,8 @@ def _identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> An
     except TypeError:
         found = repr(found)
     return found, key
+
+
+def _is_table(batch: Any) -> bool:
+    """Tell whether a batch is an Arrow table, or gives one over the PyCapsule interface."""
+    return type(batch).__module__.partition(".")[0] == "pyarrow" or hasattr(batch, "__arrow_c_stream__")
