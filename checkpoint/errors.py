@@ -25,6 +25,8 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+from checkpoint.entries import named
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -105,6 +107,12 @@ class CorruptState(CheckpointError):
                 f"{self.key!r} is missing in {self.state_key!r}{_reason(self)}; what is there is kept as it is: "
                 "put the missing entries back, or delete the others to start over"
             )
+        name, member = named(self.key)
+        if member is not None:
+            return (
+                f"the value of {member!r} of the group {name!r} in {self.state_key!r} is not a cursor{_reason(self)}; "
+                "it is kept as it is: set the member to replace it"
+            )
         return (
             f"the value of {self.key!r} in {self.state_key!r} is not a cursor{_reason(self)}; "
             f"it is kept as it is: read it with cp.raw[{self.key!r}], or set the key to replace it"
@@ -115,15 +123,19 @@ class Conflict(CheckpointError):
     """Another writer changed the key since it was last known; nothing of it was written.
 
     `expected` is the entry this run knew, None where it knew of none; `found` is the entry stored now, None where the
-    key was deleted elsewhere.
+    key was deleted elsewhere. Of a group `key` is its name and `member` the member, the first one that differs; both
+    entries are then as they are stored.
     """
 
-    def __init__(self, state_key: str, key: str, expected: Entry | None, found: Entry | None) -> None:
-        super().__init__(state_key, key, expected, found)
+    def __init__(
+        self, state_key: str, key: str, expected: Entry | None, found: Entry | None, member: str | None = None
+    ) -> None:
+        super().__init__(state_key, key, expected, found, *(() if member is None else (member,)))
         self.state_key = state_key
         self.key = key
         self.expected = expected
         self.found = found
+        self.member = member
 
     def __str__(self) -> str:
         if self.found is None:
@@ -134,8 +146,9 @@ class Conflict(CheckpointError):
                 what += f" at {printable(self.found.updated_at)}"
             if self.found.sync_job_run_id:
                 what += f" (run {printable(self.found.sync_job_run_id)})"
+        name = repr(self.key) if self.member is None else f"{self.member!r} of the group {self.key!r}"
         return (
-            f"{self.key!r} in {self.state_key!r} {what} after this run had read it: does the job run twice? Stop one; "
+            f"{name} in {self.state_key!r} {what} after this run had read it: does the job run twice? Stop one; "
             "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +13,7 @@ from checkpoint.cli.options import as_json, checked, complete_key, complete_name
 from checkpoint.entries import RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.neighbours.copying import namespaces
-from checkpoint.run.groups import shards_of
+from checkpoint.run.forms import members_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,30 +131,29 @@ def existing(store: Store, entries: Mapping[str, Entry], namespace: str, key: st
 
 def _absent(entries: Mapping[str, Entry], namespace: str, key: str) -> str:
     """Return the sentence that there is no such key, but a group, or a member of one, where there is."""
-    group = sorted((name for name in entries if shards_of(key, name)), key=lambda name: (len(name), name))
-    if group:
+    groups = members_of(namespace, entries)
+    if key in groups:
         return (
-            f"{key!r} in {namespace!r} is a group of {len(group):,} entries, {group[0]} to {group[-1]}: "
+            f"{key!r} in {namespace!r} is a group of {len(groups[key]):,} members: "
             f"`checkpoint get {namespace} {key} MEMBER` prints the cursor of a member"
         )
-    for name, entry in entries.items():
-        group_name = name.rpartition(".")[0]
-        if shards_of(group_name, name) and key in (screen.cursor_of(entry.value) or {}):
+    for name, members in groups.items():
+        if key in members:
             return (
-                f"there is no key {key!r} in {namespace!r}, but a member of a group, in {name}: "
-                f"`checkpoint get {namespace} {group_name} {key}` prints its cursor"
+                f"there is no key {key!r} in {namespace!r}, but a member of the group {name!r}: "
+                f"`checkpoint get {namespace} {name} {key}` prints its cursor"
             )
     return f"there is no {key!r} in {namespace!r}: see `checkpoint list {namespace}`"
 
 
 def _member(store: Store, entries: Mapping[str, Entry], namespace: str, name: str, member: str) -> Entry:
     """Return the entry of a group that a member is in, with the member's cursor alone, or end with one sentence."""
-    group = [entry for key, entry in entries.items() if shards_of(name, key)]
-    for entry in group or [existing(store, entries, namespace, name)]:
-        cursor = cursor_in(namespace, entry).get(member)
-        if isinstance(cursor, dict):
-            return entry._replace(value=codec.encode(cast("codec.Cursor", cursor)))
-    raise click.ClickException(f"{name!r} in {namespace!r} has no member {member!r}")
+    groups = members_of(namespace, entries)
+    if name not in groups:
+        existing(store, entries, namespace, name)
+    if member not in groups.get(name, {}):
+        raise click.ClickException(f"{name!r} in {namespace!r} has no member {member!r}")
+    return groups[name][member]
 
 
 def nothing(store: Store, namespace: str) -> str:

@@ -20,7 +20,7 @@ from checkpoint.codec import Cursor
 from checkpoint.errors import StateMissing, listed
 from checkpoint.run.commits import Commits
 from checkpoint.run.flush import Commit
-from checkpoint.run.groups import Group, check_shards
+from checkpoint.run.forms import check_shards
 from checkpoint.run.holders import caller
 from checkpoint.run.layers import Layers
 from checkpoint.run.raw import Raw
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from checkpoint.entries import Change, Entry
+    from checkpoint.run.groups import Group
     from checkpoint.streams.incremental import Incremental
     from checkpoint.streams.options import Options
     from checkpoint.streams.spellings import CursorFormat
@@ -203,7 +204,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             self._taken.callback(store.close)
         if (transactions := joined(store)) is not None:
             self._layers.rollback = Rollback(transactions, self.state_key)
-        self._layers.atomic = isinstance(store, Atomic)
+        self._layers.groups.key_by_key = not isinstance(store, Atomic)
         if isinstance(store, HasDeadline):
             self._layers.claims.doubts.lasting = 2 * store.deadline
         if self._settings.exclusive:
@@ -240,6 +241,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     @inside
     def __getitem__(self, key: str) -> Cursor:
+        if not self._layers.shows(key):
+            raise KeyError(key)
         return self._layers.read(key)
 
     def __setitem__(self, key: str, cursor: Cursor) -> None:
@@ -293,7 +296,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     @inside
     def _value(self, key: str) -> str | None:
-        return self._layers.value(key)
+        return self._layers.drafts.value(key) if self._layers.shows(key) else None
 
     def _set_raw(self, key: str, value: str) -> None:
         check_changes(self.state_key, {key: value})
@@ -348,26 +351,28 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     # Groups
 
-    def group(self, name: str, shards: int = 1) -> Group:
-        """Open the group whose members are stored together under `name`; see `checkpoint.run.groups.Group`.
+    def group(self, name: str, shards: int | None = None) -> Group:
+        """Open the group of cursors `name`; see `checkpoint.run.groups.Group`.
 
-        One that is stored in another number of shards is moved by the next commit. Opening it again detaches the
-        earlier one.
+        Opening it again detaches the earlier one. How it is stored is decided when it is created. What version 1
+        stored as entries of this name is read, and moved with the first commit that changes the group.
 
         Args:
-            name: the key of its entry, and with several shards the beginning of their keys.
-            shards: over how many entries the members are spread: a commit writes those that changed.
+            name: the name of the group, as a key may be.
+            shards: into how many entries the members of a new group are packed on the HTTP API, where a commit writes
+                those that changed; None: 16. Elsewhere each member has an entry of its own, and this means nothing.
 
         Raises:
-            CorruptState: some of its entries are missing.
-            TypeError, ValueError: the arguments.
+            CorruptState: what is stored is not a group.
+            TypeError, ValueError: the arguments, or the key of this name holds a cursor.
 
         """
-        check_shards(shards)
+        if shards is not None:
+            check_shards(shards)
         return self._open_group(name, shards)
 
     @inside
-    def _open_group(self, name: str, shards: int) -> Group:
+    def _open_group(self, name: str, shards: int | None) -> Group:
         return self._layers.open_group(name, shards)
 
     # Streams
@@ -438,10 +443,10 @@ class Checkpointer(MutableMapping[str, Cursor]):
         from checkpoint.streams.incremental import Incremental
 
         layers = self._layers
-        owner = None if group is None else layers.group_of(group)
-        stream: Incremental[Any] = Incremental(key, options, layers.stored_cursor(key, owner), self._stops.came)
-        layers.hold(stream, owner)
-        self._warm(len(layers.holders.live()))
+        held = layers.key_of(key, group)
+        stream: Incremental[Any] = Incremental(key, options, layers.stored_cursor(held), self._stops.came)
+        layers.hold(stream, held)
+        self._warm(len(layers.holders))
         return stream
 
     @inside
@@ -549,7 +554,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def _forked(self) -> None:
         """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""
         self._stops.restore()
-        self._layers.forked()
+        self._layers.claims.forked()
         self._commits.forked()
 
 

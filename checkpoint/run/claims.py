@@ -52,13 +52,20 @@ class Claims:
         """Tell whether the store may hold another value than the one known."""
         return self.doubts.is_open(key)
 
-    def differing(self, values: Changes) -> Changes:
-        """Return the values that are not claimed or stored already."""
-        return {key: value for key, value in values.items() if value != self.below(key) or self.is_unsure(key)}
+    def keys_from(self, prefix: str) -> list[str]:
+        """Return the keys that begin with a text."""
+        keys = dict.fromkeys(key for key in self.known if key.startswith(prefix))
+        for key, claim in self.waiting.items():
+            if key.startswith(prefix):
+                if claim.value is None:
+                    keys.pop(key, None)
+                else:
+                    keys[key] = None
+        return [*keys]
 
     def take(self, changes: Changes, asked: Iterable[str] | None) -> None:
         """Add changes; they, and the keys `asked` for (None: all), are due again where their last flush failed."""
-        self.waiting.update((key, Claim(value)) for key, value in changes.items())
+        self.waiting.update({key: Claim(value) for key, value in changes.items()})  # at once, or not at all
         for key in [*self.waiting] if asked is None else asked:
             if key in self.waiting and self.waiting[key].failed:
                 self.waiting[key] = Claim(self.waiting[key].value)

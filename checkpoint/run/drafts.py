@@ -12,6 +12,8 @@ was read stays, for the job still has the dict.
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import ne
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from checkpoint import codec
@@ -35,24 +37,14 @@ class Below(Protocol):
         ...
 
 
-class _Read:
-    """A dict that was handed out, and a copy that tells whether it was changed since it was last looked at."""
-
-    __slots__ = ("copy", "cursor")
-
-    def __init__(self, cursor: Cursor) -> None:
-        self.cursor = cursor
-        self.copy: Cursor | None = _copy(cursor)
-        """Equal to the cursor while that is unchanged; None: look at it in any case."""
-
-
 class Drafts:
     """The upper layer of a run's keys."""
 
     def __init__(self, below: Below) -> None:
         self._below = below
         self._edited: Changes = {}
-        self._read: dict[str, _Read] = {}
+        self._read: dict[str, Cursor] = {}  # handed out
+        self._copies: dict[str, Cursor | None] = {}  # of the same keys in the same order; None: look in any case
 
     def __len__(self) -> int:
         return len(self._edited)
@@ -71,8 +63,7 @@ class Drafts:
 
     def live(self, key: str) -> Cursor | None:
         """Return the dict that was handed out for a key; None: it was not read."""
-        read = self._read.get(key)
-        return None if read is None else read.cursor
+        return self._read.get(key)
 
     def value(self, key: str) -> str | None:
         """Return the value of a key as the job sees it, None where it is absent or deleted.
@@ -82,19 +73,18 @@ class Drafts:
 
         """
         spelled = self._edited[key] if key in self._edited else self._below.below(key)
-        read = self._read.get(key)
-        if read is None or (spelled is not None and not _touched({key: read})):
+        if key not in self._read or (spelled is not None and not self._may_differ(key)):
             return spelled
-        value = codec.encode(read.cursor)
+        value = codec.encode(self._read[key])
         return spelled if spelled is not None and codec.same(value, spelled) else value
 
     def hand_out(self, key: str, cursor: Cursor) -> None:
         """Note that the decoded cursor of a key was given to the job, which may change it in place."""
-        self._read[key] = _Read(cursor)
+        self._read[key], self._copies[key] = cursor, _copy(cursor)
 
     def put(self, key: str, value: str, *, anyhow: bool = False) -> None:
         """Set a key; equal to what lies below it is no change, unless `anyhow`."""
-        self._read.pop(key, None)
+        self._forget(key)
         below = None if anyhow or self._below.is_unsure(key) else self._below.below(key)
         if below is not None and codec.same(value, below):
             self._edited.pop(key, None)
@@ -103,25 +93,26 @@ class Drafts:
 
     def delete(self, key: str) -> None:
         """Delete a key."""
-        self._read.pop(key, None)
+        self._forget(key)
         self._edited[key] = None
 
     def freeze(self, key: str) -> None:
         """Take a key as it is now; what was read of it is a copy from here on."""
         if key in self._read:
             self._edited[key] = self.value(key)
-            del self._read[key]
+            self._forget(key)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget what was done with keys."""
         for key in keys:
             self._edited.pop(key, None)
-            self._read.pop(key, None)
+            self._forget(key)
 
     def clear(self) -> None:
         """Forget everything."""
         self._edited.clear()
         self._read.clear()
+        self._copies.clear()
 
     def touched(self) -> set[str]:
         """Return the keys that were set, deleted or read."""
@@ -155,42 +146,61 @@ class Drafts:
         for key, value in changes.items():
             self._edited.pop(key, None)
             if value is None:
-                self._read.pop(key, None)
+                self._forget(key)
             elif key in self._read:
-                self._read[key] = _Read(self._read[key].cursor)
+                self._copies[key] = _copy(self._read[key])
 
     def moved_below(self, keys: Iterable[str]) -> None:
         """Note that the layer below changed of itself."""
         for key in keys:
             if key in self._read:
-                self._read[key].copy = None
+                self._copies[key] = None
 
     def _suspects(self, keys: Collection[str] | None) -> list[str]:
         """Return the keys that were edited, or whose dict is not as it was."""
         if keys is not None:
             return [key for key in keys if key in self._edited or key in self._read]
-        return [*self._edited, *(key for key in _touched(self._read) if key not in self._edited)]
+        return [*self._edited, *(key for key in self._maybe_changed() if key not in self._edited)]
 
     def _differs(self, key: str) -> bool:
         below = self._below.below(key)
-        read = self._read.get(key)
-        if read is None:
+        if key not in self._read:
             return self._edited[key] != below or self._below.is_unsure(key)
         if below is None or key in self._edited:
             return True
         try:
-            value = codec.encode(read.cursor)
+            value = codec.encode(self._read[key])
         except (TypeError, ValueError):
             return True
         if not codec.same(value, below):
             return True
-        read.copy = _copy(read.cursor)  # equal in another spelling: not to be encoded again
+        self._copies[key] = _copy(self._read[key])  # equal in another spelling: not to be encoded again
         return False
+
+    def _may_differ(self, key: str) -> bool:
+        try:
+            return bool(self._read[key] != self._copies[key])
+        except Exception:  # noqa: BLE001 - of whatever object was put in, which encoding will refuse
+            return True
+
+    def _maybe_changed(self) -> list[str]:
+        """Return the keys whose dict may have been changed. This runs for every dict, so without a loop of Python's."""
+        try:
+            return [*compress(self._read, map(ne, self._read.values(), self._copies.values()))]
+        except Exception:  # noqa: BLE001 - as above
+            return list(self._read)
+
+    def _forget(self, key: str) -> None:
+        """Forget a dict that was handed out."""
+        self._read.pop(key, None)
+        self._copies.pop(key, None)
 
     def check(self) -> None:
         """Raise AssertionError where something is not as the table above says; for tests."""
         if deleted := [key for key in self._read if self._edited.get(key, "") is None]:
             raise AssertionError(f"read after they were deleted: {deleted}")
+        if [*self._read] != [*self._copies]:
+            raise AssertionError("copies of other dicts than those that were handed out, or in another order")
 
 
 class _Number:
@@ -216,11 +226,3 @@ def _copy(node: Any) -> Any:
         copies = [_copy(item) for item in cast("list[Any]", node)]
         return copies if isinstance(node, list) else tuple(copies)
     return node if type(node) is str or node is None else _Number(node)
-
-
-def _touched(reads: dict[str, _Read]) -> list[str]:
-    """Return the keys whose dict may have been changed."""
-    try:
-        return [key for key, read in reads.items() if read.cursor != read.copy]
-    except Exception:  # noqa: BLE001 - the comparison of whatever object was put in; encoding will refuse it
-        return list(reads)

@@ -19,7 +19,7 @@ from checkpoint.errors import (
 from checkpoint.run.claims import value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from checkpoint.entries import Entry
     from checkpoint.run.claims import Changes
@@ -101,12 +101,8 @@ class Flush:
         with self.lock:
             with self._claims.lock:
                 batch = self._claims.batch(only)
+                steps = self._layers.groups.steps(batch)
                 due_at = self._pace.claimed_at
-                try:
-                    steps = self._layers.steps(batch)
-                except CheckpointError:
-                    self._claims.fail(batch)
-                    raise
             if not batch:
                 return Commit()
             started = time.monotonic()
@@ -133,7 +129,7 @@ class Flush:
             with self._claims.lock:
                 self._claims.fail(batch)
             if isinstance(error, CheckpointError):
-                raise _partial(error, batch, landed) from error.__cause__
+                raise self._told(_partial(error, batch, landed)) from error.__cause__
             raise
         return requests, retries
 
@@ -145,7 +141,7 @@ class Flush:
         claims, lease = self._claims, self.lease
         rounds = LATE_WRITES + len(watched)
         with claims.lock:
-            base = {} if self._overwrite else {key: claims.known.get(key) for key in watched}
+            base = {} if self._overwrite else self._base(watched)
         while True:
             held = {} if lease is None else lease.base()
             try:
@@ -158,9 +154,11 @@ class Flush:
                 rounds -= 1
                 with claims.lock:
                     own = self._fail(batch, watched, error, landed)
-                    if own is None or rounds < 0:
-                        raise
-                    claims.know(own)
+                    if own is not None and rounds >= 0:
+                        claims.know(own)
+                if own is None or rounds < 0:
+                    self._find_groups(_conflicts(error))
+                    raise
                 batch = {key: value for key, value in batch.items() if key not in error.committed}
                 base = {key: own.get(key, entry) for key, entry in base.items() if key not in error.committed}
             except BaseException:
@@ -172,6 +170,38 @@ class Flush:
                     claims.doubts.send({key: batch[key] for key in receipt.unsettled})
                     self._confirm(batch, {key: receipt.entries.get(key) for key in batch}, landed)
                 return receipt.requests, receipt.retries
+
+    def _base(self, watched: Changes) -> dict[str, Entry | None]:
+        """Return what must be stored as it was: what is written now or later, and what that relies on."""
+        groups = self._layers.groups
+        keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
+        return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
+
+    def _told(self, error: CheckpointError) -> CheckpointError:
+        """Return an error as the job knows it: conflicts of a group's entries as ones of its members."""
+        with self._claims.lock:
+            if isinstance(error, Conflict):
+                return self._layers.groups.told(error)
+            if isinstance(error, PartialCommit):
+                for key, one in error.errors.items():
+                    if isinstance(one, Conflict):
+                        error.errors[key] = self._layers.groups.told(one)
+        return error
+
+    def _find_groups(self, conflicts: Iterable[str]) -> None:
+        """Read the groups again whose entries conflict, for `discard` to adopt all of their entries."""
+        with self._claims.lock:
+            groups = [key for key in conflicts if self._layers.groups.owner(key) is not None]
+        if not groups:
+            return
+        try:
+            loaded = self.store.load(self._layers.state_key)
+        except CheckpointError as error:
+            logger.warning("%r: the group could not be read again: %s", self._layers.state_key, error)
+            return
+        with self._claims.lock:
+            for key in groups:
+                self._claims.doubts.find(self._layers.groups.read_again(key, loaded))
 
     def _confirm(self, batch: Changes, confirmed: Mapping[str, Entry | None], landed: dict[str, Entry | None]) -> None:
         """Take what the store confirmed down to what is known."""
@@ -212,7 +242,12 @@ class Flush:
         if self._claims.doubts.is_own(key, found):
             return True
         versions = {entry.version for entry in (found, expected) if entry is not None}
-        return versions <= {None} and value_of(found) == watched[key]
+        return versions <= {None} and key in watched and value_of(found) == watched[key]
+
+
+def _conflicts(error: CheckpointError) -> list[str]:
+    errors = error.errors.values() if isinstance(error, PartialCommit) else [error]
+    return [one.key for one in errors if isinstance(one, Conflict)]
 
 
 def _partial(error: CheckpointError, batch: Changes, landed: Mapping[str, Entry | None]) -> CheckpointError:

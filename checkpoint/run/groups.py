@@ -1,465 +1,565 @@
-"""Many cursors in one entry, or in a few: what tens of thousands of partitions are kept in.
+"""Groups: cursors of tens of thousands of partitions, by member.
 
-A group of one shard is the entry `name`; one of 16 is the entries `name.16-00` … `name.16-15`, and a member is in the
-one that `crc32(utf-8) % 16` tells. Each holds a plain JSON object of its members; all entries of a layout exist, the
-empty ones as `{}`.
-
-Opened with another number of shards a group moves, on a store that writes key by key in an order that can be cut
-anywhere: every entry of the new layout is written with what the old one held, then the old ones go, and only then
-anything is changed. So of the layouts that are found complete any may be read: they hold the same.
+To the layers of a run a member is a key like any other, `__group__.NAME/MEMBER`: it has drafts, a stream may hold it.
+What is different is below: a `Form` says what a member's value is as last claimed, and turns changes of members into
+changes of the entries that are stored (see `checkpoint.run.forms`).
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.entries import GROUP_PREFIX, head_key, member_key, named
+from checkpoint.errors import Conflict, CorruptState
+from checkpoint.run import forms
+from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from checkpoint.entries import Entry
-    from checkpoint.run.holders import Stream
+    from checkpoint.run.claims import Changes, Claims
+    from checkpoint.run.layers import Layers
 
 logger = logging.getLogger("checkpoint")
 
-MAX_SHARDS = 1_000
-"""More would cost more requests than a commit should have."""
 
-_EMPTY = codec.encode({})
+class Form:
+    """How the members of one open group are stored, as last claimed.
+
+    A group that is stored as version 1 did has `old` members, until its head is claimed.
+    """
+
+    def __init__(self, claims: Claims, name: str, old: Mapping[str, str], old_keys: Iterable[str]) -> None:
+        self.name = name
+        self.head = head_key(name)
+        self.old_keys = tuple(old_keys)
+        """Entries of version 1, which the first commit deletes."""
+        self._claims = claims
+        self._old = old
+
+    @property
+    def exists(self) -> bool:
+        """Whether the group's head is claimed or stored."""
+        return self._claims.below(self.head) is not None
+
+    @property
+    def shards(self) -> int | None:
+        """How many shards the members are packed into; None: they have an entry each."""
+        return None
+
+    @property
+    def goes_together(self) -> bool:
+        """Whether all claimed entries go out with any of them: the group is being created or moved."""
+        return self.head in self._claims.waiting or any(key in self._claims.waiting for key in self.old_keys)
+
+    def below(self, member: str) -> str | None:
+        """Return a member's value, None where there is none."""
+        return self._old.get(member) if self._old and not self.exists else self._claims.below(self._entry(member))
+
+    def is_unsure(self, member: str) -> bool:
+        """Tell whether the store may hold another value of a member than the one known."""
+        return self._claims.is_unsure(self._entry(member))
+
+    def members(self) -> list[str]:
+        """Return the names of the members."""
+        if self._old and not self.exists:
+            return [*self._old]
+        start = len(self.head) + 1
+        return [key[start:] for key in self._claims.keys_from(f"{self.head}/")]
+
+    def lower(self, changes: Changes) -> Changes:
+        """Return which entries are to be changed for changes of members."""
+        lowered: Changes = {}
+        if not self.exists:
+            lowered[self.head] = forms.ENTRIES
+            lowered |= {self._entry(member): value for member, value in self._old.items()}
+        lowered |= {self._entry(member): value for member, value in changes.items()}
+        return self._without_absent(lowered) | self._leftovers()
+
+    def owns(self, key: str) -> bool:
+        """Tell whether an entry is the group's."""
+        return key == self.head or key.startswith(f"{self.head}/") or key in self.old_keys
+
+    def relies_on(self, keys: Iterable[str]) -> list[str]:  # noqa: ARG002 - the head always has the same content
+        """Return the entries that must be as they were for these to be written."""
+        return []
+
+    @property
+    def shard_entries(self) -> list[str]:
+        """The keys of the shards."""
+        return []
+
+    def _entry(self, member: str) -> str:
+        return f"{self.head}/{member}"
+
+    def _without_absent(self, changes: Changes) -> Changes:
+        """Leave out deletions of entries that are not there."""
+        return {
+            key: value for key, value in changes.items() if value is not None or self._claims.below(key) is not None
+        }
+
+    def _leftovers(self) -> Changes:
+        return {key: None for key in self.old_keys if self._claims.below(key) is not None}
+
+
+class Packed(Form):
+    """Members packed into shards."""
+
+    def __init__(
+        self, claims: Claims, name: str, old: Mapping[str, str], old_keys: Iterable[str], *, state_key: str, shards: int
+    ) -> None:
+        super().__init__(claims, name, old, old_keys)
+        self._state_key = state_key
+        self._shards = shards
+        self._keys = [forms.shard_key(name, index) for index in range(shards)]
+        self._read: dict[str, tuple[str, dict[str, Any]]] = {}  # shards that were decoded, with their values
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return self._shards
+
+    @property
+    def goes_together(self) -> bool:
+        """Whether all claimed entries go out with any of them: one shard holds many members."""
+        return True
+
+    def below(self, member: str) -> str | None:
+        """Return a member's value, None where there is none."""
+        if self._old and not self.exists:
+            return self._old.get(member)
+        items = self._items(self._entry(member))
+        return forms.value_of_item(items[member]) if member in items else None
+
+    def members(self) -> list[str]:
+        """Return the names of the members."""
+        if self._old and not self.exists:
+            return [*self._old]
+        return [member for key in self._keys for member in self._items(key)]
+
+    def lower(self, changes: Changes) -> Changes:
+        """Return which shards are to be changed for changes of members."""
+        lowered: Changes = {}
+        if not self.exists:
+            lowered[self.head] = forms.packed_head(self._shards, self.old_keys)
+            # Left over from a move that was killed before it had written the head.
+            lowered |= dict.fromkeys(forms.shard_keys(self.name, self._claims.known))
+            changes = {**self._old, **changes}
+        by_shard: dict[str, Changes] = {}
+        for member, value in changes.items():
+            by_shard.setdefault(self._entry(member), {})[member] = value
+        for key, items in by_shard.items():
+            lowered[key] = self._with(key, items)
+        return self._without_absent(lowered) | self._leftovers()
+
+    def owns(self, key: str) -> bool:
+        """Tell whether an entry is the group's."""
+        return key == self.head or key in self._keys or key in self.old_keys
+
+    def relies_on(self, keys: Iterable[str]) -> list[str]:
+        """Return the head, where shards are written: their number must be as it was."""
+        return [self.head] if any(key in self._keys for key in keys) else []
+
+    @property
+    def shard_entries(self) -> list[str]:
+        """The keys of the shards."""
+        return self._keys
+
+    def _entry(self, member: str) -> str:
+        return self._keys[forms.index_of(member, self._shards)]
+
+    def _items(self, key: str) -> dict[str, Any]:
+        """Return what a shard holds, not to be changed."""
+        value = self._claims.below(key)
+        if value is None:
+            return {}
+        read = self._read.get(key)
+        if read is None or read[0] != value:
+            read = self._read[key] = value, forms.decoded(self._state_key, key, value)
+        return read[1]
+
+    def _with(self, key: str, changes: Changes) -> str:
+        """Return a shard's value with changed members."""
+        items = dict(self._items(key)) if self.exists or not self._old else {}
+        for member, value in changes.items():
+            if value is None:
+                items.pop(member, None)
+            else:
+                items[member] = forms.item_of(value)
+        value = codec.encode(items)
+        self._read[key] = value, items
+        return value
 
 
 class Group(MutableMapping[str, Cursor]):
     """Member → cursor: what is set is copied, what is read may be changed in place, and a commit finds it.
 
-        accounts = cp.group("accounts", shards=16)
+        accounts = cp.group("accounts")
         for account in api.accounts():
             accounts[account.id] = {"updated_at": sync(account, since=accounts.get(account.id))}
-        cp.commit()  # at most 16 writes
+        cp.commit()
 
-    Made by `Checkpointer.group`, whose commits take it along. Members of one shard are stored together or not at all.
+    Made by `Checkpointer.group`, whose commits take it along. On the HTTP API members are packed into shards, each
+    stored whole or not at all; elsewhere each member is an entry of its own.
     """
 
-    def __init__(
-        self, state_key: str, name: str, shards: int, stored: Callable[[], Mapping[str, str]], *, key_by_key: bool
-    ) -> None:
-        self.name = name
-        """The key the group is stored under, or the beginning of its keys."""
-        self.shards = shards
-        """In how many entries."""
-        self._state_key = state_key
-        self._stored = stored
-        self._key_by_key = key_by_key
-        self._streams: dict[str, Stream] = {}
-        self._lock = threading.RLock()
+    def __init__(self, layers: Layers, form: Form) -> None:
+        self.name = form.name
+        """The name of the group."""
+        self._layers = layers
+        self._form = form
         self._detached = False
-        self._shards: dict[str, _Shard]
-        self._by_index: list[_Shard]
-        self._leftovers: list[str]
-        self._exists: bool
-        self._pending: dict[_Shard, tuple[str, dict[str, Cursor | None]]]
-        self._claiming: list[Stream]
-        self._seat()
 
     def __repr__(self) -> str:
-        return f"Group({self.name!r}, shards={self.shards})"
+        return f"Group({self.name!r})" if self.shards is None else f"Group({self.name!r}, shards={self.shards})"
 
-    # The mapping
+    @property
+    def shards(self) -> int | None:
+        """How many entries the members are packed into, as the group is stored; None: each has an entry of its own."""
+        return self._form.shards
+
+    @property
+    def live(self) -> bool:
+        """Whether it may be used: not once it was opened again, or its run has ended."""
+        return not self._detached and self._layers.phase == "open"
+
+    def detach(self) -> None:
+        """Refuse to be used any more."""
+        self._detached = True
 
     def __getitem__(self, member: str) -> Cursor:
-        with self._used():
-            shard = self._shard_of(member)
-            held = member in self._held()  # and what is read of it a copy
-            cursor = shard.draft[member] if member in shard.draft and not held else self.cursor(member)
-            if cursor is None:
-                raise KeyError(member)
-            if not held:
-                shard.draft[member] = cursor
-            return cursor
+        with self._layers.claims.lock:
+            key = self._key(member)
+            try:
+                return self._layers.read(key)
+            except KeyError:
+                raise KeyError(member) from None
 
     def __setitem__(self, member: str, cursor: Cursor) -> None:
-        snapshot = codec.decode(codec.encode(cursor))
-        with self._used():
-            self._check_free(member)
-            self._shard_of(member).draft[member] = snapshot
+        value = codec.encode(cursor)
+        with self._layers.claims.lock:
+            key = self._key(member)
+            check_name("a member", member)
+            self._check_free(member, key)
+            self._layers.drafts.put(key, value)
 
     def __delitem__(self, member: str) -> None:
-        with self._used():
-            if member not in self:
+        with self._layers.claims.lock:
+            key = self._key(member)
+            if not self._layers.drafts.has(key):
                 raise KeyError(member)
-            self._check_free(member)
-            self._shard_of(member).draft[member] = None
+            self._check_free(member, key)
+            self._layers.drafts.delete(key)
 
     def setdefault(self, member: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
         """Return the cursor of a member, set to `default` first where it is absent; changing it is a change."""
-        with self._used():
+        with self._layers.claims.lock:
             if member not in self:
                 self[member] = default
             return self[member]
 
     def __contains__(self, member: object) -> bool:
-        with self._used():
-            return isinstance(member, str) and member in self._shard_of(member).members()
+        with self._layers.claims.lock:
+            self._check_used()
+            return isinstance(member, str) and self._layers.drafts.has(member_key(self.name, member))
 
     def __iter__(self) -> Iterator[str]:
-        with self._used():
-            return iter([member for shard in self._shards.values() for member in shard.members()])
+        return iter(self._members())
 
     def __len__(self) -> int:
-        with self._used():
-            return sum(len(shard.members()) for shard in self._shards.values())
+        return len(self._members())
 
-    # What a Checkpointer does with a group
+    def _members(self) -> dict[str, None]:
+        with self._layers.claims.lock:
+            self._check_used()
+            members = dict.fromkeys(self._form.members())
+            start = len(self._form.head) + 1
+            for key, there in self._layers.drafts.edits():
+                if key.startswith(f"{self._form.head}/"):
+                    if there:
+                        members[key[start:]] = None
+                    else:
+                        members.pop(key[start:], None)
+            return members
 
-    @property
-    def live(self) -> bool:
-        """Whether commits claim the group: not once it was opened again, or its run has ended."""
-        return not self._detached
+    def clear(self) -> None:
+        """Delete every member, decoding none."""
+        with self._layers.claims.lock:
+            for member in (members := self._members()):
+                self._check_free(member, self._key(member))
+            for member in members:
+                self._layers.drafts.delete(self._key(member))
 
-    def owns(self, key: str) -> bool:
-        """Tell whether a key of the namespace is an entry of this group, of whatever layout."""
-        return shards_of(self.name, key) > 0
-
-    def cursor(self, member: str) -> Cursor | None:
-        """Return a copy of a member's cursor as the group's user sees it, None where there is none."""
-        with self._lock:
-            shard = self._shard_of(member)
-            found = shard.draft[member] if member in shard.draft else shard.cursor(member)
-            return None if found is None else codec.decode(codec.encode(found))
-
-    def hold(self, stream: Stream) -> None:
-        """Let a stream set the member of its key from here on, in the place of any earlier one."""
-        with self._lock:
-            if earlier := self._held().get(stream.key):
-                earlier.detach()
-            self._streams[stream.key] = stream
-            draft = self._shard_of(stream.key).draft
-            if stream.key in draft:
-                draft[stream.key] = self.cursor(stream.key)  # no longer to be changed in place
-
-    def streams(self) -> Iterable[Stream]:
-        """Return the live streams that hold members."""
-        return self._held().values()
-
-    def stream(self, key: str) -> Stream | None:
-        """Return the live stream that holds a member, None where there is none."""
-        stream = self._streams.get(key)
-        return stream if stream is not None and stream.live else None
-
-    def claim(self, members: Collection[str] | None = None) -> dict[str, str | None]:
-        """Return what the group's entries are to hold, None for those that are to go.
-
-        `members` names the members to claim, those that streams hold; the others go out as last claimed. It becomes the
-        last claim with `claimed`.
-
-        Raises:
-            TypeError, ValueError: a cursor changed in place is none any more.
-
-        """
-        with self._lock:
-            held = self._held()
-            self._claiming = [held[member] for member in (held if members is None else members) if member in held]
-            said: dict[_Shard, dict[str, Cursor | None]] = {}
-            for shard in self._shards.values() if members is None else ():
-                if shard.draft:
-                    said[shard] = dict(shard.draft)
-            for stream in self._claiming:
-                said.setdefault(self._shard_of(stream.key), {})[stream.key] = stream.claim()
-            self._pending = {shard: (shard.value_with(changes), changes) for shard, changes in said.items()}
-            changed = any(value != shard.value for shard, (value, _) in self._pending.items())
-            if not (self._exists or changed):
-                return {}
-            values: dict[str, str | None] = dict.fromkeys(self._leftovers)
-            for entry, shard in self._shards.items():
-                values[entry] = self._pending[shard][0] if shard in self._pending else shard.value
-            return values
-
-    def claimed(self) -> None:
-        """Take what `claim` returned for said."""
-        with self._lock:
-            for shard, (value, changes) in self._pending.items():
-                self._exists = self._exists or value != shard.value
-                shard.take(value, changes)
-            for stream in self._claiming:
-                stream.claimed()
-                self._shard_of(stream.key).draft.pop(stream.key, None)
-
-    def changed(self) -> bool:
-        """Tell whether anything was set that is not claimed; a member that was spoilt in place was."""
-        with self._lock:
-            try:
-                return any(
-                    shard.value_with(shard.draft) != shard.value for shard in self._shards.values() if shard.draft
-                )
-            except (CheckpointError, TypeError, ValueError):
-                return True
-
-    def back(self) -> None:
-        """Go back to what the namespace says, and go on from there; what cannot is detached.
-
-        Raises:
-            CorruptState: entries are missing, and the group is detached; or a stream's member is no cursor.
-
-        """
-        with self._lock:
-            try:
-                self._seat()
-            except BaseException:
-                self.detach()
-                raise
-            failure: CheckpointError | ValueError | None = None
-            for member, stream in self._held().items():
-                try:
-                    stream.back(self._shard_of(member).cursor(member))
-                except (CheckpointError, ValueError) as error:  # noqa: PERF203 - the others go back all the same
-                    stream.detach()
-                    failure = failure or error
-            if failure is not None:
-                raise failure
-
-    def detach(self) -> None:
-        """Go back to the last claim, for good, streams too."""
-        with self._lock:
-            for stream in self._held().values():
-                stream.detach()
-            self._detached = True
-
-    def end(self) -> None:
-        """Refuse to be used any more; what its streams can tell stays readable."""
-        for stream in self._held().values():
-            stream.end()
-        self._detached = True
-
-    def forked(self) -> None:
-        """Start over in a forked child: with no lock held by a thread that is gone."""
-        self._lock = threading.RLock()
-
-    def _seat(self) -> None:
-        stored = self._stored()
-        values = laid_out(self._state_key, self.name, self.shards, stored, key_by_key=self._key_by_key)
-        self._shards = {entry: _Shard(self._state_key, entry, value) for entry, value in values.items()}
-        self._by_index = list(self._shards.values())
-        self._leftovers = [key for key in stored if self.owns(key) and key not in self._shards]
-        self._exists = bool(self._leftovers) or any(entry in stored for entry in self._shards)
-        self._pending = {}
-        self._claiming = []
-
-    def _shard_of(self, member: str) -> _Shard:
+    def _key(self, member: str) -> str:
+        """Return the key that a member has in the layers."""
+        self._check_used()
         if not isinstance(member, str):
             raise TypeError(f"a member must be a str, not {type(member).__name__}")
-        return self._by_index[_index(member, self.shards)]
+        try:
+            member.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a member must not hold lone surrogates: {member!r}") from error
+        return f"{self._form.head}/{member}"
 
-    def _held(self) -> dict[str, Stream]:
-        return {member: stream for member, stream in self._streams.items() if stream.live}
-
-    def _check_free(self, member: str) -> None:
-        if member in self._held():
+    def _check_free(self, member: str, key: str) -> None:
+        if self._layers.holders.get(key) is not None:
             raise ValueError(f"{member!r} of {self.name!r} is held by a live stream, which sets it")
 
-    def _used(self) -> threading.RLock:
-        """Return the lock, unless the group is detached."""
-        if self._detached:
+    def _check_used(self) -> None:
+        if not self.live:
             raise RuntimeError(f"the group {self.name!r} was opened again, or its run has ended")
-        return self._lock
 
 
-class _Shard:
-    """One entry: what it was last claimed to hold, decoded when it is asked for, and what was read or set since."""
+class Groups:
+    """The open groups of a run, and what lies below their members."""
 
-    __slots__ = ("_entry", "_last", "_state_key", "draft", "value")
-
-    def __init__(self, state_key: str, entry: str, value: str) -> None:
-        self.value = value
-        self.draft: dict[str, Cursor | None] = {}  # live; None: deleted
-        self._last: dict[str, Any] | None = None
+    def __init__(self, state_key: str, claims: Claims) -> None:
+        self.key_by_key = False
+        """Whether the store writes key by key, so that new groups are packed."""
         self._state_key = state_key
-        self._entry = entry
+        self._claims = claims
+        self._forms: dict[str, Form] = {}  # by head
+        self._open: dict[str, Group] = {}  # by name
+        self._hidden: dict[str, str] = {}  # entries of version 1 of open groups, with the group's name
 
-    def last(self) -> dict[str, Any]:
-        """Return the members as last claimed; not to be changed, nor handed out."""
-        if self._last is None:
-            try:
-                self._last = codec.decode(self.value)
-            except ValueError as reason:
-                raise CorruptState(self._state_key, self._entry, self.value) from reason
-        return self._last
+    # What the layers ask
 
-    def cursor(self, member: str) -> Cursor | None:
-        """Return a copy of a member's cursor as last claimed, None where there is none."""
-        if member not in self.last():
-            return None
-        cursor = self.last()[member]
-        if not isinstance(cursor, dict):
-            reason = ValueError(f"its member {member!r} is no object")
-            raise CorruptState(self._state_key, self._entry, self.value) from reason
-        return codec.decode(codec.encode(cursor))  # pyright: ignore[reportUnknownArgumentType] - JSON is of unknown type
+    def below(self, key: str) -> str | None:
+        """Return the value of a key or member as last claimed, else as known; None where there is none."""
+        if self._forms and key.startswith(GROUP_PREFIX):
+            head, slash, member = key.partition("/")
+            if slash and head in self._forms:
+                return self._forms[head].below(member)
+        return self._claims.below(key)
 
-    def members(self) -> dict[str, None]:
-        """Return the names of the members, with what was set and deleted since the last claim."""
-        members = dict.fromkeys(self.last())
-        for member, cursor in self.draft.items():
-            if cursor is None:
-                members.pop(member, None)
+    def is_unsure(self, key: str) -> bool:
+        """Tell whether the store may hold another value of a key or member than the one known."""
+        head, slash, member = key.partition("/")
+        if slash and head in self._forms:
+            return self._forms[head].is_unsure(member)
+        return self._claims.is_unsure(key)
+
+    def differing(self, values: Changes) -> Changes:
+        """Return the values that are not claimed or stored already."""
+        return {key: value for key, value in values.items() if value != self.below(key) or self.is_unsure(key)}
+
+    def lower(self, changes: Changes) -> Changes:
+        """Return changes of entries for changes of keys and members."""
+        if not self._forms:
+            return changes
+        lowered: Changes = {}
+        members: dict[str, Changes] = {}
+        for key, value in changes.items():
+            head, slash, member = key.partition("/")
+            if slash and head in self._forms:
+                members.setdefault(head, {})[member] = value
             else:
-                members[member] = None
-        return members
+                lowered[key] = value
+        for head, changed in members.items():
+            lowered |= self._forms[head].lower(changed)
+        return lowered
 
-    def value_with(self, changes: Mapping[str, Cursor | None]) -> str:
-        """Return the value with these members set or deleted; where that changes nothing, as it is spelled."""
-        members = {**self.last(), **changes}
-        value = codec.encode({member: cursor for member, cursor in members.items() if cursor is not None})
-        return self.value if codec.same(value, self.value) else value
+    def entries_of(self, keys: Iterable[str], whole: Iterable[str]) -> set[str]:
+        """Return claimed entries that go out together with keys and members, and all of `whole` groups.
 
-    def take(self, value: str, changes: Mapping[str, Cursor | None]) -> None:
-        """Take a value, made with these changes, for the last claim; drafts stay, for they are live."""
-        if value != self.value:
-            self.value, self._last = value, None
-        for member, cursor in changes.items():
-            if cursor is None:
-                self.draft.pop(member, None)
+        Of a packed group, and of one that is only now being created or moved, these are all its entries.
+        """
+        heads = {key.partition("/")[0] for key in keys if key.startswith(GROUP_PREFIX)} & self._forms.keys()
+        together = [self._forms[head] for head in heads if self._forms[head].goes_together]
+        together += [self._forms[head_key(name)] for name in whole]
+        return {key for key in self._claims.waiting if any(form.owns(key) for form in together)}
+
+    def steps(self, batch: Changes) -> list[Changes]:
+        """Cut a batch into what must land one after the other, where the store writes key by key.
+
+        A head is written before the first shard, so that shards without one are known to be damage. A group that is
+        moved from version 1 has its shards written first: until the head is there the old entries count, and when it
+        is there the new ones do.
+        """
+        if not self.key_by_key:
+            return [batch]
+        heads = {head: form for head, form in self._forms.items() if head in batch}
+        moved = {key for form in heads.values() if form.old_keys for key in forms.shard_keys(form.name, batch)}
+        first = {key: value for key, value in batch.items() if key in moved}
+        second = {head: batch[head] for head in heads}
+        rest = {key: value for key, value in batch.items() if key not in first and key not in second}
+        return [step for step in (first, second, rest) if step]
+
+    def uncompared(self) -> set[str]:
+        """Return the heads whose content is always the same: whoever else writes them writes the same."""
+        return {head for head, form in self._forms.items() if form.shards is None}
+
+    def hides(self, key: str) -> bool:
+        """Tell whether a key is no key of the mapping, for it holds an open group."""
+        return key in self._hidden or key in self._open
+
+    def owner(self, key: str) -> str | None:
+        """Return the name of the group that a key, an entry or a member belongs to."""
+        if key in self._hidden:
+            return self._hidden[key]
+        if not key.startswith(GROUP_PREFIX):
+            return key if key in self._open else None
+        name, member = named(key)
+        if member is not None:
+            return name
+        return next((form.name for form in self._forms.values() if form.owns(key)), key.removeprefix(GROUP_PREFIX))
+
+    def relied_on(self, keys: Iterable[str]) -> list[str]:
+        """Return the entries that must be as they were for these to be written."""
+        keys = list(keys)
+        return [each for form in self._forms.values() if form.shards is not None for each in form.relies_on(keys)]
+
+    def read_again(self, key: str, loaded: Mapping[str, Entry]) -> dict[str, Entry | None]:
+        """Return the entries of the group that a key belongs to, as a listing has them, None for missing ones."""
+        form = next((form for form in self._forms.values() if form.owns(key)), None)
+        if form is None:
+            return {}
+        return {each: loaded.get(each) for each in {*loaded, *self._claims.known} if form.owns(each)}
+
+    def told(self, conflict: Conflict) -> Conflict:
+        """Return a conflict as the job knows it: of a group's entry, one of the group and the member that differs."""
+        name = self.owner(conflict.key)
+        if name is None:
+            return conflict
+        member = named(conflict.key)[1]
+        if member is None and any(conflict.key in form.shard_entries for form in self._forms.values()):
+            member = _first_difference(conflict.expected, conflict.found)
+        told = Conflict(conflict.state_key, name, conflict.expected, conflict.found, member)
+        told.committed, told.unsettled = conflict.committed, conflict.unsettled
+        return told
+
+    # Opening
+
+    def open(self, layers: Layers, name: str, shards: int | None) -> Group:
+        """Open a group, in the place of one of its name; `shards` is for where it is created.
+
+        Raises:
+            CorruptState: what is stored is not a group.
+            ValueError: the key of that name holds a cursor.
+
+        """
+        form = self._form(name, shards)
+        if shards is not None and form.shards not in {shards, None}:
+            logger.warning(
+                "%r: the group %r is stored in %d shards, not %d: `checkpoint reshard %s %s --shards %d` changes that",
+                self._state_key, name, form.shards, shards, self._state_key, name, shards,
+            )  # fmt: skip
+        self.close(name)
+        self._forms[form.head] = form
+        self._hidden |= dict.fromkeys(form.old_keys, name)
+        group = self._open[name] = Group(layers, form)
+        return group
+
+    def get(self, name: object) -> Group | None:
+        """Return the live group of a name."""
+        group = self._open.get(name) if isinstance(name, str) else None
+        return group if group is not None and group.live else None
+
+    def opened(self) -> list[Group]:
+        """Return the live groups."""
+        return [group for group in self._open.values() if group.live]
+
+    def close(self, name: str) -> None:
+        """Detach a group; its members' entries are no one's."""
+        if (group := self._open.pop(name, None)) is not None:
+            group.detach()
+            self._forms.pop(head_key(name), None)
+            self._hidden = {key: owner for key, owner in self._hidden.items() if owner != name}
+
+    def back(self, layers: Layers) -> None:
+        """Look again how the open groups are stored; one that cannot be read is detached, and the others go on.
+
+        Raises:
+            CorruptState, ValueError: of the first such group.
+
+        """
+        failure: Exception | None = None
+        for name, group in [*self._open.items()]:
+            try:
+                form = self._form(name, group.shards)
+            except (CorruptState, ValueError) as error:
+                layers.drop_members(name)
+                self.close(name)
+                failure = failure or error
+                continue
+            group._form = self._forms[form.head] = form  # noqa: SLF001 - a group of this module
+            self._hidden |= dict.fromkeys(form.old_keys, name)
+        if failure is not None:
+            raise failure
+
+    def _form(self, name: str, shards: int | None) -> Form:
+        """Return how a group is stored, or is to be stored where it is not yet."""
+        head = head_key(name)
+        if (value := self._claims.below(head)) is not None:
+            stored, moved = forms.read_head(self._state_key, head, value)
+            if stored is None:
+                return Form(self._claims, name, {}, ())
+            return Packed(self._claims, name, {}, moved, state_key=self._state_key, shards=stored)
+        self._check_no_shard(name)
+        old, keys = self._version_1(name)
+        if not self.key_by_key:
+            return Form(self._claims, name, old, keys)
+        if not keys and (lost := forms.shard_keys(name, self._claims.known)):
+            said = f"the group {name!r} has {len(lost)} shards and no head"
+            raise CorruptState(self._state_key, head, None) from ValueError(said)
+        self._check_apart(name)
+        count = shards or max((forms.version_1_shards(name, key) for key in keys), default=0)
+        if count < 2 and shards is None:
+            count = forms.SHARDS
+        return Packed(self._claims, name, old, keys, state_key=self._state_key, shards=count)
+
+    def _version_1(self, name: str) -> tuple[dict[str, str], list[str]]:
+        """Return the members of a group as version 1 stored them, and its entries."""
+        keys = {
+            key: value
+            for key in dict.fromkeys((*self._claims.known, *self._claims.waiting))
+            if forms.version_1_shards(name, key) and (value := self._claims.below(key)) is not None
+        }
+        return (forms.version_1(self._state_key, name, keys, self._claims.known) if keys else {}), [*keys]
+
+    def _check_no_shard(self, name: str) -> None:
+        """Refuse a name that is a shard of a group of version 1."""
+        before, _, _ = name.rpartition(".")
+        count = forms.version_1_shards(before, name) if before else 0
+        if count > 1 and all(f"{before}.{count:02d}-{i:02d}" in self._claims.known for i in range(count)):
+            raise ValueError(f"{name!r} would share entries with the group {before!r}: name it otherwise")
+
+    def _check_apart(self, name: str) -> None:
+        """Refuse to create a packed group one of whose entries another group has, such as `g` beside `g.00`."""
+        before, _, number = name.rpartition(".")
+        entries = (*self._claims.known, *self._claims.waiting)
+        others = [before] if number.isdecimal() and (head_key(before) in entries or before in self._open) else []
+        others += [
+            named_head[len(head_key(name)) + 1 :]
+            for named_head in forms.shard_keys(name, entries)
+            if (value := self._claims.below(named_head)) is not None and _is_head(value)
+        ]
+        if others:
+            raise ValueError(f"{name!r} would share entries with another group: name it otherwise")
 
 
-def check_shards(shards: int) -> None:
-    """Refuse what is no number of shards."""
-    if not isinstance(shards, int) or isinstance(shards, bool):
-        raise TypeError(f"shards must be an int, not {type(shards).__name__}")
-    if not 1 <= shards <= MAX_SHARDS:
-        raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
-
-
-def entries_of(name: str, shards: int) -> tuple[str, ...]:
-    """Return the keys of a layout: the name itself for one shard."""
-    return (name,) if shards == 1 else tuple(f"{name}.{shards:02d}-{index:02d}" for index in range(shards))
-
-
-def laid_out(state_key: str, name: str, shards: int, stored: Mapping[str, str], *, key_by_key: bool) -> dict[str, str]:
-    """Return what the entries of a layout hold: as they are stored, or made of another layout that is.
-
-    On a store that writes key by key a first commit may have been cut off: what it left counts.
-
-    Raises:
-        CorruptState: entries are stored, and no layout is complete.
-
-    """
-    found = _layouts(name, stored)
-    complete = [count for count, entries in found.items() if len(entries) == count]
-    entries = entries_of(name, shards)
-    if not found:
-        return dict.fromkeys(entries, _EMPTY)
-    if shards in complete:
-        source = shards
-    elif complete:
-        source = complete[0]
-    else:
-        source = max(found, key=lambda count: len(found[count]) / count)
-        missing = [entry for entry in entries_of(name, source) if entry not in found[source]]
-        # Of a first layout the last entry is written after the others, see `steps`.
-        if not (key_by_key and len(found) == 1 and missing[-1] == entries_of(name, source)[-1]):
-            said = f"the group {name!r} is stored in {source} entries, and is missing {', '.join(missing)}"
-            raise CorruptState(state_key, missing[0], None) from ValueError(said)
-        logger.warning("%r: the first commit of the group %r was cut off; what it left counts", state_key, name)
-    if source == shards:
-        return {entry: stored.get(entry, _EMPTY) for entry in entries}
-    laid: list[dict[str, Any]] = [{} for _ in entries]
-    for entry, value in found[source].items():
-        for member, cursor in _Shard(state_key, entry, value).last().items():
-            laid[_index(member, shards)][member] = cursor
-    return {entry: codec.encode(members) for entry, members in zip(entries, laid, strict=True)}
-
-
-def _layouts(name: str, stored: Mapping[str, str]) -> dict[int, dict[str, str]]:
-    """Return the entries of a group by the number of shards of the layout they belong to."""
-    found: dict[int, dict[str, str]] = {}
-    for key, value in stored.items():
-        if count := shards_of(name, key):
-            found.setdefault(count, {})[key] = value
-    return found
-
-
-def steps(
-    state_key: str,
-    batch: Mapping[str, str | None],
-    known: Mapping[str, Entry],
-    layouts: Mapping[str, int],
-    doubts: Callable[[str], bool],
-) -> Iterator[dict[str, str | None]]:
-    """Cut a batch into what must have landed before the rest is sent, for a store that writes key by key.
-
-    A group that moves is written as it was first; then its old entries go. The last entry of a layout is written after
-    the others, so that a first commit that was cut off before it is known for what it is; before such a layout is left
-    it is made complete. `layouts` are the numbers of shards that the batch was claimed for, by group; `doubts` tells of
-    which keys the store may hold something else than what is known.
-    """
-    completed: dict[str, str | None] = {}
-    lasts: dict[str, str | None] = {}
-    relaid: dict[str, str | None] = {}
-    leaving: dict[str, str | None] = {}
-    finals: dict[str, str | None] = {}
-    rest = dict(batch)
-    for name, shards in layouts.items():
-        entries = entries_of(name, shards)
-        gone = {key: None for key, value in batch.items() if value is None and shards_of(name, key)}
-        stored = {key: entry.value for key, entry in known.items() if shards_of(name, key)} if gone else {}
-        if stored:
-            before = laid_out(state_key, name, shards, stored, key_by_key=True)
-            found = _layouts(name, stored)
-            missing = [key for key in entries_of(name, *found) if key not in stored] if len(found) == 1 else []
-            if missing and shards not in found:
-                completed |= dict.fromkeys(missing[:-1], _EMPTY)
-                lasts[missing[-1]] = _EMPTY
-            relaid |= {entry: value for entry, value in before.items() if stored.get(entry) != value or doubts(entry)}
-            gone |= {key: None for key in (*stored, *completed, *lasts) if shards_of(name, key) and key not in before}
-            for entry in [entry for entry, value in before.items() if rest.get(entry) == value]:
-                del rest[entry]
-        elif entries[-1] in rest and entries[-1] not in known and len(entries) > 1:
-            finals[entries[-1]] = rest.pop(entries[-1])
-        leaving |= gone
-        for key in gone:
-            rest.pop(key, None)
-    return (step for step in (completed, lasts, relaid, leaving, rest, finals) if step)
-
-
-def shards_of(name: str, key: str) -> int:
-    """Return in how many shards the layout is that a key belongs to, 0 where the key is no entry of the group."""
-    if not key.startswith(name):
-        return 0
-    if key == name:
-        return 1
-    numbers = key[len(name) + 1 :].split("-")
-    if len(numbers) != 2 or not all(number.isascii() and number.isdecimal() for number in numbers):
-        return 0
-    shards, index = map(int, numbers)
-    return shards if index < shards > 1 and key == f"{name}.{shards:02d}-{index:02d}" else 0
-
-
-def _index(member: str, shards: int) -> int:
+def _is_head(value: str) -> bool:
     try:
-        return crc32(member.encode()) % shards
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a member must not hold lone surrogates: {member!r}") from error
+        return type(codec.decode(value).get("shards")) is int
+    except ValueError:
+        return False
 
 
-class Layouts:
-    """In how many shards each group of a run was last claimed, whatever it is opened in."""
-
-    def __init__(self) -> None:
-        self._shards: dict[str, int] = {}
-
-    def claimed(self, groups: Iterable[Group], changes: Iterable[str]) -> None:
-        """Note in how many shards groups were claimed; entries set through the mapping are no group's."""
-        for name in [name for name in self._shards if any(shards_of(name, key) for key in changes)]:
-            del self._shards[name]
-        for group in groups:
-            self._shards[group.name] = group.shards
-
-    def steps(
-        self, state_key: str, batch: Mapping[str, str | None], known: Mapping[str, Entry], doubts: Callable[[str], bool]
-    ) -> Iterator[dict[str, str | None]]:
-        """Cut a batch into what must land one after the other; see `steps`."""
-        return steps(state_key, batch, known, self._shards, doubts)
+def _first_difference(expected: Entry | None, found: Entry | None) -> str | None:
+    """Return the first member in which two versions of a shard differ, None where one cannot be read."""
+    try:
+        ours, theirs = ({} if entry is None else codec.decode(entry.value) for entry in (expected, found))
+    except ValueError:
+        return None
+    nothing = {"": None}  # no cursor
+    differing = (
+        member
+        for member in sorted({*ours, *theirs})
+        if codec.canonical({"": ours.get(member, nothing)}) != codec.canonical({"": theirs.get(member, nothing)})
+    )
+    return next(differing, None)

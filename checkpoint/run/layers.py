@@ -6,28 +6,27 @@ A key is held in up to three layers, the upper hiding the lower:
     waiting   snapshots that the job said are safe, on their way to the store (`Claims`)
     known     the entries as the store is known to hold them (`Claims`)
 
-The keys of live streams and groups have no draft: their holders say at a claim what they are to hold.
+A member of a group is a key like any other, `__group__.NAME/MEMBER`; how it is stored is below, in `Groups`. A key that
+a live stream holds has no draft: the stream says at a claim what it is to hold.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 
-from checkpoint.entries import RESERVED
+from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, member_key, named
 from checkpoint.run.claims import Claims
 from checkpoint.run.drafts import Drafts
-from checkpoint.run.groups import Group, Layouts, shards_of
-from checkpoint.run.holders import Holders, KeyHolder, decoded
+from checkpoint.run.groups import Group, Groups
+from checkpoint.run.holders import Holder, Holders, Scope, decoded
 from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from checkpoint.codec import Cursor
     from checkpoint.entries import Entry
     from checkpoint.run.claims import Changes
-    from checkpoint.run.holders import Caller, Scope, Stream
+    from checkpoint.run.holders import Caller, Stream
     from checkpoint.run.rollback import Rollback
 
 logger = logging.getLogger("checkpoint")
@@ -42,35 +41,23 @@ class Layers:
     def __init__(self, state_key: str, run_id: str | None) -> None:
         self.state_key = state_key
         self.claims = Claims(run_id)
-        self.drafts = Drafts(self.claims)
+        self.groups = Groups(state_key, self.claims)
+        self.drafts = Drafts(self.groups)
         self.holders = Holders()
-        self.layouts = Layouts()
         self.rollback: Rollback | None = None
         """Set where the store writes in the caller's own transactions."""
         self.phase: Literal["new", "open", "closed"] = "new"
-        self.atomic = True
-        """Whether commits of the store are all or nothing."""
 
     def check_open(self) -> None:
         """Refuse to be used before or after the run's block."""
         if self.phase != "open":
             raise RuntimeError(f"a Checkpointer is used inside its with block; this one is {self.phase}")
 
-    def groups(self) -> list[Group]:
-        """Return the live groups."""
-        return [holder for holder in self.holders.groups() if isinstance(holder, Group)]
-
     # The mapping
 
     def shows(self, key: object) -> TypeGuard[str]:
         """Tell whether a key is the mapping's: not a reserved one, and no group's."""
-        if not isinstance(key, str) or key.startswith(RESERVED):
-            return False
-        return not any(group.owns(key) for group in self.groups())
-
-    def value(self, key: str) -> str | None:
-        """Return the value of a key of the mapping, None where it is absent."""
-        return self.drafts.value(key) if self.shows(key) else None
+        return isinstance(key, str) and not key.startswith(RESERVED) and not self.groups.hides(key)
 
     def keys(self) -> list[str]:
         """Return the keys of the mapping, decoding none."""
@@ -81,12 +68,12 @@ class Layers:
                 keys[key] = None
             else:
                 keys.pop(key, None)
-        if self.groups():
+        if self.groups.opened():
             return [key for key in keys if self.shows(key)]
         return [key for key in keys if not key.startswith(RESERVED)]
 
     def read(self, key: str) -> Cursor:
-        """Return the cursor of a key, live where nothing else sets the key.
+        """Return the cursor of a key or member, live where nothing else sets it.
 
         Raises:
             KeyError: there is none.
@@ -95,7 +82,7 @@ class Layers:
         """
         if (live := self.drafts.live(key)) is not None:
             return live
-        cursor = decoded(self.state_key, key, self.value(key))
+        cursor = decoded(self.state_key, key, self.drafts.value(key))
         if cursor is None:
             raise KeyError(key)
         if self.holders.get(key) is None:  # else this is a copy of the stream's
@@ -117,11 +104,7 @@ class Layers:
 
     def changed(self) -> set[str]:
         """Return the keys that were set, changed or deleted, and are not flushed; of a group, its name."""
-        groups = self.groups()
-        keys = {*self.claims.waiting, *self.drafts.changed()}
-        if groups:
-            keys = {next((group.name for group in groups if group.owns(key)), key) for key in keys}
-        return keys.union(group.name for group in groups if group.changed())
+        return {self.groups.owner(key) or key for key in {*self.claims.waiting, *self.drafts.changed()}}
 
     def check_free(self, key: str) -> None:
         """Refuse to set a key that a stream or group holds."""
@@ -130,62 +113,60 @@ class Layers:
             raise ValueError(f"{key!r} is held by a live stream, which sets it: open it again after it, or rewind it")
 
     def _check_ungrouped(self, key: str) -> None:
-        for group in self.groups():
-            if group.owns(key):
-                raise ValueError(f"{key!r} holds the group {group.name!r}: set its members")
+        if self.groups.hides(key):
+            raise ValueError(f"{key!r} holds the group {self.groups.owner(key)!r}: set its members")
+        if self.claims.below(head_key(key)) is not None:
+            raise ValueError(f"{key!r} is the name of a group: open it with cp.group, or name the key otherwise")
 
     # Streams and groups
 
-    def stored_cursor(self, key: str, group: Group | None) -> Cursor | None:
-        """Return the cursor that a stream of this key, or of this member of a group, starts from."""
-        if group is not None:
-            return group.cursor(key)
-        check_key(key)
-        self._check_ungrouped(key)
+    def key_of(self, key: str, group: Group | str | None) -> str:
+        """Return the key that a stream is to hold: a key of the mapping, or a member of a group."""
+        if group is None:
+            check_key(key)
+            self._check_ungrouped(key)
+            return key
+        check_name("a member", key)
+        name = group if isinstance(group, str) else group.name
+        owner = self.groups.get(name)
+        if not isinstance(group, str) and owner is not group:
+            raise ValueError(f"{group!r} is not a live group of this run")
+        if owner is None:
+            self.open_group(name, None)
+        return member_key(name, key)
+
+    def stored_cursor(self, key: str) -> Cursor | None:
+        """Return the cursor that a stream starts from; what was read of it is a copy from here on."""
         self.drafts.freeze(key)
         return decoded(self.state_key, key, self.drafts.value(key))
 
-    def hold(self, stream: Stream, group: Group | None) -> None:
-        """Let a stream hold its key, or its member of a group."""
-        if group is not None:
-            group.hold(stream)
-        else:
-            self.holders.open(KeyHolder(stream, self.state_key, self.claims.below))
+    def hold(self, stream: Stream, key: str) -> None:
+        """Let a stream hold a key."""
+        self.holders.open(Holder(stream, key, self.state_key, self.groups.below))
 
-    def open_group(self, name: str, shards: int) -> Group:
+    def open_group(self, name: str, shards: int | None) -> Group:
         """Open a group, in the place of one of its name."""
         check_key(name)
-        for other in self.groups():
-            if other.name != name and (other.owns(name) or shards_of(name, other.name)):
-                raise ValueError(f"{name!r} would share entries with the group {other.name!r}: name it otherwise")
-        group = Group(self.state_key, name, shards, lambda: self._stored_of(name), key_by_key=not self.atomic)
-        self.holders.open(group)
-        self.drafts.drop([key for key in self.drafts.touched() if group.owns(key)])
+        if self.drafts.is_edited(name) or self.holders.get(name) is not None:
+            raise ValueError(f"{name!r} is a key of this run: name the group otherwise")
+        group = self.groups.open(self, name, shards)
+        self.drop_members(name)
+        self.drafts.drop([key for key in self.drafts.touched() if self.groups.hides(key)])
         return group
 
-    def group_of(self, group: Group | str) -> Group:
-        """Return the live group that a stream is opened in; one not opened yet has the shards it is stored in."""
-        name = group if isinstance(group, str) else group.name
-        live = self.holders.get(name)
-        if not isinstance(group, str) and group != live:
-            raise ValueError(f"{group!r} is not a live group of this run")
-        if isinstance(live, Group):
-            return live
-        return self.open_group(name, max((shards_of(name, key) for key in self._stored_of(name)), default=1))
-
-    def _stored_of(self, name: str) -> dict[str, str]:
-        """Return the values of a group's entries, for any number of shards, as the job sees them."""
-        keys = dict.fromkeys((*self.claims.known, *self.claims.waiting, *(key for key, _ in self.drafts.edits())))
-        values = {key: self.drafts.value(key) for key in keys if shards_of(name, key)}
-        return {key: value for key, value in values.items() if value is not None}
+    def drop_members(self, name: str) -> None:
+        """Forget what was done with members of a group, and detach the streams that hold some."""
+        prefix = member_key(name, "")
+        self.holders.detach(prefix)
+        self.drafts.drop([key for key in self.drafts.touched() if key.startswith(prefix)])
 
     # Claiming
 
-    def claim(self, only: tuple[Any, ...], by: Caller) -> frozenset[str]:
-        """Claim what was asked for, all or none; return its keys.
+    def claim(self, only: tuple[object, ...], by: Caller) -> frozenset[str]:
+        """Claim what was asked for, all or none; return the entries to flush.
 
-        The holders say what their keys are to hold. The drafts of the other keys are added. What differs is claimed.
-        Then the holders are told, and the drafts.
+        The streams say what their keys are to hold. The drafts of the other keys are added. What differs is claimed,
+        members as the entries that hold them. Then the streams are told, and the drafts.
 
         Raises:
             TypeError, ValueError: something cannot be claimed; nothing was.
@@ -193,27 +174,66 @@ class Layers:
         """
         if self.rollback is not None:
             self.drafts.moved_below(self.rollback.look(self.claims))
-        scope = self.holders.scope(only, by, self._is_key)
-        said, streamed = self.holders.claim(scope)
+        scope = self._scope(only, by)
+        said = {holder.key: holder.claim() for holder in scope.holders}
         if self.rollback is not None:
-            self.rollback.check_claims(streamed)
-        changes = {**self.drafts.changes(scope.keys, besides=said), **self.claims.differing(said)}
-        asked = None if scope.keys is None else self._asked(scope, scope.keys, said)
-        self.claims.take(changes, asked)
-        self.layouts.claimed([group for group in self.groups() if group.name in scope.holders], changes)
-        self.holders.claimed(scope)
+            self.rollback.check_claims(said)
+        changes = {**self.drafts.changes(scope.keys, besides=said), **self.groups.differing(said)}
+        lowered = self.groups.lower(changes)
+        asked = None if scope.keys is None else {*scope.keys, *lowered}
+        if asked is not None:
+            asked |= self.groups.entries_of(asked, scope.groups)
+        self.claims.take(lowered, asked)
+        for holder in scope.holders:
+            holder.stream.claimed()
         self.drafts.drop(said)
         self.drafts.claimed(changes)
-        self._warn_of_size(changes)
+        self._warn_of_size(lowered)
         return frozenset(self.claims.waiting if asked is None else asked)
 
-    def _is_key(self, key: str) -> bool:
-        return self.drafts.has(key) or self.drafts.is_edited(key) or key in self.claims.known
+    def _scope(self, only: tuple[object, ...], by: Caller) -> Scope:
+        """Return what a commit is asked for.
 
-    def _asked(self, scope: Scope, keys: set[str], said: Iterable[str]) -> set[str]:
-        """Return the keys that a commit names, those of its groups with what they had claimed before."""
-        groups = [group for group in self.groups() if group.name in scope.holders]
-        return {*keys, *said, *(key for key in self.claims.waiting if any(group.owns(key) for group in groups))}
+        Raises:
+            ValueError: something is neither a key nor a live stream or group of this run.
+
+        """
+        if not only:
+            return Scope(by, None, self.holders.live(), set())
+        scope = Scope(by, set(), [], set())
+        for one in only:
+            if isinstance(one, Group) or self.groups.get(one) is not None:
+                self._add_group(scope, one)
+            elif isinstance(one, str):
+                self._add_key(scope, one, self.holders.get(one))
+            elif (holder := self.holders.of(one)) is not None:
+                self._add_key(scope, holder.key, holder)
+            else:
+                raise ValueError(f"{one!r} is no key, and not a live stream of this run")
+        return scope
+
+    def _add_group(self, scope: Scope, one: object) -> None:
+        group = one if isinstance(one, Group) else self.groups.get(one)
+        if group is None or self.groups.get(group.name) is not group:
+            raise ValueError(f"{one!r} is not a live group of this run")
+        prefix = member_key(group.name, "")
+        scope.groups.add(group.name)
+        cast("set[str]", scope.keys).update(key for key in self.drafts.touched() if key.startswith(prefix))
+        scope.holders.extend(self.holders.live(prefix))
+
+    def _add_key(self, scope: Scope, key: str, holder: Holder | None) -> None:
+        if holder is not None:
+            scope.holders.append(holder)
+        elif not (self.drafts.has(key) or self.drafts.is_edited(key) or key in self.claims.known):
+            self._check_no_member(key)
+        cast("set[str]", scope.keys).add(key)
+
+    def _check_no_member(self, key: str) -> None:
+        """Refuse to commit by its name what only a group has, for the mapping has no such key to send."""
+        for holder in self.holders.live(GROUP_PREFIX):
+            if holder.stream.key == key:
+                group = named(holder.key)[0]
+                raise ValueError(f"{key!r} is a member of the group {group!r}: commit the stream, or the group")
 
     def _warn_of_size(self, changes: Changes) -> None:
         for key, value in changes.items():
@@ -238,24 +258,16 @@ class Layers:
             self.rollback.discard()
         if loaded is not None:
             self.claims.adopt(loaded)
-        self.holders.back()
-
-    def steps(self, batch: Changes) -> list[Changes]:
-        """Cut a batch into what must land one after the other, where a store writes key by key."""
-        if self.atomic:
-            return [batch]
-        return [*self.layouts.steps(self.state_key, batch, self.claims.known, self.claims.doubts.is_open)]
-
-    def forked(self) -> None:
-        """Start over in a forked child."""
-        self.claims.forked()
-        self.holders.forked()
+        try:
+            self.groups.back(self)
+        finally:
+            self.holders.back()
 
     def check(self) -> None:
         """Raise AssertionError where something cannot be; for tests."""
         self.claims.check()
         self.drafts.check()
-        if read := [holder.name for holder in self.holders.live() if self.drafts.live(holder.name) is not None]:
+        if read := [holder.key for holder in self.holders.live() if self.drafts.live(holder.key) is not None]:
             raise AssertionError(f"held, and given out to be changed in place: {read}")
 
 

@@ -1,0 +1,287 @@
+"""How a group is stored: an entry a member, or packed into shards. Plain functions of keys and values.
+
+    __group__.NAME             the head: how the group is stored, `{"members": "entries"}` or `{"shards": 16}`
+    __group__.NAME/MEMBER      an entry a member: its cursor
+    __group__.NAME.00 …        packed: the members whose `crc32(utf-8) % shards` is the number, as one JSON object; a
+                               shard that is not there is empty
+
+The head of a group whose members are entries always has the same content, so that two runs that create it agree. The
+head of a packed group that was moved from version 1 names, as `"moved"`, the entries that it was moved from, which are
+left over where the move was killed.
+
+Version 1 stored a group as one entry `NAME`, or as `NAME.16-00` … `NAME.16-15`.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
+
+from checkpoint import codec
+from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, named
+from checkpoint.errors import CorruptState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from checkpoint.entries import Entry
+
+MAX_SHARDS = 1_000
+"""More would cost more requests than a commit should have."""
+
+SHARDS = 16
+"""Shards of a packed group where nothing says how many."""
+
+ENTRIES = codec.encode({"members": "entries"})
+"""The value of the head of a group that has an entry a member."""
+
+
+def check_shards(shards: int) -> None:
+    """Refuse what is no number of shards."""
+    if not isinstance(shards, int) or isinstance(shards, bool):
+        raise TypeError(f"shards must be an int, not {type(shards).__name__}")
+    if not 1 <= shards <= MAX_SHARDS:
+        raise ValueError(f"shards must be from 1 to {MAX_SHARDS}, not {shards}")
+
+
+def packed_head(shards: int, moved: Iterable[str] = ()) -> str:
+    """Return the value of the head of a packed group."""
+    return codec.encode({"shards": shards} | ({"moved": [*moved]} if moved else {}))
+
+
+def read_head(state_key: str, key: str, value: str) -> tuple[int | None, list[str]]:
+    """Return the number of shards, None for an entry a member, and the entries that the group was moved from.
+
+    Raises:
+        CorruptState: the value is not a head.
+
+    """
+    head = decoded(state_key, key, value)
+    shards: Any = head.get("shards")
+    moved: Any = head.get("moved", [])
+    if head.get("members") == "entries" and shards is None:
+        return None, []
+    if type(shards) is int and 1 <= shards <= MAX_SHARDS and isinstance(moved, list):
+        return shards, cast("list[str]", moved)
+    raise CorruptState(state_key, key, value) from ValueError("it does not say how its group is stored")
+
+
+def shard_key(name: str, index: int) -> str:
+    """Return the key of a shard."""
+    return f"{head_key(name)}.{index:02d}"
+
+
+def shard_keys(name: str, keys: Iterable[str]) -> list[str]:
+    """Return which of some keys are shards of a group."""
+    prefix = f"{head_key(name)}."
+    return [key for key in keys if key.startswith(prefix) and key[len(prefix) :].isdecimal()]
+
+
+def index_of(member: str, shards: int) -> int:
+    """Return the number of the shard that a member is in."""
+    return crc32(member.encode()) % shards
+
+
+def pack(members: Mapping[str, str | None]) -> str:
+    """Return the value of a shard that holds the members with these values, None for none."""
+    return codec.encode({member: item_of(value) for member, value in members.items() if value is not None})
+
+
+def item_of(value: str) -> Any:
+    """Return what a shard holds for a member's value: its cursor, or whatever JSON it is, see `value_of_item`."""
+    try:
+        return codec.decode(value)
+    except ValueError:
+        return json.loads(b64decode(value))
+
+
+def value_of_item(item: Any) -> str:
+    """Return the value of a member as a shard holds it; of what is no cursor one that cannot be read as a cursor."""
+    return (
+        codec.encode(cast("codec.Cursor", item))
+        if isinstance(item, dict)
+        else b64encode(json.dumps(item).encode()).decode()
+    )
+
+
+def unpack(state_key: str, key: str, value: str) -> dict[str, str]:
+    """Return the members in a shard, or in an entry of version 1.
+
+    Raises:
+        CorruptState: it is not a JSON object.
+
+    """
+    return {member: value_of_item(item) for member, item in decoded(state_key, key, value).items()}
+
+
+def decoded(state_key: str, key: str, value: str) -> dict[str, Any]:
+    """Return the JSON object in a value.
+
+    Raises:
+        CorruptState: there is none.
+
+    """
+    try:
+        return codec.decode(value)
+    except ValueError as reason:
+        raise CorruptState(state_key, key, value) from reason
+
+
+# Version 1
+
+
+def version_1_shards(name: str, key: str) -> int:
+    """Return how many entries the group has in version 1 that a key belongs to, 0 where it is none of the group's."""
+    if not key.startswith(name):
+        return 0
+    if key == name:
+        return 1
+    numbers = key[len(name) + 1 :].split("-")
+    if len(numbers) != 2 or not all(number.isascii() and number.isdecimal() for number in numbers):
+        return 0
+    shards, index = map(int, numbers)
+    return shards if index < shards > 1 and key == f"{name}.{shards:02d}-{index:02d}" else 0
+
+
+def version_1(state_key: str, name: str, stored: Mapping[str, str], known: Mapping[str, Entry]) -> dict[str, str]:
+    """Return the members of a group as version 1 stored them.
+
+    Where several layouts are complete, two runs wrote them: each holds members that the other does not, so all count,
+    and of a member that both have the one that was written last.
+
+    Raises:
+        CorruptState: entries are missing or cannot be decoded.
+        ValueError: the key of the group's name holds a cursor, or something else.
+
+    """
+    layouts: dict[int, list[str]] = {}
+    for key in stored:
+        layouts.setdefault(version_1_shards(name, key), []).append(key)
+    complete = [keys for count, keys in layouts.items() if len(keys) == count]
+    if not complete:
+        complete = [_cut_off(state_key, name, layouts)]
+    members: dict[str, str] = {}
+    for keys in sorted(complete, key=lambda keys: _written_at(keys, known)):
+        for key in keys:
+            members |= unpack(state_key, key, stored[key])
+    if name in stored and not all(isinstance(item, dict) for item in decoded(state_key, name, stored[name]).values()):
+        raise ValueError(f"{name!r} in {state_key!r} holds a cursor, and not a group: name the group otherwise")
+    return members
+
+
+def _cut_off(state_key: str, name: str, layouts: Mapping[int, list[str]]) -> list[str]:
+    """Return the entries of a layout whose first commit was cut off: its last entry was written after all others."""
+    count = max(layouts, key=lambda count: len(layouts[count]) / count)
+    there = layouts[count]
+    missing = [key for index in range(count) if (key := f"{name}.{count:02d}-{index:02d}") not in there]
+    if len(layouts) > 1 or missing[-1] != f"{name}.{count:02d}-{count - 1:02d}":
+        said = f"the group {name!r} is stored in {count} entries, and is missing {', '.join(missing)}"
+        raise CorruptState(state_key, missing[0], None) from ValueError(said)
+    return there
+
+
+def _written_at(keys: Iterable[str], known: Mapping[str, Entry]) -> str:
+    return max((known[key].updated_at or "" for key in keys if key in known), default="")
+
+
+# Whole namespaces
+
+
+def stored_groups(state_key: str, values: Mapping[str, str]) -> dict[str, int | None]:
+    """Return the groups of a namespace by the key of their head, with their shards; None: an entry a member.
+
+    Raises:
+        CorruptState: a head cannot be read.
+
+    """
+    heads: dict[str, int | None] = {}
+    for key in sorted(key for key in values if key.startswith(GROUP_PREFIX) and "/" not in key):
+        before, _, number = key.rpartition(".")
+        if number.isdecimal() and (heads.get(before) or 0) > int(number):
+            continue  # a shard
+        heads[key] = read_head(state_key, key, values[key])[0]
+    return heads
+
+
+def laid_out(
+    state_key: str, values: Mapping[str, str], *, atomic: bool, shards: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Return the entries of a namespace with its groups as another store has them.
+
+    Args:
+        state_key: the namespace, for errors.
+        values: its entries.
+        atomic: whether the other store is `Atomic`, so that each member has an entry.
+        shards: else, into how many shards groups are packed, by the key of their head; `SHARDS` where it says nothing.
+
+    Raises:
+        CorruptState: a head or a shard cannot be read.
+
+    """
+    laid = {key: value for key, value in values.items() if not key.startswith(GROUP_PREFIX)}
+    for head, was in stored_groups(state_key, values).items():
+        if was is None:
+            members = {key[len(head) + 1 :]: value for key, value in values.items() if key.startswith(f"{head}/")}
+        else:
+            keys = (f"{head}.{index:02d}" for index in range(was))
+            members = {m: v for key in keys if key in values for m, v in unpack(state_key, key, values[key]).items()}
+        if atomic:
+            laid[head] = ENTRIES
+            laid.update((f"{head}/{member}", value) for member, value in members.items())
+        else:
+            count = (shards or {}).get(head) or was or SHARDS
+            laid[head] = packed_head(count)
+            packs: dict[int, dict[str, str | None]] = {}
+            for member, value in members.items():
+                packs.setdefault(index_of(member, count), {})[member] = value
+            laid.update((f"{head}.{index:02d}", pack(packs[index])) for index in sorted(packs))
+    return laid
+
+
+def members_of(state_key: str, entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
+    """Return the members of a namespace's groups, as entries with their values alone, by group and member.
+
+    Groups that version 1 stored are among them; one that is a single entry looks like a cursor, and counts as a group
+    where all that it holds are objects.
+
+    Raises:
+        CorruptState: a head or a shard cannot be read.
+
+    """
+    groups: dict[str, dict[str, Entry]] = {}
+    values = {key: entry.value for key, entry in entries.items()}
+    for head, shards in stored_groups(state_key, values).items():
+        name = named(f"{head}/")[0]
+        if shards is None:
+            start = len(head) + 1
+            groups[name] = {key[start:]: entry for key, entry in entries.items() if key.startswith(f"{head}/")}
+        else:
+            keys = [f"{head}.{index:02d}" for index in range(shards)]
+            groups[name] = _unpacked(state_key, entries, [key for key in keys if key in entries])
+    for key in entries:
+        name = key.rpartition(".")[0]
+        if version_1_shards(name, key) > 1 and name not in groups:
+            groups[name] = _unpacked(state_key, entries, [each for each in entries if version_1_shards(name, each) > 1])
+    for key, value in values.items():
+        if not key.startswith(RESERVED) and key not in groups and _is_version_1(value):
+            groups[key] = _unpacked(state_key, entries, [key])
+    return groups
+
+
+def _unpacked(state_key: str, entries: Mapping[str, Entry], keys: Iterable[str]) -> dict[str, Entry]:
+    return {
+        member: entries[key]._replace(value=value)
+        for key in keys
+        for member, value in unpack(state_key, key, entries[key].value).items()
+    }
+
+
+def _is_version_1(value: str) -> bool:
+    """Tell whether a value is that of a group of version 1: an object that holds objects."""
+    try:
+        items = codec.decode(value).values()
+    except ValueError:
+        return False
+    return bool(items) and all(isinstance(item, dict) for item in items)
