@@ -923,7 +923,7 @@ def test_a_forked_child_does_not_send_what_was_in_doubt(tmp_path):
         try:
             cp.commit()
         except StoreError:
-            cp._layers.forked()  # as in the child
+            cp._layers.claims.forked()  # as in the child
             assert cp.changed == set()
             assert cp.commit() == Commit()
             raise

@@ -283,7 +283,7 @@ class Model(RuleBasedStateMachine):
 
     def read_store(self) -> dict[str, dict]:
         loaded = self.store.load(self.namespace)
-        return {key: codec.decode(entry.value) for key, entry in loaded.items() if not key.startswith("g")}
+        return {key: codec.decode(entry.value) for key, entry in loaded.items() if not key.startswith("__")}
 
     @invariant()
     def each_layer_is_in_a_legal_state(self):

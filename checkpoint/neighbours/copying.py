@@ -1,7 +1,8 @@
 """Namespaces copied, or moved, from one store to another, or to another name.
 
 Values go as the strings they are, opaque ones too. What a store adds on its own (times, versions, runs, history) is the
-target's own. Keys beginning with `__`, such as the lease, stay where they are.
+target's own. Keys beginning with `__`, such as the lease, stay where they are, all but groups: these are written as the
+target stores them, an entry a member or packed.
 
 A copy that was broken off is simply begun again: what the target holds already is not written a second time.
 """
@@ -13,8 +14,9 @@ from itertools import chain
 from secrets import token_hex
 from typing import TYPE_CHECKING, NamedTuple
 
-from checkpoint.entries import RESERVED
+from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import StoreError
+from checkpoint.run import forms
 from checkpoint.stores import open_store
 from checkpoint.stores.base import Atomic, ListsNamespaces, Store, check_name
 
@@ -158,19 +160,30 @@ class _Compared(NamedTuple):
 
     copy: Copy
     entries: dict[str, Entry]
+    """As the source stores them."""
+    values: dict[str, str]
+    """As the target is to store them."""
     there: dict[str, Entry]
+    """As the target stores them."""
 
 
 def _compared(source: Store, target: Store, state_key: str, name: str) -> _Compared:
-    entries = {key: entry for key, entry in source.load(state_key).items() if not key.startswith(RESERVED)}
+    entries = {key: entry for key, entry in source.load(state_key).items() if _is_copied(key)}
     there = target.load(name)
+    stored = forms.stored_groups(name, {key: entry.value for key, entry in there.items()})
+    values = {key: entry.value for key, entry in entries.items()}
+    values = forms.laid_out(state_key, values, atomic=isinstance(target, Atomic), there=stored)
     new: list[str] = []
     replaced: list[str] = []
     equal: list[str] = []
-    for key, entry in entries.items():
-        kind = new if key not in there else equal if there[key].value == entry.value else replaced
+    for key, value in values.items():
+        kind = new if key not in there else equal if there[key].value == value else replaced
         kind.append(key)
-    return _Compared(Copy(state_key, name, tuple(new), tuple(replaced), tuple(equal)), entries, there)
+    return _Compared(Copy(state_key, name, tuple(new), tuple(replaced), tuple(equal)), entries, values, there)
+
+
+def _is_copied(key: str) -> bool:
+    return not key.startswith(RESERVED) or key.startswith(GROUP_PREFIX)
 
 
 def _copies(
@@ -206,7 +219,7 @@ def _copies(
 def _written_chunks(target: Store, found: _Compared) -> Iterator[Sequence[str]]:
     """Write what the target lacks or holds otherwise, and yield the keys of each commit."""
     for keys in chunks(target, [*found.copy.new, *found.copy.replaced]):
-        changes = {key: found.entries[key].value for key in keys}
+        changes = {key: found.values[key] for key in keys}
         target.commit(found.copy.name, changes, {key: found.there.get(key) for key in keys}, run_id="checkpoint copy")
         yield keys
 
@@ -215,8 +228,8 @@ def _verify(target: Store, found: _Compared) -> None:
     if not (found.copy.new or found.copy.replaced):
         return
     there = target.load(found.copy.name)
-    for key, entry in found.entries.items():
-        if key not in there or there[key].value != entry.value:
+    for key, value in found.values.items():
+        if key not in there or there[key].value != value:
             raise StoreError(f"{key!r} in {found.copy.name!r} is not what was written to {target!r}: copy it again")
 
 

@@ -206,38 +206,38 @@ def stored_groups(state_key: str, values: Mapping[str, str]) -> dict[str, int | 
 
 
 def laid_out(
-    state_key: str, values: Mapping[str, str], *, atomic: bool, shards: Mapping[str, int] | None = None
+    state_key: str, values: Mapping[str, str], *, atomic: bool, there: Mapping[str, int | None] | None = None
 ) -> dict[str, str]:
     """Return the entries of a namespace with its groups as another store has them.
 
     Args:
         state_key: the namespace, for errors.
         values: its entries.
-        atomic: whether the other store is `Atomic`, so that each member has an entry.
-        shards: else, into how many shards groups are packed, by the key of their head; `SHARDS` where it says nothing.
+        atomic: whether the other store is `Atomic`, so that each member of a group has an entry.
+        there: how the other store has groups already, as `stored_groups` tells.
 
     Raises:
         CorruptState: a head or a shard cannot be read.
 
     """
     laid = {key: value for key, value in values.items() if not key.startswith(GROUP_PREFIX)}
-    for head, was in stored_groups(state_key, values).items():
-        if was is None:
+    for head, shards in stored_groups(state_key, values).items():
+        if shards is None:
             members = {key[len(head) + 1 :]: value for key, value in values.items() if key.startswith(f"{head}/")}
         else:
-            keys = (f"{head}.{index:02d}" for index in range(was))
-            members = {m: v for key in keys if key in values for m, v in unpack(state_key, key, values[key]).items()}
-        if atomic:
-            laid[head] = ENTRIES
-            laid.update((f"{head}/{member}", value) for member, value in members.items())
-        else:
-            count = (shards or {}).get(head) or was or SHARDS
-            laid[head] = packed_head(count)
-            packs: dict[int, dict[str, str | None]] = {}
-            for member, value in members.items():
-                packs.setdefault(index_of(member, count), {})[member] = value
-            laid.update((f"{head}.{index:02d}", pack(packs[index])) for index in sorted(packs))
+            keys = [key for index in range(shards) if (key := f"{head}.{index:02d}") in values]
+            members = {m: value for key in keys for m, value in unpack(state_key, key, values[key]).items()}
+        laid |= _group_laid_out(head, members, {head: None if atomic else shards or SHARDS, **(there or {})}[head])
     return laid
+
+
+def _group_laid_out(head: str, members: Mapping[str, str], shards: int | None) -> dict[str, str]:
+    if shards is None:
+        return {head: ENTRIES, **{f"{head}/{member}": value for member, value in members.items()}}
+    packs: dict[int, dict[str, str | None]] = {}
+    for member, value in members.items():
+        packs.setdefault(index_of(member, shards), {})[member] = value
+    return {head: packed_head(shards), **{f"{head}.{index:02d}": pack(packs[index]) for index in sorted(packs)}}
 
 
 def members_of(state_key: str, entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:

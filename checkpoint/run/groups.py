@@ -419,7 +419,9 @@ class Groups:
         form = next((form for form in self._forms.values() if form.owns(key)), None)
         if form is None:
             return {}
-        return {each: loaded.get(each) for each in {*loaded, *self._claims.known} if form.owns(each)}
+        keys = {*loaded, *self._claims.known}
+        shards = forms.shard_keys(form.name, keys)  # of any number: it may have been packed anew
+        return {each: loaded.get(each) for each in [*shards, *(each for each in keys if form.owns(each))]}
 
     def told(self, conflict: Conflict) -> Conflict:
         """Return a conflict as the job knows it: of a group's entry, one of the group and the member that differs."""
@@ -495,6 +497,8 @@ class Groups:
     def _form(self, name: str, shards: int | None) -> Form:
         """Return how a group is stored, or is to be stored where it is not yet."""
         head = head_key(name)
+        if self.key_by_key:
+            self._check_apart(name)
         if (value := self._claims.below(head)) is not None:
             stored, moved = forms.read_head(self._state_key, head, value)
             if stored is None:
@@ -507,7 +511,6 @@ class Groups:
         if not keys and (lost := forms.shard_keys(name, self._claims.known)):
             said = f"the group {name!r} has {len(lost)} shards and no head"
             raise CorruptState(self._state_key, head, None) from ValueError(said)
-        self._check_apart(name)
         count = shards or max((forms.version_1_shards(name, key) for key in keys), default=0)
         if count < 2 and shards is None:
             count = forms.SHARDS
@@ -530,22 +533,19 @@ class Groups:
             raise ValueError(f"{name!r} would share entries with the group {before!r}: name it otherwise")
 
     def _check_apart(self, name: str) -> None:
-        """Refuse to create a packed group one of whose entries another group has, such as `g` beside `g.00`."""
+        """Refuse a packed group one of whose entries another group has, such as `g` beside `g.00`."""
         before, _, number = name.rpartition(".")
-        entries = (*self._claims.known, *self._claims.waiting)
-        others = [before] if number.isdecimal() and (head_key(before) in entries or before in self._open) else []
-        others += [
-            named_head[len(head_key(name)) + 1 :]
-            for named_head in forms.shard_keys(name, entries)
-            if (value := self._claims.below(named_head)) is not None and _is_head(value)
-        ]
-        if others:
+        entries = {*self._claims.known, *self._claims.waiting}
+        inside = number.isdecimal() and (before in self._open or head_key(before) in entries)
+        heads = [key for key in forms.shard_keys(name, entries) if _is_head(self._claims.below(key))]
+        names = [other for other in self._open if forms.shard_keys(name, [head_key(other)])]
+        if inside or heads or names:
             raise ValueError(f"{name!r} would share entries with another group: name it otherwise")
 
 
-def _is_head(value: str) -> bool:
+def _is_head(value: str | None) -> bool:
     try:
-        return type(codec.decode(value).get("shards")) is int
+        return value is not None and type(codec.decode(value).get("shards")) is int
     except ValueError:
         return False
 
