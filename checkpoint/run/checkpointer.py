@@ -27,7 +27,7 @@ from checkpoint.run.raw import Raw
 from checkpoint.run.rollback import Rollback
 from checkpoint.run.stopping import Stops
 from checkpoint.stores import open_store, shown
-from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, Warms, check_changes, check_name, joined
+from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, check_changes, check_name, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -251,7 +251,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
     @inside
     def _set(self, key: str, value: str, *, anyhow: bool = False) -> None:
         self._layers.put(key, value, anyhow=anyhow)
-        self._warm(len(self._layers.drafts))
 
     @inside
     def __delitem__(self, key: str) -> None:
@@ -446,7 +445,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
         held = layers.key_of(key, group)
         stream: Incremental[Any] = Incremental(key, options, layers.stored_cursor(held), self._stops.came)
         layers.hold(stream, held)
-        self._warm(len(layers.holders))
         return stream
 
     @inside
@@ -545,11 +543,6 @@ class Checkpointer(MutableMapping[str, Cursor]):
     @inside
     def _begin_commit(self, only: tuple[str | Incremental[Any] | Group, ...]) -> frozenset[str] | None:
         return self._commits.claim(only, caller())
-
-    def _warm(self, keys: int) -> None:
-        store = self._commits.flush.store
-        if isinstance(store, Warms):
-            store.warm(keys)
 
     def _forked(self) -> None:
         """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""

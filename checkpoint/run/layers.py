@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, member_key, named
 from checkpoint.run.claims import Claims
 from checkpoint.run.drafts import Drafts
-from checkpoint.run.groups import Group, Groups
+from checkpoint.run.groups import Group
 from checkpoint.run.holders import Holder, Holders, Scope, decoded
+from checkpoint.run.packing import Groups
 from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
+    import threading
+
     from checkpoint.codec import Cursor
     from checkpoint.entries import Entry
     from checkpoint.run.claims import Changes
@@ -47,6 +50,15 @@ class Layers:
         self.rollback: Rollback | None = None
         """Set where the store writes in the caller's own transactions."""
         self.phase: Literal["new", "open", "closed"] = "new"
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock over the layers; another one after a fork."""
+        return self.claims.lock
+
+    def check_member(self, member: str) -> None:
+        """Refuse the name of a member that could be no key."""
+        check_name("a member", member)
 
     def check_open(self) -> None:
         """Refuse to be used before or after the run's block."""
@@ -126,7 +138,7 @@ class Layers:
             check_key(key)
             self._check_ungrouped(key)
             return key
-        check_name("a member", key)
+        self.check_member(key)
         name = group if isinstance(group, str) else group.name
         owner = self.groups.get(name)
         if not isinstance(group, str) and owner is not group:
@@ -259,7 +271,7 @@ class Layers:
         if loaded is not None:
             self.claims.adopt(loaded)
         try:
-            self.groups.back(self)
+            self.groups.back(self.drop_members)
         finally:
             self.holders.back()
 
