@@ -8,6 +8,7 @@ nox -R -s tests-3.12 -- -k lease        -R: as installed the last time, which sa
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nox
@@ -127,12 +128,13 @@ def wheel(session: nox.Session) -> None:
 def neighbours(session: nox.Session) -> None:
     """Meltano, and a real tap and target: their own requirements keep them out of the other sessions."""
     session.install("-e", ".[all,meltano]", *group("test"))
-    folder = Path(session.create_tmp()).resolve()
+    folder, places = Path(session.create_tmp()).resolve(), list[str]()
     for package in ("tap-rest-api-msdk==1.4.2", "target-jsonl==0.1.4"):
         place = folder / package.partition("==")[0]
-        session.run("python", "-m", "venv", str(place), silent=True)
-        session.run(str(place / "bin" / "pip"), "install", "-q", package, external=True)
-        session.env["PATH"] = f"{session.env.get('PATH') or session.bin}:{place / 'bin'}"
+        session.run("python", "-m", "venv", "--clear", str(place), silent=True)
+        session.run(str(place / "bin" / "pip"), "install", "-qq", package, external=True)
+        places.append(str(place / "bin"))
+    session.env["PATH"] = os.pathsep.join([os.environ["PATH"], *places])
     pytest(session, "tests/test_meltano.py", "tests/test_singer_registry.py")
 
 

@@ -73,11 +73,11 @@ def init(*, only_print: bool, role: str, url: str | None) -> None:
 @as_json
 @store_option()
 def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
-    """Look whether the store can be used.
+    """Check whether the store can be used.
 
-    Can it be reached, is the token good, how long does it take, is the clock right, which versions are at work. Only
-    reads, unless told to write: then also whether a change by another writer is noticed, and whether keys with a slash
-    arrive as they are. Exits with 1 where something is wrong.
+    Checks that it can be reached, the token, response times and the clock, and names the versions in use. Only reads,
+    unless told to write: then it also checks that a change by another writer is noticed, and that keys with a slash
+    arrive unchanged. Exits with 1 if something is wrong.
     """
     checks: list[Check] = []
     for check in _checks(url, write=write):
@@ -180,8 +180,8 @@ def judged_clock(skew: float) -> Check:
 def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Release the lease that an exclusive run left behind.
 
-    A run that dies lets its lease go by itself, after 15 seconds. One that is alive commits nothing more where the
-    store compares and swaps: stop it first.
+    The lease of a run that died ends by itself after 15 seconds. A run that is alive commits nothing more once its
+    lease is gone, on stores with compare-and-swap: stop it first.
     """
     with reading(url) as store:
         held = _held(store, namespace)

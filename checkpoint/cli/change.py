@@ -56,12 +56,15 @@ def write(
     if as_json:
         told = [screen.told_change(change) for change in listed]
         screen.document({"namespace": namespace, "dry_run": dry_run, "changes": told})
-    elif not real:
-        screen.say(f"Nothing to change in {namespace!r}.")
-    elif dry_run:
-        screen.say(f"{screen.count(len(real), 'key')} of {namespace!r} would change; nothing was written.")
     else:
-        screen.say(f"{screen.count(len(real), 'key')} of {namespace!r} changed.")
+        screen.say(_summary(namespace, len(real), dry_run=dry_run))
+
+
+def _summary(namespace: str, changed: int, *, dry_run: bool) -> str:
+    if not changed:
+        return f"Nothing to change in {namespace!r}."
+    done = "would change; nothing was written" if dry_run else "changed"
+    return f"{screen.count(changed, 'key')} of {namespace!r} {done}."
 
 
 def equal(value: str | None, other: str | None) -> bool:

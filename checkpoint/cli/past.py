@@ -140,8 +140,7 @@ def restore(
         found = store.load(namespace)
         version, then = _past(store, namespace, moment)
         now = {name for name in found if not name.startswith(RESERVED)}
-        missing = [name for name in keys if name not in then and name not in now]
-        if missing:
+        if missing := [name for name in keys if name not in {*then, *now}]:
             raise click.ClickException(f"there is no {missing[0]!r} in {namespace!r}, now or at {moment.text}")
         changes = {name: then.get(name) for name in keys or sorted({*now, *then})}
         loss = _loss(moment, [name for name in changes if name in now], len(now)) if version == 0 else ""
@@ -244,24 +243,25 @@ def diff(
     restore`. Lines with - are on this side, lines with + on the other. Exits with 0 if both are the same, with 1 if
     they differ, and with 2 on an error.
     """
-    if not (other or target or since or until):
+    if not any((other, target, since, until)):
         raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
     with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
         before = values_at(store, namespace, since)
         after = values_at(there, other or namespace, until)
-        if not (before or after or since or until):
+        if not any((before, after, since, until)):
             raise click.ClickException(f"{nothing(store, namespace)}, nor does {other or namespace!r} in {there!r}")
-    changes = [
-        (name, before.get(name), after.get(name))
-        for name in sorted({*before, *after})
-        if not equal(before.get(name), after.get(name))
-    ]
+    changes = _differences(before, after)
     if as_json:
         told = [screen.told_change(change) for change in changes]
         screen.document({"namespace": namespace, "other": other or namespace, "changes": told})
     else:
         screen.show_changes(changes)
     sys.exit(1 if changes else 0)
+
+
+def _differences(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, str | None, str | None]]:
+    pairs = ((name, before.get(name), after.get(name)) for name in sorted({*before, *after}))
+    return [(name, old, new) for name, old, new in pairs if not equal(old, new)]
 
 
 @click.command()
