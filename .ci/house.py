@@ -29,11 +29,9 @@ PACKAGE = "checkpoint"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SUPPRESSION = re.compile(r"(?:ruff: )?noqa\b|type: ignore|pyright: ignore|pragma: no cover")
 REASON = re.compile(
-    r"(?:noqa: [A-Z][A-Z0-9, ]*[0-9]|ignore\[[\w, -]+\]|no cover)(?: - |  # )(?!noqa:|pyright:|type:)\S"
+    r"(?:noqa: [A-Z][A-Z0-9, ]*[0-9]|ignore\[[\w, -]+\]|no cover)(?: - | +# )(?!noqa:|pyright:|type:)\S"
 )
-"""A code, and after it ` - ` or `  # ` and a reason. mypy allows only the second."""
-
-
+"""A code, and behind it a reason after ` - ` or `  # `; mypy allows only the second. One reason does for a line."""
 ROOMS = {
     "run/": "aio checkpointer groups lease ledger worker",
     "streams/": "arrow boundary feed incremental options position ranges reading rows values windows",
@@ -262,18 +260,11 @@ def suppressions(texts: dict[Path, str], root: Path) -> tuple[list[str], list[st
     bare: list[str] = []
     for path, text in texts.items():
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            for match in SUPPRESSION.finditer(token.string) if token.type == tokenize.COMMENT else ():
+            if token.type == tokenize.COMMENT and (count := len(SUPPRESSION.findall(token.string))):
                 line = f"{path.relative_to(root)}:{token.start[0]}: {token.string}"
-                found.append(line)
-                if not REASON.match(token.string, match.start()) and not _reason_after(token.string, match.start()):
-                    bare.append(line)
+                found += [line] * count
+                bare += [line] if not REASON.search(token.string) else []
     return found, bare
-
-
-def _reason_after(comment: str, start: int) -> bool:
-    """Tell whether a code and a reason follow: as `REASON`, but not necessarily at once."""
-    rest = re.split(r"# (?=noqa|type:|pyright:)", comment[start:])[0]
-    return bool(REASON.search(rest))
 
 
 def measures(house: House) -> list[Measure]:

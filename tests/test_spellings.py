@@ -478,7 +478,7 @@ def test_fault_66_missing_values_go_by_the_policy(policy, name, first):
     for how in ("pages", "track"):
         with Checkpointer(how, store) as cp:
             stream = cp.incremental("s", "at", on_cursor_value_missing=policy)
-            feed = (lambda: [*stream.track(page)]) if how == "track" else (lambda: [*stream.pages([page])])  # noqa: B023
+            feed = (lambda: [*stream.track(page)]) if how == "track" else (lambda: [*stream.pages([page])])  # noqa: B023 - called in this turn of the loop
             if policy == "raise":
                 with pytest.raises(ValueError, match="a row has no 'at'"):
                     feed()

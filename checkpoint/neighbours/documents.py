@@ -44,7 +44,7 @@ Cursors: TypeAlias = dict[str, Cursor]
 """A namespace: key → cursor."""
 
 
-def load(document: Any, format: Format) -> Cursors:  # noqa: A002 - the word for it
+def load(document: Any, format: Format) -> Cursors:
     """Return the namespace that a document describes; `document` itself is left as it is.
 
     Raises:
@@ -63,7 +63,7 @@ def load(document: Any, format: Format) -> Cursors:  # noqa: A002 - the word for
     return cursors
 
 
-def dump(cursors: Mapping[str, Cursor], format: Format) -> Any:  # noqa: A002 - as above
+def dump(cursors: Mapping[str, Cursor], format: Format) -> Any:
     """Return the document that describes a namespace: for one that `load` returned, the same document.
 
     Keys that were changed, added or deleted meanwhile are so in the document. For Meltano, a changed cursor is complete
@@ -419,7 +419,7 @@ def _descriptor_of(key: str) -> Cursor:
 # Names, and what is checked
 
 
-def _functions(format: Format) -> tuple[Callable[[Any], Any], Callable[[Cursors, Cursor | None], Any]]:  # noqa: A002 - as above
+def _functions(format: Format) -> tuple[Callable[[Any], Any], Callable[[Cursors, Cursor | None], Any]]:
     try:
         return _FUNCTIONS[format]
     except KeyError:

@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
-from meltano.core.state_store.base import (  # pyright: ignore[reportMissingTypeStubs] - it has types of its own
+from meltano.core.state_store.base import (
     MeltanoState,
     StateIDLockedError,
     StateStoreManager,

@@ -11,13 +11,13 @@ from itertools import groupby
 from typing import Any
 
 try:
-    import pyarrow  # noqa: ICN001  # pyright: ignore[reportMissingTypeStubs]
-    import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
+    import pyarrow  # noqa: ICN001 - `pa` is the name without types
+    import pyarrow.compute
 except ImportError as error:
     raise ImportError("tables and data frames need pyarrow: pip install 'checkpoint-store[arrow]'") from error
 
 pa: Any = pyarrow  # which has no types
-pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType]
+pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType] - as above
 
 
 class Page(Sequence["Row"]):

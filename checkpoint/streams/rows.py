@@ -153,7 +153,7 @@ def fields_of(row: Any) -> dict[Any, Any] | None:
     it, relations to other rows included, is not the row's.
     """
     if isinstance(row, Mapping):
-        return dict(cast("Mapping[Any, Any]", row))  # type: ignore[redundant-cast]
+        return dict(cast("Mapping[Any, Any]", row))  # type: ignore[redundant-cast]  # pyright needs it
     if _has_names(row):
         return {name: row[name] for name in row.keys()}  # noqa: SIM118 - a database's row iterates over its values
     names = _declared(row)
@@ -316,7 +316,7 @@ def _canonical(value: Any, inside: tuple[int, ...], *, strict: bool) -> Any:
         raise TypeError("a row is nested too deeply to be compared: name what tells that it changed in version_fields")
     inside = (*inside, id(value))
     if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]
+        mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]  # pyright needs it
         return sorted((repr(key), repr(_canonical(item, inside, strict=strict))) for key, item in mapping.items())
     if isinstance(value, list | tuple):
         return [_canonical(item, inside, strict=strict) for item in cast("list[Any]", value)]
