@@ -959,6 +959,28 @@ def test_doctor(store):
     ]
 
 
+def test_doctor_that_writes_leaves_nothing_behind(store):
+    lines = screen("doctor", "--write").splitlines()
+    assert lines[-2:] == [
+        "ok     compare       a change by another writer is noticed",
+        "ok     slashes       keys with a slash arrive as they are",
+    ]
+    assert store.load("__doctor__") == {}
+
+
+def test_doctor_finds_a_store_that_overwrites(store, monkeypatch):
+    commit = type(store).commit
+    monkeypatch.setattr(type(store), "commit", lambda self, key, changes, base=(), **named: commit(self, key, changes))
+    done = run("doctor", "--write")
+    assert done.exit_code == 1
+    assert "WRONG  compare       a change by another writer is NOT noticed" in done.stdout
+    assert store.load("__doctor__") == {}
+
+
+def test_init_of_a_store_that_needs_none(store):
+    assert screen("init") == "MemoryStore() needs no init: a job makes what is missing.\n"
+
+
 def test_doctor_of_a_store_that_cannot_be_used(tmp_path, url):
     done = run("doctor", "--store", f"sqlite:///{tmp_path}/none/x.db")
     said = f"{tmp_path}/none/x.db cannot be created: its folder does not exist"

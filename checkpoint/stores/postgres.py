@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta, timezone
@@ -39,11 +40,12 @@ from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Pol
 from checkpoint.stores.urls import count, options, seconds
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
 T = TypeVar("T")
+
+logger = logging.getLogger("checkpoint")
 
 MAX_VALUE = 128_000_000
 """Bytes of a value. Sending takes libpq a time that grows with the square of it, on a Unix socket 10 s for 100 MB."""
@@ -287,18 +289,11 @@ class PostgresStore:
     def _warn_of_history(self) -> None:
         if not self._warned:
             self._warned = True
-            logger().warning(
+            logger.warning(
                 "%s: history and reasons are not kept: the table %s is missing, and this role may not make it; "
                 "run `checkpoint init` once as a role that may",
                 self._name, HISTORY,
             )  # fmt: skip
-
-
-def logger() -> logging.Logger:
-    """Return the package's logger."""
-    import logging
-
-    return logging.getLogger("checkpoint")
 
 
 class _Unit(AbstractContextManager["Statements"]):

@@ -13,7 +13,7 @@ from checkpoint.errors import StoreError, StoreUnavailable, Unauthorized
 from checkpoint.stores.retrying import Again, monotonic
 
 try:
-    import psycopg
+    import psycopg as psycopg  # noqa: PLC0414 - the store takes it from here, past the sentence below
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
     from psycopg.pq import PipelineStatus, TransactionStatus
     from psycopg.rows import tuple_row
