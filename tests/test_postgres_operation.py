@@ -178,9 +178,9 @@ def test_fault_86_without_create_and_tables_it_says_what_to_run(postgres_url: st
     [
         ("postgresql://host/db?sslmod=require", "the parameter 'sslmod', which libpq does not know"),
         ("postgresql+psycopg2://me:hunter2@host/db", r"driver behind a plus sign.*write postgresql://"),
-        ("postgresql://host/db?deadline=soon", "deadline must be a number of seconds above 0"),
-        ("postgresql://host/db?keep=-1", "keep must be a whole number from 0 on"),
-        ("postgresql://host/db?keep=1&keep=2", "names keep twice"),
+        ("postgresql://host/db?deadline=soon", "deadline='soon' in the store's URL cannot be read"),
+        ("postgresql://host/db?keep=-1", "keep must be a number from 0 on, not -1"),
+        ("postgresql://host/db?keep=1&keep=2", "'keep' stands twice"),
     ],
 )
 def test_fault_86_a_url_that_is_refused_says_what_to_write(url: str, said: str) -> None:

@@ -7,7 +7,8 @@ import re
 from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+
+from checkpoint.stores.urls import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,17 +62,17 @@ def open_store(url: str | None = None) -> Store:
         scheme = "postgresql"
     if scheme in _OPENERS:
         opener = _resolve(_OPENERS[scheme])
-        given, options = _options_of(opener, url)
+        given, named = _options_of(opener, url)
         del url  # so that no rendered traceback shows its password
-        return opener(given.pop(), **options)
+        return opener(given.pop(), **named)
     from importlib.metadata import entry_points  # slow to import, and rarely asked
 
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme in found:
         theirs: Callable[..., Store] = found[scheme].load()
-        given, options = _options_of(theirs, url)
+        given, named = _options_of(theirs, url)
         del url  # as above
-        return theirs(given.pop(), **options)
+        return theirs(given.pop(), **named)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
     url = shown(url)  # a mistyped scheme does not make a password less of one
     hint = "" if ":" in url else f"; a file is sqlite:///{url}"
@@ -92,14 +93,6 @@ def check_url(url: str) -> None:
         )
 
 
-def positive(text: str) -> float:
-    """Read an option that is a number of seconds."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError("a number greater than 0 is wanted")
-    return number
-
-
 def _options_of(opener: Callable[..., Store], url: str) -> tuple[list[str], dict[str, Any]]:
     """Return a URL without the options that a store's class names, in a list, and those options as they were read."""
     known: Mapping[str, Callable[[str], Any]] = getattr(getattr(opener, "__self__", opener), "URL_OPTIONS", {})
@@ -107,24 +100,8 @@ def _options_of(opener: Callable[..., Store], url: str) -> tuple[list[str], dict
     if not (known and mark):
         return [url], {}
     query, hash_sign, fragment = query.partition("#")
-    options: dict[str, Any] = {}
-    rest: list[str] = []
-    for part in query.split("&"):
-        name, _, text = part.partition("=")
-        if name not in known:
-            rest.append(part)
-        elif name in options:
-            raise ValueError(f"the option {name!r} stands twice in the store's URL")
-        else:
-            options[name] = _read_option(name, unquote(text), known[name])
-    return [place + ("?" + "&".join(rest) if rest else "") + hash_sign + fragment], options
-
-
-def _read_option(name: str, text: str, read: Callable[[str], Any]) -> Any:
-    try:
-        return read(text)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name}={text[:40]!r} in the store's URL cannot be read: {error}") from None
+    found, rest = options(query, known)
+    return [f"{place}{'?' if rest else ''}{rest}{hash_sign}{fragment}"], found
 
 
 def shown(url: str) -> str:

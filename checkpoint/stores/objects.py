@@ -24,7 +24,7 @@ from checkpoint.stores import bucket
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
-from checkpoint.stores.urls import options, seconds
+from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -79,8 +79,10 @@ class ObjectStore:
         deadline: float | None = None,
     ) -> None:
         self._scheme, self._bucket, self._prefix, query = _parts(url)
-        named = options(query, {"deadline": seconds}).get("deadline", DEADLINE)
-        self._deadline = seconds("deadline", deadline if deadline is not None else named)
+        named, unknown = options(query, {"deadline": positive})
+        if unknown:
+            raise ValueError(f"an object store's URL has no option but deadline, not {unknown!r}")
+        self._deadline = check_seconds("deadline", named.get("deadline", DEADLINE) if deadline is None else deadline)
         self._provider = credential_provider
         self._url = f"{self._scheme}://{self._bucket}/{self._prefix}".rstrip("/")
         self._buckets: dict[int, Bucket] = {}  # by process: a child leaves its parent's alone

@@ -37,7 +37,7 @@ from checkpoint.stores.postgres_connections import (
 )
 from checkpoint.stores.postgres_tables import ENTRIES, HISTORY, Statements
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
-from checkpoint.stores.urls import count, options, seconds
+from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,12 +54,7 @@ _NEVER = "9"  # later than any time as text
 
 _BATCH = 64_000_000  # bytes of values in one statement
 
-_OPTIONS: dict[str, Callable[[str, str], Any]] = {
-    "schema": lambda _, text: text,
-    "deadline": seconds,
-    "keep": count,
-    "keep_days": count,
-}
+_OPTIONS: dict[str, Callable[[str], Any]] = {"schema": str, "deadline": positive, "keep": int, "keep_days": int}
 
 
 class PostgresStore:
@@ -122,7 +117,7 @@ class PostgresStore:
             raise ValueError(complaint)
         given = {"schema": schema, "keep": keep, "keep_days": keep_days, "deadline": deadline}
         defaults = {"schema": "public", "keep": KEEP, "keep_days": KEEP_DAYS, "deadline": DEADLINE}
-        named = options(query, _OPTIONS)
+        named, _ = options(query, _OPTIONS)
         chosen: dict[str, Any] = {
             **defaults,
             **named,
@@ -132,7 +127,7 @@ class PostgresStore:
         check_keep(chosen["keep"], chosen["keep_days"])
         self._schema = chosen["schema"]
         self._keep: tuple[int, int] = chosen["keep"], chosen["keep_days"]
-        self._deadline = seconds("deadline", chosen["deadline"])
+        self._deadline = check_seconds("deadline", chosen["deadline"])
         self._tables: frozenset[str] = frozenset()  # ours that were found; looked for again until all are there
         self._warned = False  # that no history is kept
 

@@ -30,12 +30,13 @@ from checkpoint.errors import (
     Unauthorized,
     ValueTooLarge,
 )
-from checkpoint.stores import check_url, positive, service
+from checkpoint.stores import check_url, service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
 from checkpoint.stores.http import check_host
 from checkpoint.stores.retrying import Again, Deadline
 from checkpoint.stores.service import Requests, Service, Unanswered
 from checkpoint.stores.tokens import Token
+from checkpoint.stores.urls import positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -10,52 +9,53 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def options(query: str, known: Mapping[str, Callable[[str, Any], Any]]) -> dict[str, Any]:
-    """Return what the query of a store's URL sets, by name.
-
-    `known` has a function for each option that checks a value: given the option's name and its text, it returns the
-    value or raises ValueError.
+def options(query: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], str]:
+    """Take the options out of a URL's query: return those that `known` has a reader for, and the rest of the query.
 
     Raises:
-        ValueError: an option is not known, is named twice or has a bad value. No value is shown: it may be a secret.
+        ValueError: an option stands twice, or its reader raised ValueError.
 
     """
     found: dict[str, Any] = {}
-    for part in filter(None, query.split("&")):
-        name, _, value = part.partition("=")
+    rest: list[str] = []
+    for part in query.split("&"):
+        name, _, text = part.partition("=")
         if name not in known:
-            shown = f" {name!r}" if name.isidentifier() else ""
-            raise ValueError(f"the store's URL has an unknown option{shown}; it may have {', '.join(known)}")
-        if name in found:
-            raise ValueError(f"the store's URL names {name} twice")
-        found[name] = known[name](name, unquote(value))
-    return found
+            rest.append(part)
+        elif name in found:
+            raise ValueError(f"the option {name!r} stands twice in the store's URL")
+        else:
+            found[name] = _read(name, unquote(text), known[name])
+    return found, "&".join(rest)
 
 
-def seconds(name: str, value: Any) -> float:
-    """Return a number of seconds above 0.
+def _read(name: str, text: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name}={text[:40]!r} in the store's URL cannot be read: {error}") from None
+
+
+def positive(text: str) -> float:
+    """Read an option that is a number of seconds.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number above 0.
 
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a number of seconds above 0, such as 60")
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError("a number greater than 0 is wanted")
     return number
 
 
-def count(name: str, value: Any) -> int:
-    """Return a whole number from 0 on.
+def check_seconds(name: str, value: float) -> float:
+    """Return a number of seconds that was given as an argument.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not above 0.
 
     """
-    text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{name} must be a whole number from 0 on, such as 100")
-    return int(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be seconds greater than 0, not {value}")
+    return value
