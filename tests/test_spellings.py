@@ -543,6 +543,12 @@ def test_fault_70_a_stored_position_of_another_kind(stored, initial):
         cp.incremental("s", "at", initial_value=initial)
 
 
+def test_a_step_is_no_value_to_parse():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", cursor_format=LSN, lookback=3)
+        assert stream.filter(rows_of("0/9")) == rows_of("0/9")
+
+
 def test_fault_70_a_renamed_field():
     store = MemoryStore()
     with Checkpointer("run", store) as cp:

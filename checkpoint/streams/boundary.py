@@ -81,10 +81,13 @@ class Boundary:
         return cast("Fingerprint", self._print).snapshot(record)
 
     def settle(self, value: Any) -> None:
-        """Look at the first cursor value: in another type than its own, `start_value` is rounded down to it."""
+        """Look at the first cursor value: `start_value` may lie before the position that it is made of.
+
+        It is rounded down to another type, and to the begin of an hour that a clock shows twice.
+        """
         initial = self._options.initial_value
         rounded = initial is not None and not isinstance(initial, str) and type(value) is not type(initial)
-        self.deep = self.deep or (self.keyed and rounded)
+        self.deep = self.deep or (self.keyed and (rounded or self._range.scale.repeats(value)))
 
     def knows(self, key: Key) -> bool:
         """Tell whether a row of this value may be one that an earlier run delivered."""

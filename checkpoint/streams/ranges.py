@@ -106,10 +106,10 @@ class Range:
             "lookback": options.lookback,
         }
         scale = Scale(f"{self._name!r}, {options.field!r}", options.timezone, known, options.cursor_format)
-        step = None if isinstance(options.lookback, timedelta) else options.lookback
         scale.settle(options.initial_value, options.end_value, options.oldest_available)
         scale.settle(self.position, written=True)
-        scale.settle(step)
+        if options.cursor_format is None and not isinstance(options.lookback, timedelta):
+            scale.settle(options.lookback)
         return scale
 
     @property

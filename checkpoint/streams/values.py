@@ -109,11 +109,6 @@ class Scale:
         return self._form.key(exact) if self.has_clock else exact
 
     @property
-    def repeats(self) -> bool:
-        """Whether the values are of a clock that is put back, and so shows an hour twice."""
-        return self.kind == "instant" and not is_fixed(self._clock.zone)
-
-    @property
     def has_clock(self) -> bool:
         """Whether the values are moments, so that one may lie in the future."""
         return self.kind in ("instant", "wall")
@@ -214,6 +209,10 @@ class Scale:
             epochs = ", or a timedelta with cursor_format='epoch_s' or its like" if self.kind == "number" else ""
             raise TypeError(f"{self._where}: beside values{sample} {name} is {wanted}{epochs}, not {step!r}")
         self._spelling.check_writes(name)
+
+    def repeats(self, value: Any) -> bool:
+        """Tell whether a value is of a clock that shows some hours twice."""
+        return not is_fixed(self._clock.zone) and self._spelling.naive(value) is not None
 
     def first_pass(self, value: Any) -> Any:
         """Return the begin of the span that a clock shows twice, where a naive value lies in it; else the value."""

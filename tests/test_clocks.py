@@ -1,0 +1,118 @@
+"""Clocks: whose they are, what lies in the future, and hours that are shown twice."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+from freezegun import freeze_time
+
+from checkpoint import Checkpointer
+from checkpoint.stores.memory import MemoryStore
+
+UTC = timezone.utc
+NOW = datetime(2024, 5, 1, 10, tzinfo=UTC)
+
+
+SPELLINGS = {
+    "epoch_s": (lambda moment: int(moment.timestamp()), {"cursor_format": "epoch_s"}),
+    "epoch_ms": (lambda moment: str(int(moment.timestamp() * 1_000)), {"cursor_format": "epoch_ms"}),
+    "epoch_us": (lambda moment: f"{int(moment.timestamp())}.000100", {"cursor_format": "epoch_s"}),
+    "epoch_ns": (lambda moment: int(moment.timestamp()) * 10**9, {"cursor_format": "epoch_ns"}),
+    "naive": (lambda moment: moment.replace(tzinfo=None), {"timezone": "UTC"}),
+    "naive text": (lambda moment: moment.replace(tzinfo=None).isoformat(" "), {"timezone": "UTC"}),
+    "naive pattern": (
+        lambda moment: moment.strftime("%m/%d/%Y %H:%M:%S"), {"cursor_format": "%m/%d/%Y %H:%M:%S", "timezone": "UTC"}
+    ),
+    "pattern": (lambda moment: moment.strftime("%d %b %Y %H:%M:%S %z"), {"cursor_format": "%d %b %Y %H:%M:%S %z"}),
+    "date": (lambda moment: moment.date(), {"timezone": "UTC"}),
+    "date text": (lambda moment: moment.date().isoformat(), {"timezone": "UTC"}),
+    "iso": (lambda moment: moment.isoformat(), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+@pytest.mark.parametrize("key", [None, "id"])
+def test_fault_54_a_row_that_changes_after_it_was_read(kind, key):
+    """Row 1 is handed out and changes, then row 2 changes and is handed out: the position must not pass row 1."""
+    spell, options = SPELLINGS[kind]
+    store, got = MemoryStore(), []
+    with freeze_time(NOW) as clock, Checkpointer("run", store) as cp:
+
+        def pages():
+            yield [{"id": 1, "at": spell(NOW - timedelta(minutes=30)), "version": 1}]
+            clock.tick(20)
+            yield [{"id": 2, "at": spell(NOW + timedelta(seconds=20)), "version": 2}]
+
+        for page in cp.incremental("s", "at", primary_key=key, **options).pages(pages()):
+            got += [(row["id"], row["version"]) for row in page]
+            cp.commit()
+    with freeze_time(NOW + timedelta(hours=1)), Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", primary_key=key, **options)
+        scale = stream._scan.range.new_scale()
+        changed = [{"id": id, "at": spell(NOW + timedelta(seconds=10 * id)), "version": 2} for id in (1, 2)]  # noqa: A001
+        start = stream.start_value
+        asked = [row for row in changed if start is None or scale.key_of(row["at"]) >= scale.key_of(start)]
+        for page in stream.pages([asked]):
+            got += [(row["id"], row["version"]) for row in page]
+    assert (1, 2) in got
+
+
+# The repeated hour
+
+ZONES = {
+    "Europe/Berlin": datetime(2024, 10, 26, 22, tzinfo=UTC), "America/New_York": datetime(2024, 11, 3, 3, tzinfo=UTC),
+    "Australia/Lord_Howe": datetime(2024, 4, 6, 12, tzinfo=UTC), "Asia/Kolkata": datetime(2024, 4, 6, 12, tzinfo=UTC),
+}  # fmt: skip
+WALLS = {
+    "text": (lambda wall: wall.isoformat(), {}), "datetime": (lambda wall: wall, {}),
+    "pattern": (lambda wall: wall.strftime("%Y/%m/%d %H:%M:%S"), {"cursor_format": "%Y/%m/%d %H:%M:%S"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("kind", WALLS)
+@pytest.mark.parametrize("order", [None, "asc", "desc"])
+@pytest.mark.parametrize("key", [None, "id"])
+def test_fault_59_no_row_of_the_repeated_hour_is_lost(zone, kind, order, key):
+    """A row every ten minutes through the change of the clocks, and a run every half hour or so."""
+    rng = random.Random(f"{zone} {kind} {order} {key}")
+    spell, options = WALLS[kind]
+    begin, store, got = ZONES[zone], MemoryStore(), []
+    rows = []
+    for index in range(36):
+        at = begin + timedelta(minutes=10 * index)
+        wall = at.astimezone(ZoneInfo(zone)).replace(tzinfo=None, fold=0)
+        rows.append((at, {"id": index, "at": spell(wall)}))
+    now = begin
+    while now < begin + timedelta(hours=8):
+        now += timedelta(minutes=rng.choice([20, 30, 45]), seconds=rng.randrange(60))
+        with freeze_time(now), Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", timezone=zone, row_order=order, primary_key=key, **options)
+            start = stream.start_value
+            if kind == "datetime" and isinstance(start, str):
+                start = datetime.fromisoformat(start)
+            there = [row for at, row in rows if at <= now and (start is None or row["at"] >= start)]
+            if order:
+                there.sort(key=lambda row: row["at"], reverse=order == "desc")
+            for page in stream.pages(there[first : first + 4] for first in range(0, len(there), 4)):
+                got += [row["id"] for row in page]
+                cp.commit()
+    assert sorted({*got}) == [*range(36)]
+    if key:
+        assert len(got) == 36
+
+
+def test_a_zone_without_an_hour_shown_twice_is_asked_from_the_position():
+    store = MemoryStore()
+    repeated, after, before = (f"2024-10-27T{clock}" for clock in ("02:50:00", "03:00:00", "01:59:59"))
+    for zone in ("Europe/Berlin", "Asia/Kolkata", "UTC"):
+        for position in (repeated, after, before):
+            with Checkpointer("run", store) as cp:
+                cp["s"] = {"at": position}
+            with Checkpointer("run", store) as cp:
+                found = cp.incremental("s", "at", timezone=zone).start_value
+            is_asked_before = position == repeated and zone == "Europe/Berlin"
+            assert found == ("2024-10-27T02:00:00" if is_asked_before else position)
