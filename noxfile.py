@@ -139,10 +139,10 @@ def neighbours(session: nox.Session) -> None:
 
 
 @nox.session
-def dagster(session: nox.Session) -> None:
-    """The recipe of a Dagster asset."""
-    session.install("-e", ".[all]", *group("test"), "dagster>=1.10")
-    session.run("python", "-m", "pytest", "-q", "tests/test_recipes.py", "-k", "dagster", *session.posargs)
+def engines(session: nox.Session) -> None:
+    """The recipe of a Dagster asset, and the comparison with dlt."""
+    session.install("-e", ".[all]", *group("test"), "dagster>=1.10", "dlt>=1.4")
+    pytest(session, "tests/test_recipes.py", "tests/test_incremental_dlt.py", "-k", "dagster or dlt")
 
 
 @nox.session
