@@ -30,7 +30,7 @@ from urllib.request import getproxies
 from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
-from checkpoint.stores.network import Limit, Loop, Network, behind, interruption
+from checkpoint.stores.network import Limit, Loop, Network, behind, interruption, is_a_librarys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +55,7 @@ _STEP = 64 * 1024  # bytes decompressed at once
 _NEEDS_LOGIN = 407  # Proxy Authentication Required
 
 _MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError)
+_FAILURES = (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError)
 _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -119,9 +120,11 @@ class Clients:
         except Exception as error:  # noqa: BLE001 - the libraries let errors of their parts out, h2's and idna's
             links, cause = behind(error, outer), None
             failure = interruption(links)
-            if failure is None:
+            if failure is None and (isinstance(error, _FAILURES) or is_a_librarys(error)):
                 failure, cause = _translated(links, client.proxy, token), _bare(error, token)
-            else:
+            if failure is None:
+                failure = error
+            if cause is None or isinstance(error, httpx.ProxyError):  # httpcore forgets sockets that a proxy refused
                 self._drop(client)
         except BaseException:
             self._drop(client)
@@ -340,7 +343,7 @@ def check_host(url: str) -> None:
     """
     try:
         host = httpx.URL(url).raw_host.decode("ascii")
-        if not re.fullmatch(r"[\da-fA-F:.]+", host):
+        if ":" not in host:  # as an address of IPv6 has
             host.encode("idna")
     except (httpx.InvalidURL, UnicodeError) as error:
         raise ValueError(f"the host of {url!r} is no name that can be looked up: {printable(str(error))}") from None
@@ -436,7 +439,7 @@ def _context(_file: str | None, _folder: str | None, _client: str) -> ssl.SSLCon
 
 
 def _translated(links: list[BaseException], proxy: _Proxy | None, token: Secret) -> TransportError:
-    error, text = links[0], _said(links[0], token)
+    error, text = links[0], _said(links, token)
     if certificate := _first(links, ssl.SSLCertVerificationError):
         trusted = " or ".join(f"${name}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name))
         advice = f"trusted is what {trusted} names" if trusted else "a company's own CA is named by SSL_CERT_FILE"
@@ -467,9 +470,11 @@ def _first(links: list[BaseException], kind: type[BaseException]) -> BaseExcepti
     return next((link for link in links if isinstance(link, kind)), None)
 
 
-def _said(error: BaseException, token: Secret) -> str:
-    said = printable(token.hide(str(error)))
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+def _said(links: list[BaseException], token: Secret) -> str:
+    """Return what went wrong: the library's name for it, and the system's words where it has some."""
+    system = [link for link in links if isinstance(link, OSError) and link.errno is not None]
+    said = printable(token.hide(str(system[-1] if system else links[0])))
+    return f"{type(links[0]).__name__}: {said}" if said else type(links[0]).__name__
 
 
 def _bare(error: Exception, token: Secret) -> Exception:

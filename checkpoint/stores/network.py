@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import ssl
 import sys
@@ -15,6 +16,9 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from functools import partial
+from traceback import walk_tb
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from weakref import WeakSet
 
@@ -116,10 +120,10 @@ class Network(httpcore.NetworkBackend):
         done, _ = wait([answer], limit.left())
         if not done:
             raise httpcore.ConnectTimeout(f"no address of {host} in {limit.left():.0f} s")
-        try:
-            return list(dict.fromkeys(str(address[4][0]) for address in answer.result()))
-        except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(str(error)) from error
+        error = answer.exception()
+        if isinstance(error, OSError | UnicodeError):
+            raise httpcore.ConnectError(str(error))
+        return list(dict.fromkeys(str(address[4][0]) for address in answer.result()))
 
 
 class _Stream(httpcore.NetworkStream):
@@ -180,6 +184,7 @@ def resolve(host: str, port: int) -> Future[Addresses]:
     `socket.getaddrinfo` cannot be told how long it may take.
     """
     answer: Future[Addresses] = Future()
+    answer.set_running_or_notify_cancel()  # whoever no longer waits cannot cancel it
 
     def look_up() -> None:
         try:
@@ -208,13 +213,6 @@ class Loop(asyncio.SelectorEventLoop):
         return await asyncio.wrap_future(resolve(host.decode() if isinstance(host, bytes) else host, port), loop=self)
 
 
-_LIBRARIES = frozenset({
-    *("anyio", "asyncio", "certifi", "checkpoint", "concurrent", "contextlib", "encodings", "h11", "h2", "hpack"),
-    *("http", "httpcore", "httpcore2", "httpx", "httpx2", "hyperframe", "idna", "selectors", "sniffio"),
-    *("socket", "socksio", "ssl"),
-})  # fmt: skip
-
-
 def behind(error: BaseException, outer: BaseException | None) -> list[BaseException]:
     """Return an error and those that it was made of, up to the one that was being handled before."""
     links: list[BaseException] = []
@@ -228,15 +226,42 @@ def behind(error: BaseException, outer: BaseException | None) -> list[BaseExcept
 def interruption(links: list[BaseException]) -> BaseException | None:
     """Return what a signal handler raised, where an error is no more than what a library made of that, else None.
 
-    httpcore takes every `TimeoutError` or `OSError` for one of its socket's. One of the socket's is raised in a
-    library's own line; what a handler raised comes from another file.
+    httpcore takes every `TimeoutError` or `OSError` for one of its socket's; what a handler raised went through it.
     """
+    handlers = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number)))}
     for link in links:
-        traceback = link.__traceback__
-        while traceback is not None and traceback.tb_next is not None:
-            traceback = traceback.tb_next
-        if traceback is not None:
-            module = str(traceback.tb_frame.f_globals.get("__name__"))
-            if module.partition(".")[0] not in _LIBRARIES:
-                return link
+        if any(frame.f_code in handlers for frame, _ in walk_tb(link.__traceback__)):
+            return link
     return None
+
+
+def _code_of(handler: object) -> CodeType | None:
+    """Return the code of a function, a method, a partial of one, or what a callable object's class has."""
+    while isinstance(handler, partial):
+        handler = handler.func  # pyright: ignore[reportUnknownMemberType] - of whatever type
+    for function in (getattr(handler, "__func__", handler), getattr(handler.__class__, "__call__", None)):  # noqa: B004 - its code is wanted
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType):
+            return code
+    return None
+
+
+_LIBRARIES = {
+    "anyio",
+    "h11",
+    "h2",
+    "hpack",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "hyperframe",
+    "idna",
+    "socksio",
+}
+
+
+def is_a_librarys(error: BaseException) -> bool:
+    """Tell whether an error was raised by one of the libraries that httpx is made of; they let some out."""
+    modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    return bool(modules) and modules[-1] in _LIBRARIES

@@ -267,7 +267,7 @@ def _work(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: di
         try:
             outcomes[item] = call(item)
         except CheckpointError as error:
-            outcomes[item] = error
+            outcomes[item] = error.with_traceback(None)  # whose frames hold what the service said
             if isinstance(error, Unauthorized):
                 run.refused = True
                 run.stop.set()

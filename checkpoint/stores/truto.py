@@ -125,6 +125,13 @@ class TrutoStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
         check_name("state_key", state_key)
+        try:
+            return self._load(state_key)
+        except CheckpointError as error:
+            failure = error.with_traceback(None)  # whose frames hold what the service said
+        raise failure
+
+    def _load(self, state_key: str) -> dict[str, Entry]:
         run, started = Requests(self._base_url), monotonic()
         entries = self._list(run, state_key, Deadline(self._deadline))
         self._seen[state_key].reached.clear()  # a run begins by loading
@@ -148,6 +155,13 @@ class TrutoStore:
         written. A key that is not named is overwritten whatever it holds.
         """
         check_changes(state_key, changes, run_id)
+        try:
+            return self._commit(state_key, changes, base)
+        except CheckpointError as error:
+            failure = error.with_traceback(None)  # as above
+        raise failure
+
+    def _commit(self, state_key: str, changes: Mapping[str, str | None], base: Mapping[str, Entry | None]) -> Receipt:
         run, reading = Requests(self._base_url), Deadline(self._deadline)
         stored = self._look(run, state_key, changes, base, reading)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.entries.items() if entry is not None})
