@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from checkpoint.errors import CorruptState as CorruptState
     from checkpoint.errors import CursorExpired as CursorExpired
     from checkpoint.errors import CursorRegressed as CursorRegressed
+    from checkpoint.errors import CursorStuck as CursorStuck
     from checkpoint.errors import LeaseLost as LeaseLost
     from checkpoint.errors import Locked as Locked
     from checkpoint.errors import PartialCommit as PartialCommit
@@ -48,6 +49,7 @@ _HOMES = {
     "CorruptState": "checkpoint.errors",
     "CursorExpired": "checkpoint.errors",
     "CursorRegressed": "checkpoint.errors",
+    "CursorStuck": "checkpoint.errors",
     "LeaseLost": "checkpoint.errors",
     "Locked": "checkpoint.errors",
     "PartialCommit": "checkpoint.errors",
@@ -84,6 +86,7 @@ __all__ = [
     "CursorExpired",
     "CursorFormat",
     "CursorRegressed",
+    "CursorStuck",
     "Entry",
     "Group",
     "Incremental",

@@ -13,6 +13,7 @@
     │   ├── ValueTooLarge
     │   └── StoreUnavailable
     ├── CursorRegressed     a sorted stream went back
+    ├── CursorStuck         a paged source does not get past one place
     └── CursorExpired       the stored position is older than the source reaches
 
 Each carries its evidence as attributes, says what to do, and survives pickling. Bad keys and cursors are the
@@ -252,14 +253,41 @@ class StoreUnavailable(StoreError):
 class CursorRegressed(CheckpointError):
     """A stream said to be sorted went back: `new` came after `last`."""
 
-    def __init__(self, key: str, last: Any, new: Any) -> None:
-        super().__init__(key, last, new)
+    def __init__(self, key: str, last: Any, new: Any, row_order: str = "asc") -> None:
+        super().__init__(key, last, new, row_order)
         self.key = key
         self.last = last
         self.new = new
+        self.row_order = row_order
 
     def __str__(self) -> str:
-        return f"{self.key!r} is not sorted: {self.new!r} came after {self.last!r}; leave row_order out"
+        new, last = _cut(self.new), _cut(self.last)
+        what = f"{self.key!r} is not sorted as row_order={self.row_order!r} says: {new} came after {last}. "
+        if self.row_order == "desc":
+            return what + (
+                "Its position did not move, so nothing is lost: read it again in order, or without row_order; with "
+                "pages that move on while they are read, name a primary_key"
+            )
+        return what + (
+            f"Rows may have been passed: where its position lies after {new}, rewind to {new} or before it, to where "
+            "the source was in order for certain; a source that does not sort is opened without row_order after that"
+        )
+
+
+class CursorStuck(CheckpointError):
+    """A paged source does not get on: the page asked for by `at` held nothing new, and named itself as the next."""
+
+    def __init__(self, key: str, at: Any) -> None:
+        super().__init__(key, at)
+        self.key = key
+        self.at = at
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key!r} does not get past {_cut(self.at)}: the page asked for by it held nothing new and names it "
+            "as the next one: more rows share a value than fit a page; ask for larger pages, or page by a value that "
+            "tells such rows apart: a token, an offset, or (value, id)"
+        )
 
 
 class CursorExpired(CheckpointError):
@@ -288,3 +316,9 @@ def listed(keys: Iterable[str], most: int = 10) -> str:
     if len(named) > most:
         named[most:] = [f"{len(named) - most} more"]
     return ", ".join(named)
+
+
+def _cut(value: Any, most: int = 40) -> str:
+    """Return a value of a row as it may stand in a text: its first characters."""
+    shown = repr(value)
+    return shown if len(shown) <= most else shown[:most] + "…"

@@ -18,6 +18,7 @@ from checkpoint.errors import (
     CorruptState,
     CursorExpired,
     CursorRegressed,
+    CursorStuck,
     LeaseLost,
     Locked,
     PartialCommit,
@@ -131,8 +132,30 @@ EVERY = [
     (StoreUnavailable("3 attempts failed"), {}, "3 attempts failed"),
     (
         CursorRegressed("contacts", 5, 3),
-        {"key": "contacts", "last": 5, "new": 3},
-        "'contacts' is not sorted: 3 came after 5; leave row_order out",
+        {"key": "contacts", "last": 5, "new": 3, "row_order": "asc"},
+        (
+            "'contacts' is not sorted as row_order='asc' says: 3 came after 5. Rows may have been passed: where its "
+            "position lies after 3, rewind to 3 or before it, to where the source was in order for certain; a source "
+            "that does not sort is opened without row_order after that"
+        ),
+    ),
+    (
+        CursorRegressed("contacts", 3, "x" * 50, "desc"),
+        {"key": "contacts", "last": 3, "new": "x" * 50, "row_order": "desc"},
+        (
+            f"'contacts' is not sorted as row_order='desc' says: '{'x' * 39}… came after 3. Its position did not move, "
+            "so nothing is lost: read it again in order, or without row_order; with pages that move on while they are "
+            "read, name a primary_key"
+        ),
+    ),
+    (
+        CursorStuck("contacts", "2024-05-01"),
+        {"key": "contacts", "at": "2024-05-01"},
+        (
+            "'contacts' does not get past '2024-05-01': the page asked for by it held nothing new and names it as the "
+            "next one: more rows share a value than fit a page; ask for larger pages, or page by a value that tells "
+            "such rows apart: a token, an offset, or (value, id)"
+        ),
     ),
     (
         CursorExpired("contacts", "2024-01-01", "2024-04-01"),

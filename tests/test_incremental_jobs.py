@@ -298,7 +298,7 @@ with Checkpointer("run", "sqlite:///{tmp_path}/state.db") as cp:
 @pytest.mark.parametrize(
     ("foreign", "error"),
     [
-        ("not a cursor", CorruptState), (encode({"other": 1}), ValueError), (encode({"at": True}), TypeError),
+        ("not a cursor", CorruptState), (encode({"other": 1}), ValueError), (encode({"at": True}), CorruptState),
         (encode({"at": -1}), CursorExpired),
     ],
 )  # fmt: skip
@@ -329,7 +329,7 @@ def test_a_stream_is_finished_by_every_block_of_its_own(memory):
         stream = cp.incremental("s", "at", initial_value=0)
         for at in (1, 2):
             with stream:
-                stream.filter(rows(at))
+                list(stream.pages([rows(at)]))
             cp.commit()
             assert stored(memory) == {"s": {"at": at}}
 
@@ -340,7 +340,7 @@ def test_a_stream_that_went_back_is_finished_again(memory, own):
     with Checkpointer("run", memory) as cp:
         stream = cp.incremental("s", "at")
         with stream:
-            stream.filter(rows(1))
+            list(stream.pages([rows(1)]))
         memory.commit("run", {"s": encode({"at": -5})})
         with pytest.raises(Conflict):
             cp.commit()
@@ -348,7 +348,7 @@ def test_a_stream_that_went_back_is_finished_again(memory, own):
         assert stream.start_value == -5
         if own:
             with stream:
-                stream.filter(rows(2))
+                list(stream.pages([rows(2)]))
         else:
-            stream.filter(rows(2))
+            list(stream.pages([rows(2)]))
     assert stored(memory) == {"s": {"at": 2}}

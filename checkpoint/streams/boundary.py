@@ -6,36 +6,21 @@ A row is kept as a snapshot while the run goes on, and digested when a claim ask
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from checkpoint.streams.options import SEEN
 from checkpoint.streams.ranges import LOWEST
 from checkpoint.streams.rows import IDENTITY, Fingerprint
+from checkpoint.streams.stored import NOTHING_SEEN, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from checkpoint.codec import Cursor
     from checkpoint.streams.options import Options
     from checkpoint.streams.ranges import Range
     from checkpoint.streams.values import Key
 
 Memo: TypeAlias = Any
 """What a row is remembered by: a snapshot, or its digest once that was made; None where nothing is remembered."""
-
-
-class Seen(NamedTuple):
-    """Digests that are stored with a position."""
-
-    rows: list[str]
-    """Of rows at the position and inside the lookback."""
-    ahead: list[str]
-    """Of rows above the ceiling."""
-    span: tuple[Any, Any] | None
-    """The lowest and the highest value of those above the ceiling, as stored."""
-
-
-NOTHING_SEEN = Seen([], [], None)
 
 
 class Boundary:
@@ -46,8 +31,8 @@ class Boundary:
     """
 
     __slots__ = (
-        "_ahead", "_known", "_legacy", "_limit", "_old", "_options", "_print", "_range", "_ties", "_top", "_under",
-        "deep", "keyed", "seen", "unremembered",
+        "_ahead", "_known", "_legacy", "_limit", "_old", "_options", "_print", "_range", "_thinned",
+        "_thinned_top", "_ties", "_top", "_under", "deep", "keyed", "seen",
     )  # fmt: skip
 
     def __init__(self, options: Options, span: Range, seen: Seen) -> None:
@@ -58,8 +43,6 @@ class Boundary:
         self.seen = seen if self.keyed else NOTHING_SEEN
         """Rows that were delivered before the stream was opened."""
         self._known = frozenset((*self.seen.rows, *self.seen.ahead))
-        self.unremembered = 0
-        """Rows that the last claim could not remember, for there were too many."""
         self._print = None if options.primary_key is None else Fingerprint(options.primary_key, options.version_fields)
         self._legacy = any(len(digest) == 2 * IDENTITY for digest in self._known)  # as version 1 stored them
         self._limit = options.max_seen
@@ -69,6 +52,8 @@ class Boundary:
         self._top: Key = LOWEST  # the highest value of the ties
         self._under: list[tuple[Key, Memo]] = []  # ties of the highest value but one, where the range is open
         self._old: list[tuple[Key, Memo]] = []  # at the position the stream was opened with, or before it
+        self._thinned = 0  # how many rows were too many to be kept, and the highest value of them
+        self._thinned_top: Key = LOWEST
         self._ahead: list[tuple[Key, Any, Memo]] = []  # above the ceiling
 
     @property
@@ -105,7 +90,9 @@ class Boundary:
         found = fingerprint.digest(memo, instant)
         known = found in self._known
         if self._legacy and not known:
-            known = not self._known.isdisjoint(fingerprint.legacy(memo, (instant, str(value))))
+            known = not self._known.isdisjoint(
+                fingerprint.legacy(memo, self._range.scale.digestible_before(value, key))
+            )
         return found, known
 
     # What this run delivered
@@ -160,6 +147,16 @@ class Boundary:
                 self._ties += other._ties
                 self._thin()
 
+    def forgotten(self, position: Any) -> int:
+        """Return how many rows that are asked for again from a position were too many to be kept."""
+        if (
+            self._thinned
+            and position is not None
+            and self._thinned_top < self._range.key_of(self._range.floor(position))
+        ):
+            self._thinned = 0
+        return self._thinned
+
     # What a claim stores
 
     def digests(self, position: Any) -> list[str]:
@@ -189,7 +186,10 @@ class Boundary:
     def _thin(self) -> None:
         """Keep the highest rows."""
         self._ties.sort(key=lambda tie: tie[0])
-        del self._ties[: -self._limit - 1]
+        if len(self._ties) > self._limit + 1:
+            self._thinned += len(self._ties) - self._limit - 1
+            self._thinned_top = self._ties[-self._limit - 2][0]
+            del self._ties[: -self._limit - 1]
 
     def _digest(self, memo: Memo, key: Key) -> str:
         if isinstance(memo, str):
@@ -205,13 +205,3 @@ def merged(*digests: Iterable[str]) -> list[str]:
         rows.pop(key, None)
         rows[key] = digest_
     return [*rows.values()]
-
-
-def stored_seen(cursor: Cursor | None, field: str) -> Seen:
-    """Return the digests stored with a position; those of another position count for nothing."""
-    memory: Any = (cursor or {}).get(SEEN)
-    if cursor is None or memory is None or memory.get("at") != cursor.get(field):
-        return NOTHING_SEEN
-    ahead: dict[str, Any] = memory.get("ahead") or {}
-    span = (ahead["from"], ahead["to"]) if ahead else None
-    return Seen(list(memory.get("rows", ())), list(ahead.get("rows", ())), span)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
 from checkpoint.streams import reading
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from checkpoint.streams.reading import Scan
+    from checkpoint.streams.stored import Resume
 
     T = TypeVar("T", default=Any)
     Table = TypeVar("Table", bound="Tabular")
@@ -31,8 +33,8 @@ class Tabular(Protocol):
 class Feeding(Generic[T]):
     """Takes the rows of a source, and hands out those that are new.
 
-    A *reading* is one call of `pages` or `track`; it begins when its first row is asked for. A claim covers the pages
-    handed out, the records given to `observe`, and of a `track` the records before the one in hand.
+    A *reading* is one call of `pages`, `track` or `fetch`; it begins when its first row is asked for. A claim covers
+    the pages handed out, the records given to `observe`, and of a `track` the records before the one in hand.
     """
 
     __slots__ = ("_scan",)
@@ -99,6 +101,40 @@ class Feeding(Generic[T]):
         if isinstance(records, AsyncIterable):
             return reading.track_async(self._current, records)
         return reading.track(self._current, records)
+
+    @overload
+    def fetch(self, page: Callable[[Any], Awaitable[tuple[Iterable[T], Any]]]) -> AsyncIterator[list[T]]: ...
+    @overload
+    def fetch(self, page: Callable[[Any], tuple[Iterable[T], Any]]) -> Iterator[list[T]]: ...
+    def fetch(self, page: Callable[[Any], Any]) -> Any:
+        """Drive a paged source, yield the rows of each page that are new, and go on where a run was interrupted.
+
+            def page(token):
+                answer = api.deals(updated_since=deals.start_value, page_token=token)
+                return answer["rows"], answer["next"]
+
+        A commit stores the `next` of the last page that it covers; the next run begins there while `cursor_field`,
+        `start_value` and `end_value` are the same. With a `primary_key`, rows that come again are dropped. Of a
+        `"desc"` stream the pages end with the first row before `start_value`. A coroutine function gives an async
+        iterator.
+
+        Args:
+            page: returns the rows of the page that begins at a place, and where the next one begins (any JSON, given
+                back as JSON gives it; None: there is none). It is called with None for the first page.
+
+        Raises:
+            CursorStuck: a page held nothing new, and named itself as the next one.
+            As `filter`.
+
+        """
+        call = getattr(page, "__call__", None)  # noqa: B004 - of an object, whether that is a coroutine function
+        if inspect.iscoroutinefunction(page) or inspect.iscoroutinefunction(call):
+            return reading.fetch_async(self._current, self._place, page)
+        return reading.fetch(self._current, self._place, page)
+
+    def _place(self) -> Resume | None:
+        """Return where a `fetch` goes on; None: at the beginning."""
+        return None
 
     def observe(self, record: T) -> bool:
         """Tell whether a record is new, and is to be delivered; the next claim covers it.

@@ -18,41 +18,38 @@ import logging
 import os
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from checkpoint.streams.boundary import merged, stored_seen
+from checkpoint.streams import telling
+from checkpoint.streams.claiming import Claim, claim, claim_windows
 from checkpoint.streams.feeding import Feeding, T
-from checkpoint.streams.options import SEEN, WINDOWS, Options
+from checkpoint.streams.holding import here, is_over
+from checkpoint.streams.options import Options
 from checkpoint.streams.reading import NO_ROWS, Scan, Stats
-from checkpoint.streams.values import Step, wire
+from checkpoint.streams.stored import RESUME, read
+from checkpoint.streams.values import Step, epoch_named, wire
 from checkpoint.streams.windows import Frontier, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
     from checkpoint.codec import Cursor
+    from checkpoint.streams.holding import Holder
+    from checkpoint.streams.stored import Resume
 
 __all__ = ["Incremental", "Options", "Stats"]
 
 logger = logging.getLogger("checkpoint")
 
+MINUTE = 60
 WENT_BACK = "went back to its last claim: ask the source again from start_value"
 DETACHED = "is detached: open it again with cp.incremental"
 ENDED = "is used after its run has ended: open it in a Checkpointer's with block"
 CUT = "is cut into windows: feed those, or open it again to go on row by row"
 NEW_WINDOWS = "was opened again or went back to its last claim: cut new windows"
-
-
-class _Claim(NamedTuple):
-    """What a commit says of a stream."""
-
-    cursor: Cursor | None
-    position: Any
-    reached: Any
-    """The highest value covered that may become the position; None: nothing was covered."""
 
 
 class Incremental(Feeding[T]):
@@ -64,34 +61,41 @@ class Incremental(Feeding[T]):
             cp.commit()
 
     Made by `Checkpointer.incremental`, which claims it. As a context manager it is finished where its block is left
-    cleanly, and goes back to its last claim, detached, where an exception leaves it. It belongs to one thread at a
-    time.
+    cleanly after a `pages`, `track` or `fetch` that was exhausted, and goes back to its last claim, detached, where an
+    exception leaves it. It belongs to one thread at a time.
     """
 
     __slots__ = (
-        "__weakref__", "_base", "_counted", "_detached", "_frontier", "_highest", "_last", "_left", "_options",
-        "_pending", "_position", "_stops", "_unfinished", "_warned", "key",
+        "__weakref__", "_base", "_claimed", "_commits", "_counted", "_detached", "_frontier", "_highest", "_last",
+        "_left", "_options", "_pending", "_position", "_resume", "_state", "_stops", "_told", "_unfinished", "alone",
+        "key",
     )  # fmt: skip
 
     _position: Any  # the last one claimed or stored, as it came
     _base: Cursor | None  # what the next claim starts from: the last claim, until the stream is rewound
     _frontier: Frontier | None  # of its windows
-    _pending: _Claim
+    _resume: Resume | None  # where a `fetch` was interrupted, as it is stored
+    _pending: Claim
 
     def __init__(self, key: str, options: Options, stored: Cursor | None, stops: Sequence[object] = ()) -> None:
         self.key = key
         """The key the cursor is stored under."""
+        self.alone = True
+        """Whether it tells of itself at its end; of a member its group does."""
         self._options = options
         self._stops = stops  # not empty: the run is to stop
-        self._detached = self._warned = False
+        self._detached = False
+        self._told: set[str] = set()  # what was logged that is logged once
         self._last = stored  # the last claim, or what was stored
-        self._counted = NO_ROWS  # of earlier readings, and of windows
+        self._commits = self._claimed = 0  # how often it was claimed; rows delivered by then
+        self._counted = NO_ROWS  # of earlier scans
         self._highest: Any = None  # so too
         self._start(stored)
         _streams.add(self)
 
     def __repr__(self) -> str:
-        return f"Incremental({self.key!r}, {self._options.field!r})"
+        position, waiting = repr(self._position)[:60], self.stats.delivered - self._claimed
+        return f"Incremental({self.key!r}, {self._options.field!r}, position={position}, uncommitted={waiting})"
 
     # Where to start
 
@@ -132,24 +136,67 @@ class Incremental(Feeding[T]):
         """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
         self._unfinished, self._scan.position.finished = True, False
 
-    def rewind(self, value: Any, reason: str) -> None:
-        """Move the position back to `value`; the next commit stores it.
+    def rewind(self, value: Any = None, reason: str = "", *, by: Step | None = None) -> None:
+        """Move the position back to `value`, or `by` an amount; the next commit stores it.
+
+        The place where a `fetch` was interrupted is forgotten; an amount of 0 forgets only that.
+
+        Args:
+            value: the new position.
+            reason: why; it is logged.
+            by: how far to go back: a timedelta or a number.
 
         Raises:
-            ValueError: it lies after the position.
+            ValueError: it lies after the position, or there is no position to go back from.
+            TypeError: neither or both of `value` and `by`, no reason, or an amount that does not go with the position.
 
         """
         self._scan.check()
-        if self._position is not None and self._scan.range.compare(value, self._position) > 0:
+        if (value is None) == (by is None) or not reason:
+            raise TypeError("rewind() takes a value or by=…, and a reason")
+        if by is not None:
+            self._rewind_by(by)
+        elif self._position is not None and self._scan.range.compare(value, self._position) > 0:
             raise ValueError(f"{self.key!r}: {value!r} lies after the position {self._position!r}: that is no rewind")
-        self._start({self._options.field: wire(value)})
+        else:
+            self._scan.range.compare(value, value)
+            self._start({self._options.field: wire(value)})
         logger.info("%r: rewound: %s", self.key, reason)
+
+    def _rewind_by(self, by: Step) -> None:
+        zero: Any = type(by)()
+        if by < zero:
+            raise ValueError(f"{self.key!r}: by={by!r} lies after the position: that is no rewind")
+        if by == zero:
+            base = {name: value for name, value in (self._base or {}).items() if name != RESUME}
+            self._start(base or None)
+        elif self._position is None:
+            raise ValueError(f"{self.key!r} has no position to go back from")
+        else:
+            moved = self._scan.range.scale.shift(self._position, cast("Any", by), -1, written=True)
+            self._start({self._options.field: wire(moved)})
 
     def reset(self, reason: str) -> None:
         """Forget the position, and start from `initial_value` again; the next commit deletes or replaces it."""
         self._scan.check()
         self._start(None)
         logger.info("%r: reset: %s", self.key, reason)
+
+    def _place(self) -> Resume | None:
+        """Return where a `fetch` goes on; None: at the beginning."""
+        resume, self._resume = self._resume, None
+        if resume is None or (self._options.asc and self._options.lookback is not None):
+            return None
+        span, options = self._scan.range, self._options
+        for what, stored, now in (
+            ("cursor_field", resume.field, options.field),
+            ("start_value", resume.start, resume.start if options.asc else wire(span.start)),
+            ("end_value", resume.end, wire(options.end_value)),
+        ):
+            if stored != now:
+                telling.tell_of_place(self.key, what)
+                return None
+        return resume
 
     # Windows
 
@@ -176,42 +223,22 @@ class Incremental(Feeding[T]):
             raise ValueError(f"step must be a timedelta or number above zero, or 'month', not {step!r}")
         scale = self._scan.range.new_scale()
         scale.settle(self.start_value, until)
-        end, now = scale.key_of(until), scale.now()
+        end, now = scale.key_of(until), scale.now(MINUTE)
+        if scale.kind == "wall":
+            raise ValueError(
+                f"{self.key!r}: until={until!r} has no time zone, so nothing tells whether it has passed: say whose "
+                "clock it is, such as timezone='UTC'"
+            )
         if now is not None and end > now:
             raise ValueError(f"{self.key!r}: until={until!r} is in the future: what happens until then would be lost")
         if self._options.end_value is not None and end > scale.key_of(self._options.end_value):
             raise ValueError(f"{self.key!r}: until={until!r} lies after end_value, up to which the stream is read")
         with suppress(OverflowError, ValueError):  # longer than there are years: one window
             scale.shift(self.start_value, step, written=True) if step != "month" else scale.months(self.start_value, 1)
-        islands: list[list[Any]] = (self._base or {}).get(WINDOWS) or []
-        frontier = Frontier(self._scan, scale, self._options, islands, self._stops)
+        frontier = Frontier(self._scan, scale, self._options, self._state.windows, self._stops)
         self._scan.close(f"{self.key!r} {CUT}")
         self._frontier = frontier
         return frontier.cut(step, until)
-
-    def _claim_windows(self, frontier: Frontier) -> Cursor | None:
-        with frontier.lock:
-            reached, left = frontier.reach(self._position)
-            moved = reached is not None
-            cursor = self._cursor(reached, moved=True) if moved else dict(self._base or {})
-        before = cursor.pop(WINDOWS, None)
-        if left:
-            cursor[WINDOWS] = left
-        elif before is None and not moved:
-            return self._base
-        return cursor
-
-    def _passing(self, islands: Iterable[Any], position: Any) -> list[Any]:
-        """Return the finished windows that end beyond a position."""
-        scale = self._scan.range.new_scale()
-        scale.settle(position)
-        key = scale.key_of(position, written=True)
-        return [island for island in islands if scale.key_of(island[1], written=True) > key]
-
-    def _lies_beyond(self, value: Any) -> bool:
-        """Tell whether a value lies after the position."""
-        key = self._scan.range.key_of
-        return self._position is None or bool(key(value) > key(self._position))
 
     def __enter__(self) -> Self:
         self._scan.check()
@@ -223,6 +250,9 @@ class Incremental(Feeding[T]):
     ) -> None:
         if exc_type is None:
             self.leave()
+            for reading in self._scan.position.readings:
+                if reading.holder is here():
+                    reading.holder = None
         else:
             self.detach()
 
@@ -238,11 +268,25 @@ class Incremental(Feeding[T]):
         if self._left or self._detached:
             return
         self._left = True
-        if not (self._stops or self._scan.position.readings or self._unfinished or self._frontier is not None):
-            self.finish()
+        if self._frontier is None and not self._scan.position.finished and self._why_unfinished() is None:
+            self._scan.finish()
+
+    def _why_unfinished(self) -> str | None:
+        """Return why leaving the block does not finish the stream; None: it does."""
+        if self._unfinished:
+            return "unfinished() was called"
+        if self._stops:
+            return "the run was stopped"
+        if self._scan.position.readings:
+            return "a pages(), track() or fetch() was begun and not read to its end"
+        if not self._scan.exhausted:
+            return "it was fed by filter() and observe() alone, which do not tell whether that was all: call finish()"
+        return None
 
     def detach(self) -> None:
         """Go back to the last claim, for good."""
+        if not self._detached:
+            self._tell(failed=True)
         self._start(self._last, DETACHED)
         self._detached = True
         self._close(DETACHED)
@@ -250,8 +294,68 @@ class Incremental(Feeding[T]):
     def end(self) -> None:
         """Refuse to be fed any more, for the run has ended; what the stream can tell stays readable."""
         if not self._detached:
+            self._tell(failed=False)
             self._detached = True
             self._close(ENDED)
+
+    def _tell(self, *, failed: bool) -> None:
+        if self.alone:
+            telling.tell(self.key, [self.ending()], failed=failed)
+
+    def ending(self) -> telling.Ending:
+        """Return what there is to tell of the stream at its end."""
+        scan, options = self._scan, self._options
+        span = scan.range
+        above = scan.position.lowest_above
+        why, meant = self._unfinished_now(), bool(self._unfinished or self._stops or self._is_resumed_later())
+        return telling.Ending(
+            self.key,
+            self.stats,
+            self._commits,
+            long_late=scan.late_top[1] is None or span.is_long_before(scan.late_top[1]),
+            no_range=options.end_value is not None
+            and span.start is not None
+            and span.compare(span.start, options.end_value) >= 0,
+            unfinished=why,
+            meant=meant,
+            all_ahead=above is not None and scan.position.high()[1] is None and span.lies_in_future(above[1]),
+            epoch=self._epoch(),
+        )
+
+    def _epoch(self) -> str | None:
+        """Return the format that numbers without a clock look like, where that matters; None: there is none."""
+        highest = self.last_value
+        if highest is None or self._options.cursor_format is not None or self._scan.range.scale.kind != "number":
+            return None
+        return epoch_named(highest) if self._frontier is not None or not self._options.asc else None
+
+    def _unfinished_now(self) -> str | None:
+        """Return why the stream, or some of its windows, was left unfinished; None: it was not."""
+        if self._frontier is not None:
+            return self._frontier.why_unfinished()
+        scan = self._scan
+        if self._options.asc or scan.position.finished or not (scan.stats.seen or scan.position.readings):
+            return None
+        return self._why_unfinished()
+
+    def _is_resumed_later(self) -> bool:
+        """Tell whether the next run's `fetch` goes on where this one was left."""
+        return RESUME in (self._last or {})
+
+    # Who holds it
+
+    def held_elsewhere(self, by: Holder) -> bool:
+        """Tell whether rows of the stream are in the hands of a thread or task other than `by`."""
+        return any(
+            reading.holder is not None and reading.holder is not by and not is_over(reading.holder)
+            for reading in self._scan.position.readings
+        )
+
+    def let_go(self, by: Holder) -> None:
+        """Take note that `by` committed the stream, or left its block: what it closed is held by nobody."""
+        for reading in self._scan.position.readings:
+            if reading.closed and reading.holder is by:
+                reading.holder = None
 
     def back(self, cursor: Cursor | None) -> None:
         """Go back to a claim, and go on from there."""
@@ -263,62 +367,37 @@ class Incremental(Feeding[T]):
 
         It becomes the last claim with `claimed`.
         """
-        if self._frontier is not None:
-            cursor = self._claim_windows(self._frontier)
-            self._pending = _Claim(cursor, (cursor or {}).get(self._options.field), None)
-            return cursor
-        reached = self._scan.position.reached()
-        position, moved = self._position, False
-        if reached is not None and self._lies_beyond(reached):
-            position, moved = reached, True
-        cursor = self._base
-        if moved or (position is not None and not self._scan.boundary.empty):
-            cursor = self._cursor(position, moved=moved)
-        self._pending = _Claim(cursor, position, reached)
-        return cursor
+        frontier = self._frontier
+        if frontier is None:
+            self._pending = claim(self._scan, self._options, self._base, self._position)
+        else:
+            with frontier.lock:
+                reached, islands = frontier.reach(self._position)
+                self._pending = claim_windows(self._scan, self._options, self._base, self._position, reached, islands)
+        if self._pending.too_many and "ties" not in self._told:
+            self._told.add("ties")
+            telling.tell_of_ties(self.key, self._options.max_seen)
+        return self._pending.cursor
 
     def claimed(self) -> None:
-        """Take what `claim` returned for said."""
+        """Commit the result of `claim()` as the new last claim."""
         claim = self._pending
         self._last = self._base = claim.cursor
         self._position = claim.position
+        self._scan.unremembered = claim.unremembered
         self._scan.claimed(claim.reached)
-
-    def _cursor(self, position: Any, *, moved: bool) -> Cursor:
-        """Return the base with a position in it, and the boundary rows that belong to that."""
-        field, limit = self._options.field, self._options.max_seen
-        cursor: Cursor = dict(self._base or {})
-        before = stored_seen(cursor, field)
-        cursor.pop(SEEN, None)
-        if moved:
-            cursor[field] = wire(position)
-        seen = before.rows if not moved else []
-        if self._options.keyed:
-            seen = merged(seen, self._scan.boundary.digests(position))
-            if len(seen) > limit:
-                self._warn()
-                seen = seen[-limit:] if moved else seen[:limit]
-        if seen:
-            cursor[SEEN] = {"at": cursor[field], "rows": seen}
-        if moved and (left := self._passing(cursor.pop(WINDOWS, ()), position)):
-            cursor[WINDOWS] = left
-        return cursor
-
-    def _warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "%r: more than %d rows at its position: the next run hands some of them out again; raise max_seen",
-                self.key, self._options.max_seen,
-            )  # fmt: skip
+        self._commits += 1
+        self._claimed = self.stats.delivered
 
     def _start(self, stored: Cursor | None, why: str = WENT_BACK) -> None:
         """Start from a stored cursor; None: from `initial_value`. Rows handed out and not claimed are forgotten."""
-        scan = Scan(self.key, self._options, self._position_of(stored), stored_seen(stored, self._options.field))
+        state = read(self.key, stored, self._options.field)
+        scan = Scan(self.key, self._options, state.position, state.seen)
         if hasattr(self, "_scan"):
             self._counted, self._highest = self.stats, self.last_value
             self._close(why)
-        self._scan, self._position, self._base = scan, scan.range.position, stored
+        self._scan, self._position, self._base = scan, state.position, stored
+        self._state, self._resume = state, state.resume
         self._frontier = None
         self._left = self._unfinished = False
 
@@ -327,17 +406,6 @@ class Incremental(Feeding[T]):
         self._scan.close(f"{self.key!r} {why}")
         if self._frontier is not None:
             self._frontier.close(f"{self.key!r} {ENDED if why is ENDED else NEW_WINDOWS}")
-
-    def _position_of(self, stored: Cursor | None) -> Any:
-        if stored is None:
-            return None
-        position = stored.get(self._options.field)
-        if position is None and WINDOWS not in stored:
-            raise ValueError(
-                f"{self.key!r} is stored by {', '.join(map(repr, stored)) or 'nothing'}, not by "
-                f"{self._options.field!r}: delete the key to start over, or set it to a cursor of this field"
-            )
-        return position
 
 
 # So that a fork finds them.

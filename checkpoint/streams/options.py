@@ -8,6 +8,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from checkpoint.streams.stored import BESIDE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import tzinfo
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     from checkpoint.streams.values import Step
 
 RowOrder: TypeAlias = Literal["asc", "desc"] | None
-
-SEEN, WINDOWS = "seen", "windows"
-"""What a cursor holds beside its position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +45,12 @@ class Options:
         _check("on_cursor_value_missing", self.on_cursor_value_missing, ("raise", "include", "exclude"))
         if not callable(self.cursor_field) and not isinstance(cast("object", self.cursor_field), str):
             raise TypeError(f"cursor_field must be a name, a path or a callable, not {self.cursor_field!r}")
-        if self.cursor_field in ("", SEEN, WINDOWS):
+        if self.cursor_field in ("", *BESIDE):
             raise ValueError(f"cursor_field must not be {self.cursor_field!r}: pass a callable")
         if self.lookback is not None:
             check_amount("lookback", self.lookback)
+        if not isinstance(cast("object", self.max_seen), int) or isinstance(self.max_seen, bool):
+            raise TypeError(f"max_seen must be an int, not {self.max_seen!r}")
         if self.max_seen < 0:
             raise ValueError(f"max_seen must be 0 or more, not {self.max_seen!r}")
         _check_primary(self.primary_key)

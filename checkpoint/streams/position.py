@@ -39,7 +39,7 @@ class Reading:
     exhausted   held by nobody, and forgotten: its highest value goes to the loose one
     """
 
-    __slots__ = ("closed", "hand", "high", "holder", "last", "pins", "recent")
+    __slots__ = ("closed", "echo", "fetches", "hand", "high", "holder", "last", "pins", "place", "recent")
 
     def __init__(self, high: Mark) -> None:
         self.high = high
@@ -52,6 +52,12 @@ class Reading:
         """It handed out rows: while it is not exhausted, a sorted position goes no further than its rows did."""
         self.closed = False
         self.holder: Holder = None
+        self.fetches = False
+        """Whether it is a `fetch`, which goes on at a place."""
+        self.place: Any = None
+        """Of a `fetch`: where the page begins that follows the last one handed out; None: at the beginning."""
+        self.echo: list[Any] | None = None
+        """Of a `fetch`: the rows of a page that named itself as the next one."""
         self.recent: Recent | None = None
         """What this reading handed out, where a row that comes again is dropped."""
 
@@ -69,6 +75,10 @@ class Recent:
     def __contains__(self, row: Any) -> bool:
         return row in self._rows or row in self._before
 
+    def widen(self, rows: int) -> None:
+        """Remember at least so many rows: as many as a page holds."""
+        self._limit = max(self._limit, rows)
+
     def add(self, row: Any) -> None:
         """Remember a row."""
         if len(self._rows) >= self._limit:
@@ -84,7 +94,8 @@ class Position:
     """
 
     __slots__ = (
-        "_ahead", "_boundary", "_options", "_range", "above", "bound", "finished", "loose", "readings", "under",
+        "_ahead", "_boundary", "_options", "_range", "above", "bound", "finished", "loose", "lowest_above",
+        "readings", "under",
     )  # fmt: skip
 
     def __init__(self, options: Options, span: Range, boundary: Boundary) -> None:
@@ -97,6 +108,8 @@ class Position:
         """Under way, or abandoned."""
         self.above = NO_MARK
         """The highest row above the ceiling that was handed out."""
+        self.lowest_above: Mark | None = None
+        """The lowest one."""
         self.bound = NO_MARK
         """What this run last claimed of a sorted stream, less the lookback, which no row may go behind."""
         self.finished = False
@@ -150,6 +163,8 @@ class Position:
             self._boundary.add_ahead(row.key, row.value, row.memo)
             if row.key > self.above[0]:
                 self.above = row
+            if self.lowest_above is None or row.key < self.lowest_above[0]:
+                self.lowest_above = row
             if self._options.row_order is not None and len(self._ahead) < max(self._options.max_seen, 1):
                 insort(self._ahead, row, key=lambda one: one.key)
             return

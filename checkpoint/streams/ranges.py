@@ -7,7 +7,7 @@ from functools import total_ordering
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import CursorExpired
-from checkpoint.streams.values import Scale, clock
+from checkpoint.streams.values import Scale, clock, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SKEW = 300
 """Seconds that a source's clock may be away from ours."""
+DAY = timedelta(days=1)
 
 
 @total_ordering
@@ -58,6 +59,7 @@ class Range:
 
     __slots__ = (
         "_ahead",
+        "_cap",
         "_name",
         "_opened_at",
         "_opening",
@@ -78,6 +80,7 @@ class Range:
         self._options = options
         self._opened_at = clock()
         self._opening: Key = HIGHEST  # the ceiling of an unsorted stream
+        self._cap: Any = None  # a value that is a ceiling, too: of an earlier part of the reading
         self._ahead = ahead
         self.position = position
         """The position that the stream was opened with, as it is stored."""
@@ -140,12 +143,42 @@ class Range:
 
     def ceiling(self) -> Key:
         """Return the key above which nothing becomes the position."""
-        if self._options.end_value is not None:
-            return HIGHEST  # nothing at it or above is handed out
-        if self._options.row_order is None:
-            return self._opening
-        now = self.scale.now(SKEW)
-        return HIGHEST if now is None else now
+        ceiling = HIGHEST  # also of an end_value: nothing at it or above is handed out
+        if self._options.end_value is None and self._options.row_order is None:
+            ceiling = self._opening
+        elif self._options.end_value is None and self.scale.has_clock:
+            ceiling = self.scale.now(SKEW)
+        return ceiling if self._cap is None else min(ceiling, self.key_of(self._cap))
+
+    def joined(self, one: tuple[Any, Any], other: tuple[Any, Any] | None) -> tuple[Any, Any]:
+        """Return the lowest and highest of two such pairs."""
+        if other is None:
+            return one
+        lows, highs = sorted((one[0], other[0]), key=self.key_of), sorted((one[1], other[1]), key=self.key_of)
+        return lows[0], highs[1]
+
+    def cap(self, value: Any) -> None:
+        """Let nothing above a value become the position."""
+        self._cap = value
+
+    def ceiling_value(self) -> Any:
+        """Return the ceiling of an unsorted stream as it is stored; None: there is none, or no row yet."""
+        if self._options.row_order is not None or not self.bound or self.ceiling() is HIGHEST:
+            return None
+        return wire(self.scale.spell(self.ceiling(), self.sample))
+
+    def lies_in_future(self, value: Any) -> bool:
+        """Tell whether a value is a moment that has not come, whatever clock is meant."""
+        return self.scale.has_clock and bool(self.key_of(value) > self.scale.now(SKEW))
+
+    def is_long_before(self, value: Any) -> bool:
+        """Tell whether a value lies before the start, a moment by more than a day."""
+        if not self.scale.has_clock:
+            return True
+        try:
+            return bool(self.key_of(self.scale.shift(value, DAY)) < self.start_key)
+        except (OverflowError, TypeError, ValueError):
+            return True
 
     def floor(self, position: Any) -> Any:
         """Return what a run that starts from a position asks the source for."""
@@ -190,6 +223,17 @@ class Range:
             for bound in (self.position, self._options.end_value, self.start):
                 if bound is not None:
                     scale.key_of(bound, written=True)
+        known = self.start if self.position is None else self.position
+        if known is not None:
+            self._check_clock(scale, known)
+
+    def _check_clock(self, scale: Scale, value: Any) -> None:
+        """Raise where nobody said whose clock tells when an unsorted stream was opened."""
+        if scale.kind == "wall" and self._options.row_order is None and self._options.end_value is None:
+            raise ValueError(
+                f"{self._name!r}: {value!r} has no time zone, so nothing tells which rows may still change: say whose "
+                "clock it is, such as timezone='UTC', or read up to an end_value"
+            )
 
     def _first_key(self, value: Any) -> Key:
         """Fix how the values compare, and with it the keys of the bounds; return the value's."""
@@ -209,8 +253,9 @@ class Range:
                 self.end_key = key_of(self._options.end_value)
             if self._ahead is not None:
                 self.ahead = key_of(self._ahead[0]), key_of(self._ahead[1])
-            if scale.kind == "instant":
-                self._opening = scale.now(at=self._opened_at)
+            if scale.has_clock and self._options.row_order is None:
+                self._check_clock(scale, value)
+                self._opening = scale.now(-SKEW, at=self._opened_at)
         except BaseException:
             self.scale = self.new_scale()
             raise

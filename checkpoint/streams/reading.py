@@ -6,12 +6,14 @@ the window that the last judged row opened for its reading. Whatever else is fed
 
 from __future__ import annotations
 
+import reprlib
 from bisect import bisect_left
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
 
-from checkpoint.errors import CursorRegressed
-from checkpoint.streams.boundary import Boundary, Seen
+from checkpoint import codec
+from checkpoint.errors import CursorRegressed, CursorStuck
+from checkpoint.streams.boundary import Boundary
 from checkpoint.streams.holding import here
 from checkpoint.streams.holding import local as thread
 from checkpoint.streams.position import NO_MARK, Position, Reading, Recent, Row
@@ -19,11 +21,17 @@ from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
 from checkpoint.streams.rows import getter, primary_getter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.position import Mark
+    from checkpoint.streams.stored import Resume, Seen
     from checkpoint.streams.values import Key
+
+
+Page: TypeAlias = "Callable[[Any], tuple[Any, Any]]"
+"""Returns the rows of the page that begins at a place, None: the first one; and where the next one begins."""
+AsyncPage: TypeAlias = "Callable[[Any], Awaitable[tuple[Any, Any]]]"
 
 
 class Above:
@@ -50,14 +58,11 @@ class Stats:
     """Not handed out: `seen - delivered`."""
     late: int
     """Of the dropped ones, those before `start_value`."""
+    unremembered: int = 0
+    """Delivered ones inside the lookback or above the ceiling that are not remembered, for there were too many."""
 
     def __add__(self, other: Stats) -> Stats:
-        return Stats(
-            self.seen + other.seen,
-            self.delivered + other.delivered,
-            self.dropped + other.dropped,
-            self.late + other.late,
-        )
+        return Stats(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
 
 
 NO_ROWS = Stats(0, 0, 0, 0)
@@ -67,7 +72,8 @@ class Verdict(NamedTuple):
     """What is to be done with a row."""
 
     deliver: bool
-    late: bool = False
+    late: Mark | None = None
+    """The row, where it lies before the start."""
     row: Row | None = None
     """None: it does not count for the position."""
     identity: Any = None
@@ -86,8 +92,9 @@ class Scan:
     """
 
     __slots__ = (
-        "_get", "_options", "_primary", "boundary", "delivered", "dropped", "exhausted", "late", "low", "name",
-        "position", "range", "refusal", "top", "turn",
+        "_get", "_options", "_primary", "boundary", "delivered", "dropped", "exhausted", "fetched", "late",
+        "late_top", "low", "name",
+        "position", "range", "refusal", "resumed", "top", "turn", "unremembered",
     )  # fmt: skip
 
     def __init__(self, name: str, options: Options, position: Any, seen: Seen) -> None:
@@ -97,9 +104,13 @@ class Scan:
         self._primary = None if options.primary_key is None else primary_getter(options.primary_key)
         self.refusal: str | None = None
         """Why it takes no more rows."""
-        self.delivered = self.dropped = self.late = 0
-        self.exhausted = False
-        """Whether a `pages`, `track` or `fetch` came to its end."""
+        self.delivered = self.dropped = self.late = self.unremembered = 0
+        self.exhausted = self.fetched = False
+        """Whether a `pages`, `track` or `fetch` came to its end; whether a `fetch` was begun."""
+        self.resumed: Any = None
+        """The highest value that the part of a `fetch` handed out which an earlier run did."""
+        self.late_top: Mark = NO_MARK
+        """The highest of the late rows."""
         self.range = Range(name, options, position, seen.span)
         self.boundary = Boundary(options, self.range, seen)
         self.position = Position(options, self.range, self.boundary)
@@ -111,7 +122,7 @@ class Scan:
     @property
     def stats(self) -> Stats:
         """How many rows were fed and handed out."""
-        return Stats(self.delivered + self.dropped, self.delivered, self.dropped, self.late)
+        return Stats(self.delivered + self.dropped, self.delivered, self.dropped, self.late, self.unremembered)
 
     def close(self, why: str) -> None:
         """Take no more rows, of what is under way neither."""
@@ -135,6 +146,11 @@ class Scan:
         self.position.finished = True
         self.turn = None
 
+    def reached(self) -> Any:
+        """Return the highest value that the rows handed out allow as the position; None: there is none."""
+        reached = self.position.reached()
+        return self.range.highest(reached, self.resumed) if self.position.finished else reached
+
     def claimed(self, reached: Any) -> None:
         """Let no row of a sorted stream go behind what was claimed, less the lookback."""
         self.turn = None
@@ -151,6 +167,18 @@ class Scan:
         reading.holder = here()
         if self._options.row_order == "desc" and self._primary is not None:
             reading.recent = Recent(self._options.max_seen)
+        return reading
+
+    def begin_fetch(self, resume: Resume | None) -> Reading:
+        """Begin a `fetch`, where an earlier run was interrupted if there is such a place."""
+        reading = self.begin()
+        reading.fetches = self.fetched = True
+        if self._primary is not None:
+            reading.recent = Recent(self._options.max_seen)
+        if resume is not None:
+            reading.place = resume.at
+            self.range.cap(resume.high if self._options.row_order == "desc" else resume.ceiling)
+            self.resumed = resume.high
         return reading
 
     def exhaust(self, reading: Reading) -> None:
@@ -268,9 +296,34 @@ class Scan:
 
     def _ends(self, verdict: Verdict) -> bool:
         """Tell whether a descending stream ends with a row."""
-        return verdict.late and self._options.row_order == "desc"
+        return verdict.late is not None and self._options.row_order == "desc"
 
     # Pages
+
+    def answered(self, answer: Any, reading: Reading) -> Any:
+        """Return what is new of a page that was fetched, and take note of where the next one begins.
+
+        Raises:
+            CursorStuck: nothing of it is new, and the next one is the same.
+            TypeError, ValueError: the answer is not rows and a place that JSON can have; nothing was observed.
+
+        """
+        if not isinstance(answer, tuple | list) or len(cast("list[Any]", answer)) != 2:
+            raise TypeError(f"{self.name!r}: page(at) returns (rows, next), not {reprlib.repr(cast('Any', answer))}")
+        page, place = cast("tuple[Any, Any]", answer)
+        if place is not None:
+            try:
+                place = codec.decode(codec.encode({"at": place}))["at"]
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self.name!r}: what page(at) returns as next is stored as JSON: {error}") from error
+        rows = self.page(page, reading)
+        at, reading.place = reading.place, place
+        if place is not None and codec.encode({"at": at}) == codec.encode({"at": place}):
+            same = self._primary is None and isinstance(page, list) and reading.echo == page
+            if same or not len(rows):
+                raise CursorStuck(self.name, at)
+            reading.echo = page if isinstance(page, list) else None
+        return rows
 
     def filter(self, batch: Any) -> Any:
         """Return what is new of a batch."""
@@ -339,6 +392,7 @@ class Scan:
 
     def _are_fresh(self, keys: list[Key], rows: Sequence[Any], recent: Recent) -> bool:
         """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
+        recent.widen(len(rows))
         found = [_identity(self._primary, row, key) for row, key in zip(rows, keys, strict=True)]
         if len(set(found)) < len(found) or any(map(recent.__contains__, found)):
             return False
@@ -365,6 +419,8 @@ class Scan:
         is_loose = reading is self.position.loose
         last = None if is_loose else reading.last
         repeats: set[Any] = set()
+        if reading.recent is not None:
+            reading.recent.widen(len(rows))
         verdicts: list[Verdict] = []
         for index, (record, value, key) in enumerate(zip(rows, values, keys, strict=True)):
             verdict = self._judge(record, value, key, reading, last, index)
@@ -426,7 +482,7 @@ class Scan:
                 )
             return Verdict(options.on_cursor_value_missing == "include")
         if key < span.start_key:
-            return Verdict(deliver=False, late=True)
+            return Verdict(deliver=False, late=(key, value, None))
         if key >= span.end_key:
             return Verdict(deliver=False)
         identity = None if reading.recent is None else _identity(self._primary, record, key)
@@ -448,7 +504,7 @@ class Scan:
                 if key < mark[0]:
                     raise CursorRegressed(self.name, mark[1], value)
         elif self._options.row_order == "desc" and last is not None and key > last[0]:
-            raise CursorRegressed(self.name, last[1], value)
+            raise CursorRegressed(self.name, last[1], value, "desc")
 
     def _count(self, verdict: Verdict) -> None:
         """Count a row; that there is one means that what was finished is not any longer."""
@@ -457,7 +513,9 @@ class Scan:
             self.delivered += 1
         else:
             self.dropped += 1
-            self.late += verdict.late
+            if verdict.late is not None:
+                self.late += 1
+                self.late_top = max(self.late_top, verdict.late, key=lambda mark: mark[0])
 
 
 # Iterators: they ask for their scan at the first row, for the stream may go back before it.
@@ -521,6 +579,40 @@ async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) 
             if step(record):
                 yield record
             elif reading.closed:
+                break
+        scan.exhaust(reading)
+    finally:
+        reading.closed = True
+
+
+def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: Page) -> Iterator[Any]:
+    """Yield what is new of each page that `page(at)` returns, up to one that names no next."""
+    scan = scan_of()
+    reading = scan.begin_fetch(resume_of())
+    try:
+        while not reading.closed:
+            rows = scan.answered(page(reading.place), reading)
+            if len(rows):
+                yield rows
+            if reading.place is None:
+                break
+        scan.exhaust(reading)
+    finally:
+        reading.closed = True
+
+
+async def fetch_async(
+    scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: AsyncPage
+) -> AsyncIterator[Any]:
+    """Yield what is new of each page that `await page(at)` returns, up to one that names no next."""
+    scan = scan_of()
+    reading = scan.begin_fetch(resume_of())
+    try:
+        while not reading.closed:
+            rows = scan.answered(await page(reading.place), reading)
+            if len(rows):
+                yield rows
+            if reading.place is None:
                 break
         scan.exhaust(reading)
     finally:

@@ -7,9 +7,9 @@ from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from checkpoint.streams.boundary import NOTHING_SEEN
 from checkpoint.streams.feeding import Feeding, T
 from checkpoint.streams.reading import NO_ROWS, Scan
+from checkpoint.streams.stored import NOTHING_SEEN
 from checkpoint.streams.values import wire
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class Window(Feeding[T]):
                 for rows in window.pages(api.contacts(window.start, window.end)):
                     sink.write(rows)
 
-    It is finished where its block is left cleanly: not by an exception, not while the run is stopping, not with a
-    `track` or `pages` that was begun and is not exhausted. One that is not finished may be entered again.
+    It is finished where its block is left cleanly after a `pages`, `track` or `fetch` that was exhausted: not by an
+    exception, not while the run is stopping, not with one that was begun and is not exhausted; and by `finish()`, where
+    it was fed otherwise or read elsewhere, which needs no block. One that is not finished may be entered again.
     """
 
     __slots__ = ("_frontier", "end", "start")
@@ -56,6 +57,19 @@ class Window(Feeding[T]):
     ) -> None:
         scan, self._scan = self._scan, self._frontier.idle
         self._frontier.leave(self.start, self.end, scan, failed=exc_type is not None)
+
+    def finish(self) -> None:
+        """Say that the window was read to its end: everything in it was handed out, here or elsewhere.
+
+        Raises:
+            RuntimeError: the stream was opened again, went back, or its run has ended.
+
+        """
+        if self._scan is self._frontier.idle:
+            self._frontier.finish(self.start, self.end)
+        else:
+            self._scan.check()
+            self._scan.finish()
 
 
 class Island(NamedTuple):
@@ -99,6 +113,7 @@ class Frontier:
         """The highest value that they handed out."""
         self.refusal: str | None = None
         """Why no more windows are entered."""
+        self._unfinished: dict[tuple[Key, Key], str] = {}  # windows that were left, and why they are not finished
         self.idle = Scan(scan.name, replace(self._options, initial_value=None, end_value=None), None, NOTHING_SEEN)
         """What a window is fed to outside its block: nothing."""
         self.idle.close(f"{scan.name!r}: a window is fed inside its with block")
@@ -121,16 +136,35 @@ class Frontier:
 
     def leave(self, start: Any, end: Any, scan: Scan, *, failed: bool) -> None:
         """Take note of what a window was fed, and that it is finished, where it is."""
-        finished = not (failed or self._stops or scan.position.readings)
+        why = _why_unfinished(scan, stopped=bool(self._stops), failed=failed)
         with self.lock:
             self._open.discard(scan)
             if scan.range.bound and not self._scan.range.bound:
                 self._scan.range.key(scan.range.sample)
-            if finished and self.refusal is None:
+            if why is not None:
+                self._unfinished[self._key(start), self._key(end)] = why
+            elif self.refusal is None:
                 self._add(start, end)
                 self._scan.boundary.take_over(scan.boundary)
             self.tally += scan.stats
             self.highest = self._scan.range.highest(self.highest, scan.position.highest())
+
+    def finish(self, start: Any, end: Any) -> None:
+        """Take note that a window was read elsewhere."""
+        with self.lock:
+            if self.refusal is not None:
+                raise RuntimeError(self.refusal)
+            self._add(start, end)
+
+    def why_unfinished(self) -> str | None:
+        """Return why windows that were entered are not finished; None: they are."""
+        with self.lock:
+            left = [why for (start, end), why in self._unfinished.items() if not self._is_done(start, end)]
+        return f"{len(left)} windows: {'; '.join(dict.fromkeys(left))}" if left else None
+
+    def _is_done(self, start: Key, end: Key) -> bool:
+        index = bisect_right(self._starts, start) - 1
+        return index >= 0 and bool(end <= self._islands[index].end)
 
     def close(self, why: str) -> None:
         """Enter no more windows, and feed none of those that are entered."""
@@ -206,3 +240,18 @@ class Frontier:
 
     def _key(self, value: Any) -> Key:
         return self._scale.key_of(value, written=True)
+
+
+def _why_unfinished(scan: Scan, *, stopped: bool, failed: bool) -> str | None:
+    """Return why leaving its block does not finish a window; None: it does."""
+    if failed:
+        return "an exception left the block"
+    if scan.position.finished:
+        return None
+    if stopped:
+        return "the run was stopped"
+    if scan.position.readings:
+        return "a pages(), track() or fetch() was begun and not read to its end"
+    if not scan.exhausted:
+        return "no pages(), track() or fetch() was read to its end, and finish() was not called"
+    return None

@@ -1,0 +1,145 @@
+"""What a run should know of a stream, told once at its end; members of a group are judged together.
+
+Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the stream or group it speaks of:
+
+    run_ended      INFO      rows of the stream in this run
+    all_late       WARNING   rows came, and every one lies before start_value
+    no_range       WARNING   start_value lies at or after end_value
+    unfinished     WARNING   the position of an unsorted stream did not move; INFO where that was meant
+    all_ahead      WARNING   every row lies in the future, so that none became the position
+    maybe_epoch    WARNING   numbers that look like times were compared as numbers
+    many_at_once   WARNING   more rows share the position than are remembered
+    unremembered   INFO      more rows lie inside the lookback or above the ceiling than are remembered
+    resume_dropped WARNING   a place to resume was stored for another range
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+from checkpoint.streams.reading import NO_ROWS, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger("checkpoint")
+
+
+class Ending(NamedTuple):
+    """What there is to tell of one stream."""
+
+    key: str
+    stats: Stats
+    commits: int
+    long_late: bool
+    """Its late rows are late by more than a day, or are no moments."""
+    no_range: bool
+    unfinished: str | None
+    """Why it was left unfinished; None: it was finished, or nothing was fed."""
+    meant: bool
+    """That it was left so was meant, or does not matter."""
+    all_ahead: bool
+    epoch: str | None
+    """The format that its numbers look like."""
+
+
+def tell(name: str, endings: Sequence[Ending], *, failed: bool = False) -> None:
+    """Log what is to be known of a stream, or of the streams of a group.
+
+    Args:
+        name: the stream's key, or the group's name.
+        endings: of the stream, or of each member.
+        failed: an exception ended it; then there is nothing to warn of.
+
+    """
+    if not endings:
+        return
+    total = NO_ROWS
+    for ending in endings:
+        total += ending.stats
+    if not failed:
+        _warn(name, endings, total)
+    unfinished = [ending for ending in endings if ending.unfinished is not None]
+    if unfinished:
+        meant = failed or all(ending.meant for ending in unfinished)
+        _log(
+            logging.INFO if meant else logging.WARNING, "unfinished", name,
+            "was left unfinished, and its position did not move: %s", _why(endings, unfinished),
+        )  # fmt: skip
+    if total.unremembered:
+        _log(
+            logging.INFO, "unremembered", name,
+            "%d rows inside the lookback or above the ceiling are not remembered, and may come twice: raise max_seen",
+            total.unremembered, checkpoint_unremembered=total.unremembered,
+        )  # fmt: skip
+    commits = sum(ending.commits for ending in endings)
+    _log(
+        logging.INFO, "run_ended", name, "seen=%d delivered=%d dropped=%d late=%d commits=%d",
+        total.seen, total.delivered, total.dropped, total.late, commits,
+        checkpoint_seen=total.seen, checkpoint_delivered=total.delivered, checkpoint_dropped=total.dropped,
+        checkpoint_late=total.late, checkpoint_commits=commits,
+    )  # fmt: skip
+
+
+def _warn(name: str, endings: Sequence[Ending], total: Stats) -> None:
+    if total.seen and total.late == total.seen and all(ending.long_late for ending in endings if ending.stats.late):
+        _log(
+            logging.WARNING, "all_late", name,
+            "all of %d rows lie before start_value, and were dropped: does the source answer for another range or "
+            "another field? to read them, rewind", total.seen, checkpoint_late=total.late,
+        )  # fmt: skip
+    if lost := [ending for ending in endings if ending.no_range]:
+        _log(
+            logging.WARNING, "no_range", name,
+            "start_value lies at or after end_value, so nothing can be read%s: to read the range again, rewind() to "
+            "its beginning or keep it under a key of its own; to go on, raise end_value or leave it out",
+            _named(endings, lost),
+        )  # fmt: skip
+    if ahead := [ending for ending in endings if ending.all_ahead]:
+        _log(
+            logging.WARNING, "all_ahead", name,
+            "every row lies later than now, so none became the position%s: is it a clock that is wrong, a time zone "
+            "(timezone=), or a field of planned times?", _named(endings, ahead),
+        )  # fmt: skip
+    if alike := [ending for ending in endings if ending.epoch]:
+        _log(
+            logging.WARNING, "maybe_epoch", name,
+            "its numbers look like times, but numbers have no clock%s: say cursor_format=%r, or cursor_format='number' "
+            "where they are none", _named(endings, alike), alike[0].epoch,
+        )  # fmt: skip
+
+
+def tell_of_ties(name: str, most: int) -> None:
+    """Log that more rows share the position than are remembered."""
+    _log(
+        logging.WARNING, "many_at_once", name,
+        "more than %d rows at its position: the next run hands some of them out again; raise max_seen", most,
+    )  # fmt: skip
+
+
+def tell_of_place(name: str, what: str) -> None:
+    """Log that a stored place to resume is not used."""
+    _log(
+        logging.WARNING, "resume_dropped", name,
+        "the place where fetch() was interrupted belongs to another %s, so it begins anew; an initial_value made of "
+        "now() never resumes", what,
+    )  # fmt: skip
+
+
+def _why(endings: Sequence[Ending], unfinished: Sequence[Ending]) -> str:
+    reasons = dict.fromkeys(str(ending.unfinished) for ending in unfinished)
+    return "; ".join(reasons) + _named(endings, unfinished)
+
+
+def _named(endings: Sequence[Ending], some: Sequence[Ending]) -> str:
+    """Return which members are spoken of; of a single stream nothing."""
+    if len(endings) == 1:
+        return ""
+    keys = ", ".join(repr(ending.key) for ending in some[:3])
+    return f" ({len(some)} of {len(endings)} members: {keys}{', …' if len(some) > 3 else ''})"
+
+
+def _log(level: int, event: str, name: str, text: str, *args: object, **extra: object) -> None:
+    extra |= {"checkpoint_event": event, "checkpoint_stream": name}
+    logger.log(level, f"%r: {text}", name, *args, extra=extra)  # noqa: G004 - the text is ours, and one of a few
