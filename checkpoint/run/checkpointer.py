@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSp
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
-from checkpoint.errors import StateMissing, listed
+from checkpoint.errors import CorruptState, StateMissing, listed
 from checkpoint.run.commits import Commits
 from checkpoint.run.flush import Commit
 from checkpoint.run.forms import check_shards
@@ -440,10 +440,15 @@ class Checkpointer(MutableMapping[str, Cursor]):
     @inside
     def _open_stream(self, key: str, options: Options, group: Group | str | None) -> Incremental[Any]:
         from checkpoint.streams.incremental import Incremental
+        from checkpoint.streams.stored import WrongShapeError
 
         layers = self._layers
         held = layers.key_of(key, group)
-        stream: Incremental[Any] = Incremental(key, options, layers.stored_cursor(held), self._stops.came)
+        cursor = layers.stored_cursor(held)
+        try:
+            stream: Incremental[Any] = Incremental(key, options, cursor, self._stops.came, alone=group is None)
+        except WrongShapeError as reason:
+            raise CorruptState(self.state_key, held, layers.drafts.value(held)) from reason
         layers.hold(stream, held)
         return stream
 

@@ -11,8 +11,8 @@ from checkpoint.run.worker import Background, add_note
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from checkpoint.run.holders import Caller
     from checkpoint.run.layers import Layers
+    from checkpoint.streams.holding import Holder as Caller
 
 
 class Commits:
@@ -62,6 +62,7 @@ class Commits:
             try:
                 with layers.claims.lock:
                     layers.holders.leave()
+                    layers.holders.tell_of_held(by)
                     layers.claim((), by)
                     layers.phase = "closed"
                     self._need_transaction(layers.claims.waiting)

@@ -6,18 +6,22 @@ What a commit is asked for is a `Scope`; it claims the streams in it, all or non
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from checkpoint import codec
 from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.streams.holding import here as caller
+from checkpoint.streams.stored import WrongShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from checkpoint.codec import Cursor
+    from checkpoint.streams.holding import Holder as Caller
+    from checkpoint.streams.telling import Ending
+
+__all__ = ["Holder", "Holders", "Scope", "Stream", "caller", "decoded"]
 
 
 class Stream(Protocol):
@@ -57,30 +61,29 @@ class Stream(Protocol):
         """Refuse to be fed any more; what it can tell stays readable."""
         ...
 
+    def ending(self) -> Ending:
+        """Return what there is to tell of it at its end."""
+        ...
 
-class Caller(NamedTuple):
-    """Who asks for a commit: taken at the call, for a wrapper may run the commit elsewhere."""
+    def held_elsewhere(self, by: Caller) -> bool:
+        """Tell whether rows of it are in the hands of a thread or task other than `by`."""
+        ...
 
-    thread: int
-    task: int | None
-    """Identity of the asyncio task; None: there is none."""
-
-
-def caller() -> Caller:
-    """Return who calls."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        task = None
-    return Caller(threading.get_ident(), None if task is None else id(task))
+    def let_go(self, by: Caller) -> None:
+        """Take note that `by` committed it: what it had closed is held by nobody."""
+        ...
 
 
 class Holder:
     """A stream, and the key of the layers that it holds: a key of the mapping, or a member of a group."""
 
-    def __init__(self, stream: Stream, key: str, state_key: str, below: Callable[[str], str | None]) -> None:
+    def __init__(
+        self, stream: Stream, key: str, group: str | None, state_key: str, below: Callable[[str], str | None]
+    ) -> None:
         self.stream = stream
         self.key = key
+        self.group = group
+        """The group that the key is a member of; None: it is a key of the mapping."""
         self._state_key = state_key
         self._below = below
 
@@ -100,7 +103,11 @@ class Holder:
 
         """
         try:
-            self.stream.back(decoded(self._state_key, self.key, self._below(self.key)))
+            value = self._below(self.key)
+            try:
+                self.stream.back(decoded(self._state_key, self.key, value))
+            except WrongShapeError as reason:
+                raise CorruptState(self._state_key, self.key, value or "") from reason
         except BaseException:
             self.stream.detach()
             raise
@@ -160,7 +167,9 @@ class Holders:
 
     def detach(self, prefix: str = "") -> None:
         """Take streams back to their last claims, for good: those whose keys begin with a text."""
-        for holder in self.live(prefix):
+        holders = self.live(prefix)
+        self._tell_of_groups(holders, failed=True)
+        for holder in holders:
             holder.stream.detach()
 
     def back(self) -> None:
@@ -181,8 +190,30 @@ class Holders:
 
     def end(self) -> None:
         """Let no stream be fed any more: the run has ended."""
-        for stream in self.streams():
-            stream.end()
+        holders = self.live()
+        self._tell_of_groups(holders, failed=False)
+        for holder in holders:
+            holder.stream.end()
+
+    def tell_of_held(self, by: Caller) -> None:
+        """Log which streams are not claimed at the end, for others than `by` hold rows of them."""
+        held = [holder.stream.key for holder in self.live() if holder.stream.held_elsewhere(by)]
+        if held:
+            from checkpoint.streams.telling import tell_of_holders
+
+            tell_of_holders(held)
+
+    @staticmethod
+    def _tell_of_groups(holders: list[Holder], *, failed: bool) -> None:
+        """Log what is to be known of the streams of each group, together."""
+        groups: dict[str, list[Ending]] = {}
+        for holder in holders:
+            if holder.group is not None:
+                groups.setdefault(holder.group, []).append(holder.stream.ending())
+        if groups:
+            from checkpoint.streams.telling import tell
+        for name, endings in groups.items():
+            tell(name, endings, failed=failed)
 
     def _forget(self, holder: Holder) -> None:
         if self._by_key.get(holder.key) is holder:

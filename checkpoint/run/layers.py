@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from checkpoint.codec import Cursor
     from checkpoint.entries import Entry
     from checkpoint.run.claims import Changes
-    from checkpoint.run.holders import Caller, Stream
+    from checkpoint.run.holders import Stream
     from checkpoint.run.rollback import Rollback
+    from checkpoint.streams.holding import Holder as Caller
 
 logger = logging.getLogger("checkpoint")
 
@@ -154,7 +155,8 @@ class Layers:
 
     def hold(self, stream: Stream, key: str) -> None:
         """Let a stream hold a key."""
-        self.holders.open(Holder(stream, key, self.state_key, self.groups.below))
+        group = named(key)[0] if key.startswith(GROUP_PREFIX) else None
+        self.holders.open(Holder(stream, key, group, self.state_key, self.groups.below))
 
     def open_group(self, name: str, shards: int | None) -> Group:
         """Open a group, in the place of one of its name."""
@@ -198,6 +200,7 @@ class Layers:
         self.claims.take(lowered, asked)
         for holder in scope.holders:
             holder.stream.claimed()
+            holder.stream.let_go(by)
         self.drafts.drop(said)
         self.drafts.claimed(changes)
         self._warn_of_size(lowered)
@@ -211,7 +214,7 @@ class Layers:
 
         """
         if not only:
-            return Scope(by, None, self.holders.live(), set())
+            return Scope(by, None, [one for one in self.holders.live() if not one.stream.held_elsewhere(by)], set())
         scope = Scope(by, set(), [], set())
         for one in only:
             if isinstance(one, Group) or self.groups.get(one) is not None:
@@ -231,10 +234,16 @@ class Layers:
         prefix = member_key(group.name, "")
         scope.groups.add(group.name)
         cast("set[str]", scope.keys).update(key for key in self.drafts.touched() if key.startswith(prefix))
-        scope.holders.extend(self.holders.live(prefix))
+        scope.holders.extend(one for one in self.holders.live(prefix) if not one.stream.held_elsewhere(scope.by))
 
     def _add_key(self, scope: Scope, key: str, holder: Holder | None) -> None:
         if holder is not None:
+            if holder.stream.held_elsewhere(scope.by):
+                raise RuntimeError(
+                    f"{holder.stream.key!r} was read by another thread or task, which still has rows of it in hand: "
+                    "take its pages in the thread or task that writes and commits them; to read ahead, let a thread "
+                    "fetch from the source, and give what it fetched to pages(), track() or fetch() here"
+                )
             scope.holders.append(holder)
         elif not (self.drafts.has(key) or self.drafts.is_edited(key) or key in self.claims.known):
             self._check_no_member(key)

@@ -77,10 +77,12 @@ class Incremental(Feeding[T]):
     _resume: Resume | None  # where a `fetch` was interrupted, as it is stored
     _pending: Claim
 
-    def __init__(self, key: str, options: Options, stored: Cursor | None, stops: Sequence[object] = ()) -> None:
+    def __init__(
+        self, key: str, options: Options, stored: Cursor | None, stops: Sequence[object] = (), *, alone: bool = True
+    ) -> None:
         self.key = key
         """The key the cursor is stored under."""
-        self.alone = True
+        self.alone = alone
         """Whether it tells of itself at its end; of a member its group does."""
         self._options = options
         self._stops = stops  # not empty: the run is to stop

@@ -11,6 +11,7 @@ Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the
     many_at_once   WARNING   more rows share the position than are remembered
     unremembered   INFO      more rows lie inside the lookback or above the ceiling than are remembered
     resume_dropped WARNING   a place to resume was stored for another range
+    held_elsewhere WARNING   another thread or task has rows in hand that the run did not commit
 """
 
 from __future__ import annotations
@@ -115,6 +116,15 @@ def tell_of_ties(name: str, most: int) -> None:
     _log(
         logging.WARNING, "many_at_once", name,
         "more than %d rows at its position: the next run hands some of them out again; raise max_seen", most,
+    )  # fmt: skip
+
+
+def tell_of_holders(names: Sequence[str]) -> None:
+    """Log that rows of streams were not claimed at the end of a run."""
+    _log(
+        logging.WARNING, "held_elsewhere", ", ".join(names),
+        "another thread or task still has rows in hand, so they were not committed: let it end, or read to the end, "
+        "before the run is left",
     )  # fmt: skip
 
 
