@@ -151,6 +151,8 @@ class Stream:
             "row_order": self.order,
             "range_start": "open" if self.open else "closed",
             "on_cursor_value_missing": self.missing,
+            "timezone": "UTC" if self.kind == "naive" else None,
+            "cursor_format": "text" if self.kind == "text" else None,
         }
 
 
@@ -223,6 +225,8 @@ def run(stream, crash):
                         commit()
             if crash == written:
                 raise Crash
+            if stream.how in ("filter", "observe"):
+                inc.finish()  # which alone says that this was all
     except Crash:
         return False
     stream.covered.update(identity(row) for row in pending)
