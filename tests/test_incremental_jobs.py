@@ -78,7 +78,7 @@ def test_a_page_in_which_one_row_is_bad_is_fed_again_without_it(memory):
     page = rows(1, "yesterday", 3)
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc")
-        with pytest.raises(TypeError, match="'s', 'at': 'yesterday'"):
+        with pytest.raises(ValueError, match="'s', 'at': 'yesterday'"):
             inc.filter(page)
         cp.commit()
         assert stored(memory) == {}

@@ -18,7 +18,7 @@ import logging
 import os
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from checkpoint.streams import telling
 from checkpoint.streams.claiming import Claim, claim, claim_windows
@@ -138,6 +138,10 @@ class Incremental(Feeding[T]):
         """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
         self._unfinished, self._scan.position.finished = True, False
 
+    @overload
+    def rewind(self, value: Any, reason: str) -> None: ...
+    @overload
+    def rewind(self, *, by: Step, reason: str) -> None: ...
     def rewind(self, value: Any = None, reason: str = "", *, by: Step | None = None) -> None:
         """Move the position back to `value`, or `by` an amount; the next commit stores it.
 

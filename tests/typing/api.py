@@ -96,7 +96,8 @@ def streams(cp: Checkpointer, row: dict[str, int], batches: list[list[dict[str, 
     assert_type(cp.commit(inc), Commit)
     assert_type(cp.incremental("users", lambda user: user["at"]), Incremental[Any])
     inc.observe(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    inc.rewind(1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    inc.rewind(by=1, reason="reason")
+    inc.rewind(1)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     cp.incremental("files", "at", row_order="up")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     cp.incremental("files", "at", None)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
