@@ -103,14 +103,14 @@ def test_a_terminated_demo_leaves_nothing_behind(tmp_path: Path):
 class LossySink(demo.Sink):
     """Loses one row of every page."""
 
-    def write(self, page: list[demo.File]) -> None:
+    def write(self, page: list[demo.SourceFile]) -> None:
         super().write(page[1:])
 
 
 class StaleSink(demo.Sink):
     """Keeps the first version of every row."""
 
-    def write(self, page: list[demo.File]) -> None:
+    def write(self, page: list[demo.SourceFile]) -> None:
         known = {row.path for row in self.rows()}
         super().write([row for row in page if row.path not in known])
 

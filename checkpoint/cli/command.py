@@ -38,7 +38,7 @@ class Verbs(click.Group):
         except (CheckpointError, OSError) as error:
             raise _ended(ctx, click.ClickException(_sentence(error))) from error
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs as they are to be listed."""
         return list(self.commands)
 

@@ -54,7 +54,7 @@ def sync(state_key: str, store: Store | None, source: Source, sink: Sink) -> Non
 # The source and the sink
 
 
-class File(NamedTuple):
+class SourceFile(NamedTuple):
     """A file, as the source tells of it; rows sort by time, then by path."""
 
     updated_at: str
@@ -70,7 +70,7 @@ class Source:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def pages(self, updated_since: str | None) -> Iterator[list[File]]:
+    def pages(self, updated_since: str | None) -> Iterator[list[SourceFile]]:
         """Yield the rows updated at that time or later; None: all."""
         rows = [row for row in self.rows() if updated_since is None or row.updated_at >= updated_since]
         size = self.page_size()
@@ -81,7 +81,7 @@ class Source:
         """Return what makes about forty pages of a full sync."""
         return max(1, len(self.files()) // 40)
 
-    def rows(self) -> list[File]:
+    def rows(self) -> list[SourceFile]:
         """Return all rows, sorted."""
         return sorted(self._row(file) for file in self.files())
 
@@ -89,12 +89,12 @@ class Source:
         """Return the files behind the rows."""
         return sorted(file for file in self.folder.rglob("*") if file.is_file())
 
-    def _row(self, file: Path) -> File:
+    def _row(self, file: Path) -> SourceFile:
         stat = file.stat()
         seconds, nanoseconds = divmod(stat.st_mtime_ns, 10**9)
         updated_at = f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
         path = file.relative_to(self.folder).as_posix()
-        return File(updated_at, path, stat.st_size, sha256(file.read_bytes()).hexdigest())
+        return SourceFile(updated_at, path, stat.st_size, sha256(file.read_bytes()).hexdigest())
 
 
 class Sink:
@@ -108,7 +108,7 @@ class Sink:
             " written INTEGER DEFAULT 1, again INTEGER DEFAULT 0)"
         )
 
-    def write(self, page: list[File]) -> None:
+    def write(self, page: list[SourceFile]) -> None:
         """Store a page; a row that is there already and has not changed came again."""
         with self._db:
             self._db.executemany(
@@ -120,9 +120,9 @@ class Sink:
             )
         self._told(len(page))
 
-    def rows(self) -> list[File]:
+    def rows(self) -> list[SourceFile]:
         """Return what is stored."""
-        return [File(*row) for row in self._db.execute("SELECT updated_at, path, size, sha256 FROM files")]
+        return [SourceFile(*row) for row in self._db.execute("SELECT updated_at, path, size, sha256 FROM files")]
 
     def counts(self) -> tuple[int, int]:
         """Return how many rows came, and how many of them came again, since the last reset."""

@@ -82,7 +82,7 @@ class Form:
         """Tell whether an entry is the group's."""
         return key == self.head or key.startswith(f"{self.head}/") or key in self.old_keys
 
-    def relies_on(self, keys: Iterable[str]) -> list[str]:  # noqa: ARG002 - the head always has the same content
+    def relies_on(self, keys: Iterable[str]) -> list[str]:  # the head always has the same content
         """Return the entries that must be as they were for these to be written."""
         return []
 

@@ -570,7 +570,7 @@ def _add_calls(app: FastAPI, api: Api) -> None:
     add("DELETE", one, api.delete_entry, _ONE, StateEntry, (*every, 404))
 
 
-def _add_call(  # noqa: PLR0917 - called above only, as a table
+def _add_call(
     app: FastAPI,
     method: str,
     path: str,

@@ -39,7 +39,7 @@ def check_keep(keep: int, keep_days: int) -> None:
 
     """
     for what, number in (("keep", keep), ("keep_days", keep_days)):
-        if not isinstance(number, int) or isinstance(number, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"{what} must be an int, not {type(number).__name__}")
         if number < 0:
             raise ValueError(f"{what} must be a number from 0 on, not {number}")
@@ -56,7 +56,7 @@ def check_question(state_key: str, key: str | None, limit: int | None) -> None:
     if key is not None:
         check_name("key", key)
     if limit is not None:
-        if not isinstance(limit, int) or isinstance(limit, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+        if not isinstance(limit, int) or isinstance(limit, bool):
             raise TypeError(f"limit must be an int, not {type(limit).__name__}")
         if limit < 0:
             raise ValueError(f"limit must be a number from 0 on, not {limit}")

@@ -97,7 +97,7 @@ class Clients:
         self._made: dict[tuple[int, bool], _Client] = {}  # by process, and by whether it multiplexes
         self._making = threading.Lock()
 
-    def send(  # noqa: PLR0917 - the request, and for whom it is
+    def send(
         self, operation: Operation, deadline: Deadline, token: Secret, method: str, url: str, body: bytes | None
     ) -> Response:
         """Send one request and read its answer, not later than the deadline.

@@ -81,7 +81,7 @@ class Network(httpcore.NetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the deadline stands for all timeouts
+        timeout: float | None = None,  # the deadline stands for all timeouts
         local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:
@@ -133,7 +133,7 @@ class _Stream(httpcore.NetworkStream):
         self._stream = stream
         self._network = network
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         limit = self._network.now()
         if limit.quiet() < limit.left():
             outer = sys.exc_info()[1]
@@ -145,7 +145,7 @@ class _Stream(httpcore.NetworkStream):
                 limit.tell()
         return self._stream.read(max_bytes, limit.left())
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), _CHUNK):
             self._stream.write(buffer[start : start + _CHUNK], self._network.now().left())
 
@@ -156,7 +156,7 @@ class _Stream(httpcore.NetworkStream):
         self,
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - as above
+        timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         limit = self._network.now()
         return self._network.adopt(self._stream.start_tls(ssl_context, server_hostname, limit.left()))

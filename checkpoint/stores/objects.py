@@ -209,7 +209,7 @@ class _Document(NamedTuple):
 class _Commit:
     """One commit's attempts, each of which begins by reading."""
 
-    def __init__(  # noqa: PLR0917 - made in one place
+    def __init__(
         self,
         store: ObjectStore,
         name: str,

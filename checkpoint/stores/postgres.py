@@ -109,7 +109,7 @@ class PostgresStore:
         del dsn, found  # so that no rendered traceback shows its password
         if both:
             raise TypeError("a store has a connection string or a connection, not both")
-        if not isinstance(connection, psycopg.Connection | None):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+        if not isinstance(connection, psycopg.Connection | None):
             raise TypeError(f"connection must be a psycopg.Connection, not {type(connection).__name__}")
         if password is not None and not callable(password):  # pyright: ignore[reportUnnecessaryComparison] - as above
             raise TypeError("password must be a function that returns the password; a fixed one stands in the URL")
@@ -343,7 +343,7 @@ class _Unit(AbstractContextManager["Statements"]):
 class _Commit:
     """One commit, in as many attempts as it takes; its token tells a later one whether an earlier one landed."""
 
-    def __init__(  # noqa: PLR0917 - made in one place
+    def __init__(
         self,
         state_key: str,
         changes: Mapping[str, str | None],

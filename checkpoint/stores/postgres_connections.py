@@ -130,7 +130,7 @@ def _asked(password: Callable[[], str]) -> str:
         found = password()
     except Exception as error:
         raise Unauthorized(f"the function that gives the password failed ({type(error).__name__})") from error
-    if not isinstance(found, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be typed
+    if not isinstance(found, str):
         raise TypeError(f"the function that gives the password must return a str, not {type(found).__name__}")
     return found
 

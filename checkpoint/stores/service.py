@@ -108,7 +108,7 @@ class Service:
             response = self._send(run, deadline, renewed, method, path, body)
         return self._judge(response)
 
-    def _send(  # noqa: PLR0917 - the request, and for whom it is
+    def _send(
         self, run: Requests, deadline: Deadline, token: Secret, method: str, path: str, body: bytes | None
     ) -> Response:
         throttle = self._pace(token)

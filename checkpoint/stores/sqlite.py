@@ -82,7 +82,7 @@ class SQLiteStore:
             _stores.add(self)
         elif path is not None:
             raise TypeError("a store has a path or a connection, not both")
-        elif not isinstance(connection, sqlite3.Connection):  # pyright: ignore[reportUnnecessaryIsInstance] - as in base
+        elif not isinstance(connection, sqlite3.Connection):
             raise TypeError(f"connection must be a sqlite3.Connection, not {type(connection).__name__}")
 
     def __repr__(self) -> str:

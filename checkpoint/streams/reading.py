@@ -465,7 +465,7 @@ class Scan:
             raise error
         raise TypeError(f"{self.name!r}: {error}") from error
 
-    def _judge(  # noqa: PLR0917 - what is known of a row: no call names it all
+    def _judge(
         self, record: Any, value: Any, key: Key, reading: Reading, last: Mark | None, index: int | None = None
     ) -> Verdict:
         """Tell whether to deliver a record, whether it is late, and what of it counts for the position.

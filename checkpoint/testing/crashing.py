@@ -243,11 +243,11 @@ def crash_and_resume(
                 raise AssertionError(f"crashed {whole.places[point - 1]}, the job could not be resumed") from error
             found = delivered(resumed)
         where = f"crashed {crashed.crashed or whole.places[point - 1]} (point {point} of {total}) and resumed"
-        worst = max(worst, _compared(truth, found, where))
+        worst = max(worst, _check_rows(truth, found, where))
     return Crashes(count, worst)
 
 
-def _compared(truth: dict[Hashable, list[Any]], found: dict[Hashable, list[Any]], where: str) -> int:
+def _check_rows(truth: dict[Hashable, list[Any]], found: dict[Hashable, list[Any]], where: str) -> int:
     """Return how many rows came twice.
 
     Raises:

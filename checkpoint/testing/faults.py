@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Exchange:
     """A request that a fault answers, its body already read, and the connection that it came by."""
 
-    def __init__(  # noqa: PLR0917 - made in one place
+    def __init__(
         self, app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send, transport: asyncio.Transport
     ) -> None:
         self._app = app
