@@ -52,7 +52,7 @@ def test_fault_54_a_row_that_changes_after_it_was_read(kind, key):
     with freeze_time(NOW + timedelta(hours=1)), Checkpointer("run", store) as cp:
         stream = cp.incremental("s", "at", primary_key=key, **options)
         scale = stream._scan.range.new_scale()
-        changed = [{"id": id, "at": spell(NOW + timedelta(seconds=10 * id)), "version": 2} for id in (1, 2)]  # noqa: A001 - the module that is tested names it so
+        changed = [{"id": n, "at": spell(NOW + timedelta(seconds=10 * n)), "version": 2} for n in (1, 2)]
         start = stream.start_value
         asked = [row for row in changed if start is None or scale.key_of(row["at"]) >= scale.key_of(start)]
         for page in stream.pages([asked]):

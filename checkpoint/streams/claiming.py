@@ -47,7 +47,7 @@ def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> C
     return _with(scan, options, base, reached if moved else position, moved=moved, reached=reached, place=place)
 
 
-def claim_windows(  # noqa: PLR0917 - as `claim`, and what is finished
+def claim_windows(
     scan: Scan, options: Options, base: Cursor | None, position: Any, reached: Any, islands: list[list[Any]]
 ) -> Claim:
     """Return the same of a stream that is cut into windows: finished up to `reached`, and in `islands` beyond it."""
