@@ -12,6 +12,7 @@ import pytest
 from checkpoint import Checkpointer, Conflict, errors
 from checkpoint.codec import decode, encode
 from checkpoint.stores import open_store
+from checkpoint.streams import telling
 from checkpoint.testing import Answer, ApiServer, Drop
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +145,12 @@ def test_every_page_is_in_the_index():
 
 def test_the_front_page_stays_short():
     assert PAGES[ROOT / "README.md"].count("\n") <= 250
+
+
+def test_every_event_of_a_stream_is_described():
+    page = PAGES[ROOT / "docs" / "reference" / "logging.md"]
+    listed = re.findall(r"^    ([a-z_]+) +(?:INFO|WARNING) ", telling.__doc__, re.MULTILINE)
+    assert re.findall(r"^\| `([a-z_]+)` \| (?:INFO|WARNING)", page, re.MULTILINE) == listed
 
 
 def test_every_error_is_described():
