@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 from checkpoint.errors import StoreUnavailable
@@ -145,6 +147,7 @@ class Operation:
             return attempt()  # most succeed, and need no policy, which costs a tenth of a request
         except Again as failure:
             last, handed_over = failure, False
+        _load_tenacity()
         from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
         def next_attempt() -> T:
@@ -204,3 +207,14 @@ class Operation:
     def gave_up(self, deadline: Deadline, last: Again) -> StoreUnavailable:
         """Return the error that says how many attempts it took and how long, and how the last one ended."""
         return StoreUnavailable(f"{self.where}: gave up after {deadline.spent()}: {last}")
+
+
+def _load_tenacity() -> None:
+    """Import tenacity in a thread of its own, where no signal handler runs.
+
+    One that raises in the middle of an import leaves half a package behind, which no later import makes whole.
+    """
+    if "tenacity" not in sys.modules:
+        loading = threading.Thread(target=import_module, args=("tenacity",))
+        loading.start()
+        loading.join()

@@ -237,8 +237,10 @@ class SQLiteStore:
 
     def _connected(self, patience: Patience) -> sqlite3.Connection:
         connection = self._connection
-        if connection is not None and not connection.in_transaction and self._file.is_the_opened_one():
-            return connection
+        if connection is not None and not connection.in_transaction:  # or else an interruption left it
+            if self._file.is_the_opened_one():
+                return connection
+            self._file.end_log(connection)
         self._drop()
         connection = self._connection = self._file.open(patience)
         return connection

@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from secrets import token_hex
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from checkpoint.errors import StoreError
@@ -42,6 +43,7 @@ class Patience:
         self._path = path
         self._seconds = seconds
         self._waiting: tuple[Operation, Deadline] | None = None  # made when there is something to wait for
+        self._has_locks = False  # whether the file system was found to have them
 
     def execute(self, cursor: sqlite3.Cursor, sql: str) -> None:
         """Execute a statement, again and again while other connections hold the file.
@@ -67,8 +69,9 @@ class Patience:
             try:
                 return attempt()
             except Again:
-                if deadline.used() > SILENCE and operation.quiet(deadline) <= 0:
+                if not self._has_locks and deadline.used() > SILENCE:
                     _check_locks(self._path)
+                    self._has_locks = True
                 raise
 
         return operation.call(next_attempt, deadline, _POLICY)
@@ -100,19 +103,19 @@ def _check_locks(path: Path) -> None:
     probe = Path(f"{path}.{token_hex(8)}.lock")
     try:
         descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except OSError:
+    except PermissionError:
         return  # a folder in which nothing can be written
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}:
+        if error.errno in _NO_LOCKS:
             raise StoreError(
                 f"{path} is on a file system without file locks ({error.strerror}), where several runs would overwrite "
                 "each other: put it on a local disk, or mount the folder with locks"
             ) from error
     finally:
         os.close(descriptor)
-        probe.unlink(missing_ok=True)
+        _remove(probe)
 
 
 def transact(
@@ -176,10 +179,16 @@ class File:
                 return connection
             connection.close()
 
+    def end_log(self, connection: sqlite3.Connection) -> None:
+        """End the write-ahead log of a file that another has replaced, unless others use it."""
+        if self._log is not None and _identity(_log_of(self.path)) == self._log:
+            with suppress(sqlite3.OperationalError):  # locked by them
+                connection.execute("PRAGMA journal_mode = DELETE")
+
     def _check_log(self) -> None:
         # SQLite would write the changes in the log of the former file into this one.
         log = _log_of(self.path)
-        if self._log is not None and _identity(log) == self._log and log.stat().st_size:
+        if self._log is not None and _identity(log) == self._log:
             raise StoreError(
                 f"{self.path} was replaced, and {log.name}, the log of the file before it, is still in use: end the "
                 "other processes that use it, put the file in its place again, and remove that log"
@@ -197,11 +206,23 @@ def _identity(path: Path) -> Identity | None:
         found = os.stat(path)  # noqa: PTH116 - half as expensive as Path.stat, and done for each operation
     except FileNotFoundError:
         return None
+    if S_ISDIR(found.st_mode):
+        raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'state.db'}")
     return found.st_dev, found.st_ino
 
 
 def _log_of(path: Path) -> Path:
-    return Path(f"{path.resolve()}-wal")  # beside the file, not beside a link to it
+    # Beside the file, not beside a link to it. Strict: otherwise it swallows an OSError that a signal handler raises.
+    return Path(f"{path.resolve(strict=True)}-wal")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that nothing reads, should it stay."""
+    try:
+        path.unlink()
+    except OSError as error:
+        if error.errno is None:  # a signal handler's, such as the built-in TimeoutError
+            raise
 
 
 def default_path() -> Path:
@@ -220,6 +241,8 @@ def default_path() -> Path:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return folder / "state.db"
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # as in _remove
+            raise
         raise StoreError(f"the user state folder cannot be created ({error}): {advice}") from error
     raise StoreError(f"this user has no home folder ({folder}): {advice}")  # older platformdirs say so with a "~"
 
@@ -266,8 +289,6 @@ def _opened(path: Path, patience: Patience) -> sqlite3.Connection:
         Again: others keep it in WAL mode.
 
     """
-    if path.is_dir():
-        raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'state.db'}")
     # An existing file only: SQLite creates a missing one with no bytes, which could be a damaged one.
     connection = _connect(f"{path.as_uri()}?mode=rw")
     try:
@@ -342,8 +363,8 @@ def _create(path: Path, patience: Patience, *, private: bool) -> None:
         raise StoreError(f"{path} cannot be created: its folder does not exist")
     temporary = Path(f"{path}.{token_hex(8)}.new")
     try:
-        if private:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # SQLite keeps the mode
+        # Its journal and log get the mode of the file; SQLite's own would be 0644 whatever the umask lets a group do.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
         with closing(_connect(temporary.as_uri())) as connection:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("PRAGMA fullfsync = 1")
@@ -353,8 +374,7 @@ def _create(path: Path, patience: Patience, *, private: bool) -> None:
         created = _publish(temporary, path)
     finally:
         for leftover in (temporary, Path(f"{temporary}-journal")):
-            with suppress(OSError):  # nothing reads it, should it stay
-                leftover.unlink()
+            _remove(leftover)
     if created and private and _in_container():
         logger.warning("%s was created inside a container, and is gone when that is: set CHECKPOINT_STORE", path)
 
@@ -395,8 +415,11 @@ def _named(temporary: Path, path: Path, folder: int | None) -> bool:
     if folder is not None:
         import fcntl  # not on Windows
 
-        with suppress(OSError):  # without locks too the file is only renamed where there is none
+        try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process
+        except OSError as error:  # without locks too the file is only renamed where there is none
+            if error.errno not in _NO_LOCKS:
+                raise
     if os.path.lexists(path):
         return False
     temporary.rename(path)
@@ -420,4 +443,5 @@ def _sync(folder: int) -> None:
 
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # man 2 link
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # man 2 fcntl, man 2 flock
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}  # man 2 fsync: special files
