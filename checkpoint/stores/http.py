@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import getproxies
 from weakref import WeakSet, finalize
 
@@ -85,7 +85,8 @@ class TransportError(Exception):
 class Clients:
     """The way to one service: a client for each process, and HTTP/2 where the service speaks it.
 
-    Over TLS the first answer tells which it speaks. After a fork the child starts with no client, and leaves the
+    Over TLS the first answer tells which it speaks. Where that is HTTP/1.1, the connection that brought it goes on with
+    one request at a time, and those beside it have others. After a fork the child starts with no client, and leaves the
     parent's connections alone.
     """
 
@@ -94,7 +95,11 @@ class Clients:
         self._timeout = timeout
         self._concurrency = concurrency
         self._multiplexes: bool | None = None if base_url.startswith("https:") and find_spec("h2") else False
-        self._made: dict[tuple[int, bool], _Client] = {}  # by process, and by whether it multiplexes
+        # Held for good without TLS; else while a request goes over the connection by which HTTP/1.1 was found out.
+        self._first = threading.Lock()
+        if self._multiplexes is False:
+            self._first.acquire()
+        self._made: dict[tuple[int, bool], _Plain | _Multiplexing] = {}  # by process, and by whether it multiplexes
         self._making = threading.Lock()
 
     def send(
@@ -110,7 +115,8 @@ class Clients:
         if deadline.left() <= 0:
             raise TransportError("the deadline has passed", reached=False)
         _hidden.secrets.add(token)
-        client, outer = self._client(multiplexes=self._multiplexes is not False), sys.exc_info()[1]
+        outer, alone = sys.exc_info()[1], self._multiplexes is False and self._first.acquire(blocking=False)
+        client = self._client(multiplexes=self._multiplexes is not False or alone)
         try:
             response, version = client.send(
                 _request(token, method, url, body), Limit(operation, deadline, self._timeout)
@@ -135,6 +141,9 @@ class Clients:
             if response.status == _NEEDS_LOGIN and client.proxy is not None:
                 raise TransportError(client.proxy.wants_login(), reached=False, again=False)
             return response
+        finally:
+            if alone:
+                self._first.release()
         raise failure from cause  # out here, where it keeps no context, whose frames hold the token
 
     def close(self) -> None:
@@ -145,10 +154,12 @@ class Clients:
                 client.close()
 
     def forked(self) -> None:
-        """Make the lock anew in a forked child: a thread that the child does not have may hold it."""
-        self._making = threading.Lock()
+        """Make the locks anew in a forked child: a thread that the child does not have may hold them."""
+        self._making, self._first = threading.Lock(), threading.Lock()
+        if not self._base_url.startswith("https:"):
+            self._first.acquire()
 
-    def _client(self, *, multiplexes: bool) -> _Client:
+    def _client(self, *, multiplexes: bool) -> _Plain | _Multiplexing:
         which = (os.getpid(), multiplexes)
         client = self._made.get(which)
         if client is None:
@@ -159,29 +170,13 @@ class Clients:
                     client = self._made[which] = make(self._base_url, self._concurrency)
         return client
 
-    def _drop(self, client: _Client) -> None:
-        """Use a client no more that a signal handler's exception interrupted: its locks may be held for ever."""
+    def _drop(self, client: _Plain | _Multiplexing) -> None:
+        """Use a client no more that a signal handler's exception may have interrupted, with its locks held for ever."""
+        if isinstance(client, _Multiplexing):  # its own thread, which nothing interrupts, does all the work
+            return
         for which in [which for which, each in list(self._made.items()) if each is client]:
             self._made.pop(which, None)
         client.abandon()
-
-
-class _Client(Protocol):
-    """One of the two."""
-
-    proxy: _Proxy | None
-
-    def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
-        """Send a request; return the answer, and the version of HTTP that brought it."""
-        ...
-
-    def close(self) -> None:
-        """Close the connections."""
-        ...
-
-    def abandon(self) -> None:
-        """Close the connections without httpx, whose locks may be held."""
-        ...
 
 
 class _Plain:
@@ -194,6 +189,7 @@ class _Plain:
         transport._pool._network_backend = self._network  # noqa: SLF001 - httpx has no parameter for httpcore's own
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
+        """Send a request; return the answer, and the version of HTTP that brought it."""
         self._network.limit(limit)
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), limit.deadline.left())
         response = self._client.send(request, stream=True)
@@ -206,9 +202,11 @@ class _Plain:
         return body.whole(), response.http_version
 
     def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     def abandon(self) -> None:
+        """Close the connections without httpx, whose locks may be held."""
         self._network.close()
 
 
@@ -231,6 +229,7 @@ class _Multiplexing:
         self._stop.atexit = False  # the interpreter's end takes the thread with it
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
+        """Send a request; return the answer, and the version of HTTP that brought it."""
         answer = asyncio.run_coroutine_threadsafe(self._send(request, limit), self._loop)
         try:
             if limit.quiet() < limit.deadline.left() and not wait([answer], limit.quiet()).done:
@@ -266,13 +265,16 @@ class _Multiplexing:
         return body.whole(), response.http_version
 
     def close(self) -> None:
+        """Close the connections, and end the thread."""
         if self._stop.alive:
-            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
             self._stop()
             self._thread.join()
 
-    def abandon(self) -> None:
-        """Do nothing: the request is cancelled already, and nothing else was interrupted."""
+    async def _close(self) -> None:
+        await self._client.aclose()
+        for _ in range(5):  # turns of the loop, in which transports that were closed let go of their sockets
+            await asyncio.sleep(0)
 
 
 def _run(loop: Loop) -> None:
