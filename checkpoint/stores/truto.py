@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from dataclasses import dataclass, field
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
-from urllib.parse import quote, urlsplit
-
-import orjson
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import urlsplit
 
 from checkpoint.entries import Entry, Receipt
 from checkpoint.errors import (
@@ -32,6 +28,7 @@ from checkpoint.errors import (
 )
 from checkpoint.stores import check_url, service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
+from checkpoint.stores.calls import MISSING, Api, Elsewhere, entry_of, is_missing, is_rewritable, moment
 from checkpoint.stores.http import check_host
 from checkpoint.stores.retrying import Again, Deadline
 from checkpoint.stores.service import Requests, Service, Unanswered
@@ -40,6 +37,7 @@ from checkpoint.stores.urls import positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
 
     from checkpoint.stores.http import Response
 
@@ -54,7 +52,6 @@ CONCURRENCY = 50
 LOST = 3
 """Answers to a list from another than the API, until the address is taken for wrong."""
 
-MISSING = 404
 TOO_LARGE = 413
 
 
@@ -174,7 +171,7 @@ class TrutoStore:
         seconds = max(reading.left(), self._deadline / 10)  # one deadline, with what was read before
         writes = {
             key: _Write(
-                _Api(self._service, run, state_key),
+                Api(self._service, run, state_key),
                 key,
                 value,
                 base.get(key),
@@ -219,7 +216,7 @@ class TrutoStore:
 
         """
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
-        date = run.call(lambda: _Api(self._service, run, "clock").date(deadline), deadline, service.POLICY)
+        date = run.call(lambda: Api(self._service, run, "clock").date(deadline), deadline, service.POLICY)
         try:
             return parsedate_to_datetime(date)
         except ValueError as error:
@@ -260,7 +257,7 @@ class TrutoStore:
                 or not unchanged(expected, stored.entries[key])
                 or (key in changes and holds(stored.entries[key], changes[key]))
             ]
-        paths = [key for key, value in changes.items() if _is_rewritable(key) and (value is None or key in seen.keys)]
+        paths = [key for key, value in changes.items() if is_rewritable(key) and (value is None or key in seen.keys)]
         asked = dict.fromkeys([*asked, *(key for key in paths if key not in seen.reached)])
         found = self._get_each(run, state_key, asked, deadline)
         gone = [key for key, entry in found.items() if entry is None and (key in seen.keys or key in paths)]
@@ -275,12 +272,12 @@ class TrutoStore:
         """Look keys whose path leads nowhere up in a list, in which nothing is rewritten."""
         for key in keys:
             if key in listed:
-                raise _Api(self._service, run, state_key).rewritten(f"{key!r} was not found, though the list has it")
+                raise Api(self._service, run, state_key).rewritten(f"{key!r} was not found, though the list has it")
 
     def _get_each(
         self, run: Requests, state_key: str, keys: Iterable[str], deadline: Deadline
     ) -> dict[str, Entry | None]:
-        api, own = _Api(self._service, run, state_key), {key: deadline.same() for key in keys}
+        api, own = Api(self._service, run, state_key), {key: deadline.same() for key in keys}
 
         def get(key: str) -> Entry | None:
             return run.call(lambda: api.get(key, own[key]), own[key], service.POLICY)
@@ -295,14 +292,14 @@ class TrutoStore:
 
     def _list(self, run: Requests, state_key: str, deadline: Deadline) -> dict[str, Entry]:
         """Return every entry of a namespace; all pages and retries have one deadline."""
-        api = _Api(self._service, run, state_key)
+        api = Api(self._service, run, state_key)
         entries: dict[str, Entry] = {}
         cursors: list[str | None] = [None]
         while True:
             listed, cursor = self._page(api, cursors[-1], deadline)
             for entry in listed:
                 known = entries.get(entry.key)
-                if known is None or _moment(entry) >= _moment(known):
+                if known is None or moment(entry) >= moment(known):
                     entries[entry.key] = entry
             if cursor is None:
                 reached = self._seen.get(state_key, _Seen()).reached
@@ -318,13 +315,13 @@ class TrutoStore:
                 )
             cursors.append(cursor)
 
-    def _page(self, api: _Api, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
-        misses: list[_Elsewhere] = []
+    def _page(self, api: Api, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
+        misses: list[Elsewhere] = []
 
         def attempt() -> tuple[list[Entry], str | None]:
             try:
                 return api.page(cursor, deadline)
-            except _Elsewhere as miss:
+            except Elsewhere as miss:
                 misses.append(miss)
                 if len(misses) < LOST:
                     raise
@@ -346,10 +343,6 @@ class _Stored(NamedTuple):
     """Keys of which a GET said so."""
 
 
-class _Elsewhere(Again):
-    """A list's 404 that is not the API's: a gateway's, which may know the way a moment later."""
-
-
 @dataclass(slots=True)
 class _Seen:
     """What a namespace was last seen to be."""
@@ -358,83 +351,6 @@ class _Seen:
     keys: set[str] = field(default_factory=set[str])
     reached: set[str] = field(default_factory=set[str])
     """Keys that a gateway may rewrite, and that it was seen not to in this run."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Api:
-    """The five calls on one namespace, once each, and what their answers say."""
-
-    service: Service
-    run: Requests
-    state_key: str
-
-    def page(self, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
-        """List the entries of one page; return them and the cursor of the next page, None after the last."""
-        response = self._send(deadline, "GET", None, cursor=cursor)
-        if response.status == MISSING and not _is_missing(response):
-            raise _Elsewhere(self.service.said(response))
-        if cursor is None and _is_missing(response):
-            logger.warning(
-                "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
-            )
-            return [], None
-        document = self.service.document(response)
-        result, following = document.get("result"), document.get("next_cursor")
-        if not isinstance(result, list):
-            raise StoreError(
-                self.service.hide(f"the list of {self.state_key!r} has no 'result' list, but {sorted(document)[:10]}")
-            )
-        return [_entry(item) for item in cast("list[object]", result)], str(following) if following else None
-
-    def date(self, deadline: Deadline) -> str:
-        """Return the time that the answer to a list carries, empty where it carries none."""
-        return self._send(deadline, "GET", None).headers.get("date", "")
-
-    def get(self, key: str, deadline: Deadline) -> Entry | None:
-        """Return one entry, None where it is missing."""
-        response = self._send(deadline, "GET", key)
-        if _is_missing(response):
-            return None
-        if response.status == MISSING:
-            raise self.rewritten(f"{key!r} was answered {self.service.said(response)}, which is not the API's own form")
-        entry = _entry(self.service.document(response))
-        if entry.key != key:
-            raise self.rewritten(self.service.hide(f"asked for {key!r}, the service answered with {entry.key!r}"))
-        return entry
-
-    def rewritten(self, what: str) -> StoreError:
-        """Return the error of an answer that is not that of the path that was asked for."""
-        return StoreError(
-            f"{self.service.base_url}: {what}: a gateway or proxy answers in the API's place, or rewrites paths "
-            "(decodes %2F, resolves .., drops a prefix). Correct the base URL, or let it pass paths on as they are"
-        )
-
-    def post(self, key: str, value: str, deadline: Deadline) -> Response:
-        """Create an entry."""
-        return self._send(deadline, "POST", None, {"key": key, "value": value})
-
-    def patch(self, key: str, value: str, deadline: Deadline) -> Response:
-        """Change an entry."""
-        return self._send(deadline, "PATCH", key, {"value": value})
-
-    def delete(self, key: str, deadline: Deadline) -> Response:
-        """Delete an entry."""
-        return self._send(deadline, "DELETE", key)
-
-    def _send(
-        self,
-        deadline: Deadline,
-        method: str,
-        key: str | None,
-        document: dict[str, str] | None = None,
-        *,
-        cursor: str | None = None,
-    ) -> Response:
-        path = "/sync-job-run-state" + (f"/{quote(key, safe='')}" if key is not None else "")
-        path += f"?state_key={quote(self.state_key, safe='')}"
-        if cursor is not None:
-            path += f"&next_cursor={quote(cursor, safe='')}"
-        return self.service.request(self.run, deadline, method, path, document)
 
 
 class _Write:
@@ -447,7 +363,7 @@ class _Write:
 
     def __init__(
         self,
-        api: _Api,
+        api: Api,
         key: str,
         value: str | None,
         known: Entry | None,
@@ -523,12 +439,12 @@ class _Write:
     def _send(self, deadline: Deadline) -> Entry | None:
         if self._value is None:
             response = self._api.delete(self._key, deadline)
-            if _is_missing(response):
+            if is_missing(response):
                 self._check_gone()
                 return None
         elif self._exists:
             response = self._api.patch(self._key, self._value, deadline)
-            if _is_missing(response):
+            if is_missing(response):
                 return self._turn(response, deadline)
         else:
             response = self._api.post(self._key, self._value, deadline)
@@ -593,7 +509,7 @@ class _Write:
         if response.status == TOO_LARGE and self._value is not None:
             return ValueTooLarge(self._key, len(self._value.encode()))
         said = self._api.service.said(response)
-        if response.status == MISSING and not _is_missing(response):
+        if response.status == MISSING and not is_missing(response):
             return self._api.rewritten(f"{self._key!r} was answered {said}, which is not the API's own form")
         return StoreError(f"{self._api.service.base_url} refused {self._key!r}: {said}")
 
@@ -607,7 +523,7 @@ class _Write:
         if self._value is None:
             return None
         created_at = self._known.created_at if self._known is not None else None
-        return _entry({"created_at": created_at, **told, "key": self._key, "value": self._value})
+        return entry_of({"created_at": created_at, **told, "key": self._key, "value": self._value})
 
 
 def _checked_url(base_url: str) -> str:
@@ -639,52 +555,3 @@ def _failure(
             error.committed = dict(landed)
             return error
     return PartialCommit(landed, [key for key in changes if key not in landed], errors)
-
-
-def _is_missing(response: Response) -> bool:
-    """Tell whether the API itself says that there is no such entry: an error of its own has `statusCode`."""
-    if response.status != MISSING:
-        return False
-    try:
-        document = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(document, dict) and "statusCode" in document
-
-
-def _is_rewritable(key: str) -> bool:
-    """Tell whether a gateway on the way may take a key's path for another: it decodes `%2F`, or resolves `..`."""
-    return any(char in key for char in "/\\%")
-
-
-def _entry(document: object) -> Entry:
-    """Return the entry that a JSON object describes; unknown fields are left alone.
-
-    A value that is no string is opaque: its JSON text stands for it.
-    """
-    fields = cast("dict[str, object]", document) if isinstance(document, dict) else {}
-    key, value = fields.get("key"), fields.get("value")
-    if not isinstance(key, str) or "value" not in fields:
-        raise StoreError("the service answered with something that is not an entry: no 'key' or no 'value'")
-    return Entry(
-        key,
-        value if isinstance(value, str) else orjson.dumps(value).decode(),
-        created_at=_text(fields.get("created_at")),
-        updated_at=_text(fields.get("updated_at")),
-        sync_job_run_id=_text(fields.get("sync_job_run_id")),
-    )
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _moment(entry: Entry) -> tuple[float, str]:
-    """Return a sort key for `updated_at`; what is not ISO 8601 sorts as text, before what is."""
-    text = entry.updated_at or ""
-    # Python 3.10 reads fractions of three or six digits only, and no Z.
-    known = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.replace("Z", "+00:00"))
-    try:
-        return datetime.fromisoformat(known).timestamp(), text
-    except ValueError:
-        return float("-inf"), text

@@ -1,0 +1,158 @@
+"""The five calls of the Truto API on a namespace, and what their answers say.
+
+An answer is believed where it has the API's own form: what gateways and proxies say in its place, or about another path
+than the one that was asked for, is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
+
+import orjson
+
+from checkpoint.entries import Entry
+from checkpoint.errors import StoreError
+from checkpoint.stores.retrying import Again, Deadline
+
+if TYPE_CHECKING:
+    from checkpoint.stores.http import Response
+    from checkpoint.stores.service import Requests, Service
+
+logger = logging.getLogger("checkpoint")
+
+MISSING = 404
+
+
+class Elsewhere(Again):
+    """A list's 404 that is not the API's: a gateway's, which may know the way a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The five calls on one namespace, once each, and what their answers say."""
+
+    service: Service
+    run: Requests
+    state_key: str
+
+    def page(self, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
+        """List the entries of one page; return them and the cursor of the next page, None after the last."""
+        response = self._send(deadline, "GET", None, cursor=cursor)
+        if response.status == MISSING and not is_missing(response):
+            raise Elsewhere(self.service.said(response))
+        if cursor is None and is_missing(response):
+            logger.warning(
+                "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
+            )
+            return [], None
+        document = self.service.document(response)
+        result, following = document.get("result"), document.get("next_cursor")
+        if not isinstance(result, list):
+            raise StoreError(
+                self.service.hide(f"the list of {self.state_key!r} has no 'result' list, but {sorted(document)[:10]}")
+            )
+        return [entry_of(item) for item in cast("list[object]", result)], str(following) if following else None
+
+    def date(self, deadline: Deadline) -> str:
+        """Return the time that the answer to a list carries, empty where it carries none."""
+        return self._send(deadline, "GET", None).headers.get("date", "")
+
+    def get(self, key: str, deadline: Deadline) -> Entry | None:
+        """Return one entry, None where it is missing."""
+        response = self._send(deadline, "GET", key)
+        if is_missing(response):
+            return None
+        if response.status == MISSING:
+            raise self.rewritten(f"{key!r} was answered {self.service.said(response)}, which is not the API's own form")
+        entry = entry_of(self.service.document(response))
+        if entry.key != key:
+            raise self.rewritten(self.service.hide(f"asked for {key!r}, the service answered with {entry.key!r}"))
+        return entry
+
+    def rewritten(self, what: str) -> StoreError:
+        """Return the error of an answer that is not that of the path that was asked for."""
+        return StoreError(
+            f"{self.service.base_url}: {what}: a gateway or proxy answers in the API's place, or rewrites paths "
+            "(decodes %2F, resolves .., drops a prefix). Correct the base URL, or let it pass paths on as they are"
+        )
+
+    def post(self, key: str, value: str, deadline: Deadline) -> Response:
+        """Create an entry."""
+        return self._send(deadline, "POST", None, {"key": key, "value": value})
+
+    def patch(self, key: str, value: str, deadline: Deadline) -> Response:
+        """Change an entry."""
+        return self._send(deadline, "PATCH", key, {"value": value})
+
+    def delete(self, key: str, deadline: Deadline) -> Response:
+        """Delete an entry."""
+        return self._send(deadline, "DELETE", key)
+
+    def _send(
+        self,
+        deadline: Deadline,
+        method: str,
+        key: str | None,
+        document: dict[str, str] | None = None,
+        *,
+        cursor: str | None = None,
+    ) -> Response:
+        path = "/sync-job-run-state" + (f"/{quote(key, safe='')}" if key is not None else "")
+        path += f"?state_key={quote(self.state_key, safe='')}"
+        if cursor is not None:
+            path += f"&next_cursor={quote(cursor, safe='')}"
+        return self.service.request(self.run, deadline, method, path, document)
+
+
+def is_missing(response: Response) -> bool:
+    """Tell whether the API itself says that there is no such entry: an error of its own has `statusCode`."""
+    if response.status != MISSING:
+        return False
+    try:
+        document = orjson.loads(response.body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(document, dict) and "statusCode" in document
+
+
+def is_rewritable(key: str) -> bool:
+    """Tell whether a gateway on the way may take a key's path for another: it decodes `%2F`, or resolves `..`."""
+    return any(char in key for char in "/\\%")
+
+
+def entry_of(document: object) -> Entry:
+    """Return the entry that a JSON object describes; unknown fields are left alone.
+
+    A value that is no string is opaque: its JSON text stands for it.
+    """
+    fields = cast("dict[str, object]", document) if isinstance(document, dict) else {}
+    key, value = fields.get("key"), fields.get("value")
+    if not isinstance(key, str) or "value" not in fields:
+        raise StoreError("the service answered with something that is not an entry: no 'key' or no 'value'")
+    return Entry(
+        key,
+        value if isinstance(value, str) else orjson.dumps(value).decode(),
+        created_at=_text(fields.get("created_at")),
+        updated_at=_text(fields.get("updated_at")),
+        sync_job_run_id=_text(fields.get("sync_job_run_id")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def moment(entry: Entry) -> tuple[float, str]:
+    """Return a sort key for `updated_at`; what is not ISO 8601 sorts as text, before what is."""
+    text = entry.updated_at or ""
+    # Python 3.10 reads fractions of three or six digits only, and no Z.
+    known = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.replace("Z", "+00:00"))
+    try:
+        return datetime.fromisoformat(known).timestamp(), text
+    except ValueError:
+        return float("-inf"), text
