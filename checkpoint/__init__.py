@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from checkpoint.run.checkpointer import Checkpointer as Checkpointer
     from checkpoint.run.checkpointer import Commit as Commit
     from checkpoint.run.groups import Group as Group
+    from checkpoint.run.runs import Run as Run
     from checkpoint.stores import open_store as open_store
     from checkpoint.stores.base import Store as Store
     from checkpoint.stores.memory import MemoryStore as MemoryStore
@@ -59,6 +60,7 @@ _HOMES = {
     "Unauthorized": "checkpoint.errors",
     "ValueTooLarge": "checkpoint.errors",
     "Group": "checkpoint.run.groups",
+    "Run": "checkpoint.run.runs",
     "CursorFormat": "checkpoint.streams.spellings",
     "Incremental": "checkpoint.streams.incremental",
     "open_store": "checkpoint.stores",
@@ -97,6 +99,7 @@ __all__ = [
     "PartialCommit",
     "PostgresStore",
     "Receipt",
+    "Run",
     "SQLiteStore",
     "StateMissing",
     "Store",

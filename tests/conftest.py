@@ -147,3 +147,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Every store."""
     yield from opened(request, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def unrecorded(request, monkeypatch):
+    """Do not record runs, where a test does not ask for it: most tests count what a store holds and each commit."""
+    if "recorded" not in request.fixturenames:
+        from checkpoint import Checkpointer
+
+        monkeypatch.setitem(Checkpointer.__init__.__kwdefaults__, "record_run", False)
+
+
+@pytest.fixture
+def recorded():
+    """Record runs, as outside of these tests."""

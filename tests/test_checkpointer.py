@@ -539,7 +539,7 @@ def test_a_background_failure_is_never_lost(raiser):
         cp["a"] = A
         store.error = StoreError("disk on fire")
         cp.commit_soon()
-        cp._commits.background.worker.submit(lambda: None).result()
+        cp._commits.background.wait()
         assert cp.changed == {"a"}
         store.error = None
         if raiser != "exit":
@@ -700,7 +700,7 @@ def test_going_back_after_an_unknown_write_is_sent(background):
         cp["a"] = cp["new"] = B
         if background:
             cp.commit_soon()
-            cp._commits.background.worker.submit(lambda: None).result()
+            cp._commits.background.wait()
         with pytest.raises(CommitUnknown):
             cp.commit()
         cp["a"] = A
@@ -805,10 +805,11 @@ def test_a_later_background_failure_is_told_with_the_first():
     with Checkpointer("run", store) as cp:
         cp["a"] = A
         cp.commit_soon()
-        cp._commits.background.worker.submit(lambda: None).result()
+        cp._commits.background.wait()
         cp["b"] = B
         cp._layers.claim((), caller())
-        cp._commits.background.worker.submit(cp._commits.background._run).result()
+        cp._commits.background.worker.submit(cp._commits.background._run)
+        cp._commits.background.wait()
         with pytest.raises(StoreError, match="first") as caught:
             cp.commit()
         assert caught.value.__notes__ == ["checkpoint: 'run' failed again: second"]
@@ -820,7 +821,7 @@ def test_a_background_failure_is_told_beside_the_exception_that_ends_the_block()
     with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
         cp["a"] = A
         cp.commit_soon()
-        cp._commits.background.worker.submit(lambda: None).result()
+        cp._commits.background.wait()
         raise ZeroDivisionError
     assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]
 
@@ -984,8 +985,8 @@ def test_a_claim_that_waits_keeps_its_base_when_a_conflict_of_the_key_is_adopted
 def test_a_background_failure_that_is_told_late_is_told_beside_the_exception_that_ends_the_block(monkeypatch):
     store, stopping = FaultyStore(), Event()
     store.errors = [(False, StoreError("disk on fire"))]
-    stop = Worker.stop
-    monkeypatch.setattr(Worker, "stop", lambda worker: (stopping.set(), stop(worker)))
+    drain = Worker.drain
+    monkeypatch.setattr(Worker, "drain", lambda worker: (stopping.set(), drain(worker)))
     with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
         flush = cp._commits.background._flush
 

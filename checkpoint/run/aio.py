@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from contextlib import suppress
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from checkpoint.codec import Cursor
 from checkpoint.run.checkpointer import Checkpointer
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 def plain(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concatenate[AsyncCheckpointer, P], T]:
@@ -81,7 +82,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     async def __aenter__(self) -> Self:
         self._cp._enter_once()
         try:
-            self._cp._stops.watch()
+            self._cp._take()
             await self._hop(self._cp._load)
         except BaseException:
             await self._end()
@@ -92,11 +93,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            await self._hop(self._cp._commits.leave, exc, caller())
-            self._cp._tell_failure(exc)
-        except BaseException as error:
-            self._cp._tell_failure(error)
-            raise
+            await self._hop(self._cp._leave, exc, caller())
         finally:
             await self._end()
 
@@ -110,7 +107,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def _end(self) -> None:
         try:
-            await self._hop(self._cp._taken.close)  # which may wait for the store
+            await self._hop(self._cp._release)  # which may wait for the store
         finally:
             self._cp._end()
 
@@ -118,6 +115,11 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     def state_key(self) -> str:
         """The namespace of this run."""
         return self._cp.state_key
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run; see `Checkpointer.run_id`."""
+        return self._cp.run_id
 
     @property
     def stopping(self) -> bool:
@@ -160,6 +162,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     flush = awaited(Checkpointer.flush)
     reload = awaited(Checkpointer.reload)
     history = awaited(Checkpointer.history)
+    runs = awaited(Checkpointer.runs)
     restore = awaited(Checkpointer.restore)
 
     def commit(self, *only: str | Incremental[Any] | Group) -> Coroutine[Any, Any, Commit]:
@@ -172,7 +175,18 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call on the run's worker thread; a cancellation waits for it to end, and then goes on."""
-        future = asyncio.wrap_future(self._cp._commits.background.worker.submit(call, *args, **kwargs))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = call(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - it is the future's to raise
+                _tell(loop, future, future.set_exception, error)
+            else:
+                _tell(loop, future, future.set_result, result)
+
+        self._cp._commits.background.worker.submit(run)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError as cancelled:
@@ -182,3 +196,11 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             if failure := future.exception():
                 add_note(cancelled, f"checkpoint: {self.state_key!r}: {failure}")
             raise
+
+
+def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], tell: Callable[[S], None], outcome: S) -> None:
+    """Give a future its outcome, from the worker thread; nobody waits any more where the loop is closed."""
+    if isinstance(outcome, StopIteration):  # which a future cannot raise
+        outcome = cast("S", RuntimeError(str(outcome)))
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(lambda: None if future.done() else tell(outcome))

@@ -11,21 +11,24 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from contextlib import ExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
+from checkpoint.entries import RUN_KEY
 from checkpoint.errors import CorruptState, StateMissing, listed
 from checkpoint.run.commits import Commits
 from checkpoint.run.flush import Commit
 from checkpoint.run.forms import check_shards
 from checkpoint.run.holders import caller
 from checkpoint.run.layers import Layers
+from checkpoint.run.lease import check_exclusive
 from checkpoint.run.raw import Raw
 from checkpoint.run.rollback import Rollback
+from checkpoint.run.runs import Record, Run, recorded, run_id_of
 from checkpoint.run.stopping import Stops
+from checkpoint.run.taken import Taken
 from checkpoint.stores import open_store, shown
 from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, check_changes, check_name, joined
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Change, Entry
     from checkpoint.run.groups import Group
+    from checkpoint.streams.holding import Holder as Caller
     from checkpoint.streams.incremental import Incremental
     from checkpoint.streams.options import Options
     from checkpoint.streams.spellings import CursorFormat
@@ -59,7 +63,7 @@ def inside(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concat
 
     @wraps(method)
     def call(cp: Checkpointer, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with cp._layers.claims.lock:
+        with cp._layers.lock:
             cp._layers.check_open()
             return method(cp, *args, **kwargs)
 
@@ -71,8 +75,8 @@ class _Settings(NamedTuple):
 
     store: Store | str | None
     missing: Literal["new", "raise"]
-    exclusive: bool
-    run_id: str | None
+    exclusive: bool | float
+    record_run: bool
 
 
 class Checkpointer(MutableMapping[str, Cursor]):
@@ -96,12 +100,15 @@ class Checkpointer(MutableMapping[str, Cursor]):
         missing: `"raise"` `StateMissing` for a namespace without state, for a job that must not start over; `"new"`
             starts with an empty mapping.
         exclusive: one run at a time: `Locked` where another run holds the namespace, `LeaseLost` at a commit where one
-            took it over after this one was silent for 15 s. Advisory on the HTTP API, which cannot refuse a write.
+            took it over after this one was silent for 15 s, or for so many seconds. Advisory on the HTTP API, which
+            cannot refuse a write.
         min_interval: seconds between two flushes; commits that come sooner are held back, and go out with a later one
             or at exit.
         stop_signals: signals such as SIGTERM that set `stopping` instead of ending the process; a second one raises
             KeyboardInterrupt. Main thread only.
-        run_id: recorded with every written entry, where the store can.
+        run_id: recorded with every written entry, where the store can; None: `$CHECKPOINT_RUN_ID`, else what Airflow
+            calls the task's try, else a random one.
+        record_run: record the run when it has begun and when it ends, where the store keeps history; see `runs`.
 
     Raises:
         TypeError, ValueError: the arguments; the mapping, for bad keys and cursors, when they are set.
@@ -116,10 +123,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
         *,
         on_conflict: Literal["raise", "overwrite"] = "raise",
         missing: Literal["new", "raise"] = "new",
-        exclusive: bool = False,
+        exclusive: bool | float = False,
         min_interval: float = 0.0,
         stop_signals: Iterable[int] = (),
         run_id: str | None = None,
+        record_run: bool = True,
     ) -> None:
         check_name("state_key", state_key)
         if not (store is None or isinstance(store, (str, Store))):
@@ -134,19 +142,23 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
         self.state_key = state_key
         """The namespace of this run."""
-        if joined(store) is not None and (exclusive or min_interval):
+        check_exclusive(exclusive)
+        if joined(store) is not None and (exclusive is not False or min_interval):
             raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
-        self._settings = _Settings(store, missing, exclusive, run_id)
+        self.run_id = run_id_of(run_id)
+        """The id of this run, recorded with every written entry where the store can."""
+        self._settings = _Settings(store, missing, exclusive, record_run)
         self._stops = Stops(stop_signals)
-        self._layers = Layers(state_key, run_id)
+        self._layers = Layers(state_key, self.run_id)
         self._commits = Commits(
-            self._layers, min_interval=min_interval, overwrite=on_conflict == "overwrite", run_id=run_id
+            self._layers, min_interval=min_interval, overwrite=on_conflict == "overwrite", run_id=self.run_id
         )
-        self._taken = ExitStack()  # what entering took, and leaving lets go
+        self._taken = Taken()
+        self._record: Record | None = None
 
     def __repr__(self) -> str:
         given = self._settings.store
-        with self._layers.claims.lock:
+        with self._layers.lock:
             if self._layers.phase != "open":
                 where = shown(given) if isinstance(given, str) else repr(given)
                 return f"Checkpointer({self.state_key!r}, {where}, {self._layers.phase})"
@@ -168,7 +180,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def __enter__(self) -> Self:
         self._enter_once()
         try:
-            self._stops.watch()
+            self._take()
             self._load()
         except BaseException:
             self._end()
@@ -179,63 +191,92 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._commits.leave(exc, caller())
-            self._commits.background.worker.stop()  # a background flush may fail a moment before its thread ends
-            self._tell_failure(exc)
-        except BaseException as error:
-            self._commits.background.worker.stop()
-            self._commits.background.tell_failure(error)
+            try:
+                self._leave(exc, caller())
+            finally:
+                self._end()
+        except BaseException:
+            self._end()  # what an interruption left
             raise
-        finally:
-            self._end()
 
     def _enter_once(self) -> None:
         if self._layers.phase != "new":
             raise RuntimeError("a Checkpointer is entered once: make a new one for the next run")
         self._layers.phase = "open"
+
+    def _take(self) -> None:
+        """Take what belongs to the process: signals, and a place in the list that a fork looks at."""
         _entered[id(self)] = self
+        self._stops.watch()
 
     def _load(self) -> None:
         started = time.monotonic()
-        given = self._settings.store
-        store = given if isinstance(given, Store) else open_store(given)
+        settings, layers = self._settings, self._layers
+        store = settings.store if isinstance(settings.store, Store) else open_store(settings.store)
+        if store is not settings.store:
+            self._taken.add(store.close)
         self._commits.flush.open(store)
-        if store is not given:
-            self._taken.callback(store.close)
-        if (transactions := joined(store)) is not None:
-            self._layers.rollback = Rollback(transactions, self.state_key)
-        self._layers.groups.key_by_key = not isinstance(store, Atomic)
+        layers.groups.key_by_key = not isinstance(store, Atomic)
         if isinstance(store, HasDeadline):
-            self._layers.claims.doubts.lasting = 2 * store.deadline
-        if self._settings.exclusive:
-            from checkpoint.run.lease import Lease  # most runs need none
-
-            lease = self._commits.flush.lease = Lease(store, self.state_key, self._settings.run_id)
-            self._taken.callback(lease.release)
-            lease.acquire()
-        self._layers.claims.known = store.load(self.state_key)
-        if self._settings.missing == "raise" and not len(self):
+            layers.claims.doubts.lasting = 2 * store.deadline
+        if (transactions := joined(store)) is not None:
+            layers.rollback = Rollback(transactions, self.state_key)
+        if settings.exclusive is not False:
+            self._acquire(store, check_exclusive(settings.exclusive))
+        layers.claims.known = store.load(self.state_key)
+        if settings.missing == "raise" and not len(self):
             raise StateMissing(self.state_key, repr(store))
+        if settings.record_run and isinstance(store, KeepsHistory) and layers.rollback is None:
+            self._record = Record(store, self.state_key, self.run_id)
+            self._record.begin()
         if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
             seconds = time.monotonic() - started
             logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
 
-    def _tell_failure(self, error: BaseException | None) -> None:
-        """Tell of a background failure that nobody has seen yet, beside the error that goes on; None: raise it."""
-        if error is None:
-            self._commits.background.raise_failure()
-        else:
-            self._commits.background.tell_failure(error)
+    def _acquire(self, store: Store, seconds: float | None) -> None:
+        from checkpoint.run.lease import Lease  # most runs need none
+
+        lease = Lease(store, self.state_key, self.run_id, seconds)
+        self._taken.add(lease.release)
+        weakref.finalize(self, lease.abandon).atexit = False  # where leaving was interrupted before it began
+        lease.acquire()
+        self._commits.flush.lease = lease
+
+    def _leave(self, error: BaseException | None, by: Caller) -> None:
+        """Commit or drop what is left, raise a background failure that nobody has seen, and record the run's end."""
+        background = self._commits.background
+        try:
+            self._commits.leave(error, by)
+            background.wait()  # a background flush may fail a moment before its thread ends
+            if error is None:
+                background.raise_failure()
+            else:
+                background.tell_failure(error)
+        except BaseException as failure:
+            background.tell_failure(failure)
+            self._record_end(failure)
+            raise
+        self._record_end(error)
+
+    def _record_end(self, error: BaseException | None) -> None:
+        if self._record is not None:
+            commits, streams = self._commits.flush.commits, self._layers.holders.counts()
+            self._record.end(error, stopped=self.stopping, commits=commits, streams=streams)
 
     def _end(self) -> None:
-        """Let go of everything that entering took."""
-        with ExitStack() as ending:  # each of them, whatever the others raise
-            ending.callback(self._stops.restore)
-            ending.callback(_entered.pop, id(self), None)
-            ending.callback(self._taken.close)
-            ending.callback(self._commits.background.worker.stop)
+        """Let go of everything that entering took; called twice where it is interrupted."""
+        try:
             self._layers.phase = "closed"
             self._layers.holders.end()
+            self._release()
+        finally:
+            self._stops.restore()
+            _entered.pop(id(self), None)
+            self._commits.background.stop()
+
+    def _release(self) -> None:
+        """Let go of lease and store, which may wait for the store."""
+        self._taken.let_go()
 
     # The mapping
 
@@ -327,6 +368,15 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if not isinstance(store, KeepsHistory):
             raise TypeError(f"{store!r} keeps no history")
         return store.history(self.state_key, key, limit=limit)
+
+    def runs(self) -> list[Run]:
+        """Return the runs of the namespace that the history tells of, the one that began last first.
+
+        Raises:
+            As `history`.
+
+        """
+        return recorded(self.history(RUN_KEY))
 
     def restore(self, key: str, version: int) -> Commit:
         """Commit to a key the value that the commit of this version gave it; what was since stays in the history.
@@ -538,7 +588,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         store = self._opened()
         with self._commits.flush.lock:
             loaded = store.load(self.state_key)
-            with self._layers.claims.lock:
+            with self._layers.lock:
                 self._layers.discard(loaded)
 
     @inside

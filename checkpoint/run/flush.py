@@ -72,6 +72,8 @@ class Flush:
         self.lease: Lease | None = None
         self.lock = threading.Lock()
         """Held during a flush; taken before the claims' lock."""
+        self.commits = 0
+        """Commits of the run that sent something."""
         self._layers = layers
         self._claims = layers.claims
         self._pace = pace
@@ -108,6 +110,7 @@ class Flush:
             started = time.monotonic()
             requests, retries = self._send_all(batch, steps)
             self._pace.flushed_at = due_at
+            self.commits += 1
             commit = Commit(tuple(batch), requests, retries, time.monotonic() - started)
             logger.debug(
                 "%r: committed keys=%d requests=%d retries=%d seconds=%.3f",

@@ -6,10 +6,12 @@ What a commit is asked for is a `Scope`; it claims the streams in it, all or non
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from checkpoint import codec
+from checkpoint.entries import named
 from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.streams.holding import here as caller
 from checkpoint.streams.stored import WrongShapeError
@@ -24,12 +26,45 @@ if TYPE_CHECKING:
 __all__ = ["Holder", "Holders", "Scope", "Stream", "caller", "decoded"]
 
 
+ROWS = ("seen", "delivered", "dropped", "late")
+"""What is counted of a stream's rows."""
+
+
+class Stats(Protocol):
+    """Rows of a stream in this run."""
+
+    @property
+    def seen(self) -> int:
+        """All that were fed."""
+        ...
+
+    @property
+    def delivered(self) -> int:
+        """Handed out."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Not handed out."""
+        ...
+
+    @property
+    def late(self) -> int:
+        """Of the dropped ones, those before the beginning."""
+        ...
+
+
 class Stream(Protocol):
     """What a run does with a stream; `Incremental` is one."""
 
     @property
     def key(self) -> str:
         """The key its cursor is stored under."""
+        ...
+
+    @property
+    def stats(self) -> Stats:
+        """How many rows were seen, delivered and dropped in this run."""
         ...
 
     @property
@@ -132,6 +167,7 @@ class Holders:
     def __init__(self) -> None:
         self._by_key: dict[str, Holder] = {}
         self._by_stream: dict[Stream, Holder] = {}
+        self._counts: dict[str, Counter[str]] = {}  # rows of streams that are not held any more
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -210,15 +246,30 @@ class Holders:
         for holder in holders:
             if holder.group is not None:
                 groups.setdefault(holder.group, []).append(holder.stream.ending())
-        if groups:
-            from checkpoint.streams.telling import tell
+        if not groups:
+            return
+        from checkpoint.streams.telling import tell
+
         for name, endings in groups.items():
             tell(name, endings, failed=failed)
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the rows of the run by stream, of members by group."""
+        counts = {name: Counter(rows) for name, rows in self._counts.items()}
+        for holder in self._by_key.values():
+            _count(counts, holder)
+        return {name: {what: rows[what] for what in ROWS} for name, rows in counts.items()}
+
     def _forget(self, holder: Holder) -> None:
+        _count(self._counts, holder)
         if self._by_key.get(holder.key) is holder:
             del self._by_key[holder.key]
         self._by_stream.pop(holder.stream, None)
+
+
+def _count(counts: dict[str, Counter[str]], holder: Holder) -> None:
+    stats = holder.stream.stats
+    counts.setdefault(named(holder.key)[0], Counter()).update({what: getattr(stats, what) for what in ROWS})
 
 
 def decoded(state_key: str, key: str, value: str | None) -> Cursor | None:

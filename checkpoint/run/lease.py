@@ -15,12 +15,15 @@ import logging
 import os
 import platform
 import threading
+import time
+from queue import Empty, SimpleQueue
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import codec
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, LeaseLost, Locked
-from checkpoint.stores.base import utc_now
+from checkpoint.stores.base import ReadsKeys, utc_now
+from checkpoint.stores.retrying import monotonic
 
 if TYPE_CHECKING:
     from checkpoint.entries import Entry
@@ -52,6 +55,8 @@ class Holder(NamedTuple):
     """Counts the runs that held it; it only grows."""
     beat: int
     """Counts the renewals."""
+    seconds: float = TIME
+    """Seconds without a renewal after which it may be taken."""
 
     def value(self) -> str:
         """Return the value to store."""
@@ -70,11 +75,14 @@ def holder(state_key: str, entry: Entry | None) -> Holder:
     try:
         told: dict[str, Any] = codec.decode(entry.value)
         owner, since, epoch, beat = told["owner"], told.get("since"), told["epoch"], told["beat"]
+        seconds = told.get("seconds", TIME)
         if not (isinstance(owner, str | None) and isinstance(epoch, int) and isinstance(beat, int)):
             raise ValueError("its owner, epoch or beat is of another type")  # noqa: TRY301 - bad data
+        if not (isinstance(seconds, int | float) and seconds > 0):
+            raise ValueError("its time is no number of seconds")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason
-    return Holder(owner, since, epoch, beat)
+    return Holder(owner, since, epoch, beat, seconds)
 
 
 def unlock(store: Store, state_key: str) -> Holder:
@@ -100,21 +108,26 @@ def unlock(store: Store, state_key: str) -> Holder:
 
 
 class Lease:
-    """The hold of one run on one namespace, renewed by a thread of its own from `acquire` to `release`."""
+    """The hold of one run on one namespace, renewed by a thread of its own from `acquire` to `release`.
 
-    def __init__(self, store: Store, state_key: str, run_id: str | None) -> None:
+    The thread lets go of the lease too: an exception of a signal handler, which only the main thread sees, does not
+    keep it from that.
+    """
+
+    def __init__(self, store: Store, state_key: str, run_id: str, seconds: float | None = None) -> None:
         self._store = store
         self._state_key = state_key
         self._run_id = run_id
+        self._seconds = TIME if seconds is None else seconds
+        self._beat = BEAT if seconds is None else seconds / 3
         # Two runs of one id, in one process or in containers, may write their entries in the same millisecond.
-        self._owner = ", ".join(
-            [platform.node(), f"process {os.getpid()}", *([f"run {run_id}"] if run_id else []), token_hex(4)]
-        )
+        self._owner = ", ".join([platform.node(), f"process {os.getpid()}", f"run {run_id}", token_hex(4)])
         self._mine: Holder | None = None
         self._entry: Entry | None = None
         self._lost = False
-        self._ended = threading.Event()
+        self._told: SimpleQueue[None] = SimpleQueue()  # something is in it: let go
         self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None  # of the thread
 
     def acquire(self) -> None:
         """Take the lease: at once where it is free, else after its time without a renewal.
@@ -123,24 +136,27 @@ class Lease:
             Locked: the run that holds it is alive.
             CorruptState: the entry is no lease.
             StoreError: the store refused or failed.
+            RuntimeError: the thread that renews it cannot be started.
 
         """
-        looks = 0
         watched: Holder | None = None
+        since = 0.0
         while True:
-            entry = self._store.load(self._state_key).get(KEY)
+            now = monotonic()  # before the look: the time counts from one look's end to another's beginning
+            entry = self._look()
             found = holder(self._state_key, entry)
-            if watched is None and found.owner is not None:
-                logger.info("waiting for the lease of %r, held by %s", self._state_key, found.owner)
-            watched = watched or found
+            if watched is None:
+                watched, since = found, monotonic()
+                if found.owner is not None:
+                    logger.info("waiting for the lease of %r, held by %s", self._state_key, found.owner)
             if found.owner is not None and found != watched:
                 raise Locked(self._state_key, found.owner, found.since or "an unknown time")
-            if (found.owner is None or looks * LOOK >= TIME) and self._take(found, entry):
+            if (found.owner is None or now - since >= found.seconds) and self._take(found, entry):
                 break
-            looks += 1
-            self._ended.wait(LOOK)
-        self._thread = threading.Thread(target=self._keep, name=f"checkpoint lease {self._state_key}", daemon=True)
-        self._thread.start()
+            time.sleep(min(LOOK, found.seconds / 3))
+        thread = threading.Thread(target=self._keep, name=f"checkpoint lease {self._state_key}", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def base(self) -> dict[str, Entry]:
         """Return what a commit of this run must find beside its own keys; nothing where the store has no versions.
@@ -164,43 +180,59 @@ class Lease:
 
     def release(self) -> None:
         """Let the next run in; the entry stays, with its epoch. What is lost already is left alone."""
-        self._ended.set()
+        self._told.put(None)
         if self._thread is not None:
             self._thread.join()
-        if self._mine is None or self._lost:
-            return
-        released = self._mine._replace(owner=None, since=None)
-        try:
-            try:
-                self._write(released)
-            except Conflict as conflict:
-                if self.keeps(conflict.found):  # a renewal whose answer was lost
-                    self._write(released)
-        except CheckpointError as error:
-            logger.warning("%r: the lease was not released, and ends in %.0f s: %s", self._state_key, TIME, error)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        self._let_go()  # where no thread was there to do it
+
+    def abandon(self) -> None:
+        """Let the thread let go of the lease, and do not wait: nobody is left who could."""
+        self._told.put(None)
 
     def forked(self) -> None:
         """Be without a lease, in the child of a fork: the parent has it."""
         self._lost, self._thread = True, None
-        self._ended = threading.Event()  # its lock may be held by the thread that the child does not have
+        self._told = SimpleQueue()
+
+    def _look(self) -> Entry | None:
+        """Return the lease's entry; read alone where the store can."""
+        if isinstance(self._store, ReadsKeys):
+            return self._store.read(self._state_key, [KEY]).get(KEY)
+        return self._store.load(self._state_key).get(KEY)
 
     def _take(self, found: Holder, entry: Entry | None) -> bool:
         """Try to take a free lease; False: another run was first."""
-        self._mine, self._entry = Holder(self._owner, utc_now(), found.epoch + 1, 0), entry
+        self._mine = Holder(self._owner, utc_now(), found.epoch + 1, 0, self._seconds)
+        self._entry = entry
         try:
             self._write(self._mine)
             if self._entry is not None and self._entry.version is None:  # two may have written at once
-                self._entry = self._store.load(self._state_key).get(KEY)
+                self._entry = self._look()
             if self._is_ours(self._entry):
                 return True
-        except Conflict:
-            pass
+        except Conflict as conflict:
+            if self._is_ours(conflict.found):  # an attempt that was not answered had landed
+                self._entry = conflict.found
+                return True
         self._mine = None
         return False
 
     def _keep(self) -> None:
-        """Renew the lease until it is released or lost; a store that fails for a moment is asked again."""
-        while not self._ended.wait(BEAT) and not self._lost and self._mine is not None:
+        """Renew the lease, and let go of it, in its thread."""
+        try:
+            self._renew()
+            self._let_go()
+        except BaseException as error:  # noqa: BLE001 - raised where the run ends
+            self._failure, self._mine = error, None
+
+    def _renew(self) -> None:
+        """Renew the lease until it is lost or to be let go; a store that fails for a moment is asked again."""
+        while not self._is_told():
+            if self._lost or self._mine is None:
+                return
             self._mine = self._mine._replace(beat=self._mine.beat + 1)
             try:
                 self._write(self._mine)
@@ -209,6 +241,32 @@ class Lease:
                     logger.error("%r: another run took the lease; no commit is made", self._state_key)  # noqa: TRY400 - the traceback tells nothing
             except CheckpointError as error:
                 logger.warning("%r: the lease was not renewed: %s", self._state_key, error)
+
+    def _is_told(self) -> bool:
+        """Wait until the next renewal is due; tell whether the lease is to be let go instead."""
+        try:
+            self._told.get(timeout=self._beat)
+        except Empty:
+            return False
+        return True
+
+    def _let_go(self) -> None:
+        """Write that nobody holds the lease, once."""
+        mine = self._mine
+        if mine is None or self._lost:
+            return
+        released = mine._replace(owner=None, since=None)
+        try:
+            try:
+                self._write(released)
+            except Conflict as conflict:
+                if self.keeps(conflict.found):  # a renewal whose answer was lost
+                    self._write(released)
+        except CheckpointError as error:
+            logger.warning(
+                "%r: the lease was not released, and ends in %.0f s: %s", self._state_key, self._seconds, error
+            )
+        self._mine = None
 
     def _write(self, state: Holder) -> None:
         receipt = self._store.commit(self._state_key, {KEY: state.value()}, {KEY: self._entry}, run_id=self._run_id)
@@ -220,3 +278,19 @@ class Lease:
         except CorruptState:
             return False
         return mine is not None and (theirs.owner, theirs.epoch) == (mine.owner, mine.epoch)
+
+
+def check_exclusive(exclusive: object) -> float | None:
+    """Return the seconds of a lease, None for the usual time.
+
+    Raises:
+        TypeError, ValueError: it is neither a bool nor seconds above 0.
+
+    """
+    if isinstance(exclusive, bool):
+        return None
+    if not isinstance(exclusive, int | float):
+        raise TypeError(f"exclusive must be a bool, or the seconds of the lease, not {type(exclusive).__name__}")
+    if not 0 < exclusive < float("inf"):
+        raise ValueError(f"exclusive must be True, False or seconds above 0, not {exclusive!r}")
+    return float(exclusive)

@@ -34,9 +34,10 @@ class Stops:
 
     def restore(self) -> None:
         """Put the earlier handlers back."""
-        for number, handler in self._handlers.items():
+        for number in [*self._handlers]:
+            handler = self._handlers[number]
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._handlers.clear()
+            del self._handlers[number]
 
     def _note(self, number: int, _frame: object) -> None:
         if self.came:

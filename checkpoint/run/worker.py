@@ -5,14 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 logger = logging.getLogger("checkpoint")
 
@@ -20,7 +16,9 @@ logger = logging.getLogger("checkpoint")
 class Worker:
     """Runs calls one after the other on a thread that starts with the first of them.
 
-    The thread is a daemon: a run that was abandoned keeps no process alive, and commits nothing at its exit.
+    The thread is a daemon: a run that was abandoned keeps no process alive, and commits nothing at its exit. What the
+    caller's thread touches is a `SimpleQueue`, which no exception of a signal handler leaves locked; an Event or a
+    Future may be.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,42 +27,38 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Queue a call, and return the future of its result.
+    def submit(self, call: Callable[[], None]) -> None:
+        """Queue a call, which must not raise.
 
         Raises:
             RuntimeError: the thread cannot be started; nothing is queued.
 
         """
-        from concurrent.futures import Future  # most runs need no thread
-
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = call(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is the future's to raise
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
         with self._starting:
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
-        self._calls.put(run)
-        return future
+        self._calls.put(call)
 
     def stop(self) -> None:
-        """End the thread after the calls queued so far, and wait for it."""
-        with self._starting:
-            thread, self._thread = self._thread, None
+        """End the thread after the calls queued so far, and wait for it; also a thread whose start was interrupted."""
+        thread = self._thread
+        self._calls.put(None)
         if thread is not None:
-            self._calls.put(None)
             thread.join()
+            self._thread = None
+
+    def drain(self) -> None:
+        """Wait until the calls queued so far have run."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            done: SimpleQueue[None] = SimpleQueue()
+            self._calls.put(lambda: done.put(None))
+            done.get()
+
+    def abandon(self) -> None:
+        """End the thread after the calls queued so far, and do not wait: nobody is left who could."""
+        self._calls.put(None)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -90,16 +84,23 @@ class Background:
         self._queued, self._failure = False, None
 
     def flush_soon(self) -> None:
-        """Queue a flush, unless one is queued already."""
-        with self._lock:
-            if self._queued:
-                return
-            self._queued = True
-        try:
+        """Queue a flush, unless one is queued already.
+
+        Raises:
+            RuntimeError: the thread cannot be started; nothing is queued.
+
+        """
+        if not self._queued:
             self.worker.submit(self._run)
-        except BaseException:
-            self._queued = False
-            raise
+            self._queued = True  # after what may fail: one flush too many sends nothing
+
+    def wait(self) -> None:
+        """Wait until what was queued so far has run."""
+        self.worker.drain()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.worker.stop()
 
     def raise_failure(self) -> None:
         """Raise the failure of a background flush, once."""
