@@ -117,15 +117,15 @@ def test_commit_soon_takes_it_along(store):
 
 
 def test_a_stream_keeps_its_cursor_as_a_member(store):
-    rows = [{"id": number, "at": f"2024-05-{number:02d}"} for number in range(1, 10)]
+    rows = [{"id": number, "at": f"2024-05-{number:02d}T00:00:00Z"} for number in range(1, 10)]
     with Checkpointer("run", store) as cp:
         cp.group("crm", shards=4)
         for account in ("a", "b"):
             stream = cp.incremental(account, "at", group="crm", row_order="asc")
             assert stream.filter(rows) == rows
     with Checkpointer("run", store) as cp:
-        assert dict(cp.group("crm", 4)) == {"a": {"at": "2024-05-09"}, "b": {"at": "2024-05-09"}}
-        assert cp.incremental("a", "at", group="crm").start_value == "2024-05-09"
+        assert dict(cp.group("crm", 4)) == {"a": {"at": "2024-05-09T00:00:00Z"}, "b": {"at": "2024-05-09T00:00:00Z"}}
+        assert cp.incremental("a", "at", group="crm").start_value == "2024-05-09T00:00:00Z"
 
 
 def test_a_stream_opens_its_group_as_it_is_stored(store):
