@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from checkpoint.streams.iso import DAY, EPOCH_DAY, HOUR, MINUTE, Written, read_time, write_day
+from checkpoint.streams.iso import DAY, EPOCH_DAY, HOUR, MINUTE, read_time, write_day
 
 Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
 Moment: TypeAlias = tuple[int, str]
@@ -284,7 +285,26 @@ def remembering(slow: ToKey, of: type[date | str]) -> ToKey:
 # Columns of text
 
 
+_MINUTES = len("00")
 Span: TypeAlias = Callable[[str], "tuple[int, int, int] | None"]
+
+
+@lru_cache(maxsize=64)
+def _clocks(before: str, between: str | None, end: str) -> dict[str, str]:
+    """Return the minutes and seconds that there are, as written and as keys have them; `between` None: no seconds."""
+    if between is None:
+        return {f"{before}{minute:02}{end}": f":{minute:02}:00" for minute in range(60)}
+    return {
+        f"{before}{minute:02}{between}{second:02}{end}": f":{minute:02}:{second:02}"
+        for minute in range(60)
+        for second in range(60)
+    }
+
+
+@lru_cache(maxsize=64)
+def _seconds(end: str) -> dict[str, str]:
+    """Return the seconds that there are, as written and as keys have them."""
+    return {f":{second:02}{end}": f":{second:02}" for second in range(60)} | ({end: ":00"} if end != "." else {})
 
 
 class _Zone:
@@ -293,68 +313,114 @@ class _Zone:
     `cut` is where a value is cut in two: behind the hour, or behind the minute where the offset is no whole hour.
     """
 
-    __slots__ = ("clocks", "cut", "heads", "size")
+    __slots__ = ("_offset", "_whose", "clocks", "cut", "heads", "points", "size")
 
-    def __init__(self, zone: str, cut: int) -> None:
+    def __init__(self, zone: str, offset: int | None, whose: tzinfo | None, cut: int) -> None:
         self.size = len(zone)
         self.cut = cut
-        self.heads: dict[str, str] = {}  # up to the cut, as key
-        self.clocks: dict[str, str] = {}  # from the cut to the fraction or the end, with the zone where it is the end
+        self._offset = None if offset is None else timedelta(seconds=offset)
+        self._whose = whose
+        self.heads: dict[str, str] = {}
+        """Keys up to the cut."""
+        self.clocks = _clocks(":", ":", zone) if cut == _TO_HOUR else _seconds(zone)
+        """From the cut to the end."""
+        self.points = _clocks(":", ":", ".") if cut == _TO_HOUR else _seconds(".")
+        """From the cut to the point of a fraction."""
 
-    def learn(self, value: str, key: str, written: Written) -> None:
-        """Remember the hour of a value, and its place in the hour."""
-        cut = self.cut
+    def learn(self, value: str) -> bool:
+        """Remember the hour of a value; False: it was known, or is none, or its offset changes within the hour."""
+        head = value[: self.cut]
+        if head in self.heads or value[4:14:3] not in _MARKS or value[11:13] == "24":
+            return False
+        try:
+            at = datetime.fromisoformat(value[:_TO_SECOND] if value[16:17] == ":" else value[:_TO_MINUTE])
+            offset = self._offset_at(at)
+            if offset is None:
+                return False
+            head_key = f"{value[:10]}T{value[11 : self.cut]}" if not offset else (at - offset).isoformat()[: self.cut]
+        except (ValueError, OverflowError):
+            return False
         if len(self.heads) >= REMEMBERED:
             self.heads.clear()
-        self.heads[value[:cut]] = key[:cut]
-        clock = value[cut : _TO_MINUTE if written.digits is None else _TO_SECOND]
-        self.clocks[clock + written.zone] = key[cut:_TO_SECOND]
-        if written.digits:
-            self.clocks[clock + "."] = key[cut:_TO_SECOND] + "."
+        self.heads[head] = head_key
+        return True
+
+    def _offset_at(self, at: datetime) -> timedelta | None:
+        """Return the offset, where it is the same from the cut to the next one; None: it is not, or no key cuts so."""
+        if self._whose is None:
+            return self._offset or timedelta()
+        start = at.replace(second=0) if self.cut == _TO_MINUTE else at.replace(minute=0, second=0)
+        end = start.replace(second=59) if self.cut == _TO_MINUTE else start.replace(minute=59, second=59)
+        offset, last = (moment.replace(tzinfo=self._whose).utcoffset() for moment in (start, end))
+        whole = timedelta(minutes=1) if self.cut == _TO_MINUTE else timedelta(hours=1)
+        return offset if offset is not None and offset == last and not offset % whole else None
+
+
+_MARKS = frozenset(("--T:", "--t:", "-- :"))
+"""What stands between the numbers of a time, up to its minutes."""
+
+
+@lru_cache(maxsize=64)
+def _zone(zone: str, offset: int | None, whose: tzinfo | None, cut: int) -> _Zone:
+    """Return what is known of times with a zone as written, or without one and of `whose` clock."""
+    return _Zone(zone, offset, whose, cut)
 
 
 def of_iso_text(slow: ToKey, first: str, zone: tzinfo | None) -> ToKey:
     """Return what makes the keys of ISO 8601 times; `zone` is whose clock naive ones are."""
     zones: dict[str, _Zone] = {}
 
-    def learn(value: Any) -> Any:
-        """Make a key the slow way, and remember the hour for the next value."""
-        key = slow(value)
-        if key is None or not isinstance(value, str) or value[11:13] == "24" or value[17:19] == "60":
-            return key
-        written = read_time(value)
-        offset = None if written is None else steady_offset(written.local, written.offset, zone)
-        if written is None or offset is None or offset % MINUTE:
-            return key
-        cut = _TO_MINUTE if offset % HOUR else _TO_HOUR
-        known = zones.setdefault(written.zone, _Zone(written.zone, cut))
-        if known.cut in (cut, _TO_MINUTE):
-            known.learn(value, key, written)
-        return key
+    def zone_in(value: str) -> _Zone | None:
+        if len(zones) == 1 and zone_written and value.endswith(zone_written):
+            return home
+        for written in sorted(zones, key=len, reverse=True):
+            if value.endswith(written):
+                return zones[written]
+        return add(value)
 
-    written = read_time(first)
-    learn(first)
-    home = "" if written is None else written.zone
-    return _of_text(learn, zones, home, fractional=written is not None and bool(written.digits))
+    def add(value: str) -> _Zone | None:
+        written = read_time(value)
+        if written is None:
+            return None
+        offset, whose = written.offset, zone if written.offset is None else None
+        shift = timedelta(seconds=offset or 0) if whose is None else offset_at(written.local, whose)
+        cut = _TO_MINUTE if shift % timedelta(hours=1) else _TO_HOUR
+        return zones.setdefault(written.zone, _zone(written.zone, offset, whose, cut))
+
+    def learn(value: Any) -> Any:
+        """Remember the hour of a value, and make its key again; or make it the slow way."""
+        known = zone_in(value) if isinstance(value, str) else None
+        return quick(value) if known is not None and known.learn(value) else slow(value)
+
+    add(first)
+    [(zone_written, home)] = zones.items()
+    quick = _of_text(learn, zones, zone_written, fractional="." in first)
+    return quick
 
 
 def _of_text(learn: ToKey, zones: dict[str, _Zone], zone: str, *, fractional: bool) -> ToKey:
     """Return what makes the keys of times: quickest of those in one zone, with a fraction or without one."""
-    home = zones.setdefault(zone, _Zone(zone, _TO_HOUR))
-    cut, heads, clocks, end = home.cut, home.heads, home.clocks, -home.size or None
+    home = zones[zone]
+    cut, heads, clocks, points, end = home.cut, home.heads, home.clocks, home.points, -home.size or None
 
     def whole(value: Any) -> Any:
         try:
             clock = clocks.get(value[cut:])
-            return fraction(value) if clock is None else heads[value[:cut]] + clock
-        except (LookupError, TypeError):
+            if clock is None:
+                return fraction(value)
+            head = heads.get(value[:cut])
+            return learn(value) if head is None else head + clock
+        except TypeError:
             return learn(value)
 
     def fraction(value: Any) -> Any:
         try:
             digits = value[20:end]
             if digits.isdecimal() and digits.isascii() and (end is None or value[end:] == zone):
-                key = heads[value[:cut]] + clocks[value[cut:20]] + digits
+                head = heads.get(value[:cut])
+                if head is None:
+                    return learn(value)
+                key = f"{head}{points[value[cut:20]]}.{digits}"
                 return key if digits[-1] != "0" else key.rstrip("0").rstrip(".")
             return other(value)
         except (LookupError, TypeError, AttributeError):
@@ -369,7 +435,7 @@ def _of_text(learn: ToKey, zones: dict[str, _Zone], zone: str, *, fractional: bo
             return heads[value[:cut]] + clock
         digits = value[20:end]
         if known is not home and digits.isdecimal() and digits.isascii():
-            return (heads[value[:cut]] + known.clocks[value[cut:20]] + digits).rstrip("0").rstrip(".")
+            return f"{heads[value[:cut]]}{known.points[value[cut:20]]}.{digits}".rstrip("0").rstrip(".")
         return learn(value)
 
     return fraction if fractional else whole
@@ -397,7 +463,8 @@ def of_split_text(slow: ToKey, first: Any, span: Span, is_whole: Callable[[str],
         return slow
     begin, end, last = found
     heads: dict[str, str] = {}
-    clocks: dict[str, str] = {}
+    clock = first[-begin : len(first) - end]
+    clocks = _clocks("", clock[2:-2] if len(clock) > _MINUTES else None, "")
 
     def learn(value: Any) -> Any:
         key = slow(value)
@@ -405,7 +472,6 @@ def of_split_text(slow: ToKey, first: Any, span: Span, is_whole: Callable[[str],
             if len(heads) >= REMEMBERED:
                 heads.clear()
             heads[value[:-begin] + value[len(value) - last :]] = key[:_TO_HOUR]
-            clocks[value[-begin : len(value) - end]] = key[_TO_HOUR:_TO_SECOND]
         return key
 
     def split(value: Any) -> Any:

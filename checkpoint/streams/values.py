@@ -239,7 +239,7 @@ class Scale:
         seconds, fraction = clock() if at is None else at
         if self.kind == "wall":
             seconds += EASTERNMOST
-        return self._form.key((seconds + ahead, fraction))
+        return self._form.key((seconds + ahead, fraction[:MICRO].rstrip("0")))  # as fine as keys are compared quickly
 
     def digestible(self, key: Key) -> str:
         """Return a key as text: one for all spellings of a value."""
