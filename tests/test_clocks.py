@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer
+from checkpoint.codec import decode
 from checkpoint.stores.memory import MemoryStore
 
 UTC = timezone.utc
@@ -58,6 +59,91 @@ def test_fault_54_a_row_that_changes_after_it_was_read(kind, key):
         for page in stream.pages([asked]):
             got += [(row["id"], row["version"]) for row in page]
     assert (1, 2) in got
+    if key and "date" not in kind:
+        assert sorted(got) == [(1, 1), (1, 2), (2, 2)]
+
+
+WITHOUT_ZONE = {
+    "naive": datetime(2024, 5, 1, 9), "text": "2024-05-01T09:00:00", "date": date(2024, 5, 1), "day": "2024-05-01",
+    "pattern": "05/01/2024",
+}  # fmt: skip
+
+
+def options_of(kind, **options):
+    return options | ({"cursor_format": "%m/%d/%Y"} if kind == "pattern" else {})
+
+
+@pytest.mark.parametrize("kind", WITHOUT_ZONE)
+@pytest.mark.parametrize("how", ["pages", "track", "initial_value", "stored"])
+def test_fault_55_without_a_zone_an_unsorted_stream_is_refused(kind, how):
+    value, store = WITHOUT_ZONE[kind], MemoryStore()
+    options = options_of(kind, initial_value=value if how == "initial_value" else None)
+    if how == "stored":
+        with Checkpointer("run", store) as cp:
+            cp["s"] = {"at": value.isoformat() if isinstance(value, date) else value}
+    with Checkpointer("run", store) as cp:
+        with pytest.raises(ValueError, match="say whose clock it is, such as timezone='UTC'"):
+            stream = cp.incremental("s", "at", **options)
+            row = {"id": 1, "at": value}
+            [*(stream.track([row]) if how == "track" else stream.pages([[row]]))]
+        for right in ({"timezone": "UTC"}, {"end_value": value}, {"row_order": "asc"}, {"row_order": "desc"}):
+            stream = cp.incremental("s", "at", **options, **right)
+            delivered = [*stream.pages([[{"id": 1, "at": value}]])]
+            assert delivered == ([] if "end_value" in right else [[{"id": 1, "at": value}]])
+        cp.discard()
+
+
+FUTURE = {
+    "naive": ([datetime(2024, 5, 1, 9), datetime(2099, 1, 1), datetime(9999, 12, 31)], {}),
+    "text": (["2024-05-01T09:00:00", "2099-01-01T00:00:00", "9999-12-31T00:00:00"], {}),
+    "day": (["2024-04-30", "2099-01-01", "9999-12-31"], {}),
+    "date": ([date(2024, 4, 30), date(2099, 1, 1), date.max], {}),
+    "pattern": (["04/30/2024", "01/01/2099", "12/31/9999"], {"cursor_format": "%m/%d/%Y"}),
+    "epoch": ([1714553999, 4070908800, 253402214400], {"cursor_format": "epoch_s"}),
+    "epoch text": (["1714553999000", "4070908800000", "253402214400000"], {"cursor_format": "epoch_ms"}),
+    "aware": (["2024-05-01T09:00:00Z", "2099-01-01T00:00:00Z", "9999-12-31T00:00:00Z"], {}),
+}
+
+
+@pytest.mark.parametrize("kind", FUTURE)
+@pytest.mark.parametrize("order", [None, "asc", "desc"])
+def test_fault_56_a_row_of_the_future_is_never_the_position(kind, order):
+    values, options = FUTURE[kind]
+    if order is None:
+        options = options | {"timezone": "UTC"}
+    rows = [{"id": place, "at": value} for place, value in enumerate(values)]
+    rows = rows[::-1] if order == "desc" else rows
+    store = MemoryStore()
+    for expected in ([*range(3)], []):
+        with freeze_time(NOW), Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", row_order=order, **options)
+            assert sorted(row["id"] for page in stream.pages([rows]) for row in page) == expected
+        first = values[0]
+        assert decode(store.load("run")["s"].value)["at"] == (first.isoformat() if isinstance(first, date) else first)
+
+
+WINDOWED = {
+    "naive": (datetime(2024, 4, 1), datetime(2024, 5, 2), {}),
+    "text": ("2024-04-01T00:00:00", "2024-05-02T00:00:00", {}),
+    "day": ("2024-04-01", "2024-05-03", {}),
+    "date": (date(2024, 4, 1), date(2024, 5, 3), {}),
+    "epoch": (1711929600, 1714608000, {"cursor_format": "epoch_s"}),
+    "pattern": ("04/01/2024", "05/03/2024", {"cursor_format": "%m/%d/%Y"}),
+    "aware": ("2024-04-01T00:00:00Z", "2024-05-02T00:00:00Z", {}),
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_fault_57_windows_do_not_reach_into_the_future(kind, zone):
+    start, until, options = WINDOWED[kind]
+    with (
+        freeze_time(NOW),
+        Checkpointer("run", MemoryStore()) as cp,
+        pytest.raises(ValueError, match="future|whose clock"),
+    ):
+        stream = cp.incremental("s", "at", initial_value=start, timezone=zone, **options)
+        [*stream.windows(timedelta(days=7), until=until)]
 
 
 # The repeated hour

@@ -499,7 +499,7 @@ def test_fault_66_missing_values_go_by_the_policy(policy, name, first):
         {"lookback": "1h"}, {"lookback": True},
         {"cursor_format": "epoch_s", "lookback": 3600}, {"cursor_format": "number", "lookback": timedelta(1)},
         {"cursor_format": "text", "lookback": 1},
-        {"cursor_format": "%m/%d/%Y", "initial_value": "01/01/2025", "lookback": 1},
+        {"cursor_format": "%m/%d/%Y", "initial_value": "01/01/2025", "lookback": 1, "row_order": "asc"},
         {"cursor_format": CursorFormat(int), "initial_value": "5", "lookback": 1},
     ],
 )  # fmt: skip

@@ -31,7 +31,7 @@ class Boundary:
     """
 
     __slots__ = (
-        "_ahead", "_known", "_legacy", "_limit", "_old", "_options", "_print", "_range", "_thinned",
+        "_ahead", "_beyond", "_known", "_legacy", "_limit", "_old", "_options", "_print", "_range", "_thinned",
         "_thinned_top", "_ties", "_top", "_under", "deep", "keyed", "seen",
     )  # fmt: skip
 
@@ -43,7 +43,11 @@ class Boundary:
         self.seen = seen if self.keyed else NOTHING_SEEN
         """Rows that were delivered before the stream was opened."""
         self._known = frozenset((*self.seen.rows, *self.seen.ahead))
-        self._print = None if options.primary_key is None else Fingerprint(options.primary_key, options.version_fields)
+        self._print = (
+            None
+            if options.primary_key is None
+            else Fingerprint(options.primary_key, options.version_fields, span.scale.where)
+        )
         self._legacy = any(len(digest) == 2 * IDENTITY for digest in self._known)  # as version 1 stored them
         self._limit = options.max_seen
         self._options = options
@@ -54,6 +58,7 @@ class Boundary:
         self._old: list[tuple[Key, Memo]] = []  # at the position the stream was opened with, or before it
         self._thinned = 0  # how many rows were too many to be kept, and the highest value of them
         self._thinned_top: Key = LOWEST
+        self._beyond = 0  # rows above the ceiling that were too many to be kept
         self._ahead: list[tuple[Key, Any, Memo]] = []  # above the ceiling
 
     @property
@@ -136,6 +141,8 @@ class Boundary:
         """Remember a row above the ceiling."""
         if memo is not None and len(self._ahead) <= self._limit:
             self._ahead.append((key, value, memo))
+        elif memo is not None:
+            self._beyond += 1
 
     def take_over(self, other: Boundary) -> None:
         """Remember the rows of a window that is finished, too, where the memory reaches back into it."""
@@ -155,7 +162,7 @@ class Boundary:
             and self._thinned_top < self._range.key_of(self._range.floor(position))
         ):
             self._thinned = 0
-        return self._thinned
+        return self._thinned + self._beyond
 
     # What a claim stores
 

@@ -362,10 +362,10 @@ class Scan:
             reading.holder = here()
         if not rows or None in keys or not self._passes(keys, rows, reading):
             return self._judge_page(rows, values, keys, reading)
+        self._cover_page(rows, values, keys, reading)
         self.position.finished = False
         self.turn = None
         self.delivered += len(rows)
-        self._cover_page(rows, values, keys, reading)
         return None
 
     def _passes(self, keys: list[Key], rows: Sequence[Any], reading: Reading) -> bool:
@@ -403,6 +403,8 @@ class Scan:
     def _cover_page(self, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading) -> None:
         """Cover a page whose rows all passed."""
         position, highest = self.position, max(keys)
+        if self.boundary.keyed:  # which may refuse the first row
+            self.boundary.add_page(keys, rows, highest)
         if self._options.asc:
             position.pass_by(keys[0], reading)
             below = bisect_left(keys, highest)
@@ -410,8 +412,6 @@ class Scan:
                 position.rise((keys[below - 1], values[below - 1], None), reading)
         if reading is not position.loose:
             reading.last = keys[-1], values[-1], None
-        if self.boundary.keyed:
-            self.boundary.add_page(keys, rows, highest)
         position.rise((highest, values[keys.index(highest)], None), reading)
 
     def _judge_page(self, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading) -> list[bool]:

@@ -204,12 +204,14 @@ class Fingerprint:
     Args:
         primary: what tells rows apart.
         version_fields: what tells that a row changed; None: all of its fields.
+        where: the stream, as errors name it.
 
     """
 
-    __slots__ = ("_get_primary", "_primary", "_take", "_version_fields")
+    __slots__ = ("_get_primary", "_primary", "_take", "_version_fields", "_where")
 
-    def __init__(self, primary: Primary, version_fields: Sequence[str] | None = None) -> None:
+    def __init__(self, primary: Primary, version_fields: Sequence[str] | None = None, where: str = "") -> None:
+        self._where = where
         self._primary = primary
         self._version_fields = version_fields
         self._get_primary = primary_getter(primary)
@@ -223,9 +225,12 @@ class Fingerprint:
                 it holds cannot be compared.
 
         """
-        if self._take is None:
-            self._take = self._decide(record)
-        return self._take(record)
+        try:
+            if self._take is None:
+                self._take = self._decide(record)
+            return self._take(record)
+        except TypeError as error:
+            raise TypeError(f"{self._where}: {error}") from error
 
     def _decide(self, record: Any) -> Callable[[Any], Snapshot]:
         """Choose by the first row how snapshots are taken, and refuse it where that is not possible."""

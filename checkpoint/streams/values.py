@@ -45,13 +45,14 @@ class Scale:
     say what it is, and infinities, a ValueError.
 
     Attributes:
+        where: the stream and field, as errors name them.
         kind: what the values are; None: not known yet.
         key: makes the key of a row's value, None of a missing one. `begin` replaces it by a quicker one, whose keys do
             not compare with those made before.
 
     """
 
-    __slots__ = ("_clock", "_form", "_is_plain", "_known", "_sample", "_spelling", "_where", "key", "kind")
+    __slots__ = ("_clock", "_form", "_is_plain", "_known", "_sample", "_spelling", "key", "kind", "where")
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Scale:
         known: Mapping[str, Any] = {},
         cursor_format: str | CursorFormat | None = None,
     ) -> None:
-        self._where = where
+        self.where = where
         self._known = known
         self._clock = Clock(zone_of(zone))
         self._spelling = spelling(cursor_format, self._clock)
@@ -131,14 +132,14 @@ class Scale:
         except LookupError:
             raise self._unread(value) from None
         except TypeError as error:
-            raise TypeError(f"{self._where}: {error}") from error
+            raise TypeError(f"{self.where}: {error}") from error
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{self._where}: {error}") from error
+            raise ValueError(f"{self.where}: {error}") from error
 
     def _unread(self, text: str) -> ValueError:
         """Return what to raise for text that does not say what it is."""
         return ValueError(
-            f"{self._where}: {self._named(text)} is text that does not say how it compares. "
+            f"{self.where}: {self._named(text)} is text that does not say how it compares. "
             f"Say what it is: {', or '.join(formats_for(text))}"
         )
 
@@ -148,11 +149,11 @@ class Scale:
         if {kind, self.kind} == {"instant", "wall"}:
             naive, aware = (one, other) if kind == "wall" else (other, one)
             return TypeError(
-                f"{self._where}: {naive} has no time zone and {aware} has one: say whose clock the first is, "
+                f"{self.where}: {naive} has no time zone and {aware} has one: say whose clock the first is, "
                 "such as timezone='UTC' or timezone='Europe/Berlin'"
             )
         return TypeError(
-            f"{self._where}: {one} ({_type_of(value)}) does not compare with {other} ({_type_of(self._sample)})"
+            f"{self.where}: {one} ({_type_of(value)}) does not compare with {other} ({_type_of(self._sample)})"
         )
 
     def _named(self, value: Any) -> str:
@@ -181,7 +182,7 @@ class Scale:
             value = _decimal(value)
         kind, exact = self._read(value)
         if kind == "text" or (kind == "number") == isinstance(step, timedelta):
-            raise TypeError(f"{self._where}: {self._named(value)} ({_type_of(value)}) cannot be moved by {step!r}")
+            raise TypeError(f"{self.where}: {self._named(value)} ({_type_of(value)}) cannot be moved by {step!r}")
         if not isinstance(step, timedelta):
             return self._spelling.write(Fraction(exact) + times * Fraction(step), value)
         moved = _moved(exact, times * step)
@@ -189,7 +190,7 @@ class Scale:
             return self._spelling.write(moved, value)
         except (ValueError, OverflowError) as error:
             if moved[0] > 0:
-                raise OverflowError(f"{self._where}: past the year 9999") from error
+                raise OverflowError(f"{self.where}: past the year 9999") from error
             return self._spelling.lowest(value)
 
     def check_step(self, name: str, step: Step | None) -> None:
@@ -203,11 +204,11 @@ class Scale:
             return
         wanted = "a number" if self.kind == "number" else "a timedelta"
         if self.kind == "text":
-            raise TypeError(f"{self._where}: text is not moved, so that there is no {name}")
+            raise TypeError(f"{self.where}: text is not moved, so that there is no {name}")
         if (self.kind == "number") == isinstance(step, timedelta):
             sample = "" if self._sample is None else f" such as {self._named(self._sample)}"
             epochs = ", or a timedelta with cursor_format='epoch_s' or its like" if self.kind == "number" else ""
-            raise TypeError(f"{self._where}: beside values{sample} {name} is {wanted}{epochs}, not {step!r}")
+            raise TypeError(f"{self.where}: beside values{sample} {name} is {wanted}{epochs}, not {step!r}")
         self._spelling.check_writes(name)
 
     def repeats(self, value: Any) -> bool:
@@ -227,7 +228,7 @@ class Scale:
         try:
             return self._spelling.months(value, count)
         except TypeError as error:
-            raise TypeError(f"{self._where}: {error}") from error
+            raise TypeError(f"{self.where}: {error}") from error
 
     def now(self, ahead: int = 0, at: Moment | None = None) -> Key | None:
         """Return the key of a moment (default: now) and some seconds; None for values without a clock.

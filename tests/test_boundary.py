@@ -1,0 +1,130 @@
+"""The memory of delivered rows that the source is asked for again: what it knows, and how far it grows."""
+
+from __future__ import annotations
+
+import time
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+
+from checkpoint import Checkpointer
+from checkpoint.codec import decode
+from checkpoint.stores.memory import MemoryStore
+
+UTC = timezone.utc
+AT = "2024-05-01T10:00:00Z"
+
+# What version 1 stored after it handed out `rows_at(value)`.
+VERSION_1 = {
+    "iso": ("2024-05-01T10:00:00.500Z", ["b405b7b399ef88e5", "ea62195b5496181a"], {}),
+    "offset": ("2024-05-01T12:00:00+02:00", ["cf2d73d1a7ea532c", "435c2bf522d37388"], {}),
+    "naive": ("2024-05-01 10:00:00", ["dfdee42f6a46e5ea", "87dc8c382e5960be"], {}),
+    "day": ("2024-05-01", ["007475aa03a1284c", "cea09218356e7be4"], {}),
+    "datetime": (datetime(2024, 5, 1, 10, 0, 0, 250_000, tzinfo=UTC), ["c0722940799fd004", "04292f71041e0603"], {}),
+    "date": (date(2024, 5, 1), ["26d3150b40161796", "8c4bdf8d761e815f"], {}),
+    "int": (7, ["02dec34df92d9584", "75822d668c93e993"], {}),
+    "float": (2.5, ["a3b8612a121ab1cb", "9dfc4553ff7cb9c7"], {}),
+    "decimal": (Decimal("1.50"), ["9f3b35cf1b21b72c", "57115f0e0a6cc819"], {}),
+    "text": ("x001", ["bc74e79377a58f5a", "372c1eb953260e19"], {"cursor_format": "text"}),
+    "epoch": (7, ["02dec34df92d9584", "75822d668c93e993"], {"cursor_format": "epoch_s"}),
+}
+
+
+def rows_at(value, *, more=0):
+    return [{"id": "a", "at": value, "n": 1 + more}, {"id": "b", "at": value, "n": [None, {"x": 2.5}]}]
+
+
+@pytest.mark.parametrize("kind", VERSION_1)
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_what_version_1_remembered_is_known(kind, order):
+    value, digests, options = VERSION_1[kind]
+    stored = value.isoformat() if isinstance(value, date) else str(value) if isinstance(value, Decimal) else value
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"at": stored, "seen": {"at": stored, "rows": digests}}
+    for expected in ([], []):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", row_order=order, **options)
+            assert [*stream.pages([rows_at(value)])] == expected
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", primary_key="id", row_order=order, **options)
+        assert [*stream.pages([rows_at(value, more=1)])] == [rows_at(value, more=1)[:1]]
+    [*digests] = decode(store.load("run")["s"].value)["seen"]["rows"]
+    assert [len(digest) for digest in digests[-2:]] == [24, 24]
+
+
+@pytest.mark.parametrize("versions", [("etag",), None])
+def test_fault_68_the_memory_grows_with_rows_and_not_with_runs(versions):
+    """Signed URLs change at every run; `version_fields` tell that the rows are the same all the same."""
+    store, delivered = MemoryStore(), 0
+    for run in range(500 if versions else 60):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", version_fields=versions)
+            page = [{"id": n, "at": AT, "etag": "x", "url": f"https://files/{n}?signed={run}"} for n in range(3)]
+            delivered += sum(map(len, stream.pages([page])))
+        assert len(decode(store.load("run")["s"].value)["seen"]["rows"]) == 3
+    assert delivered == (3 if versions else 180)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"version_fields": ("etag",)}, ValueError), ({"version_fields": "etag", "primary_key": "id"}, TypeError),
+        ({"version_fields": (), "primary_key": "id"}, TypeError),
+        ({"version_fields": (5,), "primary_key": "id"}, TypeError),
+        ({"primary_key": 5}, TypeError), ({"primary_key": []}, TypeError), ({"primary_key": ["id", 5]}, TypeError),
+    ],
+)  # fmt: skip
+def test_names_of_fields_are_judged_at_opening(options, error):
+    with Checkpointer("run", MemoryStore()) as cp, pytest.raises(error, match="version_fields|primary_key"):
+        cp.incremental("s", "at", **options)
+
+
+def test_fault_67_a_row_without_fields_is_refused_before_it_is_handed_out():
+    class Opaque:
+        __slots__ = ()
+        at, id = AT, 1
+
+    for how in ("pages", "track", "observe"):
+        with Checkpointer("run", MemoryStore()) as cp:
+            stream = cp.incremental("s", "at", primary_key="id")
+            with pytest.raises(TypeError, match=r"'s', 'at': .*version_fields=\('etag',\)"):
+                if how == "observe":
+                    stream.observe(Opaque())
+                else:
+                    [*getattr(stream, how)([[Opaque()]] if how == "pages" else [Opaque()])]
+            assert stream.stats.delivered == 0
+            stream.unfinished()
+
+
+def test_rows_at_one_instant_cost_the_same_each():
+    """Twice the rows at one instant, a commit a page, take about twice the time."""
+
+    def spent(count):
+        rows = [{"id": n, "at": AT} for n in range(count)]
+        with Checkpointer("run", MemoryStore()) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", row_order="asc", max_seen=500)
+            begin = time.process_time()
+            for _ in stream.pages(rows[start : start + 50] for start in range(0, count, 50)):
+                cp.commit()
+            return time.process_time() - begin
+
+    spent(500)
+    ratios = sorted(spent(12_000) / spent(6_000) for _ in range(5))
+    assert ratios[2] < 3
+
+
+@pytest.mark.parametrize("reach", ["lookback", "ceiling"])
+def test_rows_that_are_not_remembered_are_counted(reach):
+    now = datetime.now(UTC)
+    ago = timedelta(minutes=30) if reach == "lookback" else timedelta(minutes=-30)
+    rows = [{"id": n, "at": (now - ago + timedelta(seconds=n)).isoformat()} for n in range(8)]
+    options = {"lookback": timedelta(hours=1)} if reach == "lookback" else {}
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", primary_key="id", max_seen=5, **options)
+        assert [*stream.pages([rows])] == [rows]
+        stream.finish()
+        cp.commit()
+        assert stream.stats.unremembered == 3
