@@ -169,7 +169,8 @@ class Boundary:
     def digests(self, position: Any) -> list[str]:
         """Return the digests of the rows that are asked for again from a position, in the order of their values."""
         span = self._range
-        key, floor = span.key_of(position), span.key_of(span.floor(position))
+        key = span.key_of(position)
+        floor = span.key_of(span.floor(position)) if self.deep else key
         found: list[tuple[Key, str]] = []
         for ties in (self._old, self._under, self._ties):
             for index, (at, memo) in enumerate(ties):

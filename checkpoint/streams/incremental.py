@@ -318,7 +318,7 @@ class Incremental(Feeding[T]):
             self.key,
             self.stats,
             self._commits,
-            long_late=scan.late_top[1] is None or span.is_long_before(scan.late_top[1]),
+            long_late=self._is_long_late(),
             no_range=options.end_value is not None
             and span.start is not None
             and span.compare(span.start, options.end_value) >= 0,
@@ -327,6 +327,13 @@ class Incremental(Feeding[T]):
             all_ahead=above is not None and scan.position.high()[1] is None and span.lies_in_future(above[1]),
             epoch=self._epoch(),
         )
+
+    def _is_long_late(self) -> bool:
+        """Tell whether late rows are so by more than a healthy job's: newest first, a reading ends with one."""
+        scan = self._scan
+        if self._options.row_order == "desc" or scan.resumed is not None:
+            return scan.late_top[1] is None
+        return scan.late_top[1] is None or scan.range.is_long_before(scan.late_top[1])
 
     def _epoch(self) -> str | None:
         """Return the format that numbers without a clock look like, where that matters; None: there is none."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import reprlib
 from bisect import bisect_left
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
 
 from checkpoint import codec
@@ -62,9 +63,10 @@ class Stats:
     """Delivered ones inside the lookback or above the ceiling that are not remembered, for there were too many."""
 
     def __add__(self, other: Stats) -> Stats:
-        return Stats(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
+        return Stats(*map(add, _COUNTS(self), _COUNTS(other)))
 
 
+_COUNTS = attrgetter(*(field.name for field in fields(Stats)))
 NO_ROWS = Stats(0, 0, 0, 0)
 
 
