@@ -297,9 +297,7 @@ def test_any_other_url_is_refused(url: str) -> None:
     "query", ["a=b", "deadline", "deadline=0", "deadline=x", "deadline=inf", "deadline=5&deadline=6"]
 )
 def test_an_option_it_does_not_have_is_refused(query: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"an unknown option 'a'; it may have deadline|deadline must be|names deadline twi"
-    ):
+    with pytest.raises(ValueError, match="no option but deadline|store's URL cannot be read|stands twice"):
         ObjectStore(f"s3://bucket/a?{query}")
 
 
