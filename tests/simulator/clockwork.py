@@ -46,6 +46,8 @@ class Process:
         self.bytecodes: int | None = None
         """After so many places where CPython runs signal handlers one raises; None: never."""
         self.interruptible = False
+        self.served: list[int] = []
+        """The moments at which its calls and requests were served."""
 
 
 class Task:

@@ -67,6 +67,9 @@ class Job:
         self.known: dict[str, set[int | None]] = {}
         """The versions of keys that this run has said it knows."""
         self.went_back: list[str] = []
+        self.sending: list[tuple[float, float]] = []
+        """The moments of the first and the last request of each commit."""
+        self._since = float("inf")
         self._open: list[Write] = []
         self._was: dict[str, Any] = {}
 
@@ -86,10 +89,12 @@ class Job:
                 **more,
             ) as cp:
                 self._work(cp)
+                self._sends()
             self._acknowledged()
         except (CheckpointError, Interruption, RuntimeError) as error:
             self.errors.append(error)
         finally:
+            self._has_sent()
             self.process.interruptible = False
             store.close()
 
@@ -133,12 +138,17 @@ class Job:
         elif what == "page":
             self._page(cp, name)
         elif what == "commit":
+            self._sends()
             cp.commit()
+            self._has_sent()
             self._acknowledged()
         elif what == "soon":
+            self._sends()
             cp.commit_soon()
         elif what == "flush":
+            self._sends()
             cp.flush()
+            self._has_sent()
         elif what == "discard":
             cp.discard()
             self._open.clear()
@@ -196,6 +206,14 @@ class Job:
         write = Write(self.process.name, f"{GROUP}/{key}", at, self.world.moment())
         for _ in self._stream.pages([[at]]):
             self._begin(write, None)
+
+    def _sends(self) -> None:
+        self._since = min(self._since, self.world.moment())
+
+    def _has_sent(self) -> None:
+        if served := [moment for moment in self.process.served if moment > self._since]:
+            self.sending.append((served[0], served[-1]))
+        self._since = float("inf")
 
     def _acknowledged(self) -> None:
         """Note that the run was told: the last value of each key is stored. One that it had anyway is not sent."""

@@ -114,7 +114,8 @@ def _found(world: World, jobs: list[Job], shards: int | None) -> dict[str, Any]:
         group = (cp.group(GROUP, shards) if shards else cp.group(GROUP)) if grouped else None
         found = {key: dict(cp[key]) for key in cp}
         if group is not None:
-            found |= {f"{GROUP}/{member}": dict(group[member]) for member in group}
+            members = {member: group.get(member) for member in group}
+            found |= {f"{GROUP}/{member}": dict(cursor) for member, cursor in members.items() if cursor is not None}
         return found
 
 
@@ -134,13 +135,8 @@ def _register(world: World, writes: list[Write], found: dict[str, Any] | None) -
 
 
 def _one_after_the_other(world: World, jobs: list[Job]) -> bool:
-    """Tell whether no two runs were in the group at one time, by fresh lists: the API has no compare-and-swap."""
-    if world.troubles & {"stale", "late", "lost", "503"}:
+    """Tell whether no two runs committed at one time, and all lists were fresh: the API has no compare-and-swap."""
+    if world.troubles & {"stale", "late", "lost", "503", "kill before", "kill after"}:
         return False
-    spans = []
-    for job in jobs:
-        moments = [write.began for write in job.writes if write.key.startswith(f"{GROUP}/")]
-        if moments:
-            spans.append((min(moments), max([write.acked for write in job.writes])))
-    spans.sort()
+    spans = sorted(span for job in jobs for span in job.sending)
     return all(one[1] < other[0] for one, other in itertools.pairwise(spans))

@@ -84,10 +84,15 @@ class World:
         """Return what a list shows: what is there, or what was there before the last write."""
         return self._lists[-2] if stale and len(self._lists) > 1 else self.truth.load(NAMESPACE)
 
-    def call(self, process: Process, kinds: tuple[str, ...], does: Callable[[], Any]) -> Trouble | Any:
+    def call(self, process: Process, kinds: tuple[str, ...], serve: Callable[[], Any]) -> Trouble | Any:
         """Let one call or request happen, or go wrong in one of the ways that it can."""
         clockwork = self.clockwork
         task = clockwork.mine()
+
+        def does() -> Any:
+            process.served.append(self.moment())
+            return serve()
+
         if task is None:  # after the schedule: nothing goes wrong
             return does()
         clockwork.point()
@@ -196,7 +201,10 @@ class Wire:
     def close(self) -> None:
         pass
 
-    def send(self, method: str, url: str, body: bytes | None, until: float) -> Response:
+    def send(self, *request: Any) -> Response:
+        """Send a request: its method, URL and body are among what is given, in this order."""
+        at = next(at for at, one in enumerate(request) if one in {"GET", "POST", "PATCH", "DELETE"})
+        method, url, body = request[at : at + 3]
         parts = urlsplit(url)
         key = unquote(parts.path.removeprefix("/sync-job-run-state").strip("/")) or None
         assert parse_qs(parts.query)["state_key"] == [NAMESPACE]
