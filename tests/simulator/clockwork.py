@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,7 +76,8 @@ class Clockwork:
         self.now = 1_000.0
         self.current: Task | None = None
         self.tasks: list[Task] = []
-        self.locks: list[Lock] = []
+        self.locks: WeakSet[Lock] = WeakSet()
+        """Those that somebody can still take: a lock may be held to its end by what is gone, as a signal is."""
         self.threads_made = 0
         self.hung: list[str] = []
         """What each thread waited for when nobody could go on."""
@@ -237,7 +239,7 @@ class Lock:
         self._clockwork = _clockwork
         self.owner: Task | bool | None = None
         self.count = 0
-        _clockwork.locks.append(self)
+        _clockwork.locks.add(self)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         me = self._clockwork.mine() or False
@@ -293,7 +295,7 @@ class _Signal(Lock):
 
     def __init__(self) -> None:
         super().__init__()
-        self._clockwork.locks.pop()
+        self._clockwork.locks.discard(self)
 
 
 class Thread:

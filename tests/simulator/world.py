@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import checkpoint.run
+import checkpoint.streams
 from checkpoint import CheckpointError, CommitUnknown, MemoryStore, StoreUnavailable, TrutoStore
 from checkpoint.stores.http import Response, TransportError
 
@@ -18,6 +22,11 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry, Receipt
 
     from .clockwork import Clockwork, Process
+
+for _room in (checkpoint.run, checkpoint.streams):
+    for _module in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
+        if not _module.name.endswith("arrow"):
+            import_module(_module.name)  # not in the middle of a schedule, which would not repeat itself
 
 NAMESPACE = "job"
 DEADLINE = 60.0
