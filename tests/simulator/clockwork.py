@@ -122,7 +122,7 @@ class Clockwork:
         task.ready, task.wake = ready, float("inf") if seconds is None else self.now + max(0.0, seconds)
         may = task.main and task.process.interruptible and not task.process.killed
         if may and self.choices.fault(("wait", "interrupt")) == "interrupt":
-            task.ready = None
+            task.ready, task.process.interruptible = None, False
             raise Interruption("while it waited")
         self._pass_on(task)
         task.ready = None
@@ -462,7 +462,7 @@ class _Interrupter:
         if event == "opcode" and self._process.interruptible and frame.f_lasti in _places(frame.f_code):
             self._left -= 1
             if self._left == 0:
-                self._process.bytecodes = None
+                self._process.bytecodes, self._process.interruptible = None, False
                 raise Interruption(f"at {frame.f_code.co_name}:{frame.f_lineno}")
         return self._opcode
 
@@ -470,8 +470,10 @@ class _Interrupter:
 @cache
 def _traced(filename: str) -> bool:
     module = filename.replace("\\", "/")
-    return "/checkpoint/" in module or module.endswith(
-        ("/contextlib.py", "/threading.py", "/futures/_base.py", "/futures/thread.py")
+    return (
+        "/checkpoint/" in module
+        or module.endswith("/test_simulator.py")
+        or module.endswith(("/contextlib.py", "/threading.py", "/futures/_base.py", "/futures/thread.py"))
     )
 
 

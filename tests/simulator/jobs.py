@@ -191,8 +191,8 @@ class Job:
 
     def _count(self, cp: Checkpointer, key: str) -> None:
         """Count one in a key, as a job that reads, adds and writes."""
-        cp[key] = {"n": cp.get(key, {"n": 0})["n"] + 1}
         self.maybe_counted += 1
+        cp[key] = {"n": cp.get(key, {"n": 0})["n"] + 1}
         cp.commit()
         self.maybe_counted -= 1
         self.counted += 1

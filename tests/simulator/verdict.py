@@ -135,8 +135,15 @@ def _register(world: World, writes: list[Write], found: dict[str, Any] | None) -
 
 
 def _one_after_the_other(world: World, jobs: list[Job]) -> bool:
-    """Tell whether no two runs committed at one time, and all lists were fresh: the API has no compare-and-swap."""
-    if world.troubles & {"stale", "late", "lost", "503", "kill before", "kill after"}:
+    """Tell whether no two runs committed at one time, by fresh lists, and none overwrites: the API compares nothing."""
+    if any(job.plan.overwrite for job in jobs) or world.troubles & {
+        "stale",
+        "late",
+        "lost",
+        "503",
+        "kill before",
+        "kill after",
+    }:
         return False
     spans = sorted(span for job in jobs for span in job.sending)
     return all(one[1] < other[0] for one, other in itertools.pairwise(spans))

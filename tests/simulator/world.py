@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pkgutil
 from contextlib import suppress
@@ -27,6 +28,8 @@ for _room in (checkpoint.run, checkpoint.streams):
     for _module in pkgutil.iter_modules(_room.__path__, f"{_room.__name__}."):
         if not _module.name.endswith("arrow"):
             import_module(_module.name)  # not in the middle of a schedule, which would not repeat itself
+
+_worlds = itertools.count()  # runs of one token share their pace, those of another schedule do not
 
 NAMESPACE = "job"
 DEADLINE = 60.0
@@ -72,7 +75,7 @@ class World:
         """Return the store as a run sees it."""
         if self.atomic:
             return Store(self, process)
-        store = TrutoStore("http://api", f"token-{process.name}", rate=(10**6, 1.0))
+        store = TrutoStore("http://api", f"token-{process.name}-{next(_worlds)}", rate=(10**6, 1.0))
         store._service._clients = Wire(self, process)
         return store
 
@@ -114,6 +117,8 @@ class World:
         if kind == "all well":
             return does()
         self.troubles.add(kind)
+        if kind.startswith("interrupt"):
+            process.interruptible = False  # a second one is what kills a run
         if kind == "interrupt before":
             raise Interruption("before a call")
         if kind == "kill before":
