@@ -106,6 +106,7 @@ def test_help():
         "  import      Store a document in a namespace.\n"
         "  init        Make the tables of a store, or bring those of an earlier...\n"
         "  doctor      Check whether the store can be used.\n"
+        "  reshard     Pack the group NAME into another number of shards.\n"
         "  unlock      Release the lease that an exclusive run left behind.\n"
         "  singer-run  Run a Singer tap into a target, from where JOB stopped.\n"
         "  serve       Serve the state API over any store, to clients with the token.\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import closing
+from contextlib import closing, suppress
 from zlib import crc32
 
 import pytest
@@ -14,11 +14,13 @@ from checkpoint import (
     CommitUnknown,
     Conflict,
     CorruptState,
+    Locked,
     MemoryStore,
     PartialCommit,
     TrutoStore,
     codec,
 )
+from checkpoint.run.resharding import reshard
 from checkpoint.stores.base import Atomic
 
 A, B, C = {"at": "a"}, {"at": "b"}, {"at": "c"}
@@ -645,3 +647,55 @@ def test_opening_and_committing_ten_thousand_streams_is_linear():
         return count
 
     assert calls(1_000) < calls(3) * 1.5
+
+
+# checkpoint reshard
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("before", "after"), [(2, 5), (5, 2), (3, 3), (1, 4)])
+def test_fault_37_killed_in_a_reshard_no_member_is_lost(before, after, order):
+    for cut in itertools.count():
+        store = PerKey(None, order)
+        seed(store, **packed(MEMBERS, before))
+        store.left = cut
+        with suppress(Killed):
+            assert reshard(store, "run", "g", after) == (before, 40)
+        store.left = None
+        store.inner.commit("run", {"__lease__": None})  # of the one that was killed; it ends by itself
+        with Checkpointer("run", store) as cp:
+            group = cp.group("g")
+            assert (dict(group), len(group)) == (MEMBERS, 40)
+            assert group.shards in (before, after)
+            group["account-3"] = A  # in either number of shards
+            del group["account-4"]
+        wanted = {**MEMBERS, "account-3": A}
+        del wanted["account-4"]
+        assert members(store) == wanted
+        assert reshard(store, "run", "g", after)[1] == 39
+        found = decoded(store)
+        found.pop("__lease__")
+        assert {key: value for key, value in found.items() if value} == packed(wanted, after)
+        if store.whole:
+            return
+
+
+def test_reshard_says_what_it_cannot_do(store):
+    for shards in (0, 1_001):
+        with pytest.raises(ValueError, match="shards must be from 1 to 1000"):
+            reshard(store, "run", "g", shards)
+    with pytest.raises(ValueError, match="there is no group 'g' in 'run'"):
+        reshard(store, "run", "g", 2)
+    seed(store, **{"__group__.g": HEAD, "__group__.g/a": A})
+    with pytest.raises(ValueError, match="has an entry a member"):
+        reshard(store, "run", "g", 2)
+    assert "__lease__" not in store.load("run")
+
+
+def test_reshard_waits_for_the_lease():
+    store = PerKey()
+    seed(store, **packed(MEMBERS, 2))
+    with Checkpointer("run", store, exclusive=1.0), pytest.raises(Locked):
+        reshard(store, "run", "g", 3)
+    assert reshard(store, "run", "g", 3) == (2, 40)
+    assert members(store) == MEMBERS

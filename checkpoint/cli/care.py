@@ -1,4 +1,4 @@
-"""`checkpoint init`, `checkpoint doctor` and `checkpoint unlock`: before the first run, and when something is wrong."""
+"""`checkpoint init`, `doctor`, `unlock` and `reshard`: before the first run, and when something is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, confirm, dry_run, missing, namespace, reading, store_option, using, yes
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
-from checkpoint.run import lease
+from checkpoint.run import lease, resharding
 from checkpoint.stores import open_store
 from checkpoint.stores.base import HasTables, KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
 
@@ -207,3 +207,27 @@ def _held(store: Store, namespace: str) -> lease.Holder:
         return lease.holder(namespace, entry)
     except CorruptState:
         return lease.Holder("something that is no lease", None, 0, 0)
+
+
+@click.command()
+@namespace
+@click.argument("name")
+@click.option("--shards", type=int, required=True, help="Into how many entries the members are packed.")
+@as_json
+@store_option()
+def reshard(namespace: str, name: str, *, shards: int, as_json: bool, url: str | None) -> None:
+    """Pack the group NAME into another number of shards.
+
+    For groups on the HTTP API; elsewhere each member has an entry of its own. It takes the lease of the namespace, and
+    may be called again where it was interrupted: no member is lost.
+    """
+    with reading(url) as store:
+        try:
+            before, members = resharding.reshard(store, namespace, name, shards)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+    if as_json:
+        told = {"namespace": namespace, "group": name, "before": before, "shards": shards, "members": members}
+        screen.document(told)
+    else:
+        screen.say(f"{name!r} in {namespace!r}: {members:,} members, {before} shards before, {shards} now.")

@@ -102,6 +102,7 @@ VERBS = (
     moving.import_,
     care.init,
     care.doctor,
+    care.reshard,
     care.unlock,
     singer.singer_run,
     serve.serve,

@@ -116,6 +116,22 @@ def unpack(state_key: str, key: str, value: str) -> dict[str, str]:
     return {member: value_of_item(item) for member, item in decoded(state_key, key, value).items()}
 
 
+def packed_members(state_key: str, name: str, values: Mapping[str, str], shards: int) -> dict[str, str]:
+    """Return the members of a packed group; what a shard holds that belongs to another one is left over, and no member.
+
+    Raises:
+        CorruptState: a shard cannot be read.
+
+    """
+    members: dict[str, str] = {}
+    for index in range(shards):
+        key = shard_key(name, index)
+        if key in values:
+            found = unpack(state_key, key, values[key])
+            members |= {member: value for member, value in found.items() if index_of(member, shards) == index}
+    return members
+
+
 def decoded(state_key: str, key: str, value: str) -> dict[str, Any]:
     """Return the JSON object in a value.
 
@@ -199,8 +215,8 @@ def stored_groups(state_key: str, values: Mapping[str, str]) -> dict[str, int | 
     heads: dict[str, int | None] = {}
     for key in sorted(key for key in values if key.startswith(GROUP_PREFIX) and "/" not in key):
         before, _, number = key.rpartition(".")
-        if number.isdecimal() and (heads.get(before) or 0) > int(number):
-            continue  # a shard
+        if number.isdecimal() and heads.get(before) is not None:
+            continue  # a shard, or one left over
         heads[key] = read_head(state_key, key, values[key])[0]
     return heads
 
@@ -225,8 +241,7 @@ def laid_out(
         if shards is None:
             members = {key[len(head) + 1 :]: value for key, value in values.items() if key.startswith(f"{head}/")}
         else:
-            keys = [key for index in range(shards) if (key := f"{head}.{index:02d}") in values]
-            members = {m: value for key in keys for m, value in unpack(state_key, key, values[key]).items()}
+            members = packed_members(state_key, named(f"{head}/")[0], values, shards)
         laid |= _group_laid_out(head, members, {head: None if atomic else shards or SHARDS, **(there or {})}[head])
     return laid
 
@@ -258,8 +273,9 @@ def members_of(state_key: str, entries: Mapping[str, Entry]) -> dict[str, dict[s
             start = len(head) + 1
             groups[name] = {key[start:]: entry for key, entry in entries.items() if key.startswith(f"{head}/")}
         else:
-            keys = [f"{head}.{index:02d}" for index in range(shards)]
-            groups[name] = _unpacked(state_key, entries, [key for key in keys if key in entries])
+            members = packed_members(state_key, name, values, shards)
+            where = {member: entries[shard_key(name, index_of(member, shards))] for member in members}
+            groups[name] = {member: where[member]._replace(value=value) for member, value in members.items()}
     for key in entries:
         name = key.rpartition(".")[0]
         if version_1_shards(name, key) > 1 and name not in groups:

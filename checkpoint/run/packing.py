@@ -177,7 +177,10 @@ class Packed(Form):
             return {}
         read = self._read.get(key)
         if read is None or read[0] != value:
-            read = self._read[key] = value, forms.decoded(self._state_key, key, value)
+            items = forms.decoded(self._state_key, key, value)
+            # What belongs to another shard was left over where `checkpoint reshard` was killed.
+            own = {member: item for member, item in items.items() if self._entry(member) == key}
+            read = self._read[key] = value, own
         return read[1]
 
     def _with(self, key: str, changes: Changes) -> str:

@@ -1,0 +1,80 @@
+"""`checkpoint reshard`: a packed group into another number of shards, in an order that may be cut anywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from checkpoint.entries import head_key
+from checkpoint.run import forms
+from checkpoint.run.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from checkpoint.stores.base import Store
+
+RUN_ID = "checkpoint reshard"
+
+
+def reshard(store: Store, state_key: str, name: str, shards: int) -> tuple[int, int]:
+    """Pack a group into another number of shards; return the number before, and how many members there are.
+
+    It takes the namespace's lease. First each shard gets what it will hold beside what it holds; then the head says the
+    new number; then what a shard holds no longer is taken out. A shard is read for its own members only, so killed
+    anywhere the group is whole, in the old number or in the new one, and this may be called again.
+
+    Raises:
+        ValueError, TypeError: there is no such packed group, or the number is none.
+        Locked: a run holds the namespace.
+        Conflict: a run that takes no lease changed the group meanwhile; call again.
+        CorruptState, StoreError: what is stored is not a group; the store refused or failed.
+
+    """
+    forms.check_shards(shards)
+    _shards_of(state_key, name, _values(store, state_key))  # before the lease is taken
+    lease = Lease(store, state_key, RUN_ID)
+    try:
+        lease.acquire()
+        values = _values(store, state_key)
+        before = _shards_of(state_key, name, values)
+        members = forms.packed_members(state_key, name, values, before)
+        packs: dict[int, dict[str, str | None]] = {index: {} for index in range(shards)}
+        for member, value in members.items():
+            packs[forms.index_of(member, shards)][member] = value
+        grown: dict[str, str | None] = {}
+        trimmed: dict[str, str | None] = dict.fromkeys(forms.shard_keys(name, values))
+        for index, pack in packs.items():
+            key = forms.shard_key(name, index)
+            old = forms.unpack(state_key, key, values[key]) if key in values else {}
+            grown[key] = forms.pack({**pack, **{m: v for m, v in old.items() if index < before and m not in pack}})
+            trimmed[key] = forms.pack(pack)
+        for changes in (grown, {head_key(name): forms.packed_head(shards)}, trimmed):
+            _commit(store, state_key, name, changes)
+        return before, len(members)
+    finally:
+        lease.release()
+
+
+def _values(store: Store, state_key: str) -> dict[str, str]:
+    return {key: entry.value for key, entry in store.load(state_key).items()}
+
+
+def _shards_of(state_key: str, name: str, values: Mapping[str, str]) -> int:
+    head = head_key(name)
+    if head not in values:
+        raise ValueError(f"there is no group {name!r} in {state_key!r}; one of version 1 is moved by its next commit")
+    shards, _ = forms.read_head(state_key, head, values[head])
+    if shards is None:
+        raise ValueError(f"the group {name!r} in {state_key!r} has an entry a member: there are no shards to change")
+    return shards
+
+
+def _commit(store: Store, state_key: str, name: str, changes: Mapping[str, str | None]) -> None:
+    """Write what differs, on the base of what is stored of the group now."""
+    stored = store.load(state_key)
+    differing = {
+        key: value for key, value in changes.items() if (stored[key].value if key in stored else None) != value
+    }
+    if differing:
+        base = {key: stored.get(key) for key in (*differing, head_key(name))}
+        store.commit(state_key, differing, base, run_id=RUN_ID)
