@@ -1,0 +1,211 @@
+"""The guide's jobs, as they are written: killed while they read, resumed, and compared with what the source holds.
+
+`CHECKPOINT_GUIDE_KILLS` is how often each shape is killed (3), `CHECKPOINT_GUIDE_RUNS` its healthy runs (2),
+`CHECKPOINT_GUIDE_ROWS` how many rows its source begins with (400), `CHECKPOINT_SEED` where randomness begins. `-s`
+prints what was found.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections import Counter
+
+import pytest
+from sources import GUIDE, Database, Runner, Source, blocks
+
+KILLS = int(os.environ.get("CHECKPOINT_GUIDE_KILLS", "3"))
+RUNS = int(os.environ.get("CHECKPOINT_GUIDE_RUNS", "2"))
+ROWS = int(os.environ.get("CHECKPOINT_GUIDE_ROWS", "400"))
+SEED = int(os.environ.get("CHECKPOINT_SEED", "0"))
+
+SETUP = blocks("README.md")[0]
+JOBS = {
+    "sorted": ("sorted.md", 0),
+    "tokens": ("tokens.md", 0),
+    "newest-first": ("newest-first.md", 0),
+    "ask-again": ("ask-again.md", 0),
+    "capped": ("ask-again.md", 1),
+    "keyset": ("keyset.md", 0),
+    "backfill": ("backfill.md", 0),
+    "partitions": ("partitions.md", 0),
+    "delta-tokens": ("delta-tokens.md", 0),
+    "change-log": ("change-log.md", 0),
+    "dataframes": ("dataframes.md", 0),
+}
+
+
+class World:
+    """A source, a job of the guide, and what its sink got."""
+
+    def __init__(self, shape, folder, seed=SEED, count=ROWS):
+        self.shape, self.folder = shape, folder
+        self.rng = random.Random(f"{shape} {seed}")
+        page, number = JOBS[shape]
+        self.code = f"{SETUP}\n{blocks(page)[number]}"
+        if shape == "capped" and count > ROWS:
+            count = 12_500
+        self.source = Source(seed, count)
+        self.database = Database(folder / "source.db", seed, count) if shape == "keyset" else None
+
+    def __enter__(self):
+        self.source.__enter__()
+        self.runner = Runner(self.folder, self.source.url, self.code).__enter__()
+        self.source.heard = self.runner.event
+        if self.database:
+            self.runner.heard = self.database.change
+        return self
+
+    def __exit__(self, *_):
+        self.runner.__exit__()
+        self.source.__exit__()
+        if self.database:
+            self.database.connection.close()
+
+    def busy(self):
+        """Let a night pass at the source."""
+        for _ in range(self.rng.randrange(40)):
+            self.source.table.change()
+            self.source.millis.change()
+            self.source.append()
+            if self.database:
+                self.database.change()
+
+    def quiet(self):
+        self.source.changing = False
+        if self.database:
+            self.database.changing = False
+            self.database.change()
+
+    def truth(self):
+        if self.database:
+            return self.database.truth()
+        if self.shape == "change-log":
+            return self.source.log_truth()
+        if self.shape == "delta-tokens":
+            return self.source.feed_truth()
+        return (self.source.millis if self.shape == "capped" else self.source.table).truth()
+
+    def sink(self):
+        """Return what an upsert has made of the rows that were written."""
+        state = {}
+        for key, version in self.runner.written():
+            if key is None:  # a snapshot replaces what was there
+                state.clear()
+            elif version is None:
+                state.pop(key, None)
+            else:
+                state[key] = max(version, state.get(key, 0)) if self.shape == "change-log" else version
+        return state
+
+    def twice(self):
+        return sum(count - 1 for count in Counter(self.runner.written()).values())
+
+    def finish(self):
+        """Run twice in peace, and return the rows that are missing."""
+        self.quiet()
+        for later in (60, 600):
+            assert self.runner.run(later=later)
+        found = self.sink()
+        return {key: version for key, version in self.truth().items() if found.get(key) != version}
+
+
+@pytest.fixture
+def world(request, tmp_path):
+    with World(request.param, tmp_path) as world:
+        yield world
+
+
+every_shape = pytest.mark.parametrize("world", JOBS, indirect=True)
+
+
+@every_shape
+def test_nothing_is_missing_after_kills_at_random_points(world):
+    killed = 0
+    for _ in range(KILLS * 3):
+        if killed == KILLS:
+            break
+        if world.rng.random() < 0.3:
+            world.busy()
+        if world.rng.random() < 0.1:
+            world.source.snapshots.clear()  # tokens expire
+        died = not world.runner.run(kill_at=world.rng.randrange(1, 24), delay=world.rng.random() * 0.01)
+        killed += died
+        if not died:  # everything was read: more to do
+            world.busy()
+    assert world.finish() == {}
+    assert set(world.sink()) == set(world.truth())
+    print(f"\n{world.shape}: {killed} kills, {len(world.runner.written())} rows written, {world.twice()} of them twice")
+
+
+@every_shape
+def test_healthy_runs_say_nothing_and_miss_nothing(world):
+    for _ in range(RUNS):
+        world.busy()
+        assert world.runner.run()
+    assert world.finish() == {}
+    assert world.runner.warnings() == []
+
+
+def test_newest_first_killed_every_3000_rows(tmp_path):
+    count, every = (100_000, 3_000) if KILLS > 3 else (4_000, 600)
+    with World("newest-first", tmp_path, count=count) as world:
+        runs = 1
+        while not world.runner.run(die_after=every):
+            runs += 1
+        assert world.finish() == {}
+        print(f"\n{count} rows, killed every {every}: {runs} runs, {world.twice()} rows twice")
+        assert runs <= count // every + 5
+        assert world.twice() <= runs * 200
+
+
+def test_expired_tokens_cost_a_reading_and_no_rows(tmp_path):
+    with World("tokens", tmp_path) as world:
+        assert not world.runner.run(kill_at=7)
+        world.source.snapshots.clear()
+        assert world.runner.run()
+        assert world.finish() == {}
+
+
+def test_expired_delta_link_starts_again(tmp_path):
+    with World("delta-tokens", tmp_path) as world:
+        assert world.runner.run()
+        world.busy()
+        world.source.forgotten = len(world.source.changes)
+        world.source.append()
+        assert world.finish() == {}
+
+
+def test_cut_log_is_read_again_from_a_snapshot(tmp_path):
+    with World("change-log", tmp_path) as world:
+        assert world.runner.run()
+        world.busy()
+        world.source.cut(len(world.source.log) - 5)
+        assert world.finish() == {}
+        assert [key for key, _ in world.runner.written()].count(None) == 2
+
+
+def test_capped_search_reads_past_its_cap(tmp_path):
+    with World("capped", tmp_path, count=12_500) as world:
+        assert world.runner.run()
+        assert world.finish() == {}
+        assert len(world.sink()) >= 12_500
+
+
+def test_every_block_of_the_guide_is_run():
+    pages = sorted(path.name for path in GUIDE.glob("*.md"))
+    known = Counter(page for page, _ in JOBS.values()) + Counter(["README.md", "values.md"])
+    assert {page: len(blocks(page)) for page in pages if blocks(page)} == known
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in GUIDE.glob("*.md"):
+        for target, _, anchor in re.findall(r"\]\(([a-z-]+\.md)(#)?([a-z0-9-]*)\)", path.read_text("utf-8")):
+            text = (GUIDE / target).read_text("utf-8")
+            headings = {
+                re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+                for line in text.splitlines()
+                if line.startswith("#")
+            }
+            assert not anchor or anchor in headings, f"{path.name}: {target}#{anchor}"
