@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,9 @@ RESULTS = Path(__file__).parent / "results"
 
 missing: dict[str, str] = {}
 """Peers that could not be imported, and why."""
+
+settings = argparse.Namespace(before=None)
+"""What the command line said. `before`: a checkout of an older revision, which some measure beside this one."""
 
 only: set[str] = set()
 """Where it is not empty, the only contestants that run beside ours."""
@@ -60,14 +64,30 @@ class Case:
     name: str
     figures: Mapping[str, Figures]
     goal: Goal | None = None
+    headline: bool = True
+    """Whether it stands in the table of the project's README."""
 
 
-def main(script: str, description: str, cases: Callable[[bool], list[Case]], packages: Sequence[str] = ()) -> None:
-    """Run a script from its command line: measure, print the table, write `results/NAME.json`."""
+def main(
+    script: str,
+    description: str,
+    cases: Callable[[bool], list[Case]],
+    packages: Sequence[str] = (),
+    *,
+    before: bool = False,
+) -> None:
+    """Run a script from its command line: measure, print the table, write `results/NAME.json`.
+
+    With `before`, `--before PATH` names a checkout of an older revision.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it runs; nothing is written")
     parser.add_argument("--results", type=Path, help="folder to write to, also what --quick measured")
+    if before:
+        parser.add_argument("--before", type=Path, metavar="PATH", help="a checkout of an older revision, beside ours")
     options = parser.parse_args()
+    if before and options.before is not None:
+        settings.before = options.before.resolve(strict=True)
     results = _results(Path(script).stem, description, cases(options.quick), packages)
     _show(results)
     folder = options.results or (None if options.quick else RESULTS)
@@ -102,6 +122,8 @@ def case(
     seconds: Mapping[str, Sequence[float]],
     goal: tuple[str, Callable[[Mapping[str, Figures]], bool]] | None = None,
     counts: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    headline: bool = True,
 ) -> Case:
     """Sum up what each contestant took; of a goal, its text and whether the figures meet it."""
     ours = statistics.median(seconds[OURS])
@@ -113,7 +135,7 @@ def case(
         for median in [statistics.median(times)]
     }
     said = None if goal is None else Goal(goal[0], bool(goal[1](figures)))
-    return Case(name, figures, said)
+    return Case(name, figures, said, headline)
 
 
 def within(limit: float, peer: str, at: float) -> tuple[str, Callable[[Mapping[str, Figures]], bool]]:
@@ -139,6 +161,16 @@ def peer(name: str) -> Generator[None]:
         yield
     except ImportError as error:
         missing[name] = str(error)
+
+
+def alone(module: str, call: str) -> Any:
+    """Return what a function of a benchmark gives in a process whose `checkpoint` is the older one."""
+    script = f"import json, {module}; print(json.dumps({module}.{call}))"
+    found = subprocess.run(
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(settings.before)},
+    )  # fmt: skip
+    return json.loads(found.stdout)
 
 
 def spell(seconds: float) -> str:
@@ -171,14 +203,14 @@ def _show(results: dict[str, Any]) -> None:
     print(results["command"])
     for key in ("machine", "versions", "missing"):
         print(f"{key}: " + ", ".join(f"{what} {value}" for what, value in results[key].items()))
-    print(f"\n{'case':<28}{'contestant':<32}{'rounds':>7}{'median':>10}{'p99':>10}{'min':>10}{'ratio':>8}")
+    print(f"\n{'case':<44}{'contestant':<32}{'rounds':>7}{'median':>10}{'p99':>10}{'min':>10}{'ratio':>8}")
     for found in results["cases"]:
         for contestant, figures in found["figures"].items():
             times = "".join(f"{spell(figures[which]):>10}" for which in ("median", "p99", "min"))
             counts = "".join(f"  {value:g} {what}" for what, value in figures["counts"].items())
-            print(f"{found['name']:<28}{contestant:<32}{figures['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}")
+            print(f"{found['name']:<44}{contestant:<32}{figures['rounds']:>7}{times}{figures['ratio']:>8.2f}{counts}")
         if found["goal"]:
-            print(f"{found['name']:<28}goal: {found['goal']['text']}: {'met' if found['goal']['met'] else 'MISSED'}")
+            print(f"{found['name']:<44}goal: {found['goal']['text']}: {'met' if found['goal']['met'] else 'MISSED'}")
     print()
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from harness import OURS, RESULTS, spell
 from plots import Bar, standing
 
-NAMES = ("flush", "unchanged", "group", "soon", "incremental", "commit", "imports", "load", "encode")
+NAMES = ("flush", "unchanged", "group", "soon", "rows", "scale", "commit", "imports", "load", "encode")
 ROOT = Path(__file__).parent.parent
 PAGE, BEGIN, END = (
     ROOT / "docs" / "reference" / "speed.md",
     "<!-- speed: from benchmarks/results -->\n",
     "<!-- end of speed -->\n",
 )
+ROWS = ("<!-- rows: from benchmarks/results -->\n", "<!-- end of rows -->\n")
 README = ROOT / "README.md"
 FIRST, LAST = "<!-- comparison: from benchmarks/results -->\n", "<!-- end of comparison -->\n"
 COMPARED = {
@@ -23,15 +25,17 @@ COMPARED = {
     "100 keys, nothing changed": "commit of 100 keys that did not change",
     "10,000 partitions, 50 ms": "commit of 10,000 changed partitions, in a group",
     "plain, pages": "one row of a sorted stream",
-    "track": "one row of a sorted stream",
-    "track, primary key": "the same, with a primary key",
+    "primary key, track": "the same, with a primary key",
+    "10,000 member streams, one by one": "10,000 streams of a group, opened, fed and committed",
     "1 key of 1,000, truncate": "commit of one key to SQLite, on disk",
     "100,000 keys from SQLite": "load of 100,000 keys",
     "import checkpoint": "import",
 }
 """Cases that the project's README shows, and what it calls them."""
-MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx")
+MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx", "version 1")
 """The peers that goals name, and those nearest to what the library does; the README shows one a case."""
+
+BEFORE = "version 1"
 
 
 def write(results: Path, *, readme: bool) -> None:
@@ -42,6 +46,7 @@ def write(results: Path, *, readme: bool) -> None:
         Bar(case["name"], peer, figures["ratio"])
         for result in found
         for case in result["cases"]
+        if case.get("headline", True)
         for peer, figures in case["figures"].items()
         if not peer.startswith(OURS)
     ]
@@ -50,6 +55,7 @@ def write(results: Path, *, readme: bool) -> None:
     )
     if readme:
         put(PAGE, BEGIN, END, summary(found))
+        put(PAGE, *ROWS, by_shape(found))
         put(README, FIRST, LAST, comparison(found))
 
 
@@ -70,7 +76,7 @@ def summary(found: list[dict[str, Any]]) -> str:
     """Return a row for each case: ours, the peer it is held against, and whether the goal is met."""
     rows = ["| | `checkpoint` | beside | times ours | goal |", "|---|---|---|---|---|"]
     for result in found:
-        for case in result["cases"]:
+        for case in (case for case in result["cases"] if case.get("headline", True)):
             figures, goal = case["figures"], case["goal"]
             peer = next((name for name in MAIN if name in figures), next(name for name in figures if name != OURS))
             met = "" if goal is None else f"{goal['text']}: {'met' if goal['met'] else '**missed**'}"
@@ -94,6 +100,31 @@ def comparison(found: list[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+HOWS = ("pages", "filter", "track", "observe")
+
+
+def by_shape(found: list[dict[str, Any]]) -> str:
+    """Return what a row takes: a line for each kind of row, a column for each way to feed it, and the best peer."""
+    (cases,) = [result["cases"] for result in found if result["benchmark"] == "rows"] or [[]]
+    lines: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        shape, _, how = case["name"].rpartition(", ")
+        if how in HOWS:
+            lines.setdefault(shape, {})[how] = case["figures"]
+    rows = [
+        f"| a row of | {' | '.join(HOWS)} | best peer | version 1 (pages, track) |",
+        "|---|--:|--:|--:|--:|---|---|",
+    ]
+    for shape, line in lines.items():
+        ours = [spell(line[how][OURS]["median"]) if how in line else "" for how in HOWS]
+        peers = {name: row for row in line.values() for name, row in row.items() if name not in (OURS, BEFORE)}
+        best = min(peers, key=lambda name: peers[name]["median"], default=None)
+        said = "" if best is None else f"{spell(peers[best]['median'])}, {best}"
+        older = [spell(line[how][BEFORE]["median"]) for how in ("pages", "track") if BEFORE in line.get(how, {})]
+        rows.append(f"| {shape} | {' | '.join(ours)} | {said} | {', '.join(older)} |")
+    return "\n".join(rows) + "\n"
+
+
 def everything(found: list[dict[str, Any]]) -> str:
     """Return all figures of all contestants."""
     parts = [
@@ -104,6 +135,8 @@ def everything(found: list[dict[str, Any]]) -> str:
     ]
     for result in found:
         parts.append(f"## {result['benchmark']}\n\n{result['description']}\n")
+        if result["benchmark"] == "rows":
+            parts.append(by_shape(found))
         said = [", ".join(f"{what} {value}" for what, value in result[key].items()) for key in ("machine", "versions")]
         parts.append(f"`{result['command']}`; {'; '.join(said)}.\n")
         if result["missing"]:
@@ -131,3 +164,9 @@ def _ours(figures: dict[str, Any]) -> str:
 
 def _counts(figures: dict[str, Any]) -> str:
     return ", ".join(f"{value:g} {what}" for what, value in figures["counts"].items())
+
+
+if __name__ == "__main__":
+    found = read(Path(sys.argv[1]) if sys.argv[1:] else RESULTS)
+    print(by_shape(found))
+    print(summary(found))
