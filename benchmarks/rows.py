@@ -288,6 +288,8 @@ def dlt(shape: Shape, rows: list[Any]) -> float:
 def singer(shape: Shape, rows: list[Any]) -> float:
     from singer_sdk.helpers._state import increment_state
 
+    logging.getLogger("singer_sdk").setLevel(logging.ERROR)
+
     state: dict[str, Any] = {}
     in_order = shape.options.get("row_order") == "asc"
 
