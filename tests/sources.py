@@ -149,6 +149,10 @@ class Source:
             self.table.change()
             self.millis.change()
             self.append()
+        return self.route(path, query)
+
+    def route(self, path, query):
+        """Answer a request, with a status and a body."""
         return getattr(self, f"get_{path.strip('/').replace('/', '_')}")(**query)
 
     # Sorted by time, with page tokens that are keys; and the same for a range.

@@ -14,7 +14,7 @@ from decimal import Decimal
 
 import pytest
 
-from checkpoint import Checkpointer
+from checkpoint import Checkpointer, CursorFormat
 from checkpoint.stores.memory import MemoryStore
 
 STREAMS = int(os.environ.get("CHECKPOINT_STREAMS", "1500"))
@@ -62,6 +62,29 @@ def numbers(micros):
     return (micros, float(micros), Decimal(micros))[micros % 3]
 
 
+def epoch_us(micros):
+    return (EPOCH - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1) + micros
+
+
+def epoch_s(micros):
+    whole, rest = divmod(epoch_us(micros), 1_000_000)
+    return f"{whole}.{rest:06}"
+
+
+LSN = CursorFormat(
+    lambda text: int(text.split("/")[0], 16) << 32 | int(text.split("/")[1], 16),
+    lambda number: f"{number >> 32:X}/{number & 0xFFFFFFFF:X}",
+)
+
+
+def lsn(micros):
+    return LSN.format((1 << 36) - 6 + micros)  # the digits grow, before the slash and behind it
+
+
+def pattern(form):
+    return lambda micros: moment(micros).strftime(form)
+
+
 KINDS = {
     "zulu": (zulu, zulu(-1)),
     "shortest": (shortest, shortest(-1)),
@@ -75,6 +98,24 @@ KINDS = {
     "decimal": (Decimal, Decimal(-1)),
     "numbers": (numbers, -1),
     "text": (lambda micros: f"{micros:012}", "!"),
+    "number": (str, "-1"),
+    "epoch_us": (epoch_us, epoch_us(-1)),
+    "epoch_s": (epoch_s, epoch_s(-1)),
+    "epoch_ns": (lambda micros: str(epoch_us(micros) * 1000), str(epoch_us(-1) * 1000)),
+    "pattern": (pattern("%d.%m.%Y %H:%M:%S.%f"), pattern("%d.%m.%Y %H:%M:%S.%f")(-1)),
+    "pattern with zone": (pattern("%b %d %Y %H:%M:%S.%f %z"), moment(-1)),
+    "lsn": (lsn, lsn(-1)),
+}
+FORMATS = {
+    "naive": {"timezone": "UTC"},
+    "text": {"cursor_format": "text"},
+    "number": {"cursor_format": "number"},
+    "epoch_us": {"cursor_format": "epoch_us"},
+    "epoch_s": {"cursor_format": "epoch_s"},
+    "epoch_ns": {"cursor_format": "epoch_ns"},
+    "pattern": {"cursor_format": "%d.%m.%Y %H:%M:%S.%f", "timezone": "UTC"},
+    "pattern with zone": {"cursor_format": "%b %d %Y %H:%M:%S.%f %z"},
+    "lsn": {"cursor_format": LSN},
 }
 
 
@@ -143,7 +184,7 @@ class Stream:
 
     def options(self):
         step = timedelta(microseconds=self.lookback)
-        numeric = self.kind in ("int", "float", "decimal", "numbers")
+        numeric = self.kind in ("int", "float", "decimal", "numbers", "number", "lsn")
         return {
             "initial_value": self.initial,
             "lookback": None if not self.lookback else self.lookback if numeric else step,
@@ -151,8 +192,7 @@ class Stream:
             "row_order": self.order,
             "range_start": "open" if self.open else "closed",
             "on_cursor_value_missing": self.missing,
-            "timezone": "UTC" if self.kind == "naive" else None,
-            "cursor_format": "text" if self.kind == "text" else None,
+            **FORMATS.get(self.kind, {}),
         }
 
 

@@ -1,9 +1,9 @@
 """Sources that go on changing while they are read, in random worlds: every kind of value, every shape, crashes, clocks.
 
-A world has a source whose rows get the time of its own clock whenever they change, and a job in one of the guide's shapes
-that dies here and there and is started again. At the end the sink must have the last version of every row; and where no
-run died and there is a primary key, each version once. Instants are frozen, so ceilings, and a job's clock that differs from
-the source's by up to two minutes, matter.
+A world has a source whose rows get the time of its own clock whenever they change, and a job in one of the guide's
+shapes that dies here and there and is started again. At the end the sink must have the last version of every row; and
+where no run died and there is a primary key, each version once. Clocks are frozen: ceilings matter, and so does a job's
+clock that differs from the source's by up to two minutes.
 
 `CHECKPOINT_STREAMS` sets how many worlds there are, `CHECKPOINT_SEED` where they begin; `-s` prints what came twice.
 """
