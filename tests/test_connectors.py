@@ -150,7 +150,7 @@ class Three(Source):
             {
                 "sys_id": number,
                 "version": version,
-                "sys_updated_on": (EPOCH + timedelta(microseconds=at)).strftime("%Y-%m-%d %H:%M:%S"),
+                "sys_updated_on": seconds(at)[:-1].replace("T", " "),
             }
             for at, number, version in self.table.sorted(since)[begin : begin + int(sysparm_limit)]
         ]
