@@ -290,6 +290,8 @@ def singer(shape: Shape, rows: list[Any]) -> float:
 
     logging.getLogger("singer_sdk").setLevel(logging.ERROR)
 
+    logging.getLogger("singer_sdk").setLevel(logging.ERROR)
+
     state: dict[str, Any] = {}
     in_order = shape.options.get("row_order") == "asc"
 

@@ -212,7 +212,11 @@ def test_the_commit_shown_finds_out_what_became_of_an_unanswered_write(commit, n
 
 @pytest.mark.parametrize(
     ("page", "begin", "end", "text"),
-    [(table.PAGE, table.BEGIN, table.END, table.summary), (table.README, table.FIRST, table.LAST, table.comparison)],
+    [
+        (table.PAGE, table.BEGIN, table.END, table.summary),
+        (table.PAGE, *table.ROWS, table.by_shape),
+        (table.README, table.FIRST, table.LAST, table.comparison),
+    ],
 )
 def test_the_figures_are_those_that_the_benchmarks_wrote(page, begin, end, text):
     found = table.read()
