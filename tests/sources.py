@@ -235,9 +235,9 @@ class Source:
         for _ in range(self.rng.randrange(3)):
             self.log.append((self.log[-1][0] + self.rng.randrange(1, 5), self.rng.randrange(40)))
 
-    def get_messages_delta(self, token="0", size=40):
-        at = int(token)
-        if at and at < self.forgotten:
+    def get_messages_delta(self, token="full0", size=40):
+        full, at = token.startswith("full"), int(token.removeprefix("full"))
+        if not full and at < self.forgotten:
             return 410, {"error": "resync required"}
         current = dict(self.changes)
         part = self.changes[at : at + size]
@@ -246,8 +246,9 @@ class Source:
             for number in dict(part)
         ]
         end = at + len(part)
-        name = "@odata.nextLink" if end < len(self.changes) else "@odata.deltaLink"
-        return 200, {"value": value, name: f"{self.url}/messages/delta?{urlencode({'token': end})}"}
+        more = end < len(self.changes)
+        link = f"{self.url}/messages/delta?{urlencode({'token': f'full{end}' if full and more else end})}"
+        return 200, {"value": value, "@odata.nextLink" if more else "@odata.deltaLink": link}
 
     def cut(self, count):
         """Let the log forget its oldest changes."""
