@@ -211,6 +211,8 @@ class World:
     def answers(self, stream, frozen):
         """Return what the source is asked by: a function of a place, as `fetch` takes it."""
         rng, start = self.rng, stream.start_value
+        if isinstance(start, str) and "datetime" in self.kind:  # without an initial value, as it is stored
+            start = datetime.fromisoformat(start)
         start = 0 if start is None else self.read(start)
 
         def live():
