@@ -36,7 +36,7 @@ REMEMBERING = 650e-9
 """With a primary key or a lookback."""
 CALLED = 1_000e-9
 """Beside the time of `CursorFormat`'s own functions."""
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(1980, 5, 1, tzinfo=timezone.utc)
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 ZONES = [timezone(timedelta(hours=hours)) for hours in (2, 0, -5, 9)]
 
@@ -139,6 +139,9 @@ SHAPES = [
     Shape("mixed fraction digits", digits, ASC, iso),
     Shape("one offset", lambda number: at(number).astimezone(ZONES[0]).isoformat(), ASC, iso),
     Shape("mixed offsets", lambda number: at(number).astimezone(ZONES[number % 4]).isoformat(), ASC, iso),
+    Shape("a row each two hours", lambda number: zulu(number * 7_200 + number % 3_600), ASC, iso),
+    Shape("the same, one offset", lambda number: at(number * 7_200).astimezone(ZONES[0]).isoformat(), ASC, iso),
+    Shape("microseconds, all different", lambda number: f"{zulu(number)[:-1]}.{number * 7_919 % 10**6:06}Z", ASC, iso),
     Shape("naive text, time zone", lambda number: zulu(number)[:-1], {**ASC, "timezone": "Europe/Berlin"}, iso),
     Shape("aware datetimes", at, ASC),
     Shape("naive datetimes", lambda number: at(number).replace(tzinfo=None), ASC),
@@ -352,7 +355,7 @@ def alone(count: int, rounds: int) -> dict[str, list[float]]:
 
 def cases(quick: bool) -> list[Case]:
     """Measure every shape, fed in every way; then tables, and the first page of a stream."""
-    count, rounds = (5_000, 2) if quick else (200_000, 7)
+    count, rounds = (20_000, 2) if quick else (100_000, 7)
     older: dict[str, list[float]] = {}
     if harness.settings.before is not None:
         older = harness.alone("rows", f"alone({min(count, 50_000)}, {min(rounds, 3)})")

@@ -173,7 +173,7 @@ class World:
         kinds = [kind for kind, (*_, clock) in KINDS.items() if clock or self.order is not None]
         self.kind = rng.choice(kinds)
         self.spell, self.read, self.options, self.clock = KINDS[self.kind]
-        self.keyed = rng.random() < 0.8
+        self.keyed = rng.random() < 0.8 or self.shape == "numbered"  # pages that shift repeat rows
         self.initial = rng.random() < 0.7 or self.kind == "text"
         self.skew = timedelta(seconds=rng.randrange(-120, 121)) if self.clock else timedelta()
         self.now = 1
