@@ -54,21 +54,29 @@ class Table:
     def __init__(self, rng, count, grain=1_000_000, ties=7):
         self.rng, self.grain = rng, grain
         self.lock = threading.RLock()
+        self.latest, self.crowd = 0, 0
         self.rows = {}
         begin = instant("2024-03-01T00:00:00Z")
         for number in range(count):
             self.rows[number] = (1, begin + number // ties * ties * 360_000_000)
         self.order = sorted((at, number, version) for number, (version, at) in self.rows.items())
 
-    def now(self):
-        return time.time_ns() // 1000 // self.grain * self.grain
+    def now(self, count=1):
+        """Return the time for so many rows; no more than 60 have the same, so that a page holds them."""
+        now = max(time.time_ns() // 1000 // self.grain * self.grain, self.latest)
+        if now > self.latest:
+            self.crowd = 0
+        elif self.crowd + count > 60:
+            now, self.crowd = now + self.grain, 0
+        self.latest, self.crowd = now, self.crowd + count
+        return now
 
     def change(self, most=4):
         """Change some rows, add some; now and then many at one instant."""
         rng = self.rng
         with self.lock:
             count = most * 10 if rng.random() < 0.05 else rng.randrange(most + 1)
-            now = self.now()
+            now = self.now(count)
             for _ in range(count):
                 number = len(self.rows) if rng.random() < 0.3 else rng.randrange(len(self.rows))
                 version, before = self.rows.get(number, (0, None))

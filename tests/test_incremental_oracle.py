@@ -140,7 +140,7 @@ class Stream:
         self.order = rng.choice(["asc", "asc", None, "desc"])
         self.open = rng.random() < 0.2
         self.keyed = rng.random() < 0.7
-        self.lookback = rng.choice([0, 0, 3, 10]) if self.kind not in ("text",) else 0
+        self.lookback = rng.choice([0, 0, 3, 10]) if self.kind != "text" else 0
         self.missing = rng.choice(["include", "exclude"])
         self.how = rng.choice(["pages", "filter", "track", "observe"])
         self.store = MemoryStore()
