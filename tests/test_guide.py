@@ -123,14 +123,14 @@ every_shape = pytest.mark.parametrize("world", JOBS, indirect=True)
 @every_shape
 def test_nothing_is_missing_after_kills_at_random_points(world):
     killed = 0
-    for _ in range(KILLS * 3):
+    for _ in range(KILLS * 4):
         if killed == KILLS:
             break
         if world.rng.random() < 0.3:
             world.busy()
         if world.rng.random() < 0.1:
             world.source.snapshots.clear()  # tokens expire
-        died = not world.runner.run(kill_at=world.rng.randrange(1, 24), delay=world.rng.random() * 0.01)
+        died = not world.runner.run(kill_at=world.rng.randrange(1, 10), delay=world.rng.random() * 0.01)
         killed += died
         if not died:  # everything was read: more to do
             world.busy()
