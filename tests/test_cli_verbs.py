@@ -26,6 +26,7 @@ from checkpoint.cli import care
 from checkpoint.cli.change import patched
 from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
+from checkpoint.entries import head_key, member_key
 from checkpoint.run import lease
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer
@@ -480,6 +481,9 @@ def test_history(store):
             "run_id": "nightly-2",
             "host": host(),
             "process": os.getpid(),
+            "member": None,
+            "reason": None,
+            "by": None,
             "key": "contacts",
             "before": {"value": VALUE_1, "cursor": json.loads(FIRST)},
             "after": {"value": VALUE_2, "cursor": json.loads(SECOND)},
@@ -513,6 +517,7 @@ def test_restore_brings_back_what_was(store, moment, then):
 
 def test_restore_of_one_key(store):
     assert screen("restore", "job", "contacts", "--to", "1", "--dry-run") == (
+        "as of version 1, 2024-05-01T12:00:00.000Z: contacts\n"
         f"- contacts  {SECOND}\n+ contacts  {FIRST}\n1 key of 'job' would change; nothing was written.\n"
     )
     assert run("restore", "job", "contacts", "--to", "1").exit_code == 2
@@ -535,11 +540,55 @@ def test_a_history_that_does_not_reach_back_is_an_error(url):
     with freeze_time("2024-05-01T12:00:00Z"):
         for number in range(103):
             store.commit("job", {"key": str(number)})
-    reach = "the history of 'job' reaches back to version 4, 2024-05-01T12:00:00.000Z"
+    reach = "the history of 'key' in 'job' reaches back to version 4, 2024-05-01T12:00:00.000Z"
     assert error("restore", "job", "--to", "2") == f"Error: {reach}: 2 is before that"
     assert error("diff", "job", "--since", "2024-04-01", status=2) == f"Error: {reach}: 2024-04-01 is before that"
     assert run("restore", "job", "--to", "3", "--yes").exit_code == 0
     assert values(store) == {"key": "2"}
+
+
+def test_fault_90_restore_takes_the_newest_kept_state_by_then(url):
+    """Of a key that is committed every 20 s; never a later state, and it says which."""
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T06:00:00Z") as clock:
+        store.commit("job", {"quiet": "1"})
+        for number in range(6 * 180):
+            store.commit("job", {"busy": str(number)})
+            clock.tick(20)
+        store.commit("job", {"late": "1"})
+    # Before the deploy at 10:00: the last change of the hour before.
+    as_of = {"version": 721, "at": "2024-05-03T09:59:40.000Z"}
+    done = run("restore", "job", "--to", "2024-05-03T10:00:10Z", "--json", "--dry-run")
+    assert done.stderr == "'late' came after 2024-05-03T10:00:10Z: this deletes 1 key.\n"
+    busy, late = json.loads(done.stdout)["changes"]
+    assert (busy["key"], busy["after"]["value"], busy["as_of"]) == ("busy", "719", as_of)
+    assert (late["key"], late["after"]) == ("late", None)
+    shown = screen("restore", "job", "busy", "--to", "2024-05-03T10:00:10Z", "--yes")
+    assert shown.splitlines()[0] == "as of version 721, 2024-05-03T09:59:40.000Z: busy"
+    assert values(store) == {"quiet": "1", "late": "1", "busy": "719"}
+    lines = screen("history", "job", "busy", "--limit", "1").splitlines()
+    assert lines[1] == "reason: restored to 2024-05-03T10:00:10Z"
+
+
+@pytest.mark.parametrize("name", ["crm", "a/b"])
+def test_members_are_shown_and_restored_with_their_group(url, name):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-01T12:00:00Z"):
+        store.commit("job", {head_key(name): "{}", member_key(name, "one"): "1", member_key(name, "two"): "1"})
+        store.commit("job", {member_key(name, "one"): "2"}, reasons={member_key(name, "one"): "why"}, by="ops")
+        store.commit("job", {head_key(name): None, member_key(name, "one"): None, member_key(name, "two"): None})
+    lines = screen("history", "job", name).splitlines()
+    assert lines[:2] == ["version 3, 2024-05-01T12:00:00.000Z, " + lines[0].split(", ")[2], f'- {name} / one  "2"']
+    assert lines[4].startswith("version 2, 2024-05-01T12:00:00.000Z, by ops, ")
+    assert lines[5:8] == ["reason: why", f'- {name} / one  "1"', f'+ {name} / one  "2"']
+    newest = document("history", "job", "--json", "--limit", "3")[2]
+    assert (newest["key"], newest["member"], newest["reason"], newest["by"]) == (name, "one", "why", "ops")
+    screen("restore", "job", name, "--to", "2", "--yes")
+    assert {key: entry.value for key, entry in store.load("job").items()} == {
+        head_key(name): "{}",
+        member_key(name, "one"): "2",
+        member_key(name, "two"): "1",
+    }
 
 
 def test_a_namespace_whose_history_was_not_kept_is_an_error(tmp_path, url):

@@ -23,7 +23,9 @@ import pytest
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer
-from checkpoint.errors import Conflict, StoreError
+from checkpoint.errors import Conflict, StoreError, StoreUnavailable
+from checkpoint.stores import open_store
+from checkpoint.stores.base import KeepsHistory
 from checkpoint.stores.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
@@ -480,6 +482,37 @@ def test_fault_96_a_timeout_that_a_handler_raises_comes_out(
         signal.setitimer(signal.ITIMER_REAL, 0)
     store.commit("job", {"a": "3"})
     assert values(store) == {"a": "3"}
+
+
+# Options in its URL
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "memory"])
+def test_options_stand_in_the_url(tmp_path: Path, scheme: str) -> None:
+    place = f"sqlite:///{tmp_path}/a%20b.db" if scheme == "sqlite" else f"memory://{tmp_path}"
+    with closing(open_store(f"{place}?keep=2&keep_days=0")) as store:
+        with freeze_time("2024-05-01T10:00:00Z") as clock:
+            for number in range(5):
+                clock.tick(86_400)
+                store.commit("job", {"a": str(number)})
+        assert isinstance(store, KeepsHistory)
+        assert [change.after for change in store.history("job")] == ["4", "3"]
+    for bad in ("keep=-1", "keep=x", "keep_days=1.5", "keep=1&keep=2"):
+        with pytest.raises(ValueError, match="keep|URL"):
+            open_store(f"{place}/bad?{bad}")
+
+
+def test_the_deadline_stands_in_the_url(path: Path) -> None:
+    write(path, a="1")
+    with closing(open_store(f"sqlite:///{path}?deadline=0.2")) as store, closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            store.load("job")
+        assert time.monotonic() - began < 20
+    for bad in ("0", "-1", "inf", "nan", "soon"):
+        with pytest.raises(ValueError, match="deadline"):
+            open_store(f"sqlite:///{path}?deadline={bad}")
 
 
 # Several processes

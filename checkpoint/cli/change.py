@@ -18,6 +18,7 @@ from checkpoint.cli.look import cursor_in, existing
 from checkpoint.cli.options import as_json, confirm, dry_run, key, keys, namespace, reading, store_option, using, yes
 from checkpoint.entries import RESERVED
 from checkpoint.errors import CheckpointError
+from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -37,11 +38,13 @@ def write(
     dry_run: bool,
     as_json: bool,
     ask: Callable[[int], None] | None = None,
+    reason: str | None = None,
+    told: Mapping[str, Mapping[str, Any]] = {},
 ) -> None:
     """Commit the changes to what was found, on its base, and say what was done.
 
     A value that is the one found, whatever its formatting, is not written. `ask` is called with the number of changes
-    before they are written.
+    before they are written; `reason` is kept in the history. `told` has what the JSON says of a key beside its change.
     """
     before = {name: found[name].value if name in found else None for name in changes}
     real = {name: value for name, value in changes.items() if not equal(before[name], value)}
@@ -52,10 +55,14 @@ def write(
         if ask is not None:
             ask(len(real))
         run_id = f"checkpoint {click.get_current_context().info_name}"
-        store.commit(namespace, real, {name: found.get(name) for name in real}, run_id=run_id)
+        base = {name: found.get(name) for name in real}
+        if reason is not None and isinstance(store, KeepsHistory):
+            store.commit(namespace, real, base, run_id=run_id, reasons=dict.fromkeys(real, reason))
+        else:
+            store.commit(namespace, real, base, run_id=run_id)
     if as_json:
-        told = [screen.told_change(change) for change in listed]
-        screen.document({"namespace": namespace, "dry_run": dry_run, "changes": told})
+        changed = [{**screen.told_change(change), **told.get(change[0], {})} for change in listed]
+        screen.document({"namespace": namespace, "dry_run": dry_run, "changes": changed})
     else:
         screen.say(_summary(namespace, len(real), dry_run=dry_run))
 

@@ -29,16 +29,16 @@ from checkpoint.cli.options import (
     store_option,
     yes,
 )
-from checkpoint.entries import RESERVED
+from checkpoint.entries import RESERVED, head_key, member_key, named
 from checkpoint.errors import printable
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.keys import moment_of
 from checkpoint.streams.values import Scale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from checkpoint.entries import Change
+    from checkpoint.entries import Change, Entry
     from checkpoint.stores.base import Store
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -95,10 +95,19 @@ def history(namespace: str, key: str | None, *, limit: int, as_json: bool, url: 
         commit = list(group)
         one = commit[0]
         by = f"run {one.run_id}, " if one.run_id else ""
+        if one.by:
+            by += f"by {one.by}, "
         if number:
             screen.say("")
         screen.say(f"version {version}, {one.at}, {by}{one.host} process {one.process}")
-        screen.show_changes((change.key, change.before, change.after) for change in commit)
+        for reason in dict.fromkeys(change.reason for change in commit if change.reason):
+            screen.say(f"reason: {reason}")
+        screen.show_changes((_name(change.key, change.member), change.before, change.after) for change in commit)
+
+
+def _name(key: str, member: str | None) -> str:
+    """Return what a key or a member is called on the screen."""
+    return key if member is None else f"{key} / {member}"
 
 
 def _change_fields(change: Change) -> dict[str, Any]:
@@ -108,6 +117,9 @@ def _change_fields(change: Change) -> dict[str, Any]:
         "run_id": change.run_id,
         "host": change.host,
         "process": change.process,
+        "member": change.member,
+        "reason": change.reason,
+        "by": change.by,
         **screen.told_change((change.key, change.before, change.after)),
     }
 
@@ -138,77 +150,138 @@ def restore(
     """
     with reading(url) as store:
         found = store.load(namespace)
-        version, then = _past(store, namespace, moment)
-        now = {name for name in found if not name.startswith(RESERVED)}
-        if missing := [name for name in keys if name not in {*then, *now}]:
+        now = {name for name in found if _is_told(name)}
+        then = _kept(store, namespace, moment, lambda name: not keys or named(name)[0] in keys)
+        if missing := [key for key in keys if key not in {named(name)[0] for name in {*then, *now}}]:
             raise click.ClickException(f"there is no {missing[0]!r} in {namespace!r}, now or at {moment.text}")
-        changes = {name: then.get(name) for name in keys or sorted({*now, *then})}
-        loss = _loss(moment, [name for name in changes if name in now], len(now)) if version == 0 else ""
+        changes = {name: kept.value for name, kept in sorted(then.items())}
+        gone = [name for name in changes if name in now and not then[name].version]
+        loss = _loss(moment, gone, len(now), every=not any(kept.version for kept in then.values()))
         if loss and (yes or dry_run):  # nobody is asked
             click.echo(loss, err=True)
 
         def ask(number: int) -> None:
             confirm(f"{loss} Change {screen.count(number, 'key')} of {namespace!r}?".lstrip(), sure=yes)
 
-        write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask)
+        changed = [name for name, value in changes.items() if not equal(_value(found.get(name)), value)]
+        if not as_json:
+            _say_which({name: then[name] for name in changed})
+        told = {name: {"as_of": {"version": then[name].version, "at": then[name].at}} for name in changed}
+        changes |= _heads(store, namespace, changes, found)
+        reason = f"restored to {moment.text}"
+        write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask, reason=reason, told=told)
 
 
-def _loss(moment: When, gone: list[str], of: int) -> str:
-    """Return what it means to go back to when there was nothing; empty where there is nothing either."""
+def _loss(moment: When, gone: list[str], of: int, *, every: bool) -> str:
+    """Return what it means to go back to when keys were not there yet; empty where none is lost by it."""
+    if not gone:
+        return ""
     what = f"{'all ' if len(gone) == of > 1 else ''}{screen.count(len(gone), 'key')}"
-    return f"{moment.text} is before the first commit that history has: this deletes {what}." if gone else ""
+    if every:
+        return f"{moment.text} is before the first commit that history has: this deletes {what}."
+    return f"{screen.some([_name(*named(name)) for name in gone])} came after {moment.text}: this deletes {what}."
+
+
+def _say_which(kept: Mapping[str, Kept]) -> None:
+    """Say which kept state each key is brought back to: the newest one that is not later than the moment."""
+    by_version: dict[tuple[int, str | None], list[str]] = {}
+    for name, state in kept.items():
+        if state.version:
+            by_version.setdefault((state.version, state.at), []).append(_name(*named(name)))
+    for (version, at), names in sorted(by_version.items(), key=lambda item: item[0][0]):
+        screen.say(f"as of version {version}{f', {at}' if at else ''}: {', '.join(names)}")
+
+
+def _heads(
+    store: Store, namespace: str, changes: Mapping[str, str | None], found: Mapping[str, Entry]
+) -> dict[str, str]:
+    """Return the heads of groups whose members are brought back, where they are missing."""
+    groups = {named(name)[0] for name, value in changes.items() if value is not None and named(name)[1] is not None}
+    missing = {head_key(group) for group in groups} - found.keys()
+    past = {
+        head: (change.after or change.before for change in _keeping(store).history(namespace, head)) for head in missing
+    }
+    last = {head: next((value for value in values if value is not None), None) for head, values in past.items()}
+    return {head: value for head, value in last.items() if value is not None}
 
 
 def values_at(store: Store, namespace: str, moment: When | None) -> dict[str, str]:
-    """Return the values of a namespace as they were at a moment, None: as they are; the library's own left out.
+    """Return the values of a namespace as they were at a moment, None: as they are; reserved entries are left out.
 
     Ends with one sentence where the history does not reach back so far.
     """
     if moment is None:
-        return {key: entry.value for key, entry in store.load(namespace).items() if not key.startswith(RESERVED)}
-    return _past(store, namespace, moment)[1]
+        return {key: entry.value for key, entry in store.load(namespace).items() if _is_told(key)}
+    kept = _kept(store, namespace, moment, lambda _name: True)
+    return {key: state.value for key, state in kept.items() if state.value is not None}
 
 
-def _past(store: Store, namespace: str, moment: When) -> tuple[int, dict[str, str]]:
-    """Return the version that counted at a moment, 0: the first was yet to come; and the values."""
-    # Loaded first: a commit that comes in between is in the history, and taking it back changes nothing.
+class Kept(NamedTuple):
+    """A state of a key that history has."""
+
+    value: str | None
+    """None: the key was absent."""
+    version: int = 0
+    """Of the commit that made it; 0: no commit had yet."""
+    at: str | None = None
+
+
+def _kept(store: Store, namespace: str, moment: When, wanted: Callable[[str], bool]) -> dict[str, Kept]:
+    """Return the newest kept state at or before a moment of each key that is wanted, by its stored key."""
+    # Loaded first: a commit that comes in between is in the history too.
     entries = store.load(namespace)
-    values = {key: entry.value for key, entry in entries.items() if not key.startswith(RESERVED)}
     changes = _keeping(store).history(namespace)
     if not changes:
         raise click.ClickException(
             f"{namespace!r} has no history in {store!r}, so what it was at {moment.text} is not known"
-            if values
+            if any(map(_is_told, entries))
             else f"{nothing(store, namespace)}, and has no history there"
         )
     newest = max(changes[0].version, *(entry.version or 0 for entry in entries.values()), 0)
     if moment.version is not None and moment.version > newest:
         raise click.ClickException(f"no version {moment.version} of {namespace!r}: the newest is {newest}")
-    version = _version_at(changes, moment)
-    if version is None:
-        reach = f"version {changes[-1].version}, {changes[-1].at}"
-        raise click.ClickException(
-            f"the history of {namespace!r} reaches back to {reach}: {moment.text} is before that"
-        )
+    past: dict[str, list[Change]] = {name: [] for name in entries if _is_told(name)}
     for change in changes:
-        if change.version > version:
-            if change.before is None:
-                values.pop(change.key, None)
-            else:
-                values[change.key] = change.before
-    return version, values
+        name = change.key if change.member is None else member_key(change.key, change.member)
+        past.setdefault(name, []).append(change)
+    return {
+        name: _state(namespace, name, entries.get(name), of_key, moment)
+        for name, of_key in past.items()
+        if wanted(name)
+    }
 
 
-def _version_at(changes: list[Change], moment: When) -> int | None:
-    """Return the version that counted at a moment; None: the history, newest first and not empty, does not tell."""
-    oldest = changes[-1].version
+def _state(namespace: str, name: str, entry: Entry | None, past: list[Change], moment: When) -> Kept:
+    """Return the newest kept state of a key at or before a moment, from its changes, the newest first."""
+    for change in past:
+        if _is_reached(change.version, change.at, moment):
+            return Kept(change.after, change.version, change.at)
+    if not past and entry is not None and _is_reached(entry.version or 0, entry.updated_at, moment):
+        return Kept(entry.value, entry.version or 0, entry.updated_at)  # written before there was a history
+    if past and past[-1].before is None:
+        return Kept(None)  # it was created later
+    if past and moment.version is not None and past[-1].version == moment.version + 1:
+        return Kept(past[-1].before, moment.version)  # what the next commit found
+    reach = f"reaches back to version {past[-1].version}, {past[-1].at}" if past else "is empty"
+    raise click.ClickException(
+        f"the history of {_name(*named(name))!r} in {namespace!r} {reach}: {moment.text} is before that"
+    )
+
+
+def _is_reached(version: int, at: str | None, moment: When) -> bool:
     if moment.version is not None:
-        return moment.version if moment.version >= oldest - 1 else None
-    for change in changes:
-        at = screen.instant(change.at)
-        if at is not None and moment.at is not None and at <= moment.at:
-            return change.version
-    return 0 if oldest == 1 else None  # before the first commit there was nothing
+        return version <= moment.version
+    then = screen.instant(at)
+    return then is not None and moment.at is not None and then <= moment.at
+
+
+def _is_told(name: str) -> bool:
+    """Tell whether an entry is the user's: a plain key, or a member of a group."""
+    return not name.startswith(RESERVED) or named(name)[1] is not None
+
+
+def _value(entry: Entry | None) -> str | None:
+    return None if entry is None else entry.value
 
 
 def _keeping(store: Store) -> KeepsHistory:

@@ -6,7 +6,7 @@ import os
 from datetime import datetime, timezone
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakSet
 
 from checkpoint.entries import Change, Entry, Receipt
@@ -24,7 +24,7 @@ from checkpoint.stores.history import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 class _Cell(NamedTuple):
@@ -45,6 +45,7 @@ class MemoryStore:
     """
 
     atomic = True
+    URL_OPTIONS: ClassVar[Mapping[str, Callable[[str], Any]]] = {"keep": int, "keep_days": int}
 
     def __init__(self, *, keep: int = KEEP, keep_days: int = KEEP_DAYS) -> None:
         check_keep(keep, keep_days)
@@ -60,12 +61,12 @@ class MemoryStore:
         return "MemoryStore()"
 
     @classmethod
-    def from_url(cls, url: str) -> MemoryStore:
+    def from_url(cls, url: str, **options: Any) -> MemoryStore:
         """Return the store of `memory://name`: the same one for every caller in this process."""
         name = url.removeprefix("memory://")
         if name in {url, ""}:
             raise ValueError(f"a memory store's URL is memory://name, not {url!r}")
-        return _named.setdefault(name, cls())
+        return _named.setdefault(name, cls(**options))
 
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import unquote
 from weakref import WeakSet
 
@@ -19,6 +19,7 @@ from checkpoint.stores.base import check_base, check_changes, check_name, host, 
 from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, check_reasons, told
 from checkpoint.stores.retrying import DEADLINE
 from checkpoint.stores.sqlite_file import BUSY, READING, WRITING, File, Patience, code_of, default_path, transact
+from checkpoint.stores.urls import check_seconds, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -57,6 +58,7 @@ class SQLiteStore:
     """
 
     atomic = True
+    URL_OPTIONS: ClassVar[Mapping[str, Callable[[str], Any]]] = {"deadline": positive, "keep": int, "keep_days": int}
 
     def __init__(
         self,
@@ -68,8 +70,7 @@ class SQLiteStore:
         deadline: float = DEADLINE,
     ) -> None:
         check_keep(keep, keep_days)
-        if not deadline > 0:
-            raise ValueError(f"deadline must be seconds greater than 0, not {deadline}")
+        check_seconds("deadline", deadline)
         self._keep, self._keep_days, self._deadline = keep, keep_days, deadline
         self._joined = connection
         self._connection: sqlite3.Connection | None = None
@@ -91,12 +92,12 @@ class SQLiteStore:
         )
 
     @classmethod
-    def from_url(cls, url: str) -> SQLiteStore:
+    def from_url(cls, url: str, **options: Any) -> SQLiteStore:
         """Return the store of `sqlite:///relative.db` or `sqlite:////absolute.db`; the path is percent-decoded."""
         path = url.removeprefix("sqlite:///")
         if path in {url, ""} or "?" in path or "#" in path:
             raise ValueError(f"a SQLite store's URL is sqlite:///relative.db or sqlite:////absolute.db, not {url!r}")
-        return cls(unquote(path, errors="surrogateescape"))
+        return cls(unquote(path, errors="surrogateescape"), **options)
 
     @property
     def path(self) -> Path | None:
