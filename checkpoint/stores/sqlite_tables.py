@@ -49,7 +49,7 @@ _CHANGES_TABLE = (
         run_id TEXT, host TEXT NOT NULL, process INTEGER NOT NULL, reason TEXT, changed_by TEXT,
         PRIMARY KEY (state_key, version, key)
     ) WITHOUT ROWID""",
-    "CREATE INDEX main.checkpoint_changes_of_key ON checkpoint_changes (state_key, key, version)",
+    "CREATE INDEX main.checkpoint_changes_of_key ON checkpoint_changes (state_key, key, version, at)",
 )
 _TABLES = (
     "CREATE TABLE main.checkpoint_schema (version INTEGER NOT NULL, readable_from INTEGER, release TEXT)",
