@@ -351,6 +351,26 @@ def test_a_resumed_newest_first_reading_ends_at_its_first_top(memory):
     assert stored(memory)["at"] == max(source)
 
 
+def test_more_new_rows_than_a_page_while_interrupted_are_not_lost(memory):
+    source, sink = list(range(1, 10)), set()
+
+    def page(offset):
+        found = sorted(source, reverse=True)[offset or 0 : (offset or 0) + 3]
+        return [{"id": n, "at": n} for n in found], (offset or 0) + 3 if found else None
+
+    for run in range(3):
+        try:
+            with Checkpointer("run", memory) as cp:
+                for found in cp.incremental("s", "at", primary_key="id", row_order="desc").fetch(page):
+                    sink |= {record["id"] for record in found}
+                    cp.commit()
+                    if run == 0:
+                        raise OSError
+        except OSError:
+            source += range(10, 22)  # the page that it goes on with begins among these
+    assert sink == set(source)
+
+
 def test_a_coroutine_function_gives_an_async_iterator(memory):
     async def page(at):
         await asyncio.sleep(0)
