@@ -224,3 +224,18 @@ def test_it_works_with_asyncio(store):
 
     assert asyncio.run(job()) == (["async"], "async")
     assert [run.outcome for run in listed(store)] == ["done"]
+
+
+def test_the_reason_of_a_rewind_is_kept_in_the_history(store):
+    with Checkpointer("run", store) as cp:
+        for group in (None, "g"):
+            stream = cp.incremental("s", "at", row_order="asc", group=group)
+            stream.filter([{"at": 5}])
+            cp.commit(stream)
+            stream.rewind(2, "rows came late")
+            cp.commit(stream)
+            stream.filter([{"at": 6}])
+            cp.commit(stream)
+        assert [(change.member, change.reason) for change in cp.history()] == [
+            ("s", None), ("s", "rows came late"), ("s", None), (None, None), (None, "rows came late"), (None, None),
+        ]  # fmt: skip

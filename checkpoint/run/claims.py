@@ -38,6 +38,8 @@ class Claims:
     def __init__(self, run_id: str | None) -> None:
         self.waiting: dict[str, Claim] = {}
         self.known: dict[str, Entry] = {}
+        self.reasons: dict[str, str] = {}
+        """Why keys that are waiting are changed, where somebody said so; for the history."""
         self.doubts = Doubts(run_id)
         self.lock = threading.RLock()
         """Guards all layers of the run; never held during a request."""
@@ -98,6 +100,7 @@ class Claims:
         for key in confirmed:
             if key in self.waiting and self.waiting[key].value == batch[key]:
                 del self.waiting[key]
+                self.reasons.pop(key, None)
 
     def know(self, entries: Mapping[str, Entry | None]) -> None:
         """Take entries for what the store holds, None for absent ones."""

@@ -17,11 +17,12 @@ from checkpoint.errors import (
     Unauthorized,
 )
 from checkpoint.run.claims import value_of
+from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from checkpoint.entries import Entry
+    from checkpoint.entries import Entry, Receipt
     from checkpoint.run.claims import Changes
     from checkpoint.run.layers import Layers
     from checkpoint.run.lease import Lease
@@ -148,7 +149,7 @@ class Flush:
         while True:
             held = {} if lease is None else lease.base()
             try:
-                receipt = self.store.commit(self._layers.state_key, batch, {**held, **base}, run_id=self._run_id)
+                receipt = self._commit(batch, {**held, **base})
             except CheckpointError as error:
                 if lease is not None and isinstance(error, Conflict) and error.key in held:
                     if lease.keeps(error.found):  # renewed meanwhile
@@ -173,6 +174,14 @@ class Flush:
                     claims.doubts.send({key: batch[key] for key in receipt.unsettled})
                     self._confirm(batch, {key: receipt.entries.get(key) for key in batch}, landed)
                 return receipt.requests, receipt.retries
+
+    def _commit(self, batch: Changes, base: Mapping[str, Entry | None]) -> Receipt:
+        """Commit, with the reasons that were given, where the store keeps them."""
+        state_key, reasons = self._layers.state_key, self._claims.reasons
+        given = {key: reasons[key] for key in batch if key in reasons} if reasons else {}
+        if given and isinstance(self.store, KeepsHistory):
+            return self.store.commit(state_key, batch, base, run_id=self._run_id, reasons=given)
+        return self.store.commit(state_key, batch, base, run_id=self._run_id)
 
     def _base(self, watched: Changes) -> dict[str, Entry | None]:
         """Return what must be stored as it was: what is written now or later, and what that relies on."""

@@ -63,6 +63,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def reason(self) -> str | None:
+        """Why the position was taken back since the last claim; None: it was not."""
+        ...
+
+    @property
     def stats(self) -> Stats:
         """How many rows were seen, delivered and dropped in this run."""
         ...

@@ -199,6 +199,8 @@ class Layers:
             asked |= self.groups.entries_of(asked, scope.groups)
         self.claims.take(lowered, asked)
         for holder in scope.holders:
+            if holder.stream.reason is not None and holder.key in lowered:
+                self.claims.reasons[holder.key] = holder.stream.reason
             holder.stream.claimed()
             holder.stream.let_go(by)
         self.drafts.drop(said)

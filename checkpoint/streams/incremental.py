@@ -68,7 +68,7 @@ class Incremental(Feeding[T]):
     __slots__ = (
         "__weakref__", "_base", "_claimed", "_commits", "_counted", "_detached", "_frontier", "_highest", "_last",
         "_left", "_options", "_pending", "_position", "_resume", "_state", "_stops", "_told", "_unfinished", "alone",
-        "key",
+        "key", "reason",
     )  # fmt: skip
 
     _position: Any  # the last one claimed or stored, as it came
@@ -92,6 +92,8 @@ class Incremental(Feeding[T]):
         self._commits = self._claimed = 0  # how often it was claimed; rows delivered by then
         self._counted = NO_ROWS  # of earlier scans
         self._highest: Any = None  # so too
+        self.reason: str | None = None
+        """Why the position was taken back since the last claim; None: it was not."""
         self._start(stored)
         _streams.add(self)
 
@@ -167,6 +169,7 @@ class Incremental(Feeding[T]):
         else:
             self._scan.range.compare(value, value)
             self._start({self._options.field: wire(value)})
+        self.reason = reason
         logger.info("%r: rewound: %s", self.key, reason)
 
     def _rewind_by(self, by: Step) -> None:
@@ -186,6 +189,7 @@ class Incremental(Feeding[T]):
         """Forget the position, and start from `initial_value` again; the next commit deletes or replaces it."""
         self._scan.check()
         self._start(None)
+        self.reason = reason
         logger.info("%r: reset: %s", self.key, reason)
 
     def _place(self) -> Resume | None:
@@ -395,6 +399,7 @@ class Incremental(Feeding[T]):
     def claimed(self) -> None:
         """Commit the result of `claim()` as the new last claim."""
         claim = self._pending
+        self.reason = None
         self._last = self._base = claim.cursor
         self._position = claim.position
         self._scan.unremembered = claim.unremembered
