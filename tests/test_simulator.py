@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SCHEDULES = int(os.environ.get("CHECKPOINT_SIMULATOR_SCHEDULES", "1600"))
 SEED = int(os.environ.get("CHECKPOINT_SIMULATOR_SEED", "0"))
 
+# An exception that comes in a finaliser is one that Python ignores, whatever is done.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 # Three operations each; leaving commits once more.
 JOBS = (
     ("set a", "commit", "set a"),

@@ -470,9 +470,8 @@ class _Interrupter:
 @cache
 def _traced(filename: str) -> bool:
     module = filename.replace("\\", "/")
-    return "/checkpoint/" in module or module.endswith(
-        ("/test_simulator.py", "/contextlib.py", "/threading.py", "/futures/_base.py", "/futures/thread.py")
-    )
+    stdlib = ("/contextlib.py", "/threading.py", "/futures/_base.py", "/futures/thread.py")
+    return "/checkpoint/" in module or module.endswith((*stdlib, "/test_simulator.py"))
 
 
 @cache
