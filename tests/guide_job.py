@@ -66,6 +66,7 @@ def run(ticks, code, later, die_after):
     status = 1
     try:
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "datetime.date size changed")  # pyarrow, imported while a clock is frozen
         handler = logging.FileHandler("warnings.txt", delay=True)
         handler.setLevel(logging.WARNING)
         logging.getLogger("checkpoint").addHandler(handler)

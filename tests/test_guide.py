@@ -40,6 +40,9 @@ class World:
     """A source, a job of the guide, and what its sink got."""
 
     def __init__(self, shape, folder, seed=SEED, count=ROWS):
+        if shape == "dataframes":
+            pytest.importorskip("polars")
+            pytest.importorskip("pyarrow")
         self.shape, self.folder = shape, folder
         self.rng = random.Random(f"{shape} {seed}")
         page, number = JOBS[shape]
