@@ -32,7 +32,7 @@ class Sink:
         self.file = os.open("sink.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, rows):
-        self._put([(row["id"], None if "@removed" in row.keys() else row["version"]) for row in rows])  # noqa: SIM118
+        self._put([(row["id"], None if "@removed" in row.keys() else row["version"]) for row in rows])  # noqa: SIM118 - rows of a database iterate by value
 
     def replace(self, rows):
         self._put([(None, None), *((row["key"], int(row["sequence"])) for row in rows)])
