@@ -68,7 +68,8 @@ def run(ticks, code, later, die_after):
     try:
         warnings.simplefilter("error")
         if "import polars" in code:  # before a clock is frozen: it looks at the size of datetimes
-            importlib.import_module("pyarrow")
+            for name in ("pyarrow.compute", "polars"):
+                importlib.import_module(name)
         handler = logging.FileHandler("warnings.txt", delay=True)
         handler.setLevel(logging.WARNING)
         logging.getLogger("checkpoint").addHandler(handler)
