@@ -19,7 +19,7 @@ from checkpoint.testing import ApiServer
 
 TIMES = int(os.environ.get("CHECKPOINT_INTERRUPTIONS", "40"))
 SEED = int(os.environ.get("CHECKPOINT_SIMULATOR_SEED", "0"))
-SCENARIOS = ("sqlite", "sqlite exclusive")
+SCENARIOS = ("sqlite", "sqlite exclusive", "http", "http exclusive")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs setitimer")
 

@@ -80,7 +80,7 @@ def test_the_pause_asked_for_is_kept():
 
 def test_a_stopped_operation_waits_for_nothing():
     operation = Operation("the store")
-    operation.stop.set()
+    operation.stop()
     with pytest.raises(StoreUnavailable, match="gave up after 1 attempt"):
         operation.call(Failing([Again("busy", pause=5)]), Deadline(10))
 

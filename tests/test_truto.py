@@ -138,12 +138,14 @@ def test_requests_of_a_commit_go_in_parallel_and_never_more_than_concurrency_at_
     store.close()
 
 
-def test_a_single_key_needs_no_thread(api, truto):
+def test_a_single_key_needs_no_pool_of_threads(api, truto):
     before = set(threading.enumerate())
     with Checkpointer("run", truto) as cp:
         cp["a"] = A
         cp.commit()
-        assert [thread.name for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name] == []
+        assert [thread.name for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name] == [
+            "checkpoint-calls"  # the main thread's, where no signal handler runs
+        ]
 
 
 def test_connections_are_kept(api, truto):
@@ -450,7 +452,6 @@ def test_fault_45_ctrl_c_waits_for_the_answer_to_a_single_write(api, truto):
         cp["a"] = C
         assert cp.commit().keys == ("a",)
     assert held(api) == {"a": C}
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_fault_45_a_second_ctrl_c_does_not_wait(api):
@@ -461,8 +462,7 @@ def test_fault_45_a_second_ctrl_c_does_not_wait(api):
 
         def twice():
             interrupt()
-            while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-                time.sleep(0.001)
+            time.sleep(0.3)
             interrupt()
 
         api.script(Hook(before=twice, then=Hang()), method="PATCH")

@@ -24,8 +24,10 @@ import math
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from checkpoint.errors import StoreUnavailable
@@ -113,10 +115,16 @@ class Operation:
         self.where = where
         self.requests = 0
         self.retries = 0
-        self.stop = threading.Event()
-        """Set: nothing more is begun, and no pause goes on."""
+        self.stopped = False
+        """Whether nothing more is begun, and no pause goes on."""
+        self._wake: SimpleQueue[None] = SimpleQueue()  # an Event may be left locked by a signal handler's exception
         self._told = False
         self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """Begin nothing more, and end every pause; from any thread, and more than once."""
+        self.stopped = True
+        self._wake.put(None)
 
     def count_request(self) -> None:
         """Count one request sent."""
@@ -170,7 +178,7 @@ class Operation:
 
         def ended(state: RetryCallState) -> bool:
             spent = policy.attempts is not None and state.attempt_number >= policy.attempts
-            return spent or self.stop.is_set() or state.upcoming_sleep >= deadline.left()
+            return spent or self.stopped or state.upcoming_sleep >= deadline.left()
 
         def go_on(state: RetryCallState) -> None:
             with self._lock:
@@ -189,7 +197,8 @@ class Operation:
 
     def sleep(self, seconds: float) -> None:
         """Wait, but not longer than the operation goes on."""
-        self.stop.wait(seconds)
+        with suppress(Empty):
+            self._wake.put(self._wake.get(timeout=max(0.0, seconds)))  # put back, for whoever else waits
 
     def tell(self, deadline: Deadline, why: object, pause: float = 0.0) -> None:
         """Warn once that the operation goes on trying, where it has waited for `SILENCE`, or will after a pause."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, WeakValueDictionary
@@ -19,12 +18,13 @@ from weakref import WeakSet, WeakValueDictionary
 import orjson
 
 from checkpoint.errors import CheckpointError, StoreError, Unauthorized, printable
+from checkpoint.stores.aside import Aside
 from checkpoint.stores.http import Clients, Response, TransportError
 from checkpoint.stores.rate import Pace, Slot, retry_after
 from checkpoint.stores.retrying import Again, Deadline, Operation, Policy, monotonic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Iterable
 
     from checkpoint.stores.tokens import Secret, Token
 
@@ -88,6 +88,7 @@ class Service:
         self._patience = patience
         self._rate = rate
         self._throttles: dict[Secret, _Throttle] = {}  # of the latest token: what it holds is shared by the process
+        self._aside = Aside()
         self._pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
         _services.add(self)
 
@@ -115,8 +116,7 @@ class Service:
         slot = self._wait_for_turn(throttle, run, deadline)
         run.count_request()
         try:
-            with _uninterrupted(reading=method == "GET"):
-                return self._clients.send(run, deadline, token, method, self.base_url + path, body)
+            return self._clients.send(run, deadline, token, method, self.base_url + path, body)
         except TransportError as error:
             failed, cause = self._failure(error), error.__cause__
         finally:
@@ -127,6 +127,14 @@ class Service:
         if not error.again:
             return StoreError(f"{self.base_url}: {error}")
         return Unanswered(str(error), late=True) if error.reached else Again(str(error))
+
+    def load(self, run: Requests, call: Callable[[], T]) -> T:
+        """Make a call that only reads; what a signal handler raises meanwhile comes out at once."""
+        return self._aside.call(run, call, settles=False)
+
+    def commit(self, run: Requests, call: Callable[[], T]) -> T:
+        """Make a call that writes; what a signal handler raises meanwhile comes out once what was sent is answered."""
+        return self._aside.call(run, call, settles=True)
 
     def each(self, run: Requests, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
         """Call for every item, at most `concurrency` at once; map each to its result or error.
@@ -146,7 +154,7 @@ class Service:
                     futures.append(pool.submit(_work, run, call, waiting, outcomes))  # noqa: PERF401 - what was submitted is to be waited for
                 wait(futures)
             except BaseException:
-                run.stop.set()  # what is in flight is settled, nothing more is begun
+                run.stop()  # what is in flight is settled, nothing more is begun
                 wait(futures)
                 raise
             for future in futures:
@@ -196,6 +204,13 @@ class Service:
 
     def close(self) -> None:
         """End this process's threads and connections."""
+        if self._aside.running:
+            self._aside.call(Requests(self.base_url), self._close, settles=True)
+        else:
+            self._close()
+        self._aside.close()
+
+    def _close(self) -> None:
         pool = self._pools.pop(os.getpid(), None)
         if pool is not None:
             pool.shutdown()
@@ -232,7 +247,7 @@ class Service:
                 run.waiting = True
                 logger.info("waiting %.0f s for the rate of this token", window)
             run.sleep(max(window, gate))
-            if run.stop.is_set():
+            if run.stopped:
                 raise Again("stopped while waiting for its turn")
             deadline.at += window
 
@@ -259,7 +274,7 @@ class Service:
 
 def _work(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
     """Call for one item after the other that no other thread has taken."""
-    while not run.stop.is_set():
+    while not run.stopped:
         try:
             item = waiting.popleft()
         except IndexError:
@@ -270,34 +285,7 @@ def _work(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: di
             outcomes[item] = error.with_traceback(None)  # whose frames hold what the service said
             if isinstance(error, Unauthorized):
                 run.refused = True
-                run.stop.set()
-
-
-@contextmanager
-def _uninterrupted(*, reading: bool) -> Generator[None]:
-    """Hold Ctrl-C back until a write is answered, so that it is known what became of it; a second one is at once."""
-    handler = signal.default_int_handler
-    if (
-        reading
-        or threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not handler
-    ):
-        yield
-        return
-    held = False
-
-    def hold(_number: int, _frame: object) -> None:
-        nonlocal held
-        held = True
-        signal.signal(signal.SIGINT, handler)
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if held:
-            raise KeyboardInterrupt
+                run.stop()
 
 
 class _Throttle:

@@ -122,14 +122,15 @@ class TrutoStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
         check_name("state_key", state_key)
+        run = Requests(self._base_url)
         try:
-            return self._load(state_key)
+            return self._service.load(run, lambda: self._load(run, state_key))
         except CheckpointError as error:
             failure = error.with_traceback(None)  # whose frames hold what the service said
         raise failure
 
-    def _load(self, state_key: str) -> dict[str, Entry]:
-        run, started = Requests(self._base_url), monotonic()
+    def _load(self, run: Requests, state_key: str) -> dict[str, Entry]:
+        started = monotonic()
         entries = self._list(run, state_key, Deadline(self._deadline))
         self._seen[state_key].reached.clear()  # a run begins by loading
         logger.debug(
@@ -152,14 +153,21 @@ class TrutoStore:
         written. A key that is not named is overwritten whatever it holds.
         """
         check_changes(state_key, changes, run_id)
+        run = Requests(self._base_url)
         try:
-            return self._commit(state_key, changes, base)
+            return self._service.commit(run, lambda: self._commit(run, state_key, changes, base))
         except CheckpointError as error:
             failure = error.with_traceback(None)  # as above
         raise failure
 
-    def _commit(self, state_key: str, changes: Mapping[str, str | None], base: Mapping[str, Entry | None]) -> Receipt:
-        run, reading = Requests(self._base_url), Deadline(self._deadline)
+    def _commit(
+        self,
+        run: Requests,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None],
+    ) -> Receipt:
+        reading = Deadline(self._deadline)
         stored = self._look(run, state_key, changes, base, reading)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.entries.items() if entry is not None})
         landed = {
@@ -216,7 +224,8 @@ class TrutoStore:
 
         """
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
-        date = run.call(lambda: Api(self._service, run, "clock").date(deadline), deadline, service.POLICY)
+        api = Api(self._service, run, "clock")
+        date = self._service.load(run, lambda: run.call(lambda: api.date(deadline), deadline, service.POLICY))
         try:
             return parsedate_to_datetime(date)
         except ValueError as error:
@@ -305,6 +314,8 @@ class TrutoStore:
                 reached = self._seen.get(state_key, _Seen()).reached
                 self._seen[state_key] = _Seen(len(cursors), set(entries), reached)
                 return entries
+            if run.stopped:
+                raise StoreUnavailable(f"{self._base_url}: the list of {state_key!r} was interrupted")
             if cursor in cursors:
                 shown = self._service.hide(repr(cursor))
                 raise StoreError(f"the list of {state_key!r} repeats its page {shown}: it would never end")
@@ -404,7 +415,7 @@ class _Write:
             return self._give_up(deadline, last)
 
     def _attempt(self, deadline: Deadline) -> Entry | None:
-        if self._api.run.stop.is_set():
+        if self._api.run.stopped:
             raise Again("stopped before it was sent")
         if self._in_doubt:
             found = self._read_back(deadline)
