@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -69,8 +69,9 @@ def run(ticks, code, later, die_after):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", r"datetime\.\w+ size changed")  # pandas, imported while a clock is frozen
         if "import polars" in code:  # before a clock is frozen: it looks at the size of datetimes
-            for name in ("pyarrow.compute", "polars"):
-                importlib.import_module(name)
+            for name in ("pandas", "pyarrow.compute", "polars"):
+                with suppress(ImportError):
+                    importlib.import_module(name)
         handler = logging.FileHandler("warnings.txt", delay=True)
         handler.setLevel(logging.WARNING)
         logging.getLogger("checkpoint").addHandler(handler)
