@@ -348,8 +348,8 @@ class Runner:
     def _listen(self):
         with self._ticks:
             while self._ticks.read(1):
-                self.heard()
                 self.event()
+                self.heard()
 
     def event(self):
         """A request was answered or a page written: the process may have to die soon after."""
