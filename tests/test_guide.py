@@ -134,7 +134,7 @@ def test_nothing_is_missing_after_kills_at_random_points(world):
         if world.rng.random() < 0.1:
             world.source.snapshots.clear()  # tokens expire
         if world.database:  # its pages are read too fast to be killed from outside
-            died = not world.runner.run(die_after=world.rng.randrange(1, 600))
+            died = not world.runner.run(die_after=world.rng.randrange(1, 12))
         else:
             died = not world.runner.run(kill_at=world.rng.randrange(1, 10), delay=world.rng.random() * 0.01)
         killed += died
