@@ -177,12 +177,7 @@ def test_fault_37_sqlite_is_whole_wherever_its_writer_is_killed(tmp_path: Path, 
                 with closing(SQLiteStore(path)) as store:
                     loaded = store.load("run")
                 found = [codec.decode(loaded[key].value)["n"] for key in ("a", "b") if key in loaded]
-                found += [
-                    cursor["n"]
-                    for key in loaded
-                    if key[0] == "g"
-                    for cursor in codec.decode(loaded[key].value).values()
-                ]
+                found += [codec.decode(loaded[key].value)["n"] for key in loaded if key.startswith("__group__.g/")]
             torn += len(set(found)) > 1 or len(found) not in (0, 8)
             lost += max(found, default=0) < acknowledged
             for file in tmp_path.glob(f"{path.name}*"):
@@ -213,7 +208,11 @@ def test_fault_37_over_http_each_key_is_whole_between_any_two_requests(when: str
             loaded = api.store.load("run")
             found = {key: codec.decode(entry.value) for key, entry in loaded.items()}
             plain = [found[key]["n"] for key in ("a", "b") if key in found]
-            shards = [[cursor["n"] for cursor in found[key].values()] for key in sorted(found) if key[0] == "g"]
+            shards = [
+                [cursor["n"] for cursor in found[key].values()]
+                for key in sorted(found)
+                if key.startswith("__group__.g.")
+            ]
             said = plain + [shard[0] for shard in shards if shard]
             torn += any(len(set(shard)) > 1 for shard in shards) or not set(said) <= {acknowledged, acknowledged + 1}
             lost += acknowledged > 0 and (len(said) < 4 or min(said) < acknowledged)

@@ -60,22 +60,22 @@ EVERY = [
     ),
     (
         Conflict("job", "contacts", OLD, NEW),
-        {"state_key": "job", "key": "contacts", "expected": OLD, "found": NEW},
+        {"state_key": "job", "key": "contacts", "expected": OLD, "found": NEW, "member": None},
         f"'contacts' in 'job' was changed by another writer at 2024-05-01T10:00:00.000Z (run run-2) {HINT}",
     ),
     (
         Conflict("job", "contacts", OLD, Entry("contacts", "2")),
-        {"state_key": "job", "key": "contacts", "expected": OLD, "found": Entry("contacts", "2")},
+        {"state_key": "job", "key": "contacts", "expected": OLD, "found": Entry("contacts", "2"), "member": None},
         f"'contacts' in 'job' was changed by another writer {HINT}",
     ),
     (
         Conflict("job", "contacts", None, NEW),
-        {"state_key": "job", "key": "contacts", "expected": None, "found": NEW},
+        {"state_key": "job", "key": "contacts", "expected": None, "found": NEW, "member": None},
         f"'contacts' in 'job' was created by another writer at 2024-05-01T10:00:00.000Z (run run-2) {HINT}",
     ),
     (
         Conflict("job", "contacts", OLD, None),
-        {"state_key": "job", "key": "contacts", "expected": OLD, "found": None},
+        {"state_key": "job", "key": "contacts", "expected": OLD, "found": None, "member": None},
         f"'contacts' in 'job' was deleted by another writer {HINT}",
     ),
     (

@@ -160,7 +160,7 @@ def test_a_stream_and_a_group_go_back_with_discard(connection, stored):
         with pytest.raises(ZeroDivisionError), transaction(connection):
             assert stream.filter(rows) == rows
             group["x"] = A
-            assert set(cp.commit().keys) == {"s", "g"}
+            assert set(cp.commit().keys) == {"s", "__group__.g", "__group__.g/x"}
             1 / 0
         cp.discard()
         assert (stream.start_value, dict(group)) == (None, {})
@@ -168,7 +168,10 @@ def test_a_stream_and_a_group_go_back_with_discard(connection, stored):
             assert stream.filter(rows) == rows
             group["x"] = B
             cp.commit()
-    assert stored() == ({"s": {"at": 2}, "g": {"x": B}}, [])
+    assert stored() == (
+        {"s": {"at": 2}, "__group__.g": {"members": "entries"}, "__group__.g/x": B},
+        [],
+    )
 
 
 def test_what_another_connection_wrote_is_a_conflict_and_the_transaction_goes_on(connection, stored, postgres_database):

@@ -78,6 +78,9 @@ class _Settings(NamedTuple):
     exclusive: bool | float
     record_run: bool
 
+    def __repr__(self) -> str:
+        return "_Settings()"  # the store's URL may hold a password, and a rendered traceback shows locals
+
 
 class Checkpointer(MutableMapping[str, Cursor]):
     """The cursors of one namespace for the length of one run: a mapping of key → cursor, and a context manager.

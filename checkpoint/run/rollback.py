@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from checkpoint import codec
+from checkpoint.entries import named
 from checkpoint.run.claims import value_of
 
 if TYPE_CHECKING:
@@ -70,8 +71,10 @@ class Rollback:
         for key, value in claims.items():
             undone = self._undone.get(key, value)
             if undone != value and (undone is None or value is None or not codec.same(undone, value)):
+                name, member = named(key)
+                what = repr(name) if member is None else f"{member!r} of the group {name!r}"
                 raise RuntimeError(
-                    f"the transaction that {key!r} was last committed in was rolled back, and its rows with it: call "
+                    f"the transaction that {what} was last committed in was rolled back, and its rows with it: call "
                     "discard(), and ask the source again from start_value"
                 )
 

@@ -18,13 +18,15 @@ from functools import wraps
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
+from checkpoint.entries import RUN_KEY
 from checkpoint.stores import open_store
 from checkpoint.testing.server import ApiServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from checkpoint.entries import Receipt
     from checkpoint.stores.base import Store
 
 T = TypeVar("T")
@@ -83,7 +85,13 @@ class Attempt:
 
     def watch(self, store: StoreT) -> StoreT:
         """Make the commits of a store crash points, and return it: for one that the job opens itself."""
-        store.commit = self._marking("commit", store.commit)  # type: ignore[method-assign]  # the job's own store, watched
+        commit, marked = store.commit, self._marking("commit", store.commit)
+
+        def watched(state_key: str, changes: Mapping[str, str | None], *args: Any, **named: Any) -> Receipt:
+            # The record of a run claims no rows: where it is lost nothing is.
+            return (commit if changes.keys() == {RUN_KEY} else marked)(state_key, changes, *args, **named)
+
+        store.commit = watched  # type: ignore[method-assign]  # the job's own store, watched
         return store
 
     @overload
