@@ -408,9 +408,8 @@ def _of_text(learn: ToKey, zones: dict[str, _Zone], zone: str, *, fractional: bo
             clock = clocks.get(value[cut:])
             if clock is None:
                 return fraction(value)
-            head = heads.get(value[:cut])
-            return learn(value) if head is None else head + clock
-        except TypeError:
+            return heads[value[:cut]] + clock
+        except (LookupError, TypeError):
             return learn(value)
 
     def fraction(value: Any) -> Any:

@@ -362,7 +362,11 @@ class Scan:
         keys = list(map(self.range.key, values))
         if reading is not self.position.loose:
             reading.holder = here()
-        if not rows or None in keys or not self._passes(keys, rows, reading):
+        try:
+            passes = bool(keys) and keys[0] is not None and self._passes(keys, rows, reading)
+        except TypeError:  # keys do not compare with None, which a row without a value has
+            passes = False
+        if not passes:
             return self._judge_page(rows, values, keys, reading)
         self._cover_page(rows, values, keys, reading)
         self.position.finished = False
@@ -373,12 +377,17 @@ class Scan:
     def _passes(self, keys: list[Key], rows: Sequence[Any], reading: Reading) -> bool:
         """Tell whether rows need no judging one by one: all are new, inside the range, and in order."""
         span = self.range
-        lowest, highest = min(keys), max(keys)
+        if self._options.asc:
+            if not self._are_in_order(keys, reading):
+                return False
+            lowest, highest = keys[0], keys[-1]
+        else:
+            lowest, highest = min(keys), max(keys)
         if lowest < span.start_key or (self.boundary.keyed and lowest <= span.opened_key):
             return False
         if not highest < min(span.end_key, span.ceiling(), span.ahead[0]):
             return False
-        if self._options.row_order is not None and not self._are_in_order(keys, reading):
+        if self._options.row_order == "desc" and not self._are_in_order(keys, reading):
             return False
         return reading.recent is None or self._are_fresh(keys, rows, reading.recent)
 
@@ -404,17 +413,18 @@ class Scan:
 
     def _cover_page(self, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading) -> None:
         """Cover a page whose rows all passed."""
-        position, highest = self.position, max(keys)
+        asc, position = self._options.asc, self.position
+        highest = keys[-1] if asc else max(keys)
         if self.boundary.keyed:  # which may refuse the first row
             self.boundary.add_page(keys, rows, highest)
-        if self._options.asc:
+        first = bisect_left(keys, highest) if asc else keys.index(highest)
+        if asc:
             position.pass_by(keys[0], reading)
-            below = bisect_left(keys, highest)
-            if below:
-                position.rise((keys[below - 1], values[below - 1], None), reading)
+            if first:
+                position.rise((keys[first - 1], values[first - 1], None), reading)
         if reading is not position.loose:
             reading.last = keys[-1], values[-1], None
-        position.rise((highest, values[keys.index(highest)], None), reading)
+        position.rise((highest, values[first], None), reading)
 
     def _judge_page(self, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading) -> list[bool]:
         """Judge the rows of a page one by one, and cover them; return which to deliver."""
