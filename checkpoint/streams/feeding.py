@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
-from checkpoint.streams import reading
+from checkpoint.streams import iterating
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -63,8 +63,8 @@ class Feeding(Generic[T]):
 
         """
         if isinstance(batches, AsyncIterable):
-            return reading.pages_async(self._current, cast("AsyncIterable[Any]", batches))  # type: ignore[redundant-cast]  # pyright needs it
-        return reading.pages(self._current, batches)
+            return iterating.pages_async(self._current, cast("AsyncIterable[Any]", batches))  # type: ignore[redundant-cast]  # pyright needs it
+        return iterating.pages(self._current, batches)
 
     @overload
     def filter(self, batch: Table) -> Table: ...  # type: ignore[overload-overlap,unused-ignore]  # Table is Any without pyarrow
@@ -99,8 +99,8 @@ class Feeding(Generic[T]):
 
         """
         if isinstance(records, AsyncIterable):
-            return reading.track_async(self._current, records)
-        return reading.track(self._current, records)
+            return iterating.track_async(self._current, records)
+        return iterating.track(self._current, records)
 
     @overload
     def fetch(self, page: Callable[[Any], Awaitable[tuple[Iterable[T], Any]]]) -> AsyncIterator[list[T]]: ...
@@ -129,8 +129,8 @@ class Feeding(Generic[T]):
         """
         call = getattr(page, "__call__", None)  # noqa: B004 - of an object, whether that is a coroutine function
         if inspect.iscoroutinefunction(page) or inspect.iscoroutinefunction(call):
-            return reading.fetch_async(self._current, self._place, page)
-        return reading.fetch(self._current, self._place, page)
+            return iterating.fetch_async(self._current, self._place, page)
+        return iterating.fetch(self._current, self._place, page)
 
     def _place(self) -> Resume | None:
         """Return where a `fetch` goes on; None: at the beginning."""

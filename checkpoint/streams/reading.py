@@ -10,7 +10,7 @@ import reprlib
 from bisect import bisect_left
 from dataclasses import dataclass, fields
 from operator import add, attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from checkpoint import codec
 from checkpoint.errors import CursorRegressed, CursorStuck
@@ -22,17 +22,12 @@ from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
 from checkpoint.streams.rows import getter, primary_getter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.position import Mark
     from checkpoint.streams.stored import Resume, Seen
     from checkpoint.streams.values import Key
-
-
-Page: TypeAlias = "Callable[[Any], tuple[Any, Any]]"
-"""Returns the rows of the page that begins at a place, None: the first one; and where the next one begins."""
-AsyncPage: TypeAlias = "Callable[[Any], Awaitable[tuple[Any, Any]]]"
 
 
 class Above:
@@ -528,107 +523,6 @@ class Scan:
             if verdict.late is not None:
                 self.late += 1
                 self.late_top = max(self.late_top, verdict.late, key=lambda mark: mark[0])
-
-
-# Iterators: they ask for their scan at the first row, for the stream may go back before it.
-
-
-def pages(scan_of: Callable[[], Scan], batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield what is new of each page."""
-    scan = scan_of()
-    reading = scan.begin()
-    try:
-        for batch in batches:
-            rows = scan.page(batch, reading)
-            if len(rows):
-                yield rows
-            if reading.closed:
-                break
-        scan.exhaust(reading)
-    finally:
-        reading.closed = True
-
-
-async def pages_async(scan_of: Callable[[], Scan], batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    """Yield what is new of each page."""
-    scan = scan_of()
-    reading = scan.begin()
-    try:
-        async for batch in batches:
-            rows = scan.page(batch, reading)
-            if len(rows):
-                yield rows
-            if reading.closed:
-                break
-        scan.exhaust(reading)
-    finally:
-        reading.closed = True
-
-
-def track(scan_of: Callable[[], Scan], records: Iterable[Any]) -> Iterator[Any]:
-    """Yield what is new, one by one."""
-    scan = scan_of()
-    reading = scan.begin()
-    step = scan.tracker(reading)
-    try:
-        for record in records:
-            if step(record):
-                yield record
-            elif reading.closed:
-                break
-        scan.exhaust(reading)
-    finally:
-        reading.closed = True
-
-
-async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    """Yield what is new, one by one."""
-    scan = scan_of()
-    reading = scan.begin()
-    step = scan.tracker(reading)
-    try:
-        async for record in records:
-            if step(record):
-                yield record
-            elif reading.closed:
-                break
-        scan.exhaust(reading)
-    finally:
-        reading.closed = True
-
-
-def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: Page) -> Iterator[Any]:
-    """Yield what is new of each page that `page(at)` returns, up to one that names no next."""
-    scan = scan_of()
-    reading = scan.begin_fetch(resume_of())
-    try:
-        while not reading.closed:
-            rows = scan.answered(page(reading.place), reading)
-            if len(rows):
-                yield rows
-            if reading.place is None:
-                break
-        scan.exhaust(reading)
-    finally:
-        reading.closed = True
-
-
-async def fetch_async(
-    scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: AsyncPage
-) -> AsyncIterator[Any]:
-    """Yield what is new of each page that `await page(at)` returns, up to one that names no next."""
-    scan = scan_of()
-    reading = scan.begin_fetch(resume_of())
-    try:
-        while not reading.closed:
-            rows = scan.answered(await page(reading.place), reading)
-            if len(rows):
-                yield rows
-            if reading.place is None:
-                break
-        scan.exhaust(reading)
-    finally:
-        reading.closed = True
 
 
 def _identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> Any:
