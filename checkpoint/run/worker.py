@@ -36,18 +36,18 @@ class Worker:
         """
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread = threading.Thread(target=_work, args=[self._calls], name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
         self._calls.put(call)
 
     def stop(self) -> None:
         """End the thread after the calls queued so far, and wait for it; also a thread whose start was interrupted."""
-        thread = self._thread
-        self._calls.put(None)
+        thread, calls = self._thread, self._calls
+        calls.put(None)
         if thread is not None:
             thread.join()
-            self._thread = None
+        self._thread, self._calls = None, SimpleQueue()
 
     def drain(self) -> None:
         """Wait until the calls queued so far have run."""
@@ -60,10 +60,12 @@ class Worker:
         """End the thread after the calls queued so far, and do not wait: nobody is left who could."""
         self._calls.put(None)
 
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-            del call  # it holds the result, and must not until the next one comes
+
+def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # it holds the result, and must not until the next one comes
+    calls.put(None)  # for a thread beside this one, where the start of the first was interrupted
 
 
 class Background:
