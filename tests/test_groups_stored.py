@@ -253,10 +253,27 @@ def test_a_shard_that_another_run_changed_names_the_member():
     assert members(store) == {"a": C, "b": B, "c": B}
 
 
-def test_fault_77_a_head_that_another_run_changed_is_a_conflict():
+@pytest.mark.parametrize("on_conflict", ["raise", "overwrite"])
+def test_fault_77_a_group_created_with_other_shards_is_a_conflict(on_conflict):
+    """Also to a run that overwrites: its head would hide the members of the other."""
+    store = PerKey()
+    with Checkpointer("run", store, on_conflict=on_conflict) as cp:
+        group = cp.group("g", 2)
+        group["mine"] = A
+        with Checkpointer("run", store) as other:
+            other.group("g", 1).update(MEMBERS)
+        with pytest.raises(Conflict):
+            cp.commit()
+        cp.discard()
+        group["mine"] = A
+    assert members(store) == {**MEMBERS, "mine": A}
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "overwrite"])
+def test_fault_77_a_head_that_another_run_changed_is_a_conflict(on_conflict):
     """Written before or after a shard: what is written by another number of shards must not be taken for stored."""
     store = PerKey()
-    with Checkpointer("run", store) as cp:
+    with Checkpointer("run", store, on_conflict=on_conflict) as cp:
         group = cp.group("g", 2)
         group.update(MEMBERS)
         cp.commit()

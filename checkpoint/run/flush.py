@@ -145,7 +145,7 @@ class Flush:
         claims, lease = self._claims, self.lease
         rounds = LATE_WRITES + len(watched)
         with claims.lock:
-            base = {} if self._overwrite else self._base(watched)
+            base = self._base(watched)
         while True:
             held = {} if lease is None else lease.base()
             try:
@@ -187,6 +187,8 @@ class Flush:
         """Return what must be stored as it was: what is written now or later, and what that relies on."""
         groups = self._layers.groups
         keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
+        if self._overwrite:  # but not how another run packed a group: members it never touched would be lost
+            keys &= groups.packed_heads()
         return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
 
     def _told(self, error: CheckpointError) -> CheckpointError:

@@ -275,6 +275,10 @@ class Groups:
         """Return the heads whose content is always the same: whoever else writes them writes the same."""
         return {head for head, form in self._forms.items() if form.shards is None}
 
+    def packed_heads(self) -> set[str]:
+        """Return the heads that say into how many entries a group is packed: nobody may write past another's."""
+        return {head for head, form in self._forms.items() if form.shards is not None}
+
     def hides(self, key: str) -> bool:
         """Tell whether a key is no key of the mapping, for it holds an open group."""
         return key in self._hidden or key in self._open
