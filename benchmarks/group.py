@@ -44,7 +44,7 @@ def cases(quick: bool) -> list[Case]:
             sent = server.requests
             writes = max(writes, sum(call.method != "GET" for call in sent))
             refused += sum(call.status == 429 for call in sent)
-            if len(commit.keys) != SHARDS:
+            if len(commit.keys) != SHARDS + (number == 0):  # the head is written once
                 fail(f"not the commit that was meant: {commit}")
             if len(seconds) == rounds:
                 break
@@ -56,8 +56,8 @@ def cases(quick: bool) -> list[Case]:
             f"{partitions:,} partitions, 50 ms",
             {OURS: seconds, ONE_EACH: [each]},
             (
-                "≤ 64 writes, no 429, ≤ 2 s",
-                lambda figures: writes <= SHARDS and not refused and figures[OURS].median <= 2,
+                "≤ 65 writes, no 429, ≤ 2 s",
+                lambda figures: writes <= SHARDS + 1 and not refused and figures[OURS].median <= 2,
             ),
             counts,
         )

@@ -53,14 +53,14 @@ EAGER = "eager orjson"
 SQLITE = {
     OURS: """
 store = open_store("sqlite:///" + where)
-cp = Checkpointer(namespace, store).__enter__()
+cp = Checkpointer(namespace, store, record_run=False).__enter__()
 count = len(cp)
 """,
     EAGER: ROWS + "loaded = {row[1]: orjson.loads(base64.b64decode(row[2])) for row in rows}; count = len(loaded)",
     "raw sqlite3 fetchall": ROWS + "count = len(rows)",
 }
 HTTP = {
-    OURS: "store = TrutoStore(where, token); cp = Checkpointer(namespace, store).__enter__(); count = len(cp)",
+    OURS: "store = TrutoStore(where, token); cp = Checkpointer(namespace, store, record_run=False).__enter__(); count = len(cp)",
     EAGER: LIST
     + "loaded = {e['key']: orjson.loads(base64.b64decode(e['value'])) for e in listed}; count = len(loaded)",
     "httpx and orjson, no cursors": LIST + "count = len(listed)",
