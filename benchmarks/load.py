@@ -60,7 +60,7 @@ count = len(cp)
     "raw sqlite3 fetchall": ROWS + "count = len(rows)",
 }
 HTTP = {
-    OURS: "store = TrutoStore(where, token); cp = Checkpointer(namespace, store, record_run=False).__enter__(); count = len(cp)",
+    OURS: "store = TrutoStore(where, token); cp = Checkpointer(namespace, store).__enter__(); count = len(cp)",
     EAGER: LIST
     + "loaded = {e['key']: orjson.loads(base64.b64decode(e['value'])) for e in listed}; count = len(loaded)",
     "httpx and orjson, no cursors": LIST + "count = len(listed)",
