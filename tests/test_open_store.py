@@ -11,6 +11,7 @@ import pytest
 
 from checkpoint import Checkpointer
 from checkpoint.stores import open_store
+from checkpoint.stores.base import HasDeadline
 from checkpoint.testing import StoreContract
 
 if TYPE_CHECKING:
@@ -150,3 +151,12 @@ def test_a_users_password_in_the_apis_address_is_not_shown(url: str) -> None:
     with pytest.raises(ValueError, match="has no user") as caught:
         open_store(url)
     assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "s3://bucket/x", "postgresql://host/db"])
+def test_a_deadline_in_the_url_is_the_stores(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store(f"{url}?deadline=180")
+    assert isinstance(store, HasDeadline)
+    assert store.deadline == 180
+    store.close()

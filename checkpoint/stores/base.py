@@ -86,19 +86,6 @@ class HasDeadline(Protocol):
 
 
 @runtime_checkable
-class Warms(Protocol):
-    """A store whose commits go faster when it is told of them early."""
-
-    def warm(self, keys: int) -> None:
-        """Get ready for a commit of so many keys: open connections, in the background, and return at once.
-
-        To be called as often as one likes: what is ready stays so. Nothing is read or written, and nothing is raised: a
-        service that cannot be reached fails the commit.
-        """
-        ...
-
-
-@runtime_checkable
 class ListsNamespaces(Protocol):
     """A store that can tell which namespaces it holds."""
 

@@ -88,6 +88,11 @@ class ObjectStore:
         self._buckets: dict[int, Bucket] = {}  # by process: a child leaves its parent's alone
         library()
 
+    @property
+    def deadline(self) -> float:
+        """Seconds for one load or commit; see `HasDeadline`."""
+        return self._deadline
+
     def __repr__(self) -> str:
         return f"ObjectStore({self._url!r})"
 

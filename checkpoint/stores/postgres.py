@@ -131,6 +131,11 @@ class PostgresStore:
         self._tables: frozenset[str] = frozenset()  # ours that were found; looked for again until all are there
         self._warned = False  # that no history is kept
 
+    @property
+    def deadline(self) -> float:
+        """Seconds for one load or commit; see `HasDeadline`."""
+        return self._deadline
+
     def __repr__(self) -> str:
         what = f"connection={self._joined!r}" if self.joined else repr(self._server.name)
         return f"PostgresStore({what}, schema={self._schema!r})"

@@ -86,6 +86,11 @@ class SQLiteStore:
         elif not isinstance(connection, sqlite3.Connection):
             raise TypeError(f"connection must be a sqlite3.Connection, not {type(connection).__name__}")
 
+    @property
+    def deadline(self) -> float:
+        """Seconds for one load or commit; see `HasDeadline`."""
+        return self._deadline
+
     def __repr__(self) -> str:
         return (
             f"SQLiteStore({str(self._path)!r})" if self._joined is None else f"SQLiteStore(connection={self._joined!r})"
