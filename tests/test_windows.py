@@ -372,3 +372,11 @@ def test_discard_forgets_windows_that_were_not_committed(memory):
         assert inc.start_value == 5
         assert spans(inc.windows(5, until=10)) == [(5, 10)]
     assert stored(memory) == {"at": 5}
+
+
+def test_a_window_that_is_entered_is_not_entered_again():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", initial_value=0, end_value=10)
+        (window,) = stream.windows(10)
+        with window, pytest.raises(RuntimeError, match="is entered already"), window:
+            pass

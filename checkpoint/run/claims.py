@@ -116,6 +116,7 @@ class Claims:
         A key with a claim that still waits keeps the base it was claimed on, see `adopt`.
         """
         self.waiting = {key: claim for key, claim in self.waiting.items() if not claim.failed}
+        self.reasons = {key: reason for key, reason in self.reasons.items() if key in self.waiting}
         self.know({key: entry for key, entry in self.doubts.take_found().items() if key not in self.waiting})
 
     def adopt(self, loaded: dict[str, Entry]) -> None:

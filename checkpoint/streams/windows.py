@@ -49,6 +49,8 @@ class Window(Feeding[T]):
         return f"Window({self.start!r}, {self.end!r})"
 
     def __enter__(self) -> Self:
+        if self._scan is not self._frontier.idle:
+            raise RuntimeError(f"{self!r} is entered already: read a window in one block at a time")
         self._scan = self._frontier.begin(self.start, self.end)
         return self
 
