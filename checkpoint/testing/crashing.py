@@ -89,7 +89,7 @@ class Attempt:
 
         def watched(state_key: str, changes: Mapping[str, str | None], *args: Any, **named: Any) -> Receipt:
             # The record of a run claims no rows: where it is lost nothing is.
-            return (commit if changes.keys() == {RUN_KEY} else marked)(state_key, changes, *args, **named)
+            return (commit if set(changes) == {RUN_KEY} else marked)(state_key, changes, *args, **named)
 
         store.commit = watched  # type: ignore[method-assign]  # the job's own store, watched
         return store
