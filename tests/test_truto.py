@@ -475,6 +475,21 @@ def test_fault_45_a_second_ctrl_c_does_not_wait(api):
     store.close()
 
 
+def test_fault_95_a_signal_that_another_thread_got_comes_out(api):
+    """It does not end the main thread's wait, and is noticed all the same."""
+
+    def interrupted_elsewhere():
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    store = TrutoStore(api.url, api.token, timeout=30, deadline=30)
+    api.script(Hook(before=interrupted_elsewhere, then=Hang()), method="GET")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        store.load("run")
+    assert time.monotonic() - began < 20
+    store.close()
+
+
 @pytest.mark.parametrize("keys", [1, 3])
 def test_fault_45_ctrl_c_ends_the_wait_for_a_retry_at_once(api, keys):
     def interrupt_later():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import _thread
 import os
 import threading
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 from weakref import finalize
 
@@ -47,7 +48,7 @@ class Aside:
         answers: Answers[T] = SimpleQueue()
         try:
             calls.put(lambda: _answer(operation, call, answers))
-            result, error = answers.get()
+            result, error = _taken(answers)
         except BaseException:
             operation.stop()
             self._leave(calls, settles=settles)
@@ -78,7 +79,7 @@ class Aside:
             if settles:
                 after: SimpleQueue[None] = SimpleQueue()
                 calls.put(lambda: after.put(None))
-                after.get()
+                _taken(after)
                 settled = True
         finally:
             if not settled:
@@ -95,7 +96,7 @@ class Aside:
         try:
             # Not `thread.start()` here: it waits for an Event, which an exception would leave locked.
             _thread.start_new_thread(_start, (thread, told))
-            _raise(told.get())
+            _raise(_taken(told))
             self._made[os.getpid()] = calls, thread
             finalize(self, calls.put, None).atexit = False
         except BaseException:
@@ -103,6 +104,17 @@ class Aside:
             calls.put(None)
             raise
         return calls
+
+
+def _taken(queue: SimpleQueue[T]) -> T:
+    """Take what comes next, and let signal handlers run meanwhile.
+
+    A signal that another thread got, or that came just before the wait, does not end the wait: CPython asks for signals
+    between bytecodes, of which there is one a second here.
+    """
+    while True:
+        with suppress(Empty):
+            return queue.get(timeout=1.0)
 
 
 def _raise(error: BaseException | None) -> None:
