@@ -141,9 +141,10 @@ def neighbours(session: nox.Session) -> None:
 
 @nox.session
 def engines(session: nox.Session) -> None:
-    """The recipe of a Dagster asset, and the comparison with dlt."""
-    session.install("-e", ".[all]", *group("test"), "dagster>=1.10", "dlt>=1.4")
-    pytest(session, "tests/test_recipes.py", "tests/test_incremental_dlt.py", "-k", "dagster or dlt")
+    """The recipe of a Dagster asset, and what dlt and the Singer SDK answer to the same rows."""
+    session.install("-e", ".[all]", *group("test"), "dagster>=1.10", "dlt>=1.4", "singer-sdk>=0.40")
+    compared = ("tests/test_incremental_dlt.py", "tests/test_incremental_singer.py")
+    pytest(session, "tests/test_recipes.py", *compared, "-k", "dagster or dlt or singer")
 
 
 @nox.session

@@ -31,6 +31,9 @@ settings.register_profile("short", deadline=None, database=None)
 settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
 settings.load_profile("short")
 
+# Screens are compared without colors, in this process and in those that it starts.
+os.environ.pop("FORCE_COLOR", None)
+
 # A shell's job in the background ignores SIGINT, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
