@@ -7,14 +7,17 @@ sockets and files.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from checkpoint import Checkpointer, MemoryStore, PartialCommit, StoreError, TrutoStore, codec
 from checkpoint.testing import ApiServer
 
 TIMES = int(os.environ.get("CHECKPOINT_INTERRUPTIONS", "40"))
@@ -42,3 +45,68 @@ def test_fault_95_96_an_exception_at_any_bytecode(scenario, tmp_path):
     print(f"{scenario}: {told['came']} exceptions, {told['ignored']} where Python cannot raise")
     assert not told["wrong"], f"seed {SEED}: " + "\n".join(told["wrong"])
     assert told["came"] > order["times"] // 8  # the rounds that set their length were the slowest
+
+
+# One place after the other
+
+
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+class Interrupting:
+    """Raises where the nth function of `checkpoint.run` begins, as the exception of a handler may."""
+
+    def __init__(self, place: int) -> None:
+        self._left = place
+
+    @property
+    def came(self) -> bool:
+        return self._left <= 0
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame, _event, _arg):
+        if f"{os.sep}checkpoint{os.sep}run{os.sep}" in frame.f_code.co_filename and frame.f_code.co_name[0] != "<":
+            self._left -= 1
+            if self._left == 0:
+                raise Interrupted
+
+
+class HalfStore(MemoryStore):
+    """Commits one of two keys, until it is repaired."""
+
+    broken = True
+
+    def commit(self, state_key, changes, base=None, **options):
+        if not self.broken or len(changes) < 2:
+            return super().commit(state_key, changes, base or {}, **options)
+        first = min(changes)
+        done = super().commit(state_key, {first: changes[first]}, base or {}, **options)
+        rest = {key: StoreError("disk on fire") for key in changes if key != first}
+        raise PartialCommit(done.entries, rest, rest)
+
+
+@pytest.mark.parametrize("kind", ["all lands", "half lands", "API"])
+def test_fault_95_an_interrupted_commit_is_no_conflict(kind, api):
+    """Interrupted wherever it may be, answer in hand or not, what a commit wrote is still known as the run's own."""
+    made = {"all lands": MemoryStore, "half lands": HalfStore, "API": lambda: TrutoStore(api.url, api.token)}[kind]
+    for place in itertools.count(1):
+        interrupting = Interrupting(place)
+        with closing(made()) as store:
+            with Checkpointer("run", store) as cp:
+                cp["a"] = cp["b"] = {"n": place}
+                with suppress(Interrupted, PartialCommit), interrupting:
+                    cp.commit()
+                store.broken = False
+                cp["a"] = cp["b"] = {"n": -place}
+                cp.commit()
+            assert {codec.decode(entry.value)["n"] for entry in store.load("run").values()} == {-place}
+        if not interrupting.came:
+            break
+    assert place > 20

@@ -560,8 +560,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             As `commit`.
 
         """
+        self._commits.background.wait()  # else a failure of it might be raised once more, by a later commit
         self._commits.flush(self._to_flush())
-        self._commits.background.raise_failure()
 
     @inside
     def _to_flush(self) -> frozenset[str]:

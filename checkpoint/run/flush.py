@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoint.errors import (
@@ -64,6 +65,28 @@ class Pace:
         """Tell whether the last flush is long enough ago; a clock that went back, as tests' do, holds nothing back."""
         self.claimed_at = time.monotonic()
         return not 0 <= self.claimed_at - self.flushed_at < self._min_interval
+
+
+@dataclass(slots=True)
+class _Step:
+    """A part of a batch that goes to the store in one commit, and what is left of it after a round."""
+
+    batch: Changes
+    """What is to be written yet."""
+    watched: Changes
+    """What must be as it was, though a later step may write it."""
+    base: dict[str, Entry | None]
+    """The entries that must still be stored, None for absent ones."""
+    landed: dict[str, Entry | None]
+    """Collects what was confirmed, of all steps."""
+    rounds: int
+    """How many more times own writes that landed late may come in between."""
+
+    def leave_out(self, committed: Mapping[str, Entry | None], found: Mapping[str, Entry | None]) -> None:
+        """Go on without what was committed, and on the base of what was found."""
+        self.batch = {key: value for key, value in self.batch.items() if key not in committed}
+        self.base = {key: found.get(key, entry) for key, entry in self.base.items() if key not in committed}
+        self.rounds -= 1
 
 
 class Flush:
@@ -138,44 +161,56 @@ class Flush:
         return requests, retries
 
     def _send(self, batch: Changes, watched: Changes, landed: dict[str, Entry | None]) -> tuple[int, int]:
-        """Commit a step, accepting own writes that landed late; return requests and retries.
-
-        What is `watched` must be as it was, though a later step may write it. `landed` collects what was confirmed.
-        """
-        claims, lease = self._claims, self.lease
-        rounds = LATE_WRITES + len(watched)
+        """Commit a step, accepting own writes that landed late; return requests and retries."""
+        claims = self._claims
         with claims.lock:
-            base = self._base(watched)
-        while True:
-            held = {} if lease is None else lease.base()
-            try:
-                receipt = self._commit(batch, {**held, **base})
-            except CheckpointError as error:
-                if lease is not None and isinstance(error, Conflict) and error.key in held:
-                    if lease.keeps(error.found):  # renewed meanwhile
-                        continue
-                    raise LeaseLost(self._layers.state_key) from error
-                rounds -= 1
-                with claims.lock:
-                    own = self._fail(batch, watched, error, landed)
-                    if own is not None and rounds >= 0:
-                        claims.know(own)
-                if own is None or rounds < 0:
-                    self._find_groups(_conflicts(error))
-                    raise
-                batch = {key: value for key, value in batch.items() if key not in error.committed}
-                base = {key: own.get(key, entry) for key, entry in base.items() if key not in error.committed}
-            except BaseException:
-                with claims.lock:  # interrupted half-way: any of it may have landed
-                    claims.doubts.send(batch, unknown=batch)
-                raise
-            else:
-                with claims.lock:
-                    claims.doubts.send({key: batch[key] for key in receipt.unsettled})
-                    self._confirm(batch, {key: receipt.entries.get(key) for key in batch}, landed)
-                return receipt.requests, receipt.retries
+            step = _Step(batch, watched, self._base(watched), landed, LATE_WRITES + len(watched))
+        try:
+            while (receipt := self._attempt(step)) is None:
+                pass
+        except CheckpointError:
+            raise
+        except BaseException:
+            with claims.lock:  # interrupted: any of it may have landed, also where the answer is lost only here
+                claims.doubts.send(step.batch, unknown=step.batch)
+            raise
+        return receipt.requests, receipt.retries
+
+    def _attempt(self, step: _Step) -> Receipt | None:
+        """Commit what is left of a step; None: own writes had landed late, so try again."""
+        try:
+            receipt = self._commit(step.batch, step.base)
+        except CheckpointError as error:
+            if self._fail(step, error):
+                return None
+            self._find_groups(_conflicts(error))
+            raise
+        with self._claims.lock:
+            self._claims.doubts.send({key: step.batch[key] for key in receipt.unsettled})
+            self._confirm(step, {key: receipt.entries.get(key) for key in step.batch})
+        return receipt
 
     def _commit(self, batch: Changes, base: Mapping[str, Entry | None]) -> Receipt:
+        """Commit under the lease, where there is one.
+
+        Raises:
+            LeaseLost: another run has the lease.
+
+        """
+        lease = self.lease
+        if lease is None:
+            return self._write(batch, base)
+        while True:
+            held = lease.base()
+            try:
+                return self._write(batch, {**held, **base})
+            except Conflict as conflict:
+                if conflict.key not in held:
+                    raise
+                if not lease.keeps(conflict.found):  # else renewed meanwhile
+                    raise LeaseLost(self._layers.state_key) from conflict
+
+    def _write(self, batch: Changes, base: Mapping[str, Entry | None]) -> Receipt:
         """Commit, with the reasons that were given, where the store keeps them."""
         state_key, reasons = self._layers.state_key, self._claims.reasons
         given = {key: reasons[key] for key in batch if key in reasons} if reasons else {}
@@ -202,10 +237,10 @@ class Flush:
                         error.errors[key] = self._layers.groups.told(one)
         return error
 
-    def _find_groups(self, conflicts: Iterable[str]) -> None:
+    def _find_groups(self, conflicts: Iterable[Conflict]) -> None:
         """Read the groups again whose entries conflict, for `discard` to adopt all of their entries."""
         with self._claims.lock:
-            groups = [key for key in conflicts if self._layers.groups.owner(key) is not None]
+            groups = [one.key for one in conflicts if self._layers.groups.owner(one.key) is not None]
         if not groups:
             return
         try:
@@ -217,51 +252,52 @@ class Flush:
             for key in groups:
                 self._claims.doubts.find(self._layers.groups.read_again(key, loaded))
 
-    def _confirm(self, batch: Changes, confirmed: Mapping[str, Entry | None], landed: dict[str, Entry | None]) -> None:
+    def _confirm(self, step: _Step, confirmed: Mapping[str, Entry | None]) -> None:
         """Take what the store confirmed down to what is known."""
         if self._layers.rollback is not None:
             self._layers.rollback.wrote({key: self._claims.known.get(key) for key in confirmed})
-        landed.update(confirmed)
-        self._claims.confirm(batch, confirmed)
+        step.landed.update(confirmed)
+        self._claims.confirm(step.batch, confirmed)
 
-    def _fail(
-        self, batch: Changes, watched: Changes, error: CheckpointError, landed: dict[str, Entry | None]
-    ) -> dict[str, Entry | None] | None:
+    def _fail(self, step: _Step, error: CheckpointError) -> bool:
         """Take down what landed all the same, and remember what the error leaves open and what it found.
 
-        Return what it found where that is own writes that landed late and nothing else, else None.
+        True where that is own writes that landed late and nothing else: what is left of the step is tried again.
         """
         claims = self._claims
-        claims.doubts.send({key: batch[key] for key in error.unsettled})
-        self._confirm(batch, error.committed, landed)
-        left = {key: value for key, value in batch.items() if key not in error.committed}
-        errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(left, error)
-        conflicts = [one for one in errors.values() if isinstance(one, Conflict)]
-        found = {one.key: one.found for one in conflicts}
-        if len(conflicts) == len(errors) and all(self._is_ours(one, watched) for one in conflicts):
-            return found
-        claims.doubts.find(found)
-        # A store's error that is of no kind we know leaves open whether anything was written.
-        unknown = {key for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}}
-        claims.doubts.send({key: left[key] for key in unknown & left.keys()})
-        claims.doubts.send({}, unknown=(unknown | error.unsettled) & left.keys())
-        return None
+        with claims.lock:
+            claims.doubts.send({key: step.batch[key] for key in error.unsettled})
+            self._confirm(step, error.committed)
+            left = step.batch.keys() - error.committed.keys()
+            errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(left, error)
+            found = {one.key: one.found for one in _conflicts(error)}
+            if step.rounds and all(self._is_ours(one, step.watched) for one in errors.values()):
+                claims.know(found)
+                step.leave_out(error.committed, found)
+                return True
+            claims.doubts.find(found)
+            # A store's error that is of no kind we know leaves open whether anything was written.
+            unknown = {key for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}} & left
+            claims.doubts.send({key: step.batch[key] for key in unknown}, unknown=unknown | (error.unsettled & left))
+        return False
 
-    def _is_ours(self, conflict: Conflict, watched: Changes) -> bool:
-        """Tell whether a conflict is with an own write that landed late.
+    def _is_ours(self, error: CheckpointError, watched: Changes) -> bool:
+        """Tell whether an error is a conflict with an own write that landed late.
 
         Where there are no versions, a value that is the one to be written is no conflict either.
         """
-        key, found, expected = conflict.key, conflict.found, conflict.expected
+        if not isinstance(error, Conflict):
+            return False
+        key, found, expected = error.key, error.found, error.expected
         if self._claims.doubts.is_own(key, found):
             return True
         versions = {entry.version for entry in (found, expected) if entry is not None}
         return versions <= {None} and key in watched and value_of(found) == watched[key]
 
 
-def _conflicts(error: CheckpointError) -> list[str]:
+def _conflicts(error: CheckpointError) -> list[Conflict]:
     errors = error.errors.values() if isinstance(error, PartialCommit) else [error]
-    return [one.key for one in errors if isinstance(one, Conflict)]
+    return [one for one in errors if isinstance(one, Conflict)]
 
 
 def _partial(error: CheckpointError, batch: Changes, landed: Mapping[str, Entry | None]) -> CheckpointError:
