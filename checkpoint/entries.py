@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +99,7 @@ def _cursor(value: str | None) -> dict[str, Any] | None:
 def head_key(group: str) -> str:
     """Return the key of a group's head."""
     # A group's name may hold a slash too: escaped, it does not end where its members begin.
-    return GROUP_PREFIX + group.replace("%", quote("%")).replace("/", quote("/", safe=""))
+    return GROUP_PREFIX + group.replace("%", "%25").replace("/", "%2F")
 
 
 def member_key(group: str, member: str) -> str:

@@ -7,14 +7,13 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from checkpoint.entries import Entry
 from checkpoint.errors import Conflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from checkpoint.entries import Change, Entry, Receipt
-
-KEEP = 100  # of checkpoint.stores.history, until no store counts commits any more
+    from checkpoint.entries import Change, Receipt
 
 
 @runtime_checkable
@@ -319,6 +318,17 @@ def is_versioned(entry: Entry | None) -> bool:
 def holds(found: Entry | None, value: str | None) -> bool:
     """Tell whether a stored entry holds a value; None stands for absent on both sides."""
     return (found.value if found is not None else None) == value
+
+
+def entries_of(
+    changes: Mapping[str, str | None], stored: Mapping[str, Entry], now: str, run_id: str | None, version: int
+) -> dict[str, Entry]:
+    """Return the entries that a commit writes: a key that is stored already keeps its `created_at`."""
+    return {
+        key: Entry(key, value, stored[key].created_at if key in stored else now, now, run_id, version)
+        for key, value in changes.items()
+        if value is not None
+    }
 
 
 def utc_now() -> str:

@@ -14,7 +14,7 @@ from checkpoint.entries import RESERVED, Change, has_history, head_key, named
 from checkpoint.stores.base import check_name, check_text, time_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from checkpoint.entries import Entry
 
@@ -91,24 +91,34 @@ def answers(stored_key: str, key: str | None) -> bool:
     return stored_key == key or stored_key.startswith(f"{head_key(key)}/")
 
 
-def is_passed_by(at: str, successor_at: str) -> bool:
-    """Tell whether a change past `keep` goes at once: the next one is of the same hour."""
-    return at[:_HOUR] == successor_at[:_HOUR]
+class Memory:
+    """Judges the changes of one key, the newest first; `now` is the time of that one, as text."""
+
+    def __init__(self, keep: int, keep_days: int, now: str) -> None:
+        moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
+        self._left = keep
+        self._hourly, self._daily = time_text(_ago(moment, HOURLY)), time_text(_ago(moment, timedelta(days=keep_days)))
+        self._seen: set[str] = set()  # hours and days of which a later change is kept
+
+    def keeps(self, at: str) -> bool:
+        """Tell whether the next older change is kept, by its time."""
+        hour, day, seen = at[:_HOUR], at[:_DAY], self._seen
+        self._left -= 1
+        kept = self._left >= 0 or (at >= self._daily and (day not in seen or (at >= self._hourly and hour not in seen)))
+        seen.add(hour)
+        seen.add(day)
+        return kept
 
 
-def forgotten(times: Iterable[tuple[int, str]], keep: int, keep_days: int, now: datetime) -> Iterator[int]:
-    """Yield the versions of a key's changes that are kept no longer.
+def forgotten(times: Sequence[tuple[int, str]], keep: int, keep_days: int) -> list[int]:
+    """Return the versions of a key's changes that are kept no longer.
 
     `times` are the version and time of each, the newest first.
     """
-    hourly, daily = time_text(_ago(now, HOURLY)), time_text(_ago(now, timedelta(days=keep_days)))
-    seen: set[str] = set()  # hours and days of which a later change is kept
-    for number, (version, at) in enumerate(times):
-        hour, day = at[:_HOUR], at[:_DAY]
-        stays = number < keep or (at >= daily and (day not in seen or (at >= hourly and hour not in seen)))
-        if not stays:
-            yield version
-        seen.update((hour, day))
+    if len(times) <= keep:
+        return []
+    memory = Memory(keep, keep_days, times[0][1])
+    return [version for version, at in times if not memory.keeps(at)]
 
 
 def _ago(now: datetime, age: timedelta) -> datetime:

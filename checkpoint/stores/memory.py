@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakSet
 
 from checkpoint.entries import Change, Entry, Receipt
-from checkpoint.stores.base import check_base, check_changes, check_name, host, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, utc_now
 from checkpoint.stores.history import (
     KEEP,
     KEEP_DAYS,
@@ -102,11 +101,7 @@ class MemoryStore:
                 return Receipt()
             now, version = utc_now(), self._versions.get(state_key, 0) + 1
             self._versions[state_key] = version
-            written = {
-                key: Entry(key, value, stored[key].created_at if key in stored else now, now, run_id, version)
-                for key, value in changes.items()
-                if value is not None
-            }
+            written = entries_of(changes, stored, now, run_id, version)
             past = told(changes, stored) if self._keep else {}
             new = {key: cells.get(key, _Cell())._replace(entry=written.get(key)) for key in changes}
             for key, before in past.items():
@@ -142,8 +137,7 @@ class MemoryStore:
         """Return the changes of a key that are still kept after the first of them was added."""
         if len(changes) <= self._keep:
             return changes
-        times = ((change.version, change.at) for change in changes)
-        gone = {*forgotten(times, self._keep, self._keep_days, datetime.now(timezone.utc))}
+        gone = forgotten([(change.version, change.at) for change in changes], self._keep, self._keep_days)
         return tuple(change for change in changes if change.version not in gone)
 
 

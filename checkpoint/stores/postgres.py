@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from checkpoint.entries import GROUP_PREFIX, RESERVED, Change, Entry, Receipt, head_key
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores import postgres_tables as tables
-from checkpoint.stores.base import check_base, check_changes, check_name, host, time_text, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, time_text, utc_now
 from checkpoint.stores.history import (
     HOURLY,
     KEEP,
@@ -409,11 +409,7 @@ class _Commit:
         for keys in self._batches(self._values):
             statements(tables.WRITE, **self._columns(keys), **common)
         statements(tables.COUNT, **common)
-        entries = {
-            key: Entry(key, value, stored[key].created_at if key in stored else now, now, self._run_id, version)
-            for key, value in self._changes.items()
-            if value is not None
-        }
+        entries = entries_of(self._changes, stored, now, self._run_id, version)
         return Receipt(entries, self._attempts, self._attempts - 1)
 
     def _lock(self, statements: Statements) -> tuple[int, int, bytes]:

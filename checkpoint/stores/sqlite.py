@@ -15,7 +15,7 @@ from weakref import WeakSet
 from checkpoint.entries import Change, Entry, Receipt
 from checkpoint.errors import CheckpointError, Conflict, StoreError, StoreUnavailable
 from checkpoint.stores import sqlite_tables as tables
-from checkpoint.stores.base import check_base, check_changes, check_name, host, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, utc_now
 from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, check_reasons, told
 from checkpoint.stores.retrying import DEADLINE
 from checkpoint.stores.sqlite_file import BUSY, READING, WRITING, File, Patience, code_of, default_path, transact
@@ -71,7 +71,7 @@ class SQLiteStore:
     ) -> None:
         check_keep(keep, keep_days)
         check_seconds("deadline", deadline)
-        self._keep, self._keep_days, self._deadline = keep, keep_days, deadline
+        self._bound, self._deadline = (keep, keep_days), deadline
         self._joined = connection
         self._connection: sqlite3.Connection | None = None
         self._lock = RLock()
@@ -161,19 +161,17 @@ class SQLiteStore:
             check_base(state_key, changes, base, stored)
             if not changes:
                 return Receipt()
-            tables.bring_up_to_date(cursor, form)
-            now, version = utc_now(), tables.version_of(cursor, state_key) + 1
-            written = {
-                key: Entry(key, value, stored[key].created_at if key in stored else now, now, run_id, version)
-                for key, value in changes.items()
-                if value is not None
-            }
-            tables.write(cursor, state_key, version, written, changes.keys() & stored.keys() - written.keys())
+            if form != tables.FORMAT:
+                tables.bring_up_to_date(cursor, form)
+            now = utc_now()
+            version, may_wait = tables.count(cursor, state_key, self._bound)
+            written = entries_of(changes, stored, now, run_id, version)
+            tables.write(cursor, state_key, written, changes.keys() & stored.keys() - written.keys())
             past = [
                 (key, before, changes[key], version, now, run_id, host(), os.getpid(), reasons.get(key), by)
                 for key, before in told(changes, stored).items()
             ]
-            tables.tell(cursor, state_key, past, self._keep, self._keep_days)
+            tables.tell(cursor, state_key, past, stored, self._bound, may_wait=may_wait)
             return Receipt(written)
 
         return self._run(WRITING, work)

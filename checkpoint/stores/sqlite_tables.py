@@ -5,18 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import sqlite3
+import sys
 from contextlib import suppress
-from datetime import datetime, timezone
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from checkpoint.entries import Entry, head_key
 from checkpoint.errors import StoreError, ValueTooLarge
-from checkpoint.stores.history import answers, change_of, forgotten, is_passed_by
+from checkpoint.stores.history import Memory, answers, change_of, forgotten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from checkpoint.entries import Change
 
@@ -40,17 +40,16 @@ UNUSABLE = (
 
 # Every statement names `main`: the caller's connection may have temporary tables and other files attached. Columns are
 # named where rows are written, for a later form may have more.
+# `keep` and `keep_days` are those of the last commit; None: nobody said.
 _NAMESPACES_TABLE = """CREATE TABLE main.checkpoint_namespaces (
-    state_key TEXT PRIMARY KEY, version INTEGER NOT NULL
+    state_key TEXT PRIMARY KEY, version INTEGER NOT NULL, keep INTEGER, keep_days INTEGER
 ) WITHOUT ROWID"""
-_CHANGES_TABLE = (
-    """CREATE TABLE main.checkpoint_changes (
-        state_key TEXT NOT NULL, version INTEGER NOT NULL, key TEXT NOT NULL, before TEXT, after TEXT, at TEXT NOT NULL,
-        run_id TEXT, host TEXT NOT NULL, process INTEGER NOT NULL, reason TEXT, changed_by TEXT,
-        PRIMARY KEY (state_key, version, key)
-    ) WITHOUT ROWID""",
-    "CREATE INDEX main.checkpoint_changes_of_key ON checkpoint_changes (state_key, key, version, at)",
-)
+# No further index, and the values last: a commit writes one page of it, and the times are read without the values.
+_CHANGES_TABLE = """CREATE TABLE main.checkpoint_changes (
+    state_key TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, at TEXT NOT NULL, run_id TEXT,
+    host TEXT NOT NULL, process INTEGER NOT NULL, reason TEXT, changed_by TEXT, before TEXT, after TEXT,
+    PRIMARY KEY (state_key, key, version)
+) WITHOUT ROWID"""
 _TABLES = (
     "CREATE TABLE main.checkpoint_schema (version INTEGER NOT NULL, readable_from INTEGER, release TEXT)",
     f"INSERT INTO main.checkpoint_schema VALUES ({FORMAT}, {READABLE_FROM}, '{RELEASE}')",  # noqa: S608 - our own
@@ -59,7 +58,11 @@ _TABLES = (
         updated_at TEXT NOT NULL, sync_job_run_id TEXT, version INTEGER NOT NULL, PRIMARY KEY (state_key, key)
     ) WITHOUT ROWID""",
     _NAMESPACES_TABLE,
-    *_CHANGES_TABLE,
+    _CHANGES_TABLE,
+)
+_NAMESPACES_UPDATED = (
+    "ALTER TABLE main.checkpoint_namespaces ADD COLUMN keep INTEGER",
+    "ALTER TABLE main.checkpoint_namespaces ADD COLUMN keep_days INTEGER",
 )
 _UPDATED = (
     "ALTER TABLE main.checkpoint_schema ADD COLUMN readable_from INTEGER",
@@ -69,19 +72,18 @@ _UPDATED = (
 
 # REPLACE of rows computed here instead of RETURNING, which came with SQLite 3.35: systems in support link older ones.
 _SCHEMA = "SELECT * FROM main.checkpoint_schema"
+_CURRENT = [(FORMAT, READABLE_FROM, RELEASE)]
 _OURS = "SELECT 1 FROM main.sqlite_master WHERE name = 'checkpoint_entries'"
 _LOAD = """SELECT key, value, created_at, updated_at, sync_job_run_id, version
     FROM main.checkpoint_entries WHERE state_key = ?"""
 _WRITE = """REPLACE INTO main.checkpoint_entries
     (state_key, key, value, created_at, updated_at, sync_job_run_id, version) VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _DELETE = "DELETE FROM main.checkpoint_entries WHERE state_key = ? AND key = ?"
-_VERSION = "SELECT version FROM main.checkpoint_namespaces WHERE state_key = ?"
-_COUNT = "REPLACE INTO main.checkpoint_namespaces (state_key, version) VALUES (?, ?)"
+_COUNTED = "SELECT version, keep, keep_days FROM main.checkpoint_namespaces WHERE state_key = ?"
+_COUNT = "REPLACE INTO main.checkpoint_namespaces (state_key, version, keep, keep_days) VALUES (?, ?, ?, ?)"
 _TELL = """REPLACE INTO main.checkpoint_changes
-    (state_key, version, key, before, after, at, run_id, host, process, reason, changed_by)
+    (state_key, key, before, after, version, at, run_id, host, process, reason, changed_by)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-_PASSED = """SELECT version, at FROM main.checkpoint_changes WHERE state_key = ? AND key = ?
-    ORDER BY version DESC LIMIT 3 OFFSET ?"""
 _TIMES = "SELECT version, at FROM main.checkpoint_changes WHERE state_key = ? AND key = ? ORDER BY version DESC"
 _FORGET = "DELETE FROM main.checkpoint_changes WHERE state_key = ? AND key = ? AND version = ?"
 _FORGET_KEY = "DELETE FROM main.checkpoint_changes WHERE state_key = ? AND key = ?"
@@ -105,6 +107,9 @@ _NAMESPACES = """WITH RECURSIVE named(state_key) AS (
 _CHUNK = 500  # keys in one statement; older SQLite takes 999 parameters (sqlite.org/limits.html)
 _WITH_COMMITS = 2  # the form whose history is one row a commit
 
+Bound: TypeAlias = "tuple[int, int]"
+"""`keep` and `keep_days` of `checkpoint.stores.history`."""
+
 Told: TypeAlias = "tuple[Any, ...]"
 """A row of `_CHANGE`: see `history.change_of`."""
 
@@ -117,14 +122,15 @@ def form_of(cursor: sqlite3.Cursor, name: str) -> int:
 
     """
     try:
-        # Sorted by the database, the one row that there is costs twice as much, and each operation reads it.
-        row: tuple[Any, ...] | None = max(cursor.execute(_SCHEMA), default=None, key=itemgetter(0))
+        rows: list[tuple[Any, ...]] = cursor.execute(_SCHEMA).fetchall()
     except sqlite3.OperationalError as error:
         if "no such table" not in str(error) or cursor.execute(_OURS).fetchone():
             raise
         return 0
+    if rows == _CURRENT:  # read by each operation
+        return FORMAT
     form: int | None
-    form, readable_from, release = (*(row or (None,)), None, None)[:3]
+    form, readable_from, release = (*max(rows, default=(None,), key=itemgetter(0)), None, None)[:3]
     if form is None:
         raise StoreError(UNUSABLE.format(path=name, said="its tables do not say which form they have"))
     lowest = form if readable_from is None else readable_from
@@ -144,14 +150,18 @@ def bring_up_to_date(cursor: sqlite3.Cursor, form: int) -> None:
     if not form:
         _execute_all(cursor, _TABLES)
         return
-    _execute_all(cursor, _CHANGES_TABLE)
+    cursor.execute(_CHANGES_TABLE)
     if form == _WITH_COMMITS:
         cursor.execute(_NAMESPACES_TABLE)
-        namespaces = cursor.execute("SELECT state_key, max(version) FROM main.checkpoint_commits GROUP BY 1").fetchall()
+        namespaces = cursor.execute(
+            "SELECT state_key, max(version), NULL, NULL FROM main.checkpoint_commits GROUP BY 1"
+        ).fetchall()
         cursor.executemany(_COUNT, namespaces)
-        for state_key, _ in namespaces:
-            cursor.executemany(_TELL, [_row(state_key, change) for change in _changes_of_2(cursor, state_key, None)])
+        for state_key, *_ in namespaces:
+            cursor.executemany(_TELL, [(state_key, *change) for change in _changes_of_2(cursor, state_key, None)])
         cursor.execute("DROP TABLE main.checkpoint_commits")
+    else:
+        _execute_all(cursor, _NAMESPACES_UPDATED)
     _execute_all(cursor, _UPDATED)
 
 
@@ -188,22 +198,13 @@ def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
             gc.enable()
 
 
-def version_of(cursor: sqlite3.Cursor, state_key: str) -> int:
-    """Return the version of a namespace's last commit, 0 before the first."""
-    row: tuple[int] | None = cursor.execute(_VERSION, (state_key,)).fetchone()
-    return row[0] if row else 0
-
-
-def write(
-    cursor: sqlite3.Cursor, state_key: str, version: int, written: Mapping[str, Entry], deleted: Iterable[str]
-) -> None:
-    """Write and delete entries, and count the commit.
+def write(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry], deleted: Iterable[str]) -> None:
+    """Write and delete entries.
 
     Raises:
         ValueTooLarge: a value is past SQLITE_MAX_LENGTH, or past what a C int counts.
 
     """
-    cursor.execute(_COUNT, (state_key, version))
     try:
         cursor.executemany(_WRITE, [(state_key, *entry) for entry in written.values()])
     except (sqlite3.DataError, OverflowError) as error:
@@ -214,11 +215,30 @@ def write(
         cursor.executemany(_DELETE, gone)
 
 
-def tell(cursor: sqlite3.Cursor, state_key: str, changes: Iterable[Told], keep: int, keep_days: int) -> None:
-    """Add the changes of a commit to the history of their keys, and drop what that is to keep no longer."""
-    rows = [_row(state_key, change) for change in changes]
+def count(cursor: sqlite3.Cursor, state_key: str, bound: Bound) -> tuple[int, bool]:
+    """Count a commit of a namespace, which bounds its history from now on; return its version, and whether it did."""
+    version, *before = cursor.execute(_COUNTED, (state_key,)).fetchone() or (0, *bound)
+    cursor.execute(_COUNT, (state_key, version + 1, *bound))
+    return version + 1, (*before,) == bound
+
+
+def tell(
+    cursor: sqlite3.Cursor,
+    state_key: str,
+    changes: list[Told],
+    stored: Mapping[str, Entry],
+    bound: Bound,
+    *,
+    may_wait: bool,
+) -> None:
+    """Add the changes of a commit to the history of their keys, and drop what that is to keep no longer.
+
+    `stored` are the entries before it. What is dropped may wait for a later change of its key: see `_is_due`.
+    """
+    keep, keep_days = bound
+    rows = [(state_key, *change) for change in changes]
     if not keep:
-        cursor.executemany(_FORGET_KEY, [(state_key, row[2]) for row in rows])
+        cursor.executemany(_FORGET_KEY, [row[:2] for row in rows])
         return
     try:
         cursor.executemany(_TELL, rows)
@@ -226,38 +246,29 @@ def tell(cursor: sqlite3.Cursor, state_key: str, changes: Iterable[Told], keep: 
         for row in rows:
             with suppress(sqlite3.DataError, OverflowError):  # more than a row can hold: both values are in it
                 cursor.execute(_TELL, row)
-    if rows and rows[0][1] > keep:  # before, no key can have so many changes
-        for row in rows:
-            _forget(cursor, state_key, row[2], keep, keep_days)
+    for key, _, _, version, *_ in changes:
+        before = stored[key].version if key in stored else None
+        if version > keep and (_is_due(before or 0, version, keep) or not may_wait):
+            times = cursor.execute(_TIMES, (state_key, key)).fetchall()
+            gone = forgotten(times, keep, keep_days)
+            cursor.executemany(_FORGET, [(state_key, key, version) for version in gone])
 
 
-def _forget(cursor: sqlite3.Cursor, state_key: str, key: str, keep: int, keep_days: int) -> None:
-    """Drop what the newest change of a key pushes out.
+def _is_due(before: int, version: int, keep: int) -> bool:
+    """Tell whether what a key is to keep no longer is dropped with this change of it, the last one being `before`.
 
-    Usually that is the one behind the last `keep`, or nothing. All the rest is judged only when one stays beyond them,
-    or when another `keep` was in force: once an hour at most, however busy the key is.
+    Not with each one, for that costs a tenth of a commit: between two times a key gains `keep / 2` changes at most, and
+    `history` leaves out what waits.
     """
-    found: list[tuple[int, str]] = cursor.execute(_PASSED, (state_key, key, keep - 1)).fetchall()
-    if len(found) < 2:
-        return
-    times = [at for _, at in found]
-    if is_passed_by(times[1], times[0]) and not any(is_passed_by(earlier, times[1]) for earlier in times[2:]):
-        gone = [found[1][0]]
-    else:
-        every = cursor.execute(_TIMES, (state_key, key)).fetchall()
-        gone = [*forgotten(every, keep, keep_days, datetime.now(timezone.utc))]
-    cursor.executemany(_FORGET, [(state_key, key, version) for version in gone])
-
-
-def _row(state_key: str, change: Told) -> Told:
-    key, before, after, version, *rest = change
-    return state_key, version, key, before, after, *rest
+    every = keep // 2 + 1
+    return before // every < version // every
 
 
 def history(cursor: sqlite3.Cursor, form: int, state_key: str, key: str | None) -> Iterator[Change]:
     """Yield the changes of a namespace, or those that a key stands for, the newest first."""
     if form < _WITH_COMMITS:
         return
+    _, keep, keep_days = (cursor.execute(_COUNTED, (state_key,)).fetchone() if form == FORMAT else None) or (0, 0, 0)
     if form == _WITH_COMMITS:
         rows: Iterable[Told] = _changes_of_2(cursor, state_key, key)
     elif key is None:
@@ -265,10 +276,15 @@ def history(cursor: sqlite3.Cursor, form: int, state_key: str, key: str | None) 
     else:
         members = head_key(key)
         rows = cursor.execute(_HISTORY_OF_KEY, (state_key, key, state_key, f"{members}/", f"{members}0"))
+    kept: dict[str, Callable[[str], bool]] = {}  # by key
     for _, commit in groupby(rows, itemgetter(3)):
         # In Python's order: that of the database is another where its encoding is UTF-16.
         for row in sorted(commit, key=itemgetter(0)):
-            if answers(row[0], key):
+            stored_key, at = row[0], row[4]
+            if stored_key not in kept:
+                # 0: of a form without bounds, or of a commit that keeps none of its own.
+                kept[stored_key] = Memory(keep or sys.maxsize, keep_days, at).keeps
+            if answers(stored_key, key) and kept[stored_key](at):
                 yield change_of(row)
 
 
