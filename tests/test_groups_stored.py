@@ -287,6 +287,55 @@ def test_fault_77_a_head_that_another_run_changed_is_a_conflict(on_conflict):
     assert members(store) == {**MEMBERS, "account-3": A}
 
 
+def test_fault_77_overwriting_keeps_members_packed_beside():
+    """A run that overwrites replaces the members that it changed, not what another run packed with them."""
+    store = PerKey()
+    with Checkpointer("run", store, on_conflict="overwrite") as cp:
+        group = cp.group("g", 1)
+        group.update(both=A, mine=A, dropped=A, theirs=A, gone=A, same=A)
+        cp.commit()
+        with Checkpointer("run", store) as other:
+            others = other.group("g")
+            others.update(both=B, theirs=B, new=B)
+            del others["gone"]
+        group.update(both=C, mine=C)
+        del group["dropped"]
+        cp.commit()
+        wanted = {"both": C, "mine": C, "theirs": B, "new": B, "same": A}
+        assert dict(group) == members(store) == wanted
+        group["mine"] = A
+    assert members(store) == {**wanted, "mine": A}
+
+
+def test_fault_77_overwriting_also_takes_back_what_was_not_answered():
+    """A member set in a write that was lost, and then set back, is one that the run changes."""
+
+    class Lossy(PerKey):
+        loses = False
+
+        def commit(self, state_key, changes, base={}, *, run_id=None):
+            receipt = super().commit(state_key, changes, base, run_id=run_id)
+            if self.loses:
+                self.loses = False
+                raise CommitUnknown(state_key, changes)
+            return receipt
+
+    store = Lossy()
+    with Checkpointer("run", store, on_conflict="overwrite") as cp:
+        group = cp.group("g", 1)
+        group.update(a=A, b=A)
+        cp.commit()
+        group["a"] = B
+        store.loses = True
+        with pytest.raises(CommitUnknown):
+            cp.commit()
+        with Checkpointer("run", store) as other:
+            assert other.group("g")["a"] == B
+            other.group("g")["b"] = C
+        group["a"] = A
+    assert members(store) == {"a": A, "b": C}
+
+
 def test_shards_without_a_head_are_damage_and_no_fresh_start():
     store = PerKey()
     entries = packed(MEMBERS, 2)

@@ -63,6 +63,10 @@ class Doubts:
         for key in unknown:
             self._by_key.setdefault(key, Doubt()).open = True
 
+    def sent(self, key: str) -> list[str | None]:
+        """Return the values of a key that may have landed or may land yet."""
+        return [*self._by_key[key].sent] if key in self._by_key else []
+
     def find(self, conflicts: Mapping[str, Entry | None]) -> None:
         """Remember what conflicts found."""
         for key, entry in conflicts.items():

@@ -79,12 +79,14 @@ class _Step:
     """The entries that must still be stored, None for absent ones."""
     landed: dict[str, Entry | None]
     """Collects what was confirmed, of all steps."""
+    whole: Changes
+    """The batch of all steps; members that others packed are taken over into it."""
     rounds: int
     """How many more times own writes that landed late may come in between."""
 
     def leave_out(self, committed: Mapping[str, Entry | None], found: Mapping[str, Entry | None]) -> None:
         """Go on without what was committed, and on the base of what was found."""
-        self.batch = {key: value for key, value in self.batch.items() if key not in committed}
+        self.batch = {key: self.whole[key] for key in self.batch if key not in committed}
         self.base = {key: found.get(key, entry) for key, entry in self.base.items() if key not in committed}
         self.rounds -= 1
 
@@ -147,10 +149,12 @@ class Flush:
         requests = retries = 0
         landed: dict[str, Entry | None] = {}
         try:
-            for step in steps:
+            for keys in steps:
+                step = {key: batch[key] for key in keys}
                 # Before the first write all of the batch is compared, so that a conflict finds nothing written.
-                watched = {**step, **batch} if step is steps[0] else step
-                sent = self._send(step, watched, landed)
+                watched = {**step, **batch} if keys is steps[0] else step
+                base = self._base(watched)
+                sent = self._send(_Step(step, watched, base, landed, batch, LATE_WRITES + len(watched)))
                 requests, retries = requests + sent[0], retries + sent[1]
         except BaseException as error:
             with self._claims.lock:
@@ -160,19 +164,16 @@ class Flush:
             raise
         return requests, retries
 
-    def _send(self, batch: Changes, watched: Changes, landed: dict[str, Entry | None]) -> tuple[int, int]:
+    def _send(self, step: _Step) -> tuple[int, int]:
         """Commit a step, accepting own writes that landed late; return requests and retries."""
-        claims = self._claims
-        with claims.lock:
-            step = _Step(batch, watched, self._base(watched), landed, LATE_WRITES + len(watched))
         try:
             while (receipt := self._attempt(step)) is None:
                 pass
         except CheckpointError:
             raise
         except BaseException:
-            with claims.lock:  # interrupted: any of it may have landed, also where the answer is lost only here
-                claims.doubts.send(step.batch, unknown=step.batch)
+            with self._claims.lock:  # interrupted: any of it may have landed, also where the answer is lost only here
+                self._claims.doubts.send(step.batch, unknown=step.batch)
             raise
         return receipt.requests, receipt.retries
 
@@ -221,10 +222,11 @@ class Flush:
     def _base(self, watched: Changes) -> dict[str, Entry | None]:
         """Return what must be stored as it was: what is written now or later, and what that relies on."""
         groups = self._layers.groups
-        keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
-        if self._overwrite:  # but not how another run packed a group: members it never touched would be lost
-            keys &= groups.packed_heads()
-        return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
+        with self._claims.lock:
+            keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
+            if self._overwrite:  # but not what another run packed: members that this one never touched would be lost
+                keys &= groups.packed()
+            return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
 
     def _told(self, error: CheckpointError) -> CheckpointError:
         """Return an error as the job knows it: conflicts of a group's entries as ones of its members."""
@@ -262,7 +264,8 @@ class Flush:
     def _fail(self, step: _Step, error: CheckpointError) -> bool:
         """Take down what landed all the same, and remember what the error leaves open and what it found.
 
-        True where that is own writes that landed late and nothing else: what is left of the step is tried again.
+        True where that is own writes that landed late, and members to take over, and nothing else: what is left of the
+        step is tried again.
         """
         claims = self._claims
         with claims.lock:
@@ -270,8 +273,13 @@ class Flush:
             self._confirm(step, error.committed)
             left = step.batch.keys() - error.committed.keys()
             errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(left, error)
-            found = {one.key: one.found for one in _conflicts(error)}
-            if step.rounds and all(self._is_ours(one, step.watched) for one in errors.values()):
+            conflicts = _conflicts(error)
+            found = {one.key: one.found for one in conflicts}
+            foreign = [one for one in conflicts if not self._is_ours(one, step.watched)]
+            nothing_else = all(isinstance(one, Conflict) for one in errors.values())
+            if step.rounds and nothing_else and all(self._takes_over(one) for one in foreign):
+                for one in foreign:
+                    step.whole[one.key] = self._layers.groups.over(one.key, step.whole[one.key], one.found)
                 claims.know(found)
                 step.leave_out(error.committed, found)
                 return True
@@ -281,14 +289,16 @@ class Flush:
             claims.doubts.send({key: step.batch[key] for key in unknown}, unknown=unknown | (error.unsettled & left))
         return False
 
-    def _is_ours(self, error: CheckpointError, watched: Changes) -> bool:
-        """Tell whether an error is a conflict with an own write that landed late.
+    def _takes_over(self, conflict: Conflict) -> bool:
+        """Tell whether a conflict is with members that others packed, beside which a run that overwrites writes."""
+        return self._overwrite and self._layers.groups.is_shard(conflict.key)
+
+    def _is_ours(self, conflict: Conflict, watched: Changes) -> bool:
+        """Tell whether a conflict is with an own write that landed late.
 
         Where there are no versions, a value that is the one to be written is no conflict either.
         """
-        if not isinstance(error, Conflict):
-            return False
-        key, found, expected = error.key, error.found, error.expected
+        key, found, expected = conflict.key, conflict.found, conflict.expected
         if self._claims.doubts.is_own(key, found):
             return True
         versions = {entry.version for entry in (found, expected) if entry is not None}

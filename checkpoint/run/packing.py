@@ -13,6 +13,7 @@ from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, head_key, named
 from checkpoint.errors import Conflict, CorruptState
 from checkpoint.run import forms
+from checkpoint.run.claims import value_of
 from checkpoint.run.groups import Group
 
 if TYPE_CHECKING:
@@ -275,9 +276,40 @@ class Groups:
         """Return the heads whose content is always the same: whoever else writes them writes the same."""
         return {head for head, form in self._forms.items() if form.shards is None}
 
-    def packed_heads(self) -> set[str]:
-        """Return the heads that say into how many entries a group is packed: nobody may write past another's."""
-        return {head for head, form in self._forms.items() if form.shards is not None}
+    def packed(self) -> set[str]:
+        """Return the heads and shards of packed groups: nobody may write past what another run packed."""
+        packed = [form for form in self._forms.values() if form.shards is not None]
+        return {key for form in packed for key in (form.head, *form.shard_entries)}
+
+    def is_shard(self, key: str) -> bool:
+        """Tell whether an entry is a shard of an open group."""
+        return any(key in form.shard_entries for form in self._forms.values())
+
+    def over(self, key: str, value: str | None, found: Entry | None) -> str:
+        """Return a shard as another run wrote it, with the members in it that this run changes to `value`.
+
+        A claim that waits for the shard changes with it.
+
+        Raises:
+            CorruptState: what was found is no shard.
+
+        """
+        claims = self._claims
+        theirs = {} if found is None else forms.unpack(self._state_key, key, found.value)
+        befores = [self._unpacked(key, each) for each in (value_of(claims.known.get(key)), *claims.doubts.sent(key))]
+
+        def over_theirs(claimed: str | None) -> str:
+            ours = self._unpacked(key, claimed)
+            members = {*ours, *(member for before in befores for member in before)}
+            changed = {m: ours.get(m) for m in members if any(ours.get(m) != before.get(m) for before in befores)}
+            return forms.pack({**theirs, **changed})
+
+        if key in claims.waiting:
+            claims.waiting[key] = claims.waiting[key]._replace(value=over_theirs(claims.waiting[key].value))
+        return over_theirs(value)
+
+    def _unpacked(self, key: str, value: str | None) -> dict[str, str]:
+        return {} if value is None else forms.unpack(self._state_key, key, value)
 
     def hides(self, key: str) -> bool:
         """Tell whether a key is no key of the mapping, for it holds an open group."""
