@@ -1,7 +1,8 @@
 """Several runs over one fake store, network and clock, schedule by schedule; `simulator/__init__.py` says how.
 
-`CHECKPOINT_SIMULATOR_SCHEDULES=200000` makes it at least that many over the tests together; the number done is printed
-with `-s`. Random ones begin at the seed `CHECKPOINT_SIMULATOR_SEED` (0). A failure prints the shortest schedule found.
+`CHECKPOINT_SIMULATOR_SCHEDULES=200000` makes it at least that many over the tests together, and
+`CHECKPOINT_SIMULATOR_PROCESSES=2` gives them to two processes; the number done is printed with `-s`. Random ones begin
+at the seed `CHECKPOINT_SIMULATOR_SEED` (0). A failure prints the shortest schedule found.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from simulator.jobs import Plan, RunPlan
-from simulator.search import at_random, every, replay, shortest
+from simulator.parts import Part, do_all
+from simulator.search import at_random, every, replay
 
 from checkpoint.errors import Conflict
 from checkpoint.run import claims, doubts, flush, worker
@@ -25,10 +27,10 @@ from checkpoint.stores.base import holds, unchanged
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from simulator.search import Outcome
-
 SCHEDULES = int(os.environ.get("CHECKPOINT_SIMULATOR_SCHEDULES", "1600"))
 SEED = int(os.environ.get("CHECKPOINT_SIMULATOR_SEED", "0"))
+PROCESSES = int(os.environ.get("CHECKPOINT_SIMULATOR_PROCESSES", "1"))
+SEEDS_A_PART = 500
 
 # An exception that comes in a finaliser is one that Python ignores, whatever is done.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -44,13 +46,14 @@ JOBS = (
 PAIRS = list(itertools.combinations_with_replacement(JOBS, 2))
 
 
-def check(outcomes: Iterable[Outcome]) -> int:
-    """Return how many schedules there were; fail with the shortest form of the first that goes wrong."""
-    number = 0
-    for number, outcome in enumerate(outcomes, start=1):  # noqa: B007 - of the last one
-        if outcome.wrong:
-            pytest.fail(str(shortest(outcome)), pytrace=False)
-    return number
+def check(name: str, parts: Iterable[Part]) -> None:
+    """Run parts, and print how many schedules there were; fail with the shortest form of the first that goes wrong."""
+    began, number, ended = time.perf_counter(), 0, True
+    for done in do_all(parts, PROCESSES):
+        number, ended = number + done.schedules, ended and done.ended
+        if done.wrong is not None:
+            pytest.fail(done.wrong, pytrace=False)
+    print(f"{name}: {number} schedules{', all' if ended else ''}, {time.perf_counter() - began:.0f} s")
 
 
 def pairs(store: str, faults: int) -> Iterable[Plan]:
@@ -87,21 +90,22 @@ def test_a_schedule_repeats_itself():
 def test_two_runs_in_every_order(store):
     """All schedules in which nothing fails."""
     most = None if SCHEDULES >= 100_000 else SCHEDULES // 40
-    number = sum(check(itertools.islice(every(plan), most)) for plan in pairs(store, 0))
-    print(f"{store}: every order: {number} schedules")
+    check(f"{store}, every order", [Part(plan, most) for plan in pairs(store, 0)])
 
 
 @pytest.mark.parametrize("store", ["atomic", "api"])
 def test_two_runs_in_every_order_with_one_fault(store):
-    """All schedules in which one thing goes wrong, wherever it may; of the short form the first ones of each pair."""
-    most = SCHEDULES // 40
-    number = sum(check(itertools.islice(every(plan), most)) for plan in pairs(store, 1))
-    print(f"{store}: one fault: {number} schedules")
+    """All schedules in which one thing goes wrong, wherever it may; of each pair at most the first ones."""
+    check(f"{store}, one fault", [Part(plan, SCHEDULES // 40) for plan in pairs(store, 1)])
 
 
 def test_random_runs():
-    number = check(at_random(seed) for seed in range(SEED, SEED + SCHEDULES // 2))
-    print(f"random: {number} schedules from seed {SEED}")
+    seeds = range(SEED, SEED + SCHEDULES // 2)
+    check(f"random, from seed {SEED}", [Part(seeds=part) for part in parts_of(seeds)])
+
+
+def parts_of(seeds: range) -> Iterable[range]:
+    return (seeds[at : at + SEEDS_A_PART] for at in range(0, len(seeds), SEEDS_A_PART))
 
 
 # The faults it was made to find, each with its repair taken out
@@ -211,10 +215,10 @@ def test_fault_97_is_found_where_a_thread_is_kept_too_early(monkeypatch):
 
     def submit(self, call):
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread = threading.Thread(target=worker._work, args=[self._calls], name=self._name, daemon=True)
             self._thread.start()
         self._calls.put(call)
 
     monkeypatch.setattr(worker.Worker, "submit", submit)
     plan = Plan("atomic", (RunPlan(("set a", "soon", "set b", "soon")),), faults=1)
-    assert found(plan, "row 97") != "nothing"
+    assert found(plan, "row 97").startswith("never ends")

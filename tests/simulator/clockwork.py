@@ -25,6 +25,7 @@ STEPS = 4_000
 """Turns after which a schedule is taken for one that never ends."""
 
 _real_lock = _thread.allocate_lock
+_real_thread = _thread.start_new_thread
 _real_monotonic = time.monotonic
 _real_sleep = time.sleep
 
@@ -42,6 +43,8 @@ class Process:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.main: Task | None = None
+        """Its main thread: the one in which signal handlers run."""
         self.killed = False
         self.stopped_until = float("-inf")
         self.bytecodes: int | None = None
@@ -51,21 +54,46 @@ class Process:
         """The moments at which its calls and requests were served."""
 
 
+class _Seat:
+    """A real thread, which runs one task after the other: to start one for each takes longer than most schedules."""
+
+    def __init__(self) -> None:
+        self.turn = _real_lock()
+        self.turn.acquire()
+        self.body: Callable[[], None] = lambda: None
+        begun = _real_lock()
+        begun.acquire()
+        self.ident = _real_thread(self._sit, (begun,))
+        begun.acquire()
+
+    def _sit(self, begun: _thread.LockType) -> None:
+        begun.release()
+        while True:
+            self.turn.acquire()
+            self.body()
+
+
+_free_seats: list[_Seat] = []
+
+
 class Task:
     """A thread of the clockwork; it is what `threading.current_thread` returns in it."""
 
     daemon = True
 
-    def __init__(self, process: Process, name: str, *, main: bool) -> None:
+    def __init__(self, process: Process, name: str) -> None:
         self.process = process
         self.name = name
-        self.main = main
-        self.turn = _real_lock()
-        self.turn.acquire()
-        self.ident = 0
+        self.seat = _free_seats.pop() if _free_seats else _Seat()
+        self.ident = self.seat.ident
         self.ready: Callable[[], bool] | None = None  # None: it does not wait
         self.wake = float("inf")
         self.error: BaseException | None = None  # what ended it
+
+    @property
+    def main(self) -> bool:
+        """Whether it is the main thread of its process."""
+        return self.process.main is self
 
 
 class Clockwork:
@@ -92,12 +120,11 @@ class Clockwork:
     def run(self, mains: Iterable[tuple[Process, Callable[[], None]]]) -> None:
         """Run these as the main threads of their processes, and whatever threads they start, to the end of all."""
         for process, main in mains:
-            self._begin(Task(process, f"{process.name} main", main=True), main)
+            process.main = Task(process, f"{process.name} main")
+            self._begin(process.main, main)
         with Installed(self):
             self.current = self.tasks[0]
-            while not self.current.ident:
-                _real_sleep(0)
-            self.current.turn.release()
+            self.current.seat.turn.release()
             self._over.acquire()
             self.current = None
 
@@ -109,10 +136,10 @@ class Clockwork:
     # What tasks do
 
     def point(self) -> None:
-        """Let another task go on, or none."""
+        """Let another task go on, of any process, or none: something is about to happen that others see."""
         if (task := self.mine()) is not None:
             task.ready, task.wake = None, float("inf")
-            self._pass_on(task)
+            self._pass_on(task, seen=True)
 
     def wait(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait until something is so; False: the time is over first. A main thread may be interrupted."""
@@ -146,17 +173,17 @@ class Clockwork:
         """Start a thread, or fail to."""
         if self.choices.fault(("start", "no thread")) == "no thread":
             raise RuntimeError("can't start new thread")
-        task = Task(process, name, main=False)
+        task = Task(process, name)
         self._begin(task, body)
-        self.point()
+        if (me := self.mine()) is not None:
+            me.ready, me.wake = None, float("inf")
+            self._pass_on(me)
         return task
 
     # How turns are passed on
 
     def _begin(self, task: Task, body: Callable[[], None]) -> None:
         def thread() -> None:
-            task.ident = _thread.get_ident()
-            task.turn.acquire()
             try:
                 if not task.process.killed:
                     if task.main and task.process.bytecodes is not None:
@@ -169,20 +196,26 @@ class Clockwork:
             self.tasks.remove(task)
             if task.error is not None and not isinstance(task.error, Killed):
                 self.crashes.append(task.error)
-            self._next(None)
+            task.seat.body = lambda: None  # what it holds goes with the task
+            _free_seats.append(task.seat)
+            self._next(None, task.process)
 
+        task.seat.body = thread
         self.tasks.append(task)
-        _thread.start_new_thread(thread, ())
 
-    def _pass_on(self, task: Task) -> None:
+    def _pass_on(self, task: Task, *, seen: bool = False) -> None:
         if not task.process.killed:
-            self._next(task)
+            self._next(task, None if seen else task.process)
         if task.process.killed:
             task.ready = None
             raise Killed
 
-    def _next(self, task: Task | None) -> None:
-        """Give the turn to a task that can go on; return when `task` has it again."""
+    def _next(self, task: Task | None, process: Process | None) -> None:
+        """Give the turn to a task that can go on; return when `task` has it again.
+
+        What the threads of a process do between two points no other process sees. So it makes no difference when they
+        do it, and a `process` that is between two points goes on as long as one of its threads can.
+        """
         self._steps += 1
         while not (able := [one for one in self.tasks if self._able(one)]):
             times = [max(one.wake, one.process.stopped_until) for one in self.tasks]
@@ -203,18 +236,17 @@ class Clockwork:
             if not able:
                 self._over.release()
                 return
+        able = [one for one in able if one.process is process] or able
         if task in able:
             able.remove(task)
             able.insert(0, task)
         chosen = able[self.choices.turn(len(able))] if not self.hung else able[0]
         if chosen is task:
             return
-        while not chosen.ident:  # it has not got as far as to wait for its turn
-            _real_sleep(0)
         self.current = chosen
-        chosen.turn.release()
+        chosen.seat.turn.release()
         if task is not None:
-            task.turn.acquire()
+            task.seat.turn.acquire()
 
     def _able(self, task: Task) -> bool:
         if task.process.killed:
@@ -379,6 +411,13 @@ def _sleep(seconds: float) -> None:
         _real_sleep(seconds)
 
 
+def _start_raw(call: Callable[..., object], args: tuple[Any, ...]) -> int:
+    """Be `_thread.start_new_thread`."""
+    thread = Thread(target=call, args=args, name="raw thread")
+    thread.start()
+    return thread.ident or 0
+
+
 def _either(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
     """Return what makes ours for the clockwork's threads, and the real thing for all others."""
 
@@ -402,6 +441,8 @@ class Installed:
         (threading, "_allocate_lock", _either(_Signal, _thread.allocate_lock)),
         (threading, "Thread", _either(Thread, threading.Thread)),
         (threading, "current_thread", _either(lambda: _clockwork.mine(), threading.current_thread)),  # noqa: PLW0108 - another one each time
+        (threading, "main_thread", _either(lambda: _clockwork.mine().process.main, threading.main_thread)),
+        (_thread, "start_new_thread", _either(_start_raw, _thread.start_new_thread)),
         (threading, "_time", _seconds),
         (queue, "SimpleQueue", _either(SimpleQueue, queue.SimpleQueue)),
         # One for the whole process, and held while a thread is started; each of our runs is a process of its own.

@@ -115,8 +115,8 @@ class Job:
             except CheckpointError as error:
                 self.errors.append(error)
                 if isinstance(error, (Conflict, PartialCommit)):
-                    cp.discard()
                     self._open.clear()
+                    cp.discard()
 
     def do(self, cp: Checkpointer, what: str, name: str = "") -> None:
         """Do one operation."""
@@ -150,11 +150,11 @@ class Job:
             cp.flush()
             self._has_sent()
         elif what == "discard":
+            self._open.clear()  # first: interrupted, it may have gone back already
             cp.discard()
-            self._open.clear()
         elif what == "reload":
-            cp.reload()
             self._open.clear()
+            cp.reload()
         elif what == "rest":
             self.world.clockwork.sleep(float(name))
         elif what == "fail":
