@@ -3,22 +3,20 @@
 A moment is `(seconds since 1970, fraction digits without trailing zeros)`: exact at any number of digits. Rows are
 compared by a key that costs less to make:
 
-    text       `2024-05-01T10:00:00.12`, in UTC for instants: trailing zeros are left out, so text order is time order
     datetimes  datetimes; `Finer` where a datetime cannot hold the moment
+    text       `2024-05-01T10:00:00.12`, in UTC for instants: trailing zeros are left out, so text order is time order
 
-The first value of a column chooses one of them. A function made here takes the shape of that first value at full
+The first value of a column chooses one of them. A function made here takes the spelling of that first value at full
 speed, and gives every other value to `slow`, which returns the same keys, or None for a missing value.
 """
 
 from __future__ import annotations
 
+from calendar import monthrange
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
-
-from checkpoint.streams.iso import DAY, EPOCH_DAY, HOUR, MINUTE, read_time, write_day
 
 Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
 Moment: TypeAlias = tuple[int, str]
@@ -27,12 +25,24 @@ ToKey: TypeAlias = Callable[[Any], Any]
 MICRO = 6
 """Fraction digits of a datetime."""
 REMEMBERED = 1 << 15
-"""Hours or days whose keys are kept; then the memory begins anew."""
+"""Spellings whose keys are kept; then the memory begins anew."""
 
+DAY, HOUR, MINUTE = 86_400, 3_600, 60
+EPOCH_DAY = date(1970, 1, 1).toordinal()
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - of a wall clock
 _FIRST_DAY, _LAST_DAY = date.min.toordinal() - EPOCH_DAY, date.max.toordinal() - EPOCH_DAY
-_TO_HOUR, _TO_MINUTE, _TO_SECOND = len("2024-05-01T10"), len("2024-05-01T10:00"), len("2024-05-01T10:00:00")
+YEAR_ONE = _FIRST_DAY * DAY
+
+
+def write_day(days: int) -> str:
+    """Write a day, counted since 1970, as `YYYY-MM-DD`.
+
+    Raises:
+        ValueError, OverflowError: outside the years 1 to 9999.
+
+    """
+    return date.fromordinal(days + EPOCH_DAY).isoformat()
 
 
 # Text
@@ -112,8 +122,14 @@ def moment_of(key: str | datetime) -> Moment:
     if type(key) is Finer:  # not isinstance: where a clock is frozen, datetime may be a class that says yes to all
         return key.moment
     since = key.replace(tzinfo=None) - EPOCH - (key.utcoffset() or timedelta())
-    fraction = f"{since.microseconds:06}".rstrip("0") if since.microseconds else ""
+    nanos = getattr(key, "nanosecond", 0)  # of pandas
+    fraction = f"{since.microseconds:06}{nanos:03}".rstrip("0") if since.microseconds or nanos else ""
     return since.days * DAY + since.seconds, fraction
+
+
+def clock_of(value: datetime) -> int | None:
+    """Return what the clock of a naive datetime shows, in seconds since 1970; None: it says whose clock it is."""
+    return None if value.tzinfo is not None else moment_of(value.replace(fold=0))[0]
 
 
 def is_fixed(zone: tzinfo | None) -> bool:
@@ -150,7 +166,7 @@ def _is_repeated(local: int, zone: tzinfo) -> bool:
         return False
 
 
-class Form(Protocol):
+class KeyForm(Protocol):
     """What the keys of moments are."""
 
     def key(self, moment: Moment) -> Any:
@@ -166,11 +182,11 @@ class Texts:
     """Keys that are text."""
 
     def key(self, moment: Moment) -> str:
-        """See `Form`."""
+        """See `KeyForm`."""
         return text_key(moment)
 
     def moment(self, key: str) -> Moment:
-        """See `Form`."""
+        """See `KeyForm`."""
         return moment_of(key)
 
 
@@ -183,11 +199,11 @@ class Datetimes(NamedTuple):
     zone: tzinfo | None
 
     def key(self, moment: Moment) -> datetime:
-        """See `Form`."""
+        """See `KeyForm`."""
         return datetime_key(moment, self.zone)
 
     def moment(self, key: datetime) -> Moment:
-        """See `Form`."""
+        """See `KeyForm`."""
         return moment_of(key)
 
 
@@ -204,6 +220,14 @@ class Clock(NamedTuple):
             offset = shift.days * DAY + shift.seconds
         return ("wall", (local, fraction)) if offset is None else ("instant", (local - offset, fraction))
 
+    def dated(self, value: date) -> tuple[Kind, Moment]:
+        """Return the kind and the moment of a date, which is its midnight, or of a datetime."""
+        if not isinstance(value, datetime):
+            return self.timed((value.toordinal() - EPOCH_DAY) * DAY, "", None)
+        if value.tzinfo is None and self.zone is not None:
+            value = value.replace(tzinfo=self.zone)
+        return "wall" if value.utcoffset() is None else "instant", moment_of(value)
+
     def local(self, seconds: int) -> int:
         """Return what the clock shows; UTC where nobody said whose it is."""
         if self.zone is None:
@@ -211,6 +235,30 @@ class Clock(NamedTuple):
         offset = (EPOCH.replace(tzinfo=UTC) + timedelta(seconds=seconds)).astimezone(self.zone).utcoffset()
         offset = offset or timedelta()
         return seconds + offset.days * DAY + offset.seconds
+
+
+def months_after(day: date, count: int) -> date:
+    """Return the day some calendar months later, or the last one of that month.
+
+    Raises:
+        ValueError, OverflowError: outside the years 1 to 9999.
+
+    """
+    years, month = divmod(day.month - 1 + count, 12)
+    year, month = day.year + years, month + 1
+    return date(year, month, min(day.day, monthrange(year, month)[1]))
+
+
+def months_later(seconds: int, count: int, clock: Clock) -> int:
+    """Return the moment some calendar months later, at the same time of day of a clock; UTC where it is nobody's.
+
+    Raises:
+        ValueError, OverflowError: outside the years 1 to 9999.
+
+    """
+    days, rest = divmod(clock.local(seconds), DAY)
+    moved = months_after(date.fromordinal(days + EPOCH_DAY), count)
+    return clock.timed((moved.toordinal() - EPOCH_DAY) * DAY + rest, "", None)[1][0]
 
 
 # Columns of datetimes and dates
@@ -280,216 +328,6 @@ def remembering(slow: ToKey, of: type[date | str]) -> ToKey:
         return slow(value)
 
     return day
-
-
-# Columns of text
-
-
-_MINUTES = len("00")
-Span: TypeAlias = Callable[[str], "tuple[int, int, int] | None"]
-
-
-@lru_cache(maxsize=64)
-def _clocks(before: str, between: str | None, end: str) -> dict[str, str]:
-    """Return the minutes and seconds that there are, as written and as keys have them; `between` None: no seconds."""
-    if between is None:
-        return {f"{before}{minute:02}{end}": f":{minute:02}:00" for minute in range(60)}
-    return {
-        f"{before}{minute:02}{between}{second:02}{end}": f":{minute:02}:{second:02}"
-        for minute in range(60)
-        for second in range(60)
-    }
-
-
-@lru_cache(maxsize=64)
-def _seconds(end: str) -> dict[str, str]:
-    """Return the seconds that there are, as written and as keys have them."""
-    return {f":{second:02}{end}": f":{second:02}" for second in range(60)} | ({end: ":00"} if end != "." else {})
-
-
-class _Zone:
-    """What is known of times with one zone as written: their hours as keys, and what follows the hour.
-
-    `cut` is where a value is cut in two: behind the hour, or behind the minute where the offset is no whole hour.
-    """
-
-    __slots__ = ("_offset", "_whose", "clocks", "cut", "heads", "points", "size")
-
-    def __init__(self, zone: str, offset: int | None, whose: tzinfo | None, cut: int) -> None:
-        self.size = len(zone)
-        self.cut = cut
-        self._offset = None if offset is None else timedelta(seconds=offset)
-        self._whose = whose
-        self.heads: dict[str, str] = {}
-        """Keys up to the cut."""
-        self.clocks = _clocks(":", ":", zone) if cut == _TO_HOUR else _seconds(zone)
-        """From the cut to the end."""
-        self.points = _clocks(":", ":", ".") if cut == _TO_HOUR else _seconds(".")
-        """From the cut to the point of a fraction."""
-
-    def learn(self, value: str) -> bool:
-        """Remember the hour of a value; False: it was known, or is none, or its offset changes within the hour."""
-        head = value[: self.cut]
-        if head in self.heads or value[4:14:3] not in _MARKS or value[11:13] == "24":
-            return False
-        try:
-            at = datetime.fromisoformat(value[:_TO_SECOND] if value[16:17] == ":" else value[:_TO_MINUTE])
-            offset = self._offset_at(at)
-            if offset is None:
-                return False
-            head_key = f"{value[:10]}T{value[11 : self.cut]}" if not offset else (at - offset).isoformat()[: self.cut]
-        except (ValueError, OverflowError):
-            return False
-        if len(self.heads) >= REMEMBERED:
-            self.heads.clear()
-        self.heads[head] = head_key
-        return True
-
-    def _offset_at(self, at: datetime) -> timedelta | None:
-        """Return the offset, where it is the same from the cut to the next one; None: it is not, or no key cuts so."""
-        if self._whose is None:
-            return self._offset or timedelta()
-        start = at.replace(second=0) if self.cut == _TO_MINUTE else at.replace(minute=0, second=0)
-        end = start.replace(second=59) if self.cut == _TO_MINUTE else start.replace(minute=59, second=59)
-        offset, last = (moment.replace(tzinfo=self._whose).utcoffset() for moment in (start, end))
-        whole = timedelta(minutes=1) if self.cut == _TO_MINUTE else timedelta(hours=1)
-        return offset if offset is not None and offset == last and not offset % whole else None
-
-
-_MARKS = frozenset(("--T:", "--t:", "-- :"))
-"""What stands between the numbers of a time, up to its minutes."""
-
-
-@lru_cache(maxsize=64)
-def _zone(zone: str, offset: int | None, whose: tzinfo | None, cut: int) -> _Zone:
-    """Return what is known of times with a zone as written, or without one and of `whose` clock."""
-    return _Zone(zone, offset, whose, cut)
-
-
-def of_iso_text(slow: ToKey, first: str, zone: tzinfo | None) -> ToKey:
-    """Return what makes the keys of ISO 8601 times; `zone` is whose clock naive ones are."""
-    zones: dict[str, _Zone] = {}
-
-    def zone_in(value: str) -> _Zone | None:
-        if len(zones) == 1 and zone_written and value.endswith(zone_written):
-            return home
-        for written in sorted(zones, key=len, reverse=True):
-            if value.endswith(written):
-                return zones[written]
-        return add(value)
-
-    def add(value: str) -> _Zone | None:
-        written = read_time(value)
-        if written is None:
-            return None
-        offset, whose = written.offset, zone if written.offset is None else None
-        shift = timedelta(seconds=offset or 0) if whose is None else offset_at(written.local, whose)
-        cut = _TO_MINUTE if shift % timedelta(hours=1) else _TO_HOUR
-        return zones.setdefault(written.zone, _zone(written.zone, offset, whose, cut))
-
-    def learn(value: Any) -> Any:
-        """Remember the hour of a value, and make its key again; or make it the slow way."""
-        known = zone_in(value) if isinstance(value, str) else None
-        return quick(value) if known is not None and known.learn(value) else slow(value)
-
-    add(first)
-    [(zone_written, home)] = zones.items()
-    quick = _of_text(learn, zones, zone_written, fractional="." in first)
-    return quick
-
-
-def _of_text(learn: ToKey, zones: dict[str, _Zone], zone: str, *, fractional: bool) -> ToKey:
-    """Return what makes the keys of times: quickest of those in one zone, with a fraction or without one."""
-    home = zones[zone]
-    cut, heads, clocks, points, end = home.cut, home.heads, home.clocks, home.points, -home.size or None
-
-    def whole(value: Any) -> Any:
-        try:
-            clock = clocks.get(value[cut:])
-            if clock is None:
-                return fraction(value)
-            return heads[value[:cut]] + clock
-        except (LookupError, TypeError):
-            return learn(value)
-
-    def fraction(value: Any) -> Any:
-        try:
-            digits = value[20:end]
-            if digits.isdecimal() and digits.isascii() and (end is None or value[end:] == zone):
-                head = heads.get(value[:cut])
-                if head is None:
-                    return learn(value)
-                key = f"{head}{points[value[cut:20]]}.{digits}"
-                return key if digits[-1] != "0" else key.rstrip("0").rstrip(".")
-            return other(value)
-        except (LookupError, TypeError, AttributeError):
-            return learn(value)
-
-    def other(value: str) -> Any:
-        """Make the key of a time in another zone, or without a fraction."""
-        known = zones.get(value[-6:]) or zones.get(value[-1:]) or zones.get(value[-5:]) or home
-        heads, cut, end = known.heads, known.cut, -known.size or None
-        clock = known.clocks.get(value[cut:])
-        if clock is not None:
-            return heads[value[:cut]] + clock
-        digits = value[20:end]
-        if known is not home and digits.isdecimal() and digits.isascii():
-            return f"{heads[value[:cut]]}{known.points[value[cut:20]]}.{digits}".rstrip("0").rstrip(".")
-        return learn(value)
-
-    return fraction if fractional else whole
-
-
-def steady_offset(local: int, offset: int | None, zone: tzinfo | None) -> int | None:
-    """Return the seconds that a clock is ahead of UTC, where they are the same for a whole hour; None: they are not."""
-    if offset is not None or zone is None:
-        return offset or 0
-    start = local - local % HOUR
-    shift = offset_at(start, zone)
-    same = shift == offset_at(start + HOUR - 1, zone) == offset_at(local, zone)
-    return shift.days * DAY + shift.seconds if same and not shift.microseconds else None
-
-
-def of_split_text(slow: ToKey, first: Any, span: Span, is_whole: Callable[[str], bool]) -> ToKey:
-    """Return what makes the keys of times in another form, whose minutes and seconds stand side by side.
-
-    `span` tells of a value where its minutes begin, its seconds end and their fraction ends, counted from the end;
-    None where that is in doubt. What stands around them is remembered as an hour, where `is_whole` tells that the
-    offset is whole hours for all of it.
-    """
-    found = span(first)
-    if found is None:
-        return slow
-    begin, end, last = found
-    heads: dict[str, str] = {}
-    clock = first[-begin : len(first) - end]
-    clocks = _clocks("", clock[2:-2] if len(clock) > _MINUTES else None, "")
-
-    def learn(value: Any) -> Any:
-        key = slow(value)
-        if key is not None and isinstance(value, str) and span(value) == found and is_whole(value):
-            if len(heads) >= REMEMBERED:
-                heads.clear()
-            heads[value[:-begin] + value[len(value) - last :]] = key[:_TO_HOUR]
-        return key
-
-    def split(value: Any) -> Any:
-        try:
-            size = len(value)
-            head = heads.get(value[:-begin] + value[size - last :])
-            key = clocks.get(value[-begin : size - end])
-            if head is not None and key is not None:
-                if last == end:
-                    return head + key
-                digits = value[size - end + 1 : size - last]
-                if value[size - end] == "." and digits.isdecimal() and digits.isascii():
-                    return f"{head}{key}.{digits}".rstrip("0").rstrip(".")
-        except (LookupError, TypeError):
-            pass
-        return learn(value)
-
-    learn(first)
-    return split
 
 
 # Columns of numbers

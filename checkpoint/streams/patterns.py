@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
-from datetime import date, timedelta, timezone
-from typing import Any, NamedTuple
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from checkpoint.streams import keys
-from checkpoint.streams.iso import DAY, EPOCH_DAY, HOUR, MINUTE
-from checkpoint.streams.keys import Clock, Form, Kind, Moment, ToKey
-from checkpoint.streams.plain import YEAR_ONE, Plain, months_later
+from checkpoint.streams.keys import (
+    DAY,
+    EPOCH_DAY,
+    HOUR,
+    MINUTE,
+    REMEMBERED,
+    YEAR_ONE,
+    Clock,
+    KeyForm,
+    Kind,
+    Moment,
+    ToKey,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
@@ -48,7 +62,6 @@ class Pattern:
     def __init__(self, pattern: str, clock: Clock) -> None:
         self.name = pattern
         self._clock = clock
-        self._plain = Plain(clock)
         self._parts = _parts(pattern)
         letters = [letter for letter, _ in self._parts if letter]
         _check(pattern, letters)
@@ -74,7 +87,7 @@ class Pattern:
     def read(self, value: Any) -> tuple[Kind, Moment]:
         """See `spellings.Spelling`; dates and datetimes are what they are."""
         if isinstance(value, date):
-            return self._plain.read(value)
+            return self._clock.dated(value)
         if not isinstance(value, str):
             raise TypeError(f"cursor_format {self.name!r} reads text, not {value!r}")
         read = self._parse(value)
@@ -111,7 +124,7 @@ class Pattern:
     def naive(self, value: Any) -> int | None:
         """See `spellings.Spelling`."""
         if not isinstance(value, str):
-            return self._plain.naive(value)
+            return keys.clock_of(value) if isinstance(value, datetime) else None
         return None if self._is_day or "z" in self._letters else self._parse(value).local
 
     def lowest(self, like: Any) -> Any:
@@ -123,9 +136,9 @@ class Pattern:
         _, (seconds, fraction) = self.read(value)
         offset = self._parse(value).offset if isinstance(value, str) else None
         own = self._clock if offset is None else Clock(timezone(timedelta(seconds=offset)))
-        return self.write((months_later(seconds, count, own), fraction), value)
+        return self.write((keys.months_later(seconds, count, own), fraction), value)
 
-    def form(self, first: Any) -> Form:
+    def form(self, first: Any) -> KeyForm:
         """See `spellings.Spelling`."""
         return keys.TEXTS
 
@@ -140,10 +153,10 @@ class Pattern:
 
         def is_whole(value: str) -> bool:
             read = self._parse(value)
-            offset = keys.steady_offset(read.local, read.offset, self._clock.zone)
+            offset = _steady_offset(read.local, read.offset, self._clock.zone)
             return offset is not None and offset % HOUR == 0
 
-        return keys.of_split_text(slow, first, self._span, is_whole)
+        return _of_split_text(slow, first, self._span, is_whole)
 
     def _span(self, value: str) -> tuple[int, int, int] | None:
         """Return where the minutes begin, the seconds end and the fraction ends, counted from the end of a value.
@@ -168,6 +181,86 @@ class Pattern:
             return None
         size = len(value)
         return size - begin, size - end, size - last
+
+
+# Columns of text
+
+
+_MINUTES = len("00")
+Span: TypeAlias = "Callable[[str], tuple[int, int, int] | None]"
+
+
+@lru_cache(maxsize=64)
+def _clocks(between: str | None) -> dict[str, str]:
+    """Return the minutes and seconds that there are, as written and as keys have them; `between` None: no seconds."""
+    if between is None:
+        return {f"{minute:02}": f":{minute:02}:00" for minute in range(60)}
+    return {
+        f"{minute:02}{between}{second:02}": f":{minute:02}:{second:02}" for minute in range(60) for second in range(60)
+    }
+
+
+def _steady_offset(local: int, offset: int | None, zone: tzinfo | None) -> int | None:
+    """Return the seconds that a clock is ahead of UTC, where they are the same for a whole hour; None: they are not."""
+    if offset is not None or zone is None:
+        return offset or 0
+    start = local - local % HOUR
+    shift = keys.offset_at(start, zone)
+    same = shift == keys.offset_at(start + HOUR - 1, zone) == keys.offset_at(local, zone)
+    return shift.days * DAY + shift.seconds if same and not shift.microseconds else None
+
+
+def _of_split_text(slow: ToKey, first: Any, span: Span, is_whole: Callable[[str], bool]) -> ToKey:
+    """Return what makes the keys of times whose minutes and seconds stand side by side.
+
+    `span` tells of a value where its minutes begin, its seconds end and their fraction ends, counted from the end;
+    None where that is in doubt. What stands around them is remembered as an hour, where `is_whole` tells that the
+    offset is whole hours for all of it.
+    """
+    found = span(first)
+    if found is None:
+        return slow
+    begin, end, last = found
+    heads: dict[str, str] = {}
+    clock = first[-begin : len(first) - end]
+    clocks = _clocks(clock[2:-2] if len(clock) > _MINUTES else None)
+
+    def learn(value: Any) -> Any:
+        key = slow(value)
+        if key is not None and isinstance(value, str) and span(value) == found and is_whole(value):
+            if len(heads) >= REMEMBERED:
+                heads.clear()
+            heads[value[:-begin] + value[len(value) - last :]] = key[:_TO_HOUR]
+        return key
+
+    def ending(value: Any) -> Any:
+        """Make the key of a time at whose end the seconds stand."""
+        try:
+            return heads[value[:-begin]] + clocks[value[-begin:]]
+        except (LookupError, TypeError):
+            return learn(value)
+
+    def split(value: Any) -> Any:
+        try:
+            size = len(value)
+            key = heads[value[:-begin] + value[size - last :]] + clocks[value[-begin : size - end]]
+            if last == end:
+                return key
+            digits = value[size - end + 1 : size - last]
+            if value[size - end] == "." and digits.isdecimal() and digits.isascii():
+                return f"{key}.{digits}".rstrip("0").rstrip(".")
+        except (LookupError, TypeError):
+            pass
+        return learn(value)
+
+    learn(first)
+    return split if end else ending
+
+
+_TO_HOUR = len("2024-05-01T10")
+
+
+# Patterns
 
 
 def _parts(pattern: str) -> list[tuple[str, str]]:

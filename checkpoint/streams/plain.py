@@ -1,19 +1,299 @@
-"""Values that say themselves what they are: numbers, dates, datetimes and ISO 8601 text."""
+"""Values that say themselves what they are: numbers, dates, datetimes and ISO 8601 text.
+
+A time as text is a date, a `T`, `t` or space, and a clock: `2024-05-01T10:00:00.123Z`. The fraction may have any
+number of digits, after `.` or `,`; `24:00` is the end of the day; the zone is `Z`, `z`, `UTC`, or `±hh[[:]mm]`, with or
+without a space before it. The basic form (`20240501T100000Z`) and week dates are not read.
+"""
 
 from __future__ import annotations
 
 import math
-from calendar import monthrange
-from datetime import date, datetime, timedelta
+import re
+import sys
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 from checkpoint.streams import keys
-from checkpoint.streams.iso import DAY, EPOCH_DAY, read_day, read_time, write_day, write_time
-from checkpoint.streams.keys import EPOCH, MICRO, UTC, Clock, Form, Kind, Moment, ToKey, moment_of
+from checkpoint.streams.keys import (
+    DAY,
+    EPOCH,
+    EPOCH_DAY,
+    HOUR,
+    MICRO,
+    MINUTE,
+    REMEMBERED,
+    UTC,
+    YEAR_ONE,
+    Clock,
+    KeyForm,
+    Kind,
+    Moment,
+    ToKey,
+    write_day,
+)  # fmt: skip
 from checkpoint.streams.numbers import number_below
 
-YEAR_ONE = (date.min.toordinal() - EPOCH_DAY) * DAY
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# ISO 8601 text
+
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)([Tt ])(\d\d):(\d\d)(?::(\d\d)(?:([.,])(\d+))?)?([ UTCZz+-].*)?", re.ASCII)
+_ZONE = re.compile(r" ?(?:[Zz]|UTC|([+-])(\d\d)(?::?(\d\d))?)", re.ASCII)
+_TAIL = re.compile(r"(\d+)(.*)", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+class Written(NamedTuple):
+    """A time as ISO 8601 text has it."""
+
+    local: int
+    """Seconds since 1970 as the clock shows them."""
+    fraction: str
+    """Digits of the second, without trailing zeros."""
+    offset: int | None
+    """Seconds east of UTC; None: naive."""
+    separator: str
+    """What stands between date and clock."""
+    point: str
+    digits: int | None
+    """How many fraction digits are written, after `point`; None: not even seconds."""
+    zone: str
+    """The zone as written; empty: naive."""
+
+
+def read_time(text: str) -> Written | None:
+    """Read a time; None where the text is none."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    day, separator, hour, minute, second, point, fraction, zone = match.groups()
+    that_day = read_day(day)
+    hours, minutes, seconds = int(hour), int(minute), int(second or 0)
+    if that_day is None or not _on_a_clock(hours, minutes, seconds, fraction):
+        return None
+    offset = _seconds_east(zone) if zone else None
+    if zone and offset is None:
+        return None
+    local = (that_day.toordinal() - EPOCH_DAY) * DAY + hours * HOUR + minutes * MINUTE + seconds
+    digits = None if second is None else len(fraction or "")
+    return Written(local, (fraction or "").rstrip("0"), offset, separator, point or ".", digits, zone or "")
+
+
+def write_time(local: int, fraction: str, like: Written) -> str:
+    """Write what a clock shows as `like` is written; digits it has no place for are left out.
+
+    Raises:
+        ValueError, OverflowError: outside the years 1 to 9999.
+
+    """
+    days, rest = divmod(local, DAY)
+    clock = f"{write_day(days)}{like.separator}{rest // HOUR:02}:{rest % HOUR // MINUTE:02}"
+    if like.digits is None:
+        return clock + like.zone
+    digits = like.point + fraction[: like.digits].ljust(like.digits, "0") if like.digits else ""
+    return f"{clock}:{rest % MINUTE:02}{digits}{like.zone}"
+
+
+def read_day(text: str) -> date | None:
+    """Read `YYYY-MM-DD`; None where it is no such day."""
+    if _DATE.fullmatch(text):
+        try:
+            return date(int(text[:4]), int(text[5:7]), int(text[8:]))
+        except ValueError:
+            pass
+    return None
+
+
+def _on_a_clock(hours: int, minutes: int, seconds: int, fraction: str | None) -> bool:
+    """Tell whether there is such a time of day; 60 is a leap second, and 24:00 the end of the day."""
+    if hours == 24:
+        return not (minutes or seconds or (fraction or "").strip("0"))
+    return hours < 24 and minutes < MINUTE and seconds <= MINUTE
+
+
+def _seconds_east(zone: str) -> int | None:
+    """Return how far a zone as written lies east of UTC; None: it is none."""
+    found = _ZONE.fullmatch(zone)
+    if found is None:
+        return None
+    sign, hours, minutes = found.groups()
+    if sign is None:
+        return 0
+    seconds = int(hours) * HOUR + int(minutes or 0) * MINUTE
+    return None if seconds >= DAY else -seconds if sign == "-" else seconds
+
+
+# Columns of text
+
+
+if sys.version_info >= (3, 11):
+    _parse = datetime.fromisoformat
+else:
+
+    def _parse(text: str) -> datetime:
+        """Parse what Python 3.10 can: times with `Z`, and a fraction of three or six digits."""
+        return datetime.fromisoformat(f"{text[:-1]}+00:00" if text[-1:] == "Z" else text)
+
+
+_TO_SECOND = len("2024-05-01T10:00:00")
+_TO_MICRO = len("2024-05-01T10:00:00.123456")
+_SIZES = frozenset((len("2024-05-01T10:00"), _TO_SECOND, *range(_TO_MICRO - 5, _TO_MICRO + 1)))
+"""Lengths of what Python parses as we do, without its zone."""
+_SIZES_Z = frozenset(size + 1 for size in _SIZES)
+_MARKS = frozenset(
+    f"--{separator}:{rest}"
+    for separator in "Tt "
+    for rest in ("", ":", ":.", ":,", ":Z", "Z", ":+", ":-", ": ", "+:", "-:", "+", "-")
+)
+"""What stands at every third place from the first `-` on, where it is no digit; up to what follows the seconds."""
+
+
+def of_times(slow: ToKey, first: str, written: Written, zone: tzinfo | None) -> ToKey:
+    """Return what makes the keys of times as text; `zone` is whose clock naive ones are."""
+    mark = _mark(first)
+    if (written.digits or 0) > MICRO:
+        return _of_fine_text(slow, mark, zoned=bool(written.zone)) if written.zone or zone is None else slow
+    if written.zone:
+        return _of_utc_text(slow, mark) if written.zone == "Z" else _of_offset_text(slow, len(written.zone))
+    return _of_naive_text(slow, mark, zone)
+
+
+_SECONDS = "--T::"
+_FINE = "--T::."
+
+
+def _mark(text: str) -> str:
+    return text[4:20:3]
+
+
+def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
+    """Return what makes aware keys, of times with `Z`; quickest where there is no fraction."""
+    whole, size = mark[:5] + "Z", _TO_SECOND + 1
+
+    def utc(value: Any) -> Any:
+        try:
+            found = value[4:20:3]
+            if found == whole:
+                if len(value) == size:
+                    return _parse(value)
+            elif value[-1] == "Z" and len(value) in _SIZES_Z and found in _MARKS:
+                return _parse(value)
+            key = naive_of(value)
+        except (TypeError, ValueError, LookupError):
+            return slow(value)
+        return key.replace(tzinfo=UTC) if isinstance(key, datetime) and key.tzinfo is None else key
+
+    naive_of = _of_offset_text(slow, len("+00:00"))
+    return utc
+
+
+def _of_offset_text(slow: ToKey, width: int) -> ToKey:
+    """Return what makes naive keys in UTC, of times with offsets of this width."""
+    offsets: dict[str, timedelta] = {}
+
+    def offset(value: Any) -> Any:
+        try:
+            known = offsets.get(value[_TO_SECOND:])
+            if known is not None and value[4:17:3] == _SECONDS:
+                return _parse(value[:_TO_SECOND]) - known
+            return fraction(value)
+        except (TypeError, ValueError, LookupError, OverflowError):
+            return slow(value)
+
+    def fraction(value: str) -> Any:
+        """Make the key of a time with a fraction, with `Z`, or with an offset that is new."""
+        zone = "Z" if value[-1] == "Z" else value[-width:]
+        known = offsets.get(zone)
+        if known is None:
+            known = offsets[zone] = _offset_of(zone)
+        size = len(value) - len(zone)
+        at = _parse(value[:size])
+        if at.tzinfo is not None or size not in _SIZES or _mark(value) not in _MARKS:
+            return slow(value)
+        return at - known
+
+    return offset
+
+
+def _offset_of(zone: str) -> timedelta:
+    """Return the offset of a zone as written.
+
+    Raises:
+        LookupError: it is none.
+
+    """
+    east = _seconds_east(zone)
+    if east is None:
+        raise LookupError(zone)
+    return timedelta(seconds=east)
+
+
+def _of_naive_text(slow: ToKey, mark: str, zone: tzinfo | None) -> ToKey:
+    offset_at = None if zone is None or zone is UTC else _offsets_of(zone)
+
+    def naive(value: Any) -> Any:
+        try:
+            found = value[4:20:3]
+            if (found == mark or found in _MARKS) and len(value) in _SIZES:
+                at = _parse(value)
+                if at.tzinfo is None:
+                    return at if offset_at is None else at - offset_at(at)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        return slow(value)
+
+    return naive
+
+
+def _offsets_of(zone: tzinfo) -> Callable[[datetime], Any]:
+    """Return what tells the offset of a zone at what its clock shows; of two such moments the earlier's."""
+    if type(zone) in (ZoneInfo, timezone):  # which need no datetime of their own
+        return zone.utcoffset
+    return lambda at: at.replace(tzinfo=zone).utcoffset()
+
+
+class _Tails(dict[str, "tuple[str, timedelta]"]):
+    """Digits beyond microseconds, and the offset, by how they are written: all with a zone, or all without one."""
+
+    def __init__(self, *, zoned: bool) -> None:
+        self._zoned = zoned
+
+    def __missing__(self, tail: str) -> tuple[str, timedelta]:
+        found = _TAIL.fullmatch(tail)
+        if found is None or bool(found[2]) != self._zoned:
+            raise LookupError(tail)
+        offset = _offset_of(found[2]) if self._zoned else timedelta()
+        if len(self) >= REMEMBERED:
+            self.clear()
+        known = self[tail] = found[1].rstrip("0"), offset
+        return known
+
+
+def _of_fine_text(slow: ToKey, mark: str, *, zoned: bool) -> ToKey:
+    """Return what makes keys that are text, of times with more digits than a datetime has."""
+    tails = _Tails(zoned=zoned)
+
+    def fine(value: Any) -> Any:
+        try:
+            if value[4:20:3] == mark:
+                text = value[:_TO_MICRO]
+                at = _parse(text)
+                digits, offset = tails[value[_TO_MICRO:]]
+                if digits and at.tzinfo is None:
+                    return (text if not offset else (at - offset).isoformat(timespec="microseconds")) + digits
+        except (TypeError, ValueError, LookupError, OverflowError):
+            pass
+        return slow(value)
+
+    return fine if mark == _FINE else slow
+
+
+# All of them
 
 
 class Plain:
@@ -42,10 +322,8 @@ class Plain:
             if not math.isfinite(value):
                 raise ValueError(f"{value!r} is no cursor value")
             return "number", value
-        if isinstance(value, datetime):
-            return self._read_datetime(value)
         if isinstance(value, date):
-            return self._clock.timed((value.toordinal() - EPOCH_DAY) * DAY, "", None)
+            return self._clock.dated(value)
         if hasattr(value, "dtype") and hasattr(value, "item"):  # a numpy scalar
             return self.read(_from_numpy(value))
         raise TypeError(
@@ -61,13 +339,6 @@ class Plain:
         if day is None:
             raise LookupError(value)
         return self._clock.timed((day.toordinal() - EPOCH_DAY) * DAY, "", None)
-
-    def _read_datetime(self, value: datetime) -> tuple[Kind, Moment]:
-        if getattr(value, "nanosecond", 0):  # pandas: its isoformat() has all digits
-            return self.read(value.isoformat())
-        if value.tzinfo is None and self._clock.zone is not None:
-            value = value.replace(tzinfo=self._clock.zone)
-        return "wall" if value.utcoffset() is None else "instant", moment_of(value)
 
     def write(self, exact: Any, like: Any) -> Any:
         """Return the greatest value in the type and spelling of `like` that is not above `exact`."""
@@ -100,9 +371,7 @@ class Plain:
         if isinstance(value, str):
             written = read_time(value)
             return None if written is None or written.offset is not None else written.local
-        if isinstance(value, datetime) and value.tzinfo is None:
-            return moment_of(value.replace(fold=0))[0]
-        return None
+        return keys.clock_of(value) if isinstance(value, datetime) else None
 
     def lowest(self, like: Any) -> Any:
         """Return the first moment of year 1 as its own clock shows it, in the type and spelling of `like`."""
@@ -116,18 +385,22 @@ class Plain:
         day = read_day(value[:10]) if isinstance(value, str) else value
         if not isinstance(day, date):
             raise TypeError(f"{value!r} cannot be moved by months")
-        moved = months_after(day, count)
+        moved = keys.months_after(day, count)
         if isinstance(value, str):
             return moved.isoformat() + value[10:]
         return day.replace(year=moved.year, month=moved.month, day=moved.day)
 
-    def form(self, first: Any) -> Form:
+    def form(self, first: Any) -> KeyForm:
         """Return what keys of moments are, where the first row has this value; None: there is none yet."""
+        zone = self._clock.zone
         if isinstance(first, datetime):
-            return keys.Datetimes(keys.home_of(first, self._clock.zone))
+            return keys.Datetimes(keys.home_of(first, zone))
         if isinstance(first, date):
-            return keys.Datetimes(None if self._clock.zone is None else UTC)
-        return keys.TEXTS
+            return keys.Datetimes(None if zone is None else UTC)
+        written = read_time(first) if isinstance(first, str) else None
+        if written is None or (written.digits or 0) > MICRO:
+            return keys.TEXTS
+        return keys.Datetimes(UTC if written.zone == "Z" else None)
 
     def quick(self, slow: ToKey, first: Any) -> ToKey:
         """Return what makes the keys of values like the first one."""
@@ -135,39 +408,15 @@ class Plain:
             return keys.of_datetimes(slow, first, self._clock.zone)
         if isinstance(first, date):
             return keys.remembering(slow, date)
-        if isinstance(first, str):
-            is_time = read_time(first) is not None
-            return keys.of_iso_text(slow, first, self._clock.zone) if is_time else keys.remembering(slow, str)
-        return keys.of_numbers(slow, first)
+        if not isinstance(first, str):
+            return keys.of_numbers(slow, first)
+        written = read_time(first)
+        return keys.remembering(slow, str) if written is None else of_times(slow, first, written, self._clock.zone)
 
 
 def _from_numpy(value: Any) -> Any:
     """Return a numpy scalar as what Python has for it; times as text, of all their digits."""
     return str(value) if value.dtype.kind == "M" else value.item()
-
-
-def months_after(day: date, count: int) -> date:
-    """Return the day some calendar months later, or the last one of that month.
-
-    Raises:
-        ValueError, OverflowError: outside the years 1 to 9999.
-
-    """
-    years, month = divmod(day.month - 1 + count, 12)
-    year, month = day.year + years, month + 1
-    return date(year, month, min(day.day, monthrange(year, month)[1]))
-
-
-def months_later(seconds: int, count: int, clock: Clock) -> int:
-    """Return the moment some calendar months later, at the same time of day of a clock; UTC where it is nobody's.
-
-    Raises:
-        ValueError, OverflowError: outside the years 1 to 9999.
-
-    """
-    days, rest = divmod(clock.local(seconds), DAY)
-    moved = months_after(date.fromordinal(days + EPOCH_DAY), count)
-    return clock.timed((moved.toordinal() - EPOCH_DAY) * DAY + rest, "", None)[1][0]
 
 
 def plain_python(value: Any) -> Any:

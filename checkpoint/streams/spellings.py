@@ -22,10 +22,10 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from checkpoint.streams import keys
-from checkpoint.streams.keys import TEXTS, Clock, Form, Kind, Moment, ToKey
+from checkpoint.streams.keys import TEXTS, YEAR_ONE, Clock, KeyForm, Kind, Moment, ToKey, months_later
 from checkpoint.streams.numbers import decimal_of, number_below
 from checkpoint.streams.patterns import Pattern
-from checkpoint.streams.plain import YEAR_ONE, Plain, months_later
+from checkpoint.streams.plain import Plain
 
 UNITS = {"epoch_s": 0, "epoch_ms": 3, "epoch_us": 6, "epoch_ns": 9}
 """Digits after the second that a unit counts in."""
@@ -102,7 +102,7 @@ class Spelling(Protocol):
         """
         ...
 
-    def form(self, first: Any) -> Form:
+    def form(self, first: Any) -> KeyForm:
         """Return what keys of moments are, where the first row has this value; None: there is none yet."""
         ...
 
@@ -152,7 +152,7 @@ class Epoch(_Writes):
         _, (seconds, fraction) = self.read(value)
         return self.write((months_later(seconds, count, self._clock), fraction), value)
 
-    def form(self, first: Any) -> Form:
+    def form(self, first: Any) -> KeyForm:
         """See `Spelling`: the numbers are."""
         return self
 
@@ -185,7 +185,7 @@ class _Timeless(_Writes):
         """See `Spelling`."""
         raise TypeError(f"{value!r} cannot be moved by months")
 
-    def form(self, first: Any) -> Form:
+    def form(self, first: Any) -> KeyForm:
         """See `Spelling`: of no moments."""
         return TEXTS
 
@@ -290,7 +290,7 @@ class Custom:
         """See `Spelling`."""
         return self._spelled(self._as.months(self._plain(value), count))
 
-    def form(self, first: Any) -> Form:
+    def form(self, first: Any) -> KeyForm:
         """See `Spelling`."""
         return self._as.form(None if first is None else self._plain(first))
 

@@ -19,9 +19,19 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zoneinfo import ZoneInfo
 
-from checkpoint.streams.iso import DAY, read_day, read_time
-from checkpoint.streams.keys import MICRO, TEXTS, Clock, Form, Kind, Moment, ToKey, begin_of_repeated, is_fixed
-from checkpoint.streams.plain import plain_python
+from checkpoint.streams.keys import (
+    DAY,
+    MICRO,
+    TEXTS,
+    Clock,
+    KeyForm,
+    Kind,
+    Moment,
+    ToKey,
+    begin_of_repeated,
+    is_fixed,
+)  # fmt: skip
+from checkpoint.streams.plain import plain_python, read_day, read_time
 from checkpoint.streams.spellings import UNITS, CursorFormat, formats_for, spelling
 
 if TYPE_CHECKING:
@@ -68,7 +78,7 @@ class Scale:
         self._is_plain = cursor_format is None
         self.kind: Kind | None = self._spelling.kind
         self._sample: Any = None
-        self._form: Form = self._spelling.form(None) if self.kind is not None else TEXTS
+        self._form: KeyForm = self._spelling.form(None) if self.kind is not None else TEXTS
         self.key: ToKey = self._row_key
 
     def settle(self, *values: Any, written: bool = False) -> bool:
