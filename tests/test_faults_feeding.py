@@ -306,6 +306,111 @@ def test_fault_64_a_place_of_another_range_is_not_used(memory, caplog, change):
     assert "resume_dropped" in events(caplog)
 
 
+ASKED = {
+    "number": (lambda n: n, {"initial_value": 0}),
+    "nothing": (lambda n: n, {}),
+    "text": (lambda n: f"2024-05-01T10:00:{n:02}Z", {"initial_value": "2024-05-01T00:00:00Z"}),
+    "time": (lambda n: datetime(2024, 5, 1, 10, 0, n, tzinfo=UTC), {"initial_value": datetime(2024, 5, 1, tzinfo=UTC)}),
+    "epoch": (
+        lambda n: 1_714_557_600_000 + n,
+        {"initial_value": datetime(2024, 5, 1, tzinfo=UTC), "cursor_format": "epoch_ms"},
+    ),
+    "open": (lambda n: n, {"initial_value": -1, "range_start": "open"}),
+}
+
+
+def bound_to_its_question(source, asked, kind):
+    """Return what pages a source by places that are worth nothing beside another start: offsets, or tokens."""
+
+    def answer(at, start):
+        first, question = (0, str(start)) if at is None else at
+        if kind == "token" and question != str(start):
+            raise ValueError("400: page_token belongs to another query")
+        asked.append((first, start))
+        found = [row for row in source if start is None or row["at"] >= start][first:]
+        return found[:3], [first + 3, question] if len(found) > 3 else None
+
+    return answer
+
+
+@pytest.mark.parametrize("values", ASKED)
+@pytest.mark.parametrize("kind", ["offset", "token"])
+@pytest.mark.parametrize("early", [False, True])
+def test_fault_64_a_place_goes_with_its_own_question(memory, caplog, values, kind, early):
+    """Of an ascending stream the position moves on; the place counts rows of the question that it began with."""
+    spell, options = ASKED[values]
+    source = [{"id": index, "at": spell(index // 2)} for index in range(40)]
+    sink, asked = [], []
+    answer = bound_to_its_question(source, asked, kind)
+    for _ in range(40):
+        try:
+            with Checkpointer("run", memory) as cp:
+                inc = cp.incremental("s", "at", row_order="asc", primary_key="id", **options)
+                start = inc.start_value
+                pages = inc.fetch(lambda at, start=start, inc=inc: answer(at, start if early else inc.start_value))
+                for index, found in enumerate(pages):
+                    if index == 2:
+                        raise OSError
+                    sink += [record["id"] for record in found]
+                    cp.commit()
+                assert inc.stats.late == 0
+                break
+        except OSError:
+            pass
+    assert sink == [record["id"] for record in source]
+    assert len(asked) <= 14 + 7
+    assert events(caplog) == []
+    assert "resume" not in stored(memory)
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc", primary_key="id", **options)
+        assert str(inc.start_value) == str(source[-1]["at"]) or values == "time"
+        assert list(inc.pages([source[-2:]])) == []
+
+
+def test_fault_64_a_place_in_a_repeated_hour_is_not_used(memory):
+    """Rows of the hour's second pass came behind it, and the reading goes on after that hour."""
+    place = {"at": "page 9", "field": "at", "start": "2024-10-27T01:00:00", "high": "2024-10-27T02:40:00"}
+    memory.commit("run", {"s": encode({"at": "2024-10-27T02:40:00", "resume": place})})
+    asked = []
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc", timezone="Europe/Berlin")
+        assert inc.start_value == "2024-10-27T02:00:00"
+        list(inc.fetch(lambda at: (asked.append(at), ([], None))[1]))
+    assert asked == [None]
+
+
+def test_rows_of_the_question_of_a_place_are_known(memory, caplog):
+    """A job that reads a stored ascending question again gets none of its rows twice, and forgets the place."""
+    place = {"at": 3, "field": "at", "start": 10, "high": 14}
+    memory.commit("run", {"s": encode({"at": 14, "resume": place})})
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc", initial_value=0)
+        assert inc.start_value == 10
+        assert [w.start for w in inc.windows(5, until=20)] == [14, 19]
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc", initial_value=0)
+        assert read(inc, rows(8, 10, 13)) == []
+        assert (inc.stats.seen, inc.stats.dropped, inc.stats.late) == (3, 3, 1)
+    assert stored(memory) == {"at": 14}
+    assert events(caplog) == []
+    memory.commit("run", {"s": encode({"at": 14, "resume": place})})
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc", end_value=99)
+        assert inc.start_value == 14
+        inc.rewind(by=0, reason="the place is refused")
+        assert inc.start_value == 14
+
+
+def test_rewinding_by_nothing_forgets_the_question_too(memory):
+    place = {"at": 3, "field": "at", "start": 10, "high": 14}
+    memory.commit("run", {"s": encode({"at": 14, "resume": place})})
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc")
+        inc.rewind(by=0, reason="the source refuses it")
+        assert inc.start_value == 14
+    assert stored(memory) == {"at": 14}
+
+
 def test_a_rewind_by_nothing_forgets_only_the_place(memory):
     memory.commit("run", {"s": encode({"at": 5, "resume": {"at": "t", "field": "at", "start": 5, "high": 9}})})
     for by in (0, timedelta(0)):

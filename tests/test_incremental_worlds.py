@@ -30,6 +30,7 @@ PARTS = 20
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BEGIN = datetime(2024, 2, 28, 22, tzinfo=UTC)
+BEFORE_WINTER = datetime(2024, 10, 27, 0, 20, tzinfo=UTC)  # in Berlin and Paris, an hour that is shown twice
 TICK = 20  # seconds of one unit of the source's time
 TIE = 4  # rows of one instant, at the most
 PAGE = 8
@@ -57,6 +58,26 @@ def iso(text):
 
 def zulu(t):
     return moment(t).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def wall_before_winter(zone, pattern):
+    """Spell what a clock shows whose hour from 02:00 to 03:00 comes twice; rows are sorted by that."""
+    zone = ZoneInfo(zone)
+
+    def shown(t):
+        return (BEFORE_WINTER + timedelta(seconds=t * TICK)).astimezone(zone).replace(tzinfo=None)
+
+    def rank(t):
+        return unit(shown(t).replace(tzinfo=UTC))
+
+    def spell(t):
+        return shown(t).strftime(pattern) if pattern else shown(t).replace(fold=0)
+
+    def read(value):
+        shown_then = datetime.strptime(f"{value} +0000", f"{pattern} %z") if pattern else value.replace(tzinfo=UTC)
+        return unit(shown_then)
+
+    return spell, read, rank
 
 
 def spellings(t):
@@ -149,11 +170,28 @@ KINDS = {
     "text": (lambda t: f"{t:08}", int, {"cursor_format": "text"}, False),
 }  # fmt: skip
 
+TWICE = {
+    "twice, text": wall_before_winter("Europe/Berlin", "%Y-%m-%dT%H:%M:%S"),
+    "twice, pattern": wall_before_winter("Europe/Paris", "%d/%m/%Y %H:%M:%S"),
+    "twice, datetime": wall_before_winter("Europe/Berlin", None),
+}
+KINDS |= {
+    "twice, text": (*TWICE["twice, text"][:2], {"timezone": "Europe/Berlin"}, True),
+    "twice, pattern": (
+        *TWICE["twice, pattern"][:2],
+        {"timezone": "Europe/Paris", "cursor_format": "%d/%m/%Y %H:%M:%S"},
+        True,
+    ),
+    "twice, datetime": (*TWICE["twice, datetime"][:2], {"timezone": "Europe/Berlin"}, True),
+}
+
 SHAPES = {
     "pages": ("asc", None, "desc"),
     "track": ("asc", None, "desc"),
     "again": ("asc",),
     "keyset": ("asc",),
+    "offset": ("asc",),
+    "sorted tokens": ("asc",),
     "tokens": (None,),
     "numbered": ("desc",),
     "before": ("desc",),
@@ -171,8 +209,13 @@ class World:
         self.order = rng.choice(SHAPES[self.shape])
         # Of numbers nobody knows when "now" is: what changes while an unsorted source is read is the source's loss.
         kinds = [kind for kind, (*_, clock) in KINDS.items() if clock or self.order is not None]
+        if self.shape == "offset":  # rows of the second pass come in between, so all others move
+            kinds = [kind for kind in kinds if kind not in TWICE]
         self.kind = rng.choice(kinds)
         self.spell, self.read, self.options, self.clock = KINDS[self.kind]
+        self.rank = TWICE[self.kind][2] if self.kind in TWICE else int  # what the source sorts by
+        self.begin = BEFORE_WINTER if self.kind in TWICE else BEGIN
+        self.tie = TIE // 2 if self.kind in TWICE else TIE  # both passes tie
         self.keyed = rng.random() < 0.8 or self.shape == "numbered"  # pages that shift repeat rows
         self.initial = rng.random() < 0.7 or self.kind == "text"
         self.skew = timedelta(seconds=rng.randrange(-120, 121)) if self.clock else timedelta()
@@ -191,22 +234,25 @@ class World:
 
     def change(self, most):
         for _ in range(self.rng.randrange(most + 1)):
-            if self.crowd[self.now] >= TIE or not self.clock:
+            if self.crowd[self.now] >= self.tie or not self.clock:
                 self.now += 1
             number = self.rng.randrange(len(self.rows) + 2)
+            if self.shape == "offset":  # nobody pages by offsets over rows that move
+                number = len(self.rows)
             self.rows[number] = (self.rows.get(number, (0, 0))[0] + 1, self.now)
             self.crowd[self.now] += 1
 
     def tick(self, frozen, units):
         self.now += units
-        frozen.move_to(moment(self.now) + self.skew)
+        frozen.move_to(self.begin + timedelta(seconds=self.now * TICK) + self.skew)
 
     def row(self, number):
         version, t = self.rows[number]
         return {"id": number, "version": version, "at": self.spell(t)}
 
     def found(self, low=0, high=1 << 60):
-        return sorted((t, number) for number, (_, t) in self.rows.items() if low <= t < high)
+        ranked = ((self.rank(t), number) for number, (_, t) in self.rows.items())
+        return sorted(one for one in ranked if low <= one[0] < high)
 
     def answers(self, stream, frozen):
         """Return what the source is asked by: a function of a place, as `fetch` takes it."""
@@ -229,7 +275,7 @@ class World:
         def keyset(place):
             live()
             low = (start, -1) if place is None else tuple(place)
-            rows = [row for row in self.found(high=self.now) if row > low][:PAGE]
+            rows = [row for row in self.found(high=self.rank(self.now)) if row > low][:PAGE]
             return rows, rows[-1] if len(rows) == PAGE else None
 
         def tokens(token):
@@ -242,6 +288,20 @@ class World:
             ids, at = self.snapshots[token[0]], token[1]
             rows = [(None, number) for number in ids[at : at + PAGE]]
             return rows, [token[0], at + PAGE] if at + PAGE < len(ids) else None
+
+        def offset(place):
+            live()
+            rows = self.found(start)[place or 0 :][:PAGE]
+            return rows, (place or 0) + PAGE if len(rows) == PAGE else None
+
+        def sorted_tokens(token):
+            live()
+            if token is None:
+                self.snapshots.append([self.row(number) for _, number in self.found(start)])
+                token = [len(self.snapshots) - 1, 0, start]
+            assert token[2] == start, "400: the page token belongs to another query"
+            rows, at = self.snapshots[token[0]], token[1]
+            return rows[at : at + PAGE], [token[0], at + PAGE, start] if at + PAGE < len(rows) else None
 
         def numbered(page):
             live()
@@ -256,11 +316,12 @@ class World:
 
         plain = {"asc": again, "desc": before, None: tokens}[self.order]
         ask = {"again": again, "keyset": keyset, "tokens": tokens, "numbered": numbered, "before": before}
+        ask |= {"offset": offset, "sorted tokens": sorted_tokens}
         chosen = ask.get(self.shape, plain)
 
         def page(place):
             rows, following = chosen(place)
-            return [self.row(number) for _, number in rows], following
+            return [row if isinstance(row, dict) else self.row(row[1]) for row in rows], following
 
         return page
 
@@ -333,6 +394,7 @@ def test_the_last_version_of_every_row_arrives(part, caplog):
         for seed in range(SEED + part, SEED + WORLDS, PARTS):
             world = World(seed)
             try:
+                world.tick(frozen, 0)
                 world.change(12)
                 for _ in range(world.rng.randrange(1, 6)):
                     world.tick(frozen, world.rng.choice([1, 3, 30]))

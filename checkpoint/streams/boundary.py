@@ -168,6 +168,8 @@ class Boundary:
 
     def digests(self, position: Any) -> list[str]:
         """Return the digests of the rows that are asked for again from a position, in the order of their values."""
+        if self.empty:
+            return []
         span = self._range
         key = span.key_of(position)
         floor = span.key_of(span.floor(position)) if self.deep else key
@@ -185,6 +187,8 @@ class Boundary:
 
     def digests_ahead(self, position: Any) -> Seen:
         """Return what is remembered of the rows above a position, None: of all; `rows` is empty."""
+        if not self._ahead:
+            return NOTHING_SEEN
         key = LOWEST if position is None else self._range.key_of(position)
         found = sorted((one for one in self._ahead if one[0] > key), key=lambda one: one[0])
         if not found:

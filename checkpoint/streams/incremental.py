@@ -107,9 +107,11 @@ class Incremental(Feeding[T]):
     def start_value(self) -> Any:
         """What to ask the source for: rows at this value and after it; None: all.
 
-        The stored position less `lookback`, or `initial_value`; in the type of `initial_value`.
+        The stored position less `lookback`, or `initial_value`; in the type of `initial_value`. Where an interrupted
+        `fetch` of an ascending stream goes on, it is what that reading began with, for the place belongs to that
+        question; rows before the position are dropped.
         """
-        return self._scan.range.start
+        return self._scan.range.asked
 
     @property
     def end_value(self) -> Any:
@@ -195,18 +197,23 @@ class Incremental(Feeding[T]):
     def _place(self) -> Resume | None:
         """Return where a `fetch` goes on; None: at the beginning."""
         resume, self._resume = self._resume, None
-        if resume is None or (self._options.asc and self._options.lookback is not None):
-            return None
-        span, options = self._scan.range, self._options
+        differs = None if resume is None else self._differs(resume)
+        if differs is not None:
+            telling.tell_of_place(self.key, differs)
+        return resume if differs is None else None
+
+    def _differs(self, resume: Resume) -> str | None:
+        """Return what the question, to which a stored place belongs, has another one of now; None: nothing."""
+        options, start = self._options, wire(self._scan.range.start)
+        follows = options.asc and self._position is not None  # the position, which moved since that question
         for what, stored, now in (
             ("cursor_field", resume.field, options.field),
-            ("start_value", resume.start, resume.start if options.asc else wire(span.start)),
+            ("start_value", resume.start, resume.start if follows else start),
             ("end_value", resume.end, wire(options.end_value)),
         ):
             if stored != now:
-                telling.tell_of_place(self.key, what)
-                return None
-        return resume
+                return what
+        return None
 
     # Windows
 
@@ -227,12 +234,13 @@ class Incremental(Feeding[T]):
         """
         self._scan.check()
         until = self._options.end_value if until is None else until
-        if self.start_value is None or until is None:
+        start = self._scan.range.start
+        if start is None or until is None:
             raise ValueError(f"{self.key!r}: windows need a start (initial_value) and an end (until, or end_value)")
         if step != "month" and (isinstance(step, str) or not cast("Any", step) > type(step)()):
             raise ValueError(f"step must be a timedelta or number above zero, or 'month', not {step!r}")
         scale = self._scan.range.new_scale()
-        scale.settle(self.start_value, until)
+        scale.settle(start, until)
         end, now = scale.key_of(until), scale.now(MINUTE)
         if scale.kind == "wall":
             raise ValueError(
@@ -244,7 +252,7 @@ class Incremental(Feeding[T]):
         if self._options.end_value is not None and end > scale.key_of(self._options.end_value):
             raise ValueError(f"{self.key!r}: until={until!r} lies after end_value, up to which the stream is read")
         with suppress(OverflowError, ValueError):  # longer than there are years: one window
-            scale.shift(self.start_value, step, written=True) if step != "month" else scale.months(self.start_value, 1)
+            scale.shift(start, step, written=True) if step != "month" else scale.months(start, 1)
         frontier = Frontier(self._scan, scale, self._options, self._state.windows, self._stops)
         self._scan.close(f"{self.key!r} {CUT}")
         self._frontier = frontier
@@ -415,7 +423,10 @@ class Incremental(Feeding[T]):
             self._counted, self._highest = self.stats, self.last_value
             self._close(why)
         self._scan, self._position, self._base = scan, state.position, stored
-        self._state, self._resume = state, state.resume
+        self._state = state
+        self._resume = None if self._options.asc and scan.range.reaches_back() else state.resume
+        if self._options.asc and self._resume is not None and self._differs(self._resume) is None:
+            scan.range.ask(self._resume.start)
         self._frontier = None
         self._left = self._unfinished = False
 

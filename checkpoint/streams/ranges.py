@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SKEW = 300
 """Seconds that a source's clock may be away from ours."""
 DAY = timedelta(days=1)
+INSTANT = timedelta(microseconds=1)
 
 
 @total_ordering
@@ -59,6 +60,7 @@ class Range:
 
     __slots__ = (
         "_ahead",
+        "_asked",
         "_cap",
         "_name",
         "_opened_at",
@@ -67,6 +69,7 @@ class Range:
         "ahead",
         "end_key",
         "key",
+        "late_key",
         "opened_key",
         "position",
         "sample",
@@ -82,6 +85,7 @@ class Range:
         self._opening: Key = HIGHEST  # the ceiling of an unsorted stream
         self._cap: Any = None  # a value that is a ceiling, too: of an earlier part of the reading
         self._ahead = ahead
+        self._asked: tuple[Any] | None = None  # what the source is asked from, where that is not `start`
         self.position = position
         """The position that the stream was opened with, as it is stored."""
         self.key: Callable[[Any], Key] = self._first_key
@@ -89,6 +93,8 @@ class Range:
         self.sample: Any = None
         """The first row's value, which told how the values compare; None: there was none."""
         self.start_key = self.opened_key = LOWEST
+        self.late_key: Key = LOWEST
+        """Rows before it are late; those from it to `start_key` were delivered before."""
         self.end_key = HIGHEST
         self.ahead: tuple[Key, Key] = (HIGHEST, LOWEST)
         self.scale = self.new_scale()
@@ -157,6 +163,15 @@ class Range:
         lows, highs = sorted((one[0], other[0]), key=self.key_of), sorted((one[1], other[1]), key=self.key_of)
         return lows[0], highs[1]
 
+    @property
+    def asked(self) -> Any:
+        """What to ask the source for: `start`, or what the question began with to which a stored place belongs."""
+        return self.start if self._asked is None else self._asked[0]
+
+    def ask(self, start: Any) -> None:
+        """Ask the source the question of an earlier run: rows before `start` are known, but not late."""
+        self._asked = (None if start is None else self._as_asked(start, self.position),)
+
     def cap(self, value: Any) -> None:
         """Let nothing above a value become the position."""
         self._cap = value
@@ -191,18 +206,32 @@ class Range:
                     start = floor
             if self.compare(start, position) > 0:
                 start = position
-        initial = options.initial_value
-        if options.cursor_format is not None:
-            return self.scale.spelled(start, position)
+        return self._as_asked(start, position)
+
+    def _as_asked(self, start: Any, like: Any) -> Any:
+        """Return a value before or at a stored one as the source is asked for it."""
+        initial = self._options.initial_value
+        if self._options.cursor_format is not None:
+            return self.scale.spelled(start, like)
         if initial is None or isinstance(initial, str):
             return start
         return self.scale.spell(self.scale.key_of(start, written=True), initial)
 
     def back(self, value: Any) -> Any:
-        """Return a value less the lookback; of the hour that a clock shows twice, its begin."""
+        """Return a value less the lookback; of the hour that a clock shows twice, its begin, or what is just before."""
         lookback = self._options.lookback
         start = value if lookback is None else self.scale.shift(value, lookback, -1, written=True)
-        return self.scale.first_pass(start)
+        begin = self.scale.first_pass(start)
+        if begin is None:
+            return start
+        is_open = self._options.range_start == "open"  # the source leaves out rows at the begin itself
+        return self.scale.shift(begin, INSTANT, -1) if is_open else begin
+
+    def reaches_back(self) -> bool:
+        """Tell whether rows before the position are asked for, too, for some may have come late."""
+        if self._options.lookback is not None:
+            return True
+        return self.position is not None and self.scale.first_pass(self.position) is not None
 
     def typed(self, value: Any) -> Any:
         """Return a stored value in the type of `initial_value`, where that is exact."""
@@ -249,6 +278,7 @@ class Range:
                 self.opened_key = key_of(self.position)
             if self.start is not None:
                 self.start_key = key_of(self.start)
+            self.late_key = LOWEST if self.asked is None else key_of(self.asked)
             if self._options.end_value is not None:
                 self.end_key = key_of(self._options.end_value)
             if self._ahead is not None:

@@ -104,8 +104,8 @@ class Scan:
         self.delivered = self.dropped = self.late = self.unremembered = 0
         self.exhausted = self.fetched = False
         """Whether a `pages`, `track` or `fetch` came to its end; whether a `fetch` was begun."""
-        self.resumed: Any = None
-        """The highest value that the part of a `fetch` handed out which an earlier run did."""
+        self.resumed: Resume | None = None
+        """Of a `fetch` that an earlier run began: where that was interrupted, and what it had handed out."""
         self.late_top: Mark = NO_MARK
         """The highest of the late rows."""
         self.range = Range(name, options, position, seen.span)
@@ -146,7 +146,7 @@ class Scan:
     def reached(self) -> Any:
         """Return the highest value that the rows handed out allow as the position; None: there is none."""
         reached = self.position.reached()
-        return self.range.highest(reached, self.resumed) if self.position.finished else reached
+        return self.range.highest(reached, self.resumed.high) if self.resumed and self.position.finished else reached
 
     def claimed(self, reached: Any) -> None:
         """Let no row of a sorted stream go behind what was claimed, less the lookback."""
@@ -175,7 +175,7 @@ class Scan:
         if resume is not None:
             reading.place = resume.at
             self.range.cap(resume.high if self._options.row_order == "desc" else resume.ceiling)
-            self.resumed = resume.high
+            self.resumed = resume
         return reading
 
     def exhaust(self, reading: Reading) -> None:
@@ -489,7 +489,7 @@ class Scan:
                 )
             return Verdict(options.on_cursor_value_missing == "include")
         if key < span.start_key:
-            return Verdict(deliver=False, late=(key, value, None))
+            return Verdict(deliver=False, late=(key, value, None) if key < span.late_key else None)
         if key >= span.end_key:
             return Verdict(deliver=False)
         identity = None if reading.recent is None else _identity(self._primary, record, key)

@@ -4,7 +4,7 @@
      "seen": {"at": "2024-05-01T10:00:00Z", "rows": […],
               "ahead": {"from": …, "to": …, "rows": […]}},
      "windows": [["2024-06-01T00:00:00Z", "2024-07-01T00:00:00Z"]],
-     "resume": {"at": …, "field": "updated_at", "start": …, "end": …, "ceiling": …, "high": …}}
+     "resume": {"at": …, "field": "updated_at", "start": …, "end": …, "ceiling": …, "high": …, "rows": […]}}
 
 All but the position stand there only while they are in use; where nothing could become the position, it does not stand
 there either.
@@ -53,6 +53,8 @@ class Resume(NamedTuple):
     """What lies above it never becomes the position of this reading; None: there is no such bound."""
     high: Any
     """The highest value that was handed out; None: there was none."""
+    rows: list[str]
+    """Digests of rows that are asked for again once that value is the position."""
 
 
 class Stored(NamedTuple):
@@ -125,7 +127,7 @@ def _resume(resume: Any) -> Resume | None:
     for name, value in bounds.items():
         if value is not None and not is_value(value):
             raise WrongShapeError(f"the {name!r} in its {RESUME!r} is not a cursor value")
-    return Resume(place["at"], place["field"], **bounds)
+    return Resume(place["at"], place["field"], **bounds, rows=_texts(place.get("rows", []), RESUME))
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -140,8 +142,8 @@ def _list(value: Any, what: str) -> list[Any]:
     return cast("list[Any]", value)  # type: ignore[redundant-cast]  # pyright needs it
 
 
-def _texts(value: Any) -> list[str]:
-    found = _list(value, f"the rows in its {SEEN!r}")
+def _texts(value: Any, where: str = SEEN) -> list[str]:
+    found = _list(value, f"the rows in its {where!r}")
     if not all(isinstance(one, str) for one in found):
-        raise WrongShapeError(f"the rows in its {SEEN!r} are not digests")
+        raise WrongShapeError(f"the rows in its {where!r} are not digests")
     return found

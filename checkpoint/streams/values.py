@@ -125,8 +125,8 @@ class Scale:
         return self.kind in ("instant", "wall")
 
     def _exact(self, value: Any, *, written: bool = False) -> Any:
-        if written and self.kind == "number" and self._may_be_decimal(value):
-            return _decimal(value)
+        if written and self.kind in (None, "number") and self._may_be_decimal(value):
+            return _decimal(value)  # where the kind is not known yet, the first row judges
         kind, exact = self._read(value)
         if kind == self.kind:
             return exact
@@ -226,12 +226,12 @@ class Scale:
         return not is_fixed(self._clock.zone) and self._spelling.naive(value) is not None
 
     def first_pass(self, value: Any) -> Any:
-        """Return the begin of the span that a clock shows twice, where a naive value lies in it; else the value."""
+        """Return the begin of the span that a clock shows twice, where a naive value lies in it; else None."""
         zone, naive = self._clock.zone, self._spelling.naive(value)
         if zone is None or naive is None or is_fixed(zone):
-            return value
+            return None
         begin = begin_of_repeated(naive, zone)
-        return value if begin is None else self._spelling.write(self._clock.timed(begin, "", None)[1], value)
+        return None if begin is None else self._spelling.write(self._clock.timed(begin, "", None)[1], value)
 
     def months(self, value: Any, count: int) -> Any:
         """Return a value moved by calendar months of its own clock; a day the month lacks becomes its last one."""
