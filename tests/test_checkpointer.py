@@ -1000,7 +1000,7 @@ def test_a_background_failure_that_is_told_late_is_told_beside_the_exception_tha
         monkeypatch.setattr(cp._commits.background, "_flush", slow)
         cp["a"] = A
         cp.commit_soon()
-        while not any(claim.failed for claim in cp._layers.claims.waiting.values()):
+        while not cp._layers.claims.failed:
             Event().wait(0.001)
         raise ZeroDivisionError
     assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]

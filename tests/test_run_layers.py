@@ -6,6 +6,7 @@ import datetime as dt
 import sqlite3
 import tracemalloc
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -13,6 +14,7 @@ from freezegun import freeze_time
 
 from checkpoint import Checkpointer, Conflict, MemoryStore, SQLiteStore, TrutoStore, codec
 from checkpoint.run import drafts
+from checkpoint.streams.incremental import Incremental
 from checkpoint.testing import Drop
 
 A, B, C, D = ({"at": letter} for letter in "abcd")
@@ -307,3 +309,155 @@ def test_fault_74_a_member_that_setdefault_gave_is_live(store):
         assert cp.changed == {"g"}
     with Checkpointer("run", store) as cp:
         assert dict(cp.group("g")) == {"m": {"at": 2}, "n": {"at": 3}}
+
+
+# What a commit asks of streams
+
+
+def row(number, at="2024-05-01T10:00:00Z"):
+    return {"id": number, "at": at}
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    """The keys of the streams that commits asked for their claim, in order."""
+    asked = []
+    claim = Incremental.claim
+
+    def counted(stream):
+        asked.append(stream.key)
+        return claim(stream)
+
+    monkeypatch.setattr(Incremental, "claim", counted)
+    return asked
+
+
+@pytest.mark.parametrize("group", [None, "crm"], ids=["keys", "members"])
+@pytest.mark.parametrize("how", ["commit", "commit_soon", "held back"])
+def test_a_commit_asks_the_streams_that_changed(claims, group, how):
+    """A page and a commit a stream: each is asked once when it is new, and once or twice for its page."""
+    interval = 3_600.0 if how == "held back" else 0.0
+    with Checkpointer("run", MemoryStore(), min_interval=interval) as cp:
+        streams = [cp.incremental(f"s{n}", "at", primary_key="id", row_order="asc", group=group) for n in range(300)]
+        commit = cp.commit_soon if how == "commit_soon" else cp.commit
+        for number, stream in enumerate(streams):
+            for _ in stream.pages([[row(number)]]):
+                commit()
+        assert len(claims) <= 3 * len(streams)
+        claims.clear()
+        cp.commit()
+        cp.commit()
+        assert len(claims) <= 1
+        claims.clear()
+    assert len(claims) == len(streams)  # leaving asks all of them
+
+
+def fetched(stream):
+    return next(iter(stream.fetch(lambda at: ([row(1)], "next"))))
+
+
+def finished_window(stream):
+    next(stream.windows(dt.timedelta(days=1), until="2024-05-03T00:00:00Z")).finish()
+
+
+def left_window(stream):
+    with next(stream.windows(dt.timedelta(days=1), until="2024-05-03T00:00:00Z")) as window:
+        assert [*window.pages([[row(1, "2024-04-30T10:00:00Z")]])]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stream: stream.filter([row(1)]),
+        lambda stream: stream.filter([row(1, at="2000-01-01T00:00:00Z"), row(2)]),
+        lambda stream: stream.observe(row(1)),
+        lambda stream: next(stream.pages([[row(1)]])),
+        lambda stream: [*stream.track([row(1)])],
+        fetched,
+        lambda stream: (stream.filter([row(1)]), stream.finish()),
+        lambda stream: stream.rewind("2024-04-01T00:00:00Z", "late rows"),
+        lambda stream: stream.reset("all again"),
+        finished_window,
+        left_window,
+    ],
+    ids=["filter", "judged", "observe", "pages", "track", "fetch", "finish", "rewind", "reset", "window", "left"],
+)
+def test_whatever_changes_a_stream_is_asked_for(claims, change):
+    store = MemoryStore()
+    put(store, s={"at": "2024-04-30T00:00:00Z"})
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", initial_value="2024-04-30T00:00:00Z", primary_key="id", row_order="asc")
+        cp.commit()
+        claims.clear()
+        cp.commit()
+        assert claims == []
+        change(stream)
+        before = cp.entry("s")
+        cp.commit()
+        assert claims == ["s"]
+        assert cp.entry("s") != before
+
+
+def test_a_row_that_lay_ahead_moves_the_position_later():
+    """Above the ceiling when it was handed out, it counts once the clock has passed it, without another row."""
+    with freeze_time("2024-05-01T09:00:00Z") as clock, Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        stream.filter([row(1, "2024-05-01T08:00:00Z"), row(2)])
+        cp.commit()
+        assert cp["s"] == {"at": "2024-05-01T08:00:00Z"}
+        clock.move_to("2024-05-01T10:01:00Z")
+        cp.commit()
+        assert cp["s"] == {"at": "2024-05-01T10:00:00Z"}
+
+
+def test_what_a_refused_commit_did_not_claim_the_next_one_does():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        stream.filter([row(1)])
+        cp["a"] = {"at": 1}
+        cp["a"]["at"] = {1}
+        with pytest.raises(TypeError, match="JSON"):
+            cp.commit()
+        cp["a"] = {"at": 1}
+        assert set(cp.commit().keys) == {"a", "s"}
+
+
+def test_rows_fed_while_a_batch_is_made_are_claimed():
+    """A commit inside the iterable that `filter` reads covers what came before, and the next one the batch itself."""
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+
+        def batch():
+            yield row(1)
+            cp.commit()
+            yield row(2)
+
+        stream.filter(batch())
+        assert cp.commit().keys == ("s",)
+
+
+def test_a_stream_is_free_once_its_reading_was_broken_off():
+    """The commit after the `break` takes note of it, so that another thread may commit the stream."""
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        pages = stream.pages([[row(1)], [row(2)]])
+        next(pages)
+        cp.commit()
+        pages.close()
+        cp.commit()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(cp.commit, stream).result()
+
+
+def test_an_unchanged_stream_is_claimed_again_after_a_rollback(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as connection:
+        with Checkpointer("run", SQLiteStore(connection=connection)) as cp:
+            stream = cp.incremental("s", "at", row_order="asc")
+            connection.execute("BEGIN")
+            stream.filter([row(1)])
+            assert cp.commit().keys == ("s",)
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN")
+            assert cp.commit().keys == ("s",)  # the same rows, in a transaction that is not rolled back
+            connection.execute("COMMIT")
+        assert codec.decode(SQLiteStore(tmp_path / "app.db").load("run")["s"].value) == {"at": row(1)["at"]}

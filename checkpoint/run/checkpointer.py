@@ -499,7 +499,9 @@ class Checkpointer(MutableMapping[str, Cursor]):
         held = layers.key_of(key, group)
         cursor = layers.stored_cursor(held)
         try:
-            stream: Incremental[Any] = Incremental(key, options, cursor, self._stops.came, alone=group is None)
+            stream: Incremental[Any] = Incremental(
+                key, options, cursor, self._stops.came, alone=group is None, touch=layers.holders.toucher(held)
+            )
         except WrongShapeError as reason:
             raise CorruptState(self.state_key, held, layers.drafts.value(held)) from reason
         layers.hold(stream, held)

@@ -1,17 +1,17 @@
 """What the job said is safe, on its way to the store, and what the store is known to hold.
 
-    waiting  key → Claim: snapshots that the job said are safe and that are not stored yet
+    waiting  key → value: snapshots that the job said are safe and that are not stored yet
+    failed   which of these keys have a claim whose last flush failed
     known    key → Entry: what the store is known to hold
 
-A `Claim` is of one of two kinds, told by `failed`: one that the next flush sends, and one whose last flush failed,
-which is sent again only when a commit asks for it, and which `discard` drops. A flush takes claims to the store, and
-their entries into `known` once they are confirmed there.
+A claim that has not failed is sent by the next flush. One that has is sent again only when a commit asks for it, and
+`discard` drops it. A flush takes claims to the store, and their entries into `known` once they are confirmed there.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from checkpoint.entries import Entry
 from checkpoint.run.doubts import Doubts
@@ -23,20 +23,13 @@ Changes: TypeAlias = dict[str, str | None]
 """Values by key; None deletes."""
 
 
-class Claim(NamedTuple):
-    """A value that the job said is safe to store."""
-
-    value: str | None
-    """The value; None deletes the key."""
-    failed: bool = False
-    """Whether its last flush failed."""
-
-
 class Claims:
     """The two lower layers of a run's keys, the lock that guards them, and what the run is unsure of."""
 
     def __init__(self, run_id: str | None) -> None:
-        self.waiting: dict[str, Claim] = {}
+        self.waiting: Changes = {}
+        self.failed: set[str] = set()
+        """Keys that are waiting, and whose last flush failed."""
         self.known: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
         """Why keys that are waiting are changed, where somebody said so; for the history."""
@@ -47,7 +40,7 @@ class Claims:
     def below(self, key: str) -> str | None:
         """Return the value of a key as last claimed, else as known; None where there is none."""
         if self.waiting and key in self.waiting:
-            return self.waiting[key].value
+            return self.waiting[key]
         return value_of(self.known.get(key))
 
     def is_unsure(self, key: str) -> bool:
@@ -57,9 +50,9 @@ class Claims:
     def keys_from(self, prefix: str) -> list[str]:
         """Return the keys that begin with a text."""
         keys = dict.fromkeys(key for key in self.known if key.startswith(prefix))
-        for key, claim in self.waiting.items():
+        for key, value in self.waiting.items():
             if key.startswith(prefix):
-                if claim.value is None:
+                if value is None:
                     keys.pop(key, None)
                 else:
                     keys[key] = None
@@ -67,16 +60,17 @@ class Claims:
 
     def take(self, changes: Changes, asked: Iterable[str] | None) -> None:
         """Add changes; they, and the keys `asked` for (None: all), are due again where their last flush failed."""
-        self.waiting.update({key: Claim(value) for key, value in changes.items()})  # at once, or not at all
-        for key in [*self.waiting] if asked is None else asked:
-            if key in self.waiting and self.waiting[key].failed:
-                self.waiting[key] = Claim(self.waiting[key].value)
+        self.waiting.update(changes)  # at once, or not at all
+        if asked is None:
+            self.failed.clear()
+        else:
+            self.failed.difference_update(asked, changes)
 
     def fail(self, batch: Mapping[str, str | None]) -> None:
         """Mark claims as failed, unless a newer one of the same key is waiting."""
         for key, value in batch.items():
-            if key in self.waiting and self.waiting[key].value == value:
-                self.waiting[key] = Claim(value, failed=True)
+            if key in self.waiting and self.waiting[key] == value:
+                self.failed.add(key)
 
     def batch(self, only: Collection[str] | None) -> Changes:
         """Return the claims to send: those of some keys; None: all but failed ones.
@@ -84,11 +78,11 @@ class Claims:
         Claims that the store holds already are dropped: they were taken back before they were ever sent.
         """
         batch: Changes = {}
-        for key, (value, failed) in [*self.waiting.items()]:
-            if failed if only is None else key not in only:
+        for key, value in [*self.waiting.items()]:
+            if key in self.failed if only is None else key not in only:
                 continue
             if value_of(self.known.get(key)) == value and not self.doubts.is_open(key):
-                del self.waiting[key]
+                self._settle(key)
             else:
                 batch[key] = value
         return batch
@@ -98,9 +92,14 @@ class Claims:
         self.know(confirmed)
         self.doubts.confirm(confirmed)
         for key in confirmed:
-            if key in self.waiting and self.waiting[key].value == batch[key]:
-                del self.waiting[key]
-                self.reasons.pop(key, None)
+            if key in self.waiting and self.waiting[key] == batch[key]:
+                self._settle(key)
+
+    def _settle(self, key: str) -> None:
+        """Forget the claim of a key: the store holds it."""
+        self.failed.discard(key)
+        self.reasons.pop(key, None)
+        del self.waiting[key]
 
     def know(self, entries: Mapping[str, Entry | None]) -> None:
         """Take entries for what the store holds, None for absent ones."""
@@ -115,7 +114,8 @@ class Claims:
 
         A key with a claim that still waits keeps the base it was claimed on, see `adopt`.
         """
-        self.waiting = {key: claim for key, claim in self.waiting.items() if not claim.failed}
+        self.waiting = {key: value for key, value in self.waiting.items() if key not in self.failed}
+        self.failed.clear()
         self.reasons = {key: reason for key, reason in self.reasons.items() if key in self.waiting}
         self.know({key: entry for key, entry in self.doubts.take_found().items() if key not in self.waiting})
 
@@ -133,17 +133,21 @@ class Claims:
     def forked(self) -> None:
         """Start over in a forked child: with a new lock, and without claims, which the parent will send."""
         self.lock = threading.RLock()
-        for key, (value, _) in self.waiting.items():
+        for key, value in self.waiting.items():
             if value is None:
                 self.known.pop(key, None)
             else:
                 self.known[key] = self.known.get(key, Entry(key, value))._replace(value=value)
         self.doubts.close(self.waiting)
         self.waiting.clear()
+        self.failed.clear()
+        self.reasons.clear()
 
     def check(self) -> None:
         """Raise AssertionError where something cannot be; for tests."""
         self.doubts.check()
+        if lost := {*self.failed, *self.reasons} - self.waiting.keys():
+            raise AssertionError(f"failed, or changed for a reason, and not waiting: {lost}")
         if wrong := [key for key, entry in self.known.items() if entry.key != key]:
             raise AssertionError(f"known under another key: {wrong}")
 

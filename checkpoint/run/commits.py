@@ -29,11 +29,8 @@ class Commits:
         self.background.raise_failure()
         keys = self._layers.claim(only, by)
         self._need_transaction(keys)
-        self.pace.held |= keys
-        if not self.pace.due():
-            return None
-        keys, self.pace.held = self.pace.held, frozenset()
-        return keys
+        self.pace.hold(keys)
+        return self.pace.let_go(self._layers.claims.waiting) if self.pace.due() else None
 
     def claim_soon(self, only: tuple[object, ...], by: Caller) -> bool:
         """Claim, and tell whether a background flush is due.
@@ -51,9 +48,8 @@ class Commits:
     def waiting(self) -> frozenset[str]:
         """Return everything claimed so far, what was held back or had failed included."""
         self.background.raise_failure()
-        keys = frozenset(self._layers.claims.waiting)
-        self._need_transaction(keys)
-        return keys
+        self._need_transaction(None)
+        return frozenset(self._layers.claims.waiting)
 
     def leave(self, error: BaseException | None, by: Caller) -> None:
         """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
@@ -65,7 +61,7 @@ class Commits:
                     layers.holders.tell_of_held(by)
                     layers.claim((), by)
                     layers.phase = "closed"
-                    self._need_transaction(layers.claims.waiting)
+                    self._need_transaction(None)
             except (TypeError, ValueError, RuntimeError, CheckpointError) as refused:
                 self.leave(refused, by)  # what was claimed before is still safe to say
                 raise
@@ -79,12 +75,13 @@ class Commits:
         except Exception as failure:  # noqa: BLE001 - the block's own error goes on, with this one told beside it
             add_note(error, f"checkpoint: {layers.state_key!r} was not committed either: {failure}")
 
-    def _need_transaction(self, keys: Iterable[str]) -> None:
-        """Refuse to flush keys into a transaction that the caller has not begun."""
+    def _need_transaction(self, keys: Iterable[str] | None) -> None:
+        """Refuse to flush keys, None: all that wait, into a transaction that the caller has not begun."""
         claims, rollback = self._layers.claims, self._layers.rollback
         if rollback is None:
             return
-        waiting = {key: claims.waiting[key].value for key in keys if key in claims.waiting}
+        asked = claims.waiting if keys is None else keys
+        waiting = {key: claims.waiting[key] for key in asked if key in claims.waiting}
         try:
             rollback.need_transaction(waiting)
         except RuntimeError:

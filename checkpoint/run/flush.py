@@ -55,8 +55,8 @@ class Pace:
     """Holds commits back that come sooner than `min_interval` seconds after the last."""
 
     def __init__(self, min_interval: float) -> None:
-        self.held: frozenset[str] = frozenset()
-        """Keys of commits that were held back; they go out with the next one."""
+        self._held: set[str] | None = set()
+        """Keys of commits that were held back, None: all that wait; they go out with the next one."""
         self.flushed_at = float("-inf")
         self.claimed_at = float("-inf")
         self._min_interval = min_interval
@@ -65,6 +65,18 @@ class Pace:
         """Tell whether the last flush is long enough ago; a clock that went back, as tests' do, holds nothing back."""
         self.claimed_at = time.monotonic()
         return not 0 <= self.claimed_at - self.flushed_at < self._min_interval
+
+    def hold(self, keys: set[str] | None) -> None:
+        """Hold keys back, None: all that wait."""
+        if keys is None:
+            self._held = None
+        elif self._held is not None:
+            self._held |= keys
+
+    def let_go(self, waiting: Iterable[str]) -> frozenset[str]:
+        """Return the keys that were held back."""
+        held, self._held = self._held, set()
+        return frozenset(waiting if held is None else held)
 
 
 @dataclass(slots=True)

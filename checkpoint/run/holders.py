@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from checkpoint import codec
@@ -172,6 +173,7 @@ class Holders:
     def __init__(self) -> None:
         self._by_key: dict[str, Holder] = {}
         self._by_stream: dict[Stream, Holder] = {}
+        self._touched: dict[str, None] = {}  # keys of streams that changed since they were claimed, in order
         self._counts: dict[str, Counter[str]] = {}  # rows of streams that are not held any more
 
     def __len__(self) -> int:
@@ -182,6 +184,27 @@ class Holders:
         for holder in [holder for holder in self._by_key.values() if not holder.stream.live]:
             self._forget(holder)
         return [holder for key, holder in self._by_key.items() if key.startswith(prefix)]
+
+    def touched(self) -> list[Holder]:
+        """Return the streams that changed since they were claimed, those that were held elsewhere then among them."""
+        holders = [self.get(key) for key in [*self._touched]]
+        return [holder for holder in holders if holder is not None]
+
+    def untouched(self) -> list[Holder]:
+        """Return the other streams: what they claim is claimed."""
+        return [holder for holder in self.live() if holder.key not in self._touched]
+
+    def touch(self, key: str) -> None:
+        """Note that what the stream of a key claims may have changed. May be called by any thread, without the lock."""
+        self._touched.setdefault(key)
+
+    def toucher(self, key: str) -> Callable[[], object]:
+        """Return what a stream calls whenever it changes: without a reference to the stream."""
+        return partial(self._touched.setdefault, key)
+
+    def untouch(self, key: str) -> None:
+        """Note that the stream of a key is being claimed: what it takes in from here on touches it again."""
+        self._touched.pop(key, None)
 
     def get(self, key: object) -> Holder | None:
         """Return what holds a key, None where nothing live does."""
@@ -226,8 +249,9 @@ class Holders:
 
     def leave(self) -> None:
         """Finish all streams, unless something says that there is more to read."""
-        for stream in self.streams():
-            stream.leave()
+        for holder in self.live():
+            holder.stream.leave()
+            self.touch(holder.key)  # at the end all are claimed, come what may
 
     def end(self) -> None:
         """Let no stream be fed any more: the run has ended."""
@@ -269,6 +293,7 @@ class Holders:
         _count(self._counts, holder)
         if self._by_key.get(holder.key) is holder:
             del self._by_key[holder.key]
+            self.untouch(holder.key)
         self._by_stream.pop(holder.stream, None)
 
 

@@ -75,7 +75,7 @@ class Layers:
     def keys(self) -> list[str]:
         """Return the keys of the mapping, decoding none."""
         keys = dict.fromkeys(self.claims.known)
-        waiting = [(key, claim.value is not None) for key, claim in self.claims.waiting.items()]
+        waiting = [(key, value is not None) for key, value in self.claims.waiting.items()]
         for key, there in (*waiting, *self.drafts.edits()):
             if there:
                 keys[key] = None
@@ -176,19 +176,33 @@ class Layers:
 
     # Claiming
 
-    def claim(self, only: tuple[object, ...], by: Caller) -> frozenset[str]:
-        """Claim what was asked for, all or none; return the entries to flush.
+    def claim(self, only: tuple[object, ...], by: Caller) -> set[str] | None:
+        """Claim what was asked for, all or none; return the entries to flush, None: all that wait.
 
-        The streams say what their keys are to hold. The drafts of the other keys are added. What differs is claimed,
-        members as the entries that hold them. Then the streams are told, and the drafts.
+        The streams that changed since they were claimed say what their keys are to hold. The drafts of the other keys
+        are added. What differs is claimed, members as the entries that hold them. Then the streams are told, and the
+        drafts. What did not change costs nothing.
 
         Raises:
             TypeError, ValueError: something cannot be claimed; nothing was.
 
         """
         if self.rollback is not None:
-            self.drafts.moved_below(self.rollback.look(self.claims))
+            undone = self.rollback.look(self.claims)
+            self.drafts.moved_below(undone)
+            for key in undone:
+                self.holders.touch(key)
         scope = self._scope(only, by)
+        for holder in scope.holders:
+            self.holders.untouch(holder.key)
+        try:
+            return self._take(scope)
+        except BaseException:
+            for holder in scope.holders:
+                self.holders.touch(holder.key)
+            raise
+
+    def _take(self, scope: Scope) -> set[str] | None:
         said = {holder.key: holder.claim() for holder in scope.holders}
         if self.rollback is not None:
             self.rollback.check_claims(said)
@@ -202,11 +216,11 @@ class Layers:
             if holder.stream.reason is not None and holder.key in lowered:
                 self.claims.reasons[holder.key] = holder.stream.reason
             holder.stream.claimed()
-            holder.stream.let_go(by)
+            holder.stream.let_go(scope.by)
         self.drafts.drop(said)
         self.drafts.claimed(changes)
         self._warn_of_size(lowered)
-        return frozenset(self.claims.waiting if asked is None else asked)
+        return asked
 
     def _scope(self, only: tuple[object, ...], by: Caller) -> Scope:
         """Return what a commit is asked for.
@@ -216,7 +230,7 @@ class Layers:
 
         """
         if not only:
-            return Scope(by, None, [one for one in self.holders.live() if not one.stream.held_elsewhere(by)], set())
+            return Scope(by, None, [one for one in self.holders.touched() if not one.stream.held_elsewhere(by)], set())
         scope = Scope(by, set(), [], set())
         for one in only:
             if isinstance(one, Group) or self.groups.get(one) is not None:
@@ -236,7 +250,11 @@ class Layers:
         prefix = member_key(group.name, "")
         scope.groups.add(group.name)
         cast("set[str]", scope.keys).update(key for key in self.drafts.touched() if key.startswith(prefix))
-        scope.holders.extend(one for one in self.holders.live(prefix) if not one.stream.held_elsewhere(scope.by))
+        scope.holders.extend(
+            one
+            for one in self.holders.touched()
+            if one.key.startswith(prefix) and not one.stream.held_elsewhere(scope.by)
+        )
 
     def _add_key(self, scope: Scope, key: str, holder: Holder | None) -> None:
         if holder is not None:
@@ -292,6 +310,9 @@ class Layers:
         self.drafts.check()
         if read := [holder.key for holder in self.holders.live() if self.drafts.live(holder.key) is not None]:
             raise AssertionError(f"held, and given out to be changed in place: {read}")
+        quiet = self.holders.untouched()
+        if lost := [holder.key for holder in quiet if holder.claim() != self.groups.below(holder.key)]:
+            raise AssertionError(f"changed since they were claimed, and the next commit does not ask them: {lost}")
 
 
 def check_key(key: str) -> None:

@@ -25,13 +25,13 @@ from checkpoint.streams.claiming import Claim, claim, claim_windows
 from checkpoint.streams.feeding import Feeding, T
 from checkpoint.streams.holding import here, is_over
 from checkpoint.streams.options import Options
-from checkpoint.streams.reading import NO_ROWS, Scan, Stats
+from checkpoint.streams.reading import NO_ROWS, Scan, Stats, nobody
 from checkpoint.streams.stored import RESUME, read
 from checkpoint.streams.values import Step, epoch_named, wire
 from checkpoint.streams.windows import Frontier, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -67,8 +67,8 @@ class Incremental(Feeding[T]):
 
     __slots__ = (
         "__weakref__", "_base", "_claimed", "_commits", "_counted", "_detached", "_frontier", "_highest", "_last",
-        "_left", "_options", "_pending", "_position", "_resume", "_state", "_stops", "_told", "_unfinished", "alone",
-        "key", "reason",
+        "_left", "_options", "_pending", "_position", "_resume", "_state", "_stops", "_told", "_touch", "_unfinished",
+        "alone", "key", "reason",
     )  # fmt: skip
 
     _position: Any  # the last one claimed or stored, as it came
@@ -78,7 +78,14 @@ class Incremental(Feeding[T]):
     _pending: Claim
 
     def __init__(
-        self, key: str, options: Options, stored: Cursor | None, stops: Sequence[object] = (), *, alone: bool = True
+        self,
+        key: str,
+        options: Options,
+        stored: Cursor | None,
+        stops: Sequence[object] = (),
+        *,
+        alone: bool = True,
+        touch: Callable[[], object] = nobody,
     ) -> None:
         self.key = key
         """The key the cursor is stored under."""
@@ -86,6 +93,7 @@ class Incremental(Feeding[T]):
         """Whether it tells of itself at its end; of a member its group does."""
         self._options = options
         self._stops = stops  # not empty: the run is to stop
+        self._touch = touch  # called after whatever a claim may depend on has changed
         self._detached = False
         self._told: set[str] = set()  # what was logged that is logged once
         self._last = stored  # the last claim, or what was stored
@@ -141,6 +149,7 @@ class Incremental(Feeding[T]):
     def unfinished(self) -> None:
         """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
         self._unfinished, self._scan.position.finished = True, False
+        self._touch()
 
     @overload
     def rewind(self, value: Any, reason: str) -> None: ...
@@ -418,7 +427,7 @@ class Incremental(Feeding[T]):
     def _start(self, stored: Cursor | None, why: str = WENT_BACK) -> None:
         """Start from a stored cursor; None: from `initial_value`. Rows handed out and not claimed are forgotten."""
         state = read(self.key, stored, self._options.field)
-        scan = Scan(self.key, self._options, state.position, state.seen)
+        scan = Scan(self.key, self._options, state.position, state.seen, self._touch)
         if hasattr(self, "_scan"):
             self._counted, self._highest = self.stats, self.last_value
             self._close(why)
@@ -429,6 +438,7 @@ class Incremental(Feeding[T]):
             scan.range.ask(self._resume.start)
         self._frontier = None
         self._left = self._unfinished = False
+        self._touch()
 
     def _close(self, why: str) -> None:
         """Take no more rows, in windows neither."""

@@ -28,7 +28,7 @@ def pages(scan_of: Callable[[], Scan], batches: Iterable[Any]) -> Iterator[Any]:
                 break
         scan.exhaust(reading)
     finally:
-        reading.closed = True
+        scan.leave(reading)
 
 
 async def pages_async(scan_of: Callable[[], Scan], batches: AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -44,7 +44,7 @@ async def pages_async(scan_of: Callable[[], Scan], batches: AsyncIterable[Any]) 
                 break
         scan.exhaust(reading)
     finally:
-        reading.closed = True
+        scan.leave(reading)
 
 
 def track(scan_of: Callable[[], Scan], records: Iterable[Any]) -> Iterator[Any]:
@@ -60,7 +60,7 @@ def track(scan_of: Callable[[], Scan], records: Iterable[Any]) -> Iterator[Any]:
                 break
         scan.exhaust(reading)
     finally:
-        reading.closed = True
+        scan.leave(reading)
 
 
 async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -76,7 +76,7 @@ async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) 
                 break
         scan.exhaust(reading)
     finally:
-        reading.closed = True
+        scan.leave(reading)
 
 
 def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: Page) -> Iterator[Any]:
@@ -92,7 +92,7 @@ def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], p
                 break
         scan.exhaust(reading)
     finally:
-        reading.closed = True
+        scan.leave(reading)
 
 
 async def fetch_async(
@@ -110,4 +110,4 @@ async def fetch_async(
                 break
         scan.exhaust(reading)
     finally:
-        reading.closed = True
+        scan.leave(reading)

@@ -190,6 +190,11 @@ class Position:
 
     # What a claim may say
 
+    @property
+    def waits(self) -> bool:
+        """Whether rows above the ceiling are to count for the position once the clock has passed them."""
+        return bool(self._ahead)
+
     def reached(self) -> Any:
         """Return the highest value that the rows handed out allow as the position; None: there is none."""
         asc = self._options.asc

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from checkpoint.streams.values import Key
 
 
+def nobody() -> None:
+    """Take note of a touch that no commit asks for."""
+
+
 class Above:
     """A bound that leaves out its own value."""
 
@@ -85,17 +89,21 @@ class Scan:
         options: what it was opened with.
         position: where it starts.
         seen: digests of boundary rows that were delivered before.
+        touch: called after whatever a claim may depend on has changed.
 
     """
 
     __slots__ = (
         "_get", "_options", "_primary", "boundary", "delivered", "dropped", "exhausted", "fetched", "late",
         "late_top", "low", "name",
-        "position", "range", "refusal", "resumed", "top", "turn", "unremembered",
+        "position", "range", "refusal", "resumed", "top", "touch", "turn", "unremembered",
     )  # fmt: skip
 
-    def __init__(self, name: str, options: Options, position: Any, seen: Seen) -> None:
+    def __init__(
+        self, name: str, options: Options, position: Any, seen: Seen, touch: Callable[[], object] = nobody
+    ) -> None:
         self.name = name
+        self.touch = touch
         self._options = options
         self._get: Callable[[Any], Any] = self._first_get
         self._primary = None if options.primary_key is None else primary_getter(options.primary_key)
@@ -142,6 +150,7 @@ class Scan:
         """Count everything as handed out, until another row comes."""
         self.position.finished = True
         self.turn = None
+        self.touch()
 
     def reached(self) -> Any:
         """Return the highest value that the rows handed out allow as the position; None: there is none."""
@@ -153,6 +162,8 @@ class Scan:
         self.turn = None
         if self._options.asc and reached is not None:
             self.position.bound = self.range.key_of(self.range.back(reached)), reached, None
+        if self.position.waits:
+            self.touch()  # it moves on with the clock
 
     # Readings
 
@@ -164,6 +175,7 @@ class Scan:
         reading.holder = here()
         if self._options.row_order == "desc" and self._primary is not None:
             reading.recent = Recent(self._options.max_seen)
+        self.touch()
         return reading
 
     def begin_fetch(self, resume: Resume | None) -> Reading:
@@ -185,6 +197,12 @@ class Scan:
         self.position.exhaust(reading)
         self.turn = None
         self.exhausted = True
+        self.touch()
+
+    def leave(self, reading: Reading) -> None:
+        """Take note that nobody asks a reading for rows any more, at its end or before it."""
+        reading.closed = True
+        self.touch()
 
     # Rows one by one
 
@@ -367,6 +385,7 @@ class Scan:
         self.position.finished = False
         self.turn = None
         self.delivered += len(rows)
+        self.touch()
         return None
 
     def _passes(self, keys: list[Key], rows: Sequence[Any], reading: Reading) -> bool:
@@ -515,6 +534,7 @@ class Scan:
 
     def _count(self, verdict: Verdict) -> None:
         """Count a row; that there is one means that what was finished is not any longer."""
+        self.touch()
         self.position.finished = False
         if verdict.deliver:
             self.delivered += 1

@@ -150,6 +150,7 @@ class Frontier:
                 self._scan.boundary.take_over(scan.boundary)
             self.tally += scan.stats
             self.highest = self._scan.range.highest(self.highest, scan.position.highest())
+        self._scan.touch()
 
     def finish(self, start: Any, end: Any) -> None:
         """Take note that a window was read elsewhere."""
@@ -157,6 +158,7 @@ class Frontier:
             if self.refusal is not None:
                 raise RuntimeError(self.refusal)
             self._add(start, end)
+        self._scan.touch()
 
     def why_unfinished(self) -> str | None:
         """Return why windows that were entered are not finished; None: they are."""
