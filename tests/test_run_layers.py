@@ -349,6 +349,7 @@ def test_a_commit_asks_the_streams_that_changed(claims, group, how):
         cp.commit()
         assert len(claims) <= 1
         claims.clear()
+        streams[0].unfinished()
     assert len(claims) == len(streams)  # leaving asks all of them
 
 
@@ -374,13 +375,12 @@ def left_window(stream):
         lambda stream: next(stream.pages([[row(1)]])),
         lambda stream: [*stream.track([row(1)])],
         fetched,
-        lambda stream: (stream.filter([row(1)]), stream.finish()),
         lambda stream: stream.rewind("2024-04-01T00:00:00Z", "late rows"),
         lambda stream: stream.reset("all again"),
         finished_window,
         left_window,
     ],
-    ids=["filter", "judged", "observe", "pages", "track", "fetch", "finish", "rewind", "reset", "window", "left"],
+    ids=["filter", "judged", "observe", "pages", "track", "fetch", "rewind", "reset", "window", "left"],
 )
 def test_whatever_changes_a_stream_is_asked_for(claims, change):
     store = MemoryStore()
@@ -396,6 +396,15 @@ def test_whatever_changes_a_stream_is_asked_for(claims, change):
         cp.commit()
         assert claims == ["s"]
         assert cp.entry("s") != before
+
+
+def test_finishing_after_the_last_commit_is_claimed():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at")
+        stream.filter([row(1)])
+        assert cp.commit().keys == ()
+        stream.finish()
+        assert cp.commit().keys == ("s",)
 
 
 def test_a_row_that_lay_ahead_moves_the_position_later():

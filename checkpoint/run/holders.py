@@ -187,8 +187,13 @@ class Holders:
 
     def touched(self) -> list[Holder]:
         """Return the streams that changed since they were claimed, those that were held elsewhere then among them."""
-        holders = [self.get(key) for key in [*self._touched]]
-        return [holder for holder in holders if holder is not None]
+        found: list[Holder] = []
+        for key in [*self._touched]:
+            if (holder := self.get(key)) is None:
+                self.untouch(key)
+            else:
+                found.append(holder)
+        return found
 
     def untouched(self) -> list[Holder]:
         """Return the other streams: what they claim is claimed."""
@@ -293,7 +298,6 @@ class Holders:
         _count(self._counts, holder)
         if self._by_key.get(holder.key) is holder:
             del self._by_key[holder.key]
-            self.untouch(holder.key)
         self._by_stream.pop(holder.stream, None)
 
 

@@ -305,7 +305,7 @@ class Groups:
             return forms.pack({**theirs, **changed})
 
         if key in claims.waiting:
-            claims.waiting[key] = claims.waiting[key]._replace(value=over_theirs(claims.waiting[key].value))
+            claims.waiting[key] = over_theirs(claims.waiting[key])
         return over_theirs(value)
 
     def _unpacked(self, key: str, value: str | None) -> dict[str, str]:

@@ -149,7 +149,6 @@ class Incremental(Feeding[T]):
     def unfinished(self) -> None:
         """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
         self._unfinished, self._scan.position.finished = True, False
-        self._touch()
 
     @overload
     def rewind(self, value: Any, reason: str) -> None: ...

@@ -175,7 +175,6 @@ class Scan:
         reading.holder = here()
         if self._options.row_order == "desc" and self._primary is not None:
             reading.recent = Recent(self._options.max_seen)
-        self.touch()
         return reading
 
     def begin_fetch(self, resume: Resume | None) -> Reading:
@@ -197,7 +196,6 @@ class Scan:
         self.position.exhaust(reading)
         self.turn = None
         self.exhausted = True
-        self.touch()
 
     def leave(self, reading: Reading) -> None:
         """Take note that nobody asks a reading for rows any more, at its end or before it."""
