@@ -153,6 +153,32 @@ def test_fault_85_a_policy_that_shows_a_role_its_own_is_no_fault(
         assert store.load("job 2")["a"].value == "1"
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_fault_85_under_such_a_policy_a_new_job_begins(
+    postgres: PostgresStore, postgres_url: str, admin: Any, schema: str, role: str, *, joined: bool
+) -> None:
+    postgres.commit("other", {"a": "1"})
+    grant(admin, schema, role)
+    admin.execute(f"ALTER TABLE {schema}.checkpoint_namespaces ENABLE ROW LEVEL SECURITY")
+    admin.execute(f"CREATE POLICY own ON {schema}.checkpoint_namespaces TO {role} USING (state_key LIKE 'job%')")
+    with psycopg.connect(postgres_url.partition("schema=")[0].rstrip("?&"), user=role) as connection:
+        store = (
+            PostgresStore(connection=connection, schema=schema)
+            if joined
+            else PostgresStore(f"{postgres_url}&user={role}")
+        )
+        assert store.load("job") == {}
+        assert admin.execute(f"SELECT state_key FROM {schema}.checkpoint_namespaces").fetchall() == [("other",)]
+        for hidden in ("other", "another"):  # which it may not make either
+            with pytest.raises(StoreError, match="row-level security hides rows of checkpoint_namespaces"):
+                store.load(hidden)
+        with Checkpointer("job", store) as cp:
+            cp["a"] = {"at": 1}
+        connection.commit()
+        store.close()
+    assert postgres.load("job").keys() >= {"a"}
+
+
 # Roles, URLs, init
 
 

@@ -113,8 +113,10 @@ class Memory:
 def forgotten(times: Sequence[tuple[int, str]], keep: int, keep_days: int) -> list[int]:
     """Return the versions of a key's changes that are kept no longer.
 
-    `times` are the version and time of each, the newest first.
+    `times` are the version and time of each, the newest first. 0 as `keep`: none is kept.
     """
+    if not keep:
+        return [version for version, _ in times]
     if len(times) <= keep:
         return []
     memory = Memory(keep, keep_days, times[0][1])

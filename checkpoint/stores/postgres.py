@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta, timezone
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from checkpoint.entries import GROUP_PREFIX, RESERVED, Change, Entry, Receipt, head_key
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores import postgres_tables as tables
-from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, time_text, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, utc_now
 from checkpoint.stores.history import (
-    HOURLY,
     KEEP,
     KEEP_DAYS,
     change_of,
     check_keep,
     check_question,
     check_reasons,
+    forgotten,
     told,
 )
 from checkpoint.stores.postgres_connections import (
@@ -49,8 +50,6 @@ logger = logging.getLogger("checkpoint")
 
 MAX_VALUE = 128_000_000
 """Bytes of a value. Sending takes libpq a time that grows with the square of it, on a Unix socket 10 s for 100 MB."""
-
-_NEVER = "9"  # later than any time as text
 
 _BATCH = 64_000_000  # bytes of values in one statement
 
@@ -160,14 +159,26 @@ class PostgresStore:
         check_name("state_key", state_key)
         digest = _digest(state_key)
 
+        unseen = False
+
         def ask(statements: Statements) -> list[Any]:
+            nonlocal unseen
             rows = statements(tables.LOAD, namespace=digest)
             if not rows:  # there is nothing, or it is hidden
-                known = statements(tables.VERSION, namespace=digest)
-                tables.check_visible(statements, ENTRIES if known else "checkpoint_namespaces")
+                if statements(tables.VERSION, namespace=digest):
+                    tables.check_visible(statements, ENTRIES)
+                else:
+                    unseen = tables.is_guarded(statements, "checkpoint_namespaces")
             return rows
 
-        return _entries(self._ask(ask))
+        def check(until: float) -> None:
+            with self._unit(READING if self.joined else WRITING, until) as statements:
+                tables.check_absent(statements, state_key, digest)
+
+        rows = self._ask(ask)
+        if unseen:
+            self._retry(check)
+        return _entries(rows)
 
     def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
         """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`."""
@@ -435,7 +446,7 @@ class _Commit:
 
     def _record(self, statements: Statements, stored: Mapping[str, Entry], common: dict[str, Any]) -> None:
         """Add the commit to the history of its keys, and drop what that is not to keep."""
-        keep, days = self._keep
+        keep, _ = self._keep
         recorded = told(self._changes, stored)
         if not recorded or not (HISTORY in statements.tables or (keep and self._make_history(statements))):
             return
@@ -443,15 +454,20 @@ class _Commit:
         for keys in self._batches(recorded) if keep else ():
             columns = {**self._columns(keys), "reasons": [self._reasons.get(key) for key in keys]}
             statements(tables.RECORD, **columns, **by, **common)
-        now = datetime.now(timezone.utc)
-        statements(
-            tables.FORGET,
-            namespace=common["namespace"],
-            digests=[_digest(key) for key in recorded],
-            keep=keep,
-            hours_since=_since(now, HOURLY) if keep else _NEVER,
-            days_since=_since(now, timedelta(days=days)) if keep else _NEVER,
-        )
+        self._forget(statements, common["namespace"], [_digest(key) for key in recorded])
+
+    def _forget(self, statements: Statements, namespace: int, digests: list[bytes]) -> None:
+        """Drop what the history of these keys is to keep no longer."""
+        keep, keep_days = self._keep
+        every = statements(tables.TIMES, namespace=namespace, digests=digests, keep=keep)
+        gone = [
+            (digest, version)
+            for digest, times in groupby(every, itemgetter(0))
+            for version in forgotten([(version, at) for _, version, at in times], keep, keep_days)
+        ]
+        if gone:
+            digests, versions = map(list, zip(*gone, strict=True))
+            statements(tables.FORGET, namespace=namespace, digests=digests, versions=versions)
 
     def _make_history(self, statements: Statements) -> bool:
         """Make the table of the history beside tables of release 0.1, where the role may."""
@@ -482,11 +498,6 @@ class _Commit:
             keys.append(key)
             size += more
         yield keys
-
-
-def _since(now: datetime, age: timedelta) -> str:
-    """Return the time before which everything is older than an age."""
-    return time_text(now - min(age, now - datetime.min.replace(tzinfo=timezone.utc)))
 
 
 def _digest(name: str) -> bytes:

@@ -11,14 +11,14 @@ as older history, and `checkpoint_history` is made beside them. `install` turns 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import StoreError
+from checkpoint.stores.postgres_connections import psycopg
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-    import psycopg
 
 FORMAT = 2
 """Of the tables that this release makes."""
@@ -128,22 +128,17 @@ RECORD = """INSERT INTO {schema}.checkpoint_history
         AS given (digest, key, value, reason)
     LEFT JOIN {schema}.checkpoint_entries entry
         ON entry.namespace = %(namespace)s AND entry.digest = given.digest"""
-# Of keys that have more than `keep` changes, all go but the last of each hour and of each day that is to stay.
-# (Arrays, for the planner knows nothing yet of tables this new, and would nest loops.)
-FORGET = """WITH ranked AS MATERIALIZED (
-        SELECT ctid AS place, at,
-            row_number() OVER (PARTITION BY digest ORDER BY version DESC) AS nth,
-            row_number() OVER (PARTITION BY digest, left(at, 13) ORDER BY version DESC) AS of_hour,
-            row_number() OVER (PARTITION BY digest, left(at, 10) ORDER BY version DESC) AS of_day
-        FROM {schema}.checkpoint_history WHERE namespace = %(namespace)s AND digest = ANY(ARRAY(
-            SELECT digest FROM {schema}.checkpoint_history
-            WHERE namespace = %(namespace)s AND digest = ANY(%(digests)b::bytea[])
-            GROUP BY digest HAVING count(*) > %(keep)s))
-    )
-    DELETE FROM {schema}.checkpoint_history WHERE ctid = ANY(ARRAY(
-        SELECT place FROM ranked WHERE nth > %(keep)s
-            AND NOT (of_hour = 1 AND at >= greatest(%(hours_since)s, %(days_since)s))
-            AND NOT (of_day = 1 AND at >= %(days_since)s)))"""
+# Of keys that have more than `keep` changes. (An array, for the planner knows nothing yet of tables this new, and would
+# nest loops.)
+TIMES = """SELECT digest, version, at FROM {schema}.checkpoint_history
+    WHERE namespace = %(namespace)s AND digest = ANY(ARRAY(
+        SELECT digest FROM {schema}.checkpoint_history
+        WHERE namespace = %(namespace)s AND digest = ANY(%(digests)b::bytea[])
+        GROUP BY digest HAVING count(*) > %(keep)s))
+    ORDER BY digest, version DESC"""
+FORGET = """DELETE FROM {schema}.checkpoint_history change
+    USING unnest(%(digests)b::bytea[], %(versions)b::bigint[]) AS gone (digest, version)
+    WHERE change.namespace = %(namespace)s AND change.digest = gone.digest AND change.version = gone.version"""
 _PAST = """SELECT key, before, after, version, at, run_id, host, process, reason, written_by
     FROM {schema}.checkpoint_history WHERE namespace = ({id}) AND {wanted}"""
 _PAST_OF_FORMAT_1 = """SELECT key, before, after, version, at, run_id, host, process, NULL::text, NULL::text
@@ -217,11 +212,34 @@ def check_visible(statements: Statements, table: str) -> None:
         StoreError: row-level security is active for this role.
 
     """
-    if statements(_HIDES, table=f"{quoted(statements.schema)}.{table}")[0][0]:
+    if is_guarded(statements, table):
         raise StoreError(
             f"row-level security hides rows of {table} in the PostgreSQL schema {statements.schema!r} from this role: "
             "what it cannot see would be taken for absent; add a policy that shows the role its rows"
         )
+
+
+def is_guarded(statements: Statements, table: str) -> bool:
+    """Tell whether row-level security is active on one of our tables for this role."""
+    return bool(statements(_HIDES, table=f"{quoted(statements.schema)}.{table}")[0][0])
+
+
+def check_absent(statements: Statements, state_key: str, digest: bytes) -> None:
+    """Refuse to take for new a namespace that row-level security hides: try to make it, and take that back.
+
+    A row that can be made, and is seen then, was absent, and the role's policies are those of its own namespaces.
+
+    Raises:
+        StoreError: there is one, or the role may not make one.
+
+    """
+    visible = False
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction), statements.savepoint():
+        statements(ADD, digest=digest, state_key=state_key)
+        visible = bool(statements(LOCK, digest=digest))
+        raise psycopg.Rollback
+    if not visible:
+        check_visible(statements, "checkpoint_namespaces")
 
 
 def make_missing(statements: Statements) -> None:
