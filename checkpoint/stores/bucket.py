@@ -280,11 +280,11 @@ def _import_again(compiled: ModuleType) -> ModuleType:
         sys.modules.update(first)
 
 
-def _after_fork() -> None:
+def _inherit() -> None:
     global _inherited, _lock  # noqa: PLW0603 - what belongs to the process
     _inherited = sys.modules.get("obstore._obstore", _inherited)
     _lock = Lock()  # it may be held by a thread that the child does not have
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_inherit)

@@ -78,7 +78,7 @@ class MemoryStore:
         wanted = {*keys}
         for key in wanted:
             check_name("key", key)
-        return _read(self._namespaces.get(state_key, {}), wanted)
+        return _entries_at(self._namespaces.get(state_key, {}), wanted)
 
     def commit(
         self,
@@ -95,7 +95,7 @@ class MemoryStore:
         check_reasons(reasons, by)
         with self._lock:
             cells = self._namespaces.get(state_key, {})
-            stored = _read(cells, {**base, **changes})
+            stored = _entries_at(cells, {**base, **changes})
             check_base(state_key, changes, base, stored)
             if not changes:
                 return Receipt()
@@ -141,7 +141,7 @@ class MemoryStore:
         return tuple(change for change in changes if change.version not in gone)
 
 
-def _read(cells: Mapping[str, _Cell], keys: Iterable[str]) -> dict[str, Entry]:
+def _entries_at(cells: Mapping[str, _Cell], keys: Iterable[str]) -> dict[str, Entry]:
     """Return the entries of these keys, as far as they exist."""
     found = ((key, cells[key].entry) for key in keys if key in cells)
     return {key: entry for key, entry in found if entry is not None}
@@ -151,10 +151,10 @@ _named: dict[str, MemoryStore] = {}
 _stores: WeakSet[MemoryStore] = WeakSet()
 
 
-def _after_fork() -> None:
+def _renew_locks() -> None:
     for store in _stores:
         store._lock = Lock()  # noqa: SLF001 - it may be held by a thread that the child does not have
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -78,7 +78,7 @@ class ObjectStore:
         credential_provider: Callable[[], Any] | None = None,
         deadline: float | None = None,
     ) -> None:
-        self._scheme, self._bucket, self._prefix, query = _parts(url)
+        self._scheme, self._bucket, self._prefix, query = _take_apart(url)
         named, unknown = options(query, {"deadline": positive})
         if unknown:
             raise ValueError(f"an object store's URL has no option but deadline, not {unknown!r}")
@@ -122,7 +122,7 @@ class ObjectStore:
         if not changes and not base:
             return Receipt()
         asked = self._ask(name)
-        work = _Commit(self, name, state_key, changes, run_id, asked)
+        work = _BucketCommit(self, name, state_key, changes, run_id, asked)
         try:
             entries = asked.retry(lambda: work.attempt(base))
         except StoreError as error:
@@ -211,7 +211,7 @@ class _Document(NamedTuple):
     """What to put on condition of: that there is no object, or that it is still this one."""
 
 
-class _Commit:
+class _BucketCommit:
     """One commit's attempts, each of which begins by reading."""
 
     def __init__(
@@ -392,13 +392,13 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None) -> _Document:
     told = _told_format(document)
     if type(told) is int and told > FORMAT:
         raise ValueError(f"its format is {told}, and this release knows {FORMAT}: upgrade checkpoint-store")
-    fields = _checked(document, _DOCUMENT, "the document")
+    fields = _fields_of(document, _DOCUMENT, "the document")
     if state_key not in {None, fields["state_key"]}:
         raise ValueError(f"it is that of {fields['state_key']!r}")
     entries: dict[str, Entry] = {}
     for key, value in cast("dict[str, object]", fields["entries"]).items():
         check_name("key", key)
-        entry = _checked(value, _ENTRY, f"the entry of {key!r}")
+        entry = _fields_of(value, _ENTRY, f"the entry of {key!r}")
         if entry["version"] > fields["version"]:
             raise ValueError(f"the entry of {key!r} has a later version than the document")
         entries[key] = Entry(key, *(entry[name] for name in _ENTRY))
@@ -411,7 +411,7 @@ def _told_format(document: object) -> object:
     return cast("dict[str, object]", document).get("format") if isinstance(document, dict) else None
 
 
-def _checked(found: object, fields: Mapping[str, set[type]], what: str) -> dict[str, Any]:
+def _fields_of(found: object, fields: Mapping[str, set[type]], what: str) -> dict[str, Any]:
     """Refuse whatever is not a JSON object of exactly these fields and types; a bool is no number."""
     if not isinstance(found, dict) or found.keys() != fields.keys():
         raise ValueError(f"{what} has not the fields {', '.join(fields)}")
@@ -439,7 +439,7 @@ def _state_key(name: str) -> str | None:
     return state_key if name == f"{quote(state_key, safe='')}.json" else None
 
 
-def _parts(url: str) -> tuple[str, str, str, str]:
+def _take_apart(url: str) -> tuple[str, str, str, str]:
     """Return scheme, bucket, prefix and query of a store's URL.
 
     Raises:

@@ -28,9 +28,9 @@ from checkpoint.stores.history import (
 from checkpoint.stores.postgres_connections import (
     READING,
     WRITING,
+    CommitUnanswered,
     JoinedTransaction,
     Server,
-    Unanswered,
     in_transaction,
     judged,
     parsed,
@@ -157,7 +157,7 @@ class PostgresStore:
 
         """
         check_name("state_key", state_key)
-        digest = _digest(state_key)
+        digest = _sha256(state_key)
 
         unseen = False
 
@@ -186,8 +186,8 @@ class PostgresStore:
         wanted = {*keys}
         for key in wanted:
             check_name("key", key)
-        digests = [_digest(key) for key in wanted]
-        return _entries(self._ask(lambda ask: ask(tables.READ, namespace=_digest(state_key), digests=digests)))
+        digests = [_sha256(key) for key in wanted]
+        return _entries(self._ask(lambda ask: ask(tables.READ, namespace=_sha256(state_key), digests=digests)))
 
     def commit(
         self,
@@ -208,7 +208,7 @@ class PostgresStore:
         """
         check_changes(state_key, changes, run_id)
         check_reasons(reasons, by)
-        commit = _Commit(state_key, changes, base, run_id, dict(reasons), by, self._keep, self._warn_of_history)
+        commit = _DatabaseCommit(state_key, changes, base, run_id, dict(reasons), by, self._keep, self._warn_of_history)
         try:
             return self._retry(lambda until: commit.attempt(self._unit(WRITING, until)))
         except StoreError as error:
@@ -226,8 +226,8 @@ class PostgresStore:
         """Return what was changed; see `KeepsHistory.history`."""
         check_question(state_key, key, limit)
         values = {
-            "namespace": _digest(state_key),
-            "digest": None if key is None else _digest(key),
+            "namespace": _sha256(state_key),
+            "digest": None if key is None else _sha256(key),
             "members": None if key is None else f"{head_key(key)}/",
             "reserved": RESERVED,
             "groups": GROUP_PREFIX,
@@ -238,7 +238,7 @@ class PostgresStore:
             question = tables.past(statements)
             return statements(question, **values) if question else []
 
-        return [change_of((name, _text(old), _text(new), *rest)) for name, old, new, *rest in self._ask(ask)]
+        return [change_of((name, _utf8(old), _utf8(new), *rest)) for name, old, new, *rest in self._ask(ask)]
 
     def init(self) -> None:
         """Make the tables, or turn those of an earlier release into this one's; doing so twice is no error.
@@ -311,7 +311,7 @@ class _Unit(AbstractContextManager["Statements"]):
     """Statements in a transaction: one of their own, or a part of the caller's.
 
     Raises:
-        Again: it failed for now, and nothing of it was written, or as `Unanswered`.
+        Again: it failed for now, and nothing of it was written, or as `CommitUnanswered`.
         StoreError: it failed for good.
 
     """
@@ -356,7 +356,7 @@ class _Unit(AbstractContextManager["Statements"]):
         return judged(error, self._store._name)  # noqa: SLF001 - likewise
 
 
-class _Commit:
+class _DatabaseCommit:
     """One commit, in as many attempts as it takes; its token tells a later one whether an earlier one landed."""
 
     def __init__(
@@ -394,7 +394,7 @@ class _Commit:
         try:
             with unit as statements:
                 receipt = self._write(statements)
-        except Unanswered:
+        except CommitUnanswered:
             self.unanswered = receipt
             raise
         self.unanswered = None
@@ -425,7 +425,7 @@ class _Commit:
 
     def _lock(self, statements: Statements) -> tuple[int, int, bytes]:
         """Return the namespace's id, its last version and that one's token, and keep other writers out."""
-        digest = _digest(self._state_key)
+        digest = _sha256(self._state_key)
         rows = statements(tables.LOCK, digest=digest)
         if not rows:
             statements(tables.ADD, digest=digest, state_key=self._state_key)
@@ -440,7 +440,7 @@ class _Commit:
         written: Mapping[str, Entry] = self.unanswered.entries if self.unanswered is not None else {}
         if token == self._token or all(stored.get(key) == written.get(key) for key in self._changes):
             return True
-        digests = [_digest(key) for key in self._values]
+        digests = [_sha256(key) for key in self._values]
         asked = {"namespace": namespace, "digests": digests, "token": self._token}
         return HISTORY in statements.tables and bool(statements(tables.LANDED, **asked))
 
@@ -454,7 +454,7 @@ class _Commit:
         for keys in self._batches(recorded) if keep else ():
             columns = {**self._columns(keys), "reasons": [self._reasons.get(key) for key in keys]}
             statements(tables.RECORD, **columns, **by, **common)
-        self._forget(statements, common["namespace"], [_digest(key) for key in recorded])
+        self._forget(statements, common["namespace"], [_sha256(key) for key in recorded])
 
     def _forget(self, statements: Statements, namespace: int, digests: list[bytes]) -> None:
         """Drop what the history of these keys is to keep no longer."""
@@ -481,7 +481,7 @@ class _Commit:
 
     def _columns(self, keys: list[str]) -> dict[str, list[Any]]:
         return {
-            "digests": [_digest(key) for key in keys],
+            "digests": [_sha256(key) for key in keys],
             "keys": keys,
             "values": [self._values[key] for key in keys],
         }
@@ -500,11 +500,11 @@ class _Commit:
         yield keys
 
 
-def _digest(name: str) -> bytes:
+def _sha256(name: str) -> bytes:
     return sha256(name.encode()).digest()
 
 
-def _text(data: bytes | None) -> str | None:
+def _utf8(data: bytes | None) -> str | None:
     return None if data is None else data.decode()
 
 
@@ -516,7 +516,7 @@ def _stored(statements: Statements, state_key: str, keys: Iterable[str]) -> dict
     """Return the entries of these keys, as far as they exist."""
     if not statements.tables:
         return {}
-    return _entries(statements(tables.READ, namespace=_digest(state_key), digests=[_digest(key) for key in keys]))
+    return _entries(statements(tables.READ, namespace=_sha256(state_key), digests=[_sha256(key) for key in keys]))
 
 
 def _check_schema(schema: str) -> None:

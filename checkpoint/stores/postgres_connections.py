@@ -47,7 +47,7 @@ _BEGIN = """BEGIN ISOLATION LEVEL READ COMMITTED {mode};
 _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")  # of a connection string, in names
 
 
-class Unanswered(Again):
+class CommitUnanswered(Again):
     """An attempt whose COMMIT was sent, and whose answer was never seen."""
 
 
@@ -139,7 +139,7 @@ class Transaction:
     """A transaction on a connection that is lent for it; entering returns a cursor.
 
     Raises:
-        Unanswered: at the end, COMMIT was sent and its answer never seen.
+        CommitUnanswered: at the end, COMMIT was sent and its answer never seen.
         Again, StoreError: at the beginning, there is no connection to be had.
 
     """
@@ -183,7 +183,7 @@ class Transaction:
         except psycopg.Error as failed:
             self._let_go(failed)
             if connection.closed or failed.diag.severity_nonlocalized != "ERROR":
-                raise Unanswered(said(failed)) from failed
+                raise CommitUnanswered(said(failed)) from failed
             raise
         except BaseException as interrupted:
             self._let_go(interrupted)
@@ -312,7 +312,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 _connections: WeakSet[Connection] = WeakSet()
 
 
-def _after_fork() -> None:
+def _close_inherited() -> None:
     """Close the parent's sockets, without a word to the server: else they would outlive the parent here."""
     for connection in list(_connections):
         with suppress(psycopg.Error, OSError):
@@ -321,7 +321,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Parsed(NamedTuple):
@@ -337,21 +337,33 @@ class Parsed(NamedTuple):
 
 def parsed(dsn: str | None) -> Parsed:
     """Take a connection string apart; nothing is raised here, where a traceback would show the password."""
-    text, ours = dsn or "", ""
-    if found := re.match(r"postgres(?:ql)?(\+\w*)?://", text):
-        start = found.end()
-        if "@" in text[start:].partition("/")[0]:  # libpq: up to the first one, credentials hold anything but a slash
-            start = text.index("@", start) + 1
-        address, _, query = text[start:].partition("?")
-        if found[1] or "@" in address:
-            return Parsed(complaint=_DIALECT if found[1] else _ESCAPE)
-        parts = [part for part in query.split("&") if part]
-        ours = "&".join(part for part in parts if part.partition("=")[0] in OPTIONS)
-        theirs = [part for part in parts if part.partition("=")[0] not in OPTIONS]
-        unknown = [name for name in (part.partition("=")[0] for part in theirs) if name not in _KNOWN]
-        if unknown:
-            return Parsed(complaint=_unknown(unknown[0]))
-        text = f"{text[:start]}{address}?{'&'.join(theirs)}"
+    text = dsn or ""
+    found = re.match(r"postgres(?:ql)?(\+\w*)?://", text)
+    if found is None:
+        return _by_libpq(text, "")
+    login, address, query = _split(text, found.end())
+    if found[1] or "@" in address:
+        return Parsed(complaint=_DIALECT if found[1] else _ESCAPE)
+    ours: list[str] = []
+    theirs: list[str] = []
+    for part in filter(None, query.split("&")):
+        name = part.partition("=")[0]
+        if name not in _KNOWN and name not in OPTIONS:
+            return Parsed(complaint=_unknown(name))
+        (ours if name in OPTIONS else theirs).append(part)
+    return _by_libpq(f"{login}{address}?{'&'.join(theirs)}", "&".join(ours))
+
+
+def _split(url: str, start: int) -> tuple[str, str, str]:
+    """Return a URL up to its credentials' end, its address, and its query; the scheme ends at `start`."""
+    if "@" in url[start:].partition("/")[0]:  # libpq: up to the first one, credentials hold anything but a slash
+        start = url.index("@", start) + 1
+    address, _, query = url[start:].partition("?")
+    return url[:start], address, query
+
+
+def _by_libpq(text: str, query: str) -> Parsed:
+    """Take apart what libpq reads; `query` is the store's own part."""
     try:
         params: dict[str, Any] = conninfo_to_dict(text)
     except (psycopg.Error, ValueError):  # whose text may quote a part of the password
@@ -359,7 +371,7 @@ def parsed(dsn: str | None) -> Parsed:
     if not all(port.isdecimal() for port in str(params.get("port", "")).split(",") if port):
         return Parsed(complaint=_ESCAPE)
     params.pop("connect_timeout", None)
-    return Parsed(params, ours)
+    return Parsed(params, query)
 
 
 # Parameters that the libpq in use knows, and `ssl=true`, which it takes from JDBC's URLs.

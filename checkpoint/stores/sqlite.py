@@ -125,7 +125,7 @@ class SQLiteStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""
         check_name("state_key", state_key)
-        return self._run(READING, lambda cursor, form: tables.load(cursor, state_key) if form else {})
+        return self._run(READING, lambda cursor, form: tables.load_entries(cursor, state_key) if form else {})
 
     def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
         """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`."""
@@ -133,7 +133,7 @@ class SQLiteStore:
         wanted = {*keys}
         for key in wanted:
             check_name("key", key)
-        return self._run(READING, lambda cursor, form: tables.read(cursor, state_key, wanted) if form else {})
+        return self._run(READING, lambda cursor, form: tables.read_entries(cursor, state_key, wanted) if form else {})
 
     def commit(
         self,
@@ -157,28 +157,28 @@ class SQLiteStore:
             raise RuntimeError(_NO_TRANSACTION)
 
         def work(cursor: sqlite3.Cursor, form: int) -> Receipt:
-            stored = tables.read(cursor, state_key, {**base, **changes}) if form else {}
+            stored = tables.read_entries(cursor, state_key, {**base, **changes}) if form else {}
             check_base(state_key, changes, base, stored)
             if not changes:
                 return Receipt()
             if form != tables.FORMAT:
                 tables.bring_up_to_date(cursor, form)
             now = utc_now()
-            version, may_wait = tables.count(cursor, state_key, self._bound)
+            version, may_wait = tables.count_commit(cursor, state_key, self._bound)
             written = entries_of(changes, stored, now, run_id, version)
-            tables.write(cursor, state_key, written, changes.keys() & stored.keys() - written.keys())
+            tables.write_entries(cursor, state_key, written, changes.keys() & stored.keys() - written.keys())
             past = [
                 (key, before, changes[key], version, now, run_id, host(), os.getpid(), reasons.get(key), by)
                 for key, before in told(changes, stored).items()
             ]
-            tables.tell(cursor, state_key, past, stored, self._bound, may_wait=may_wait)
+            tables.add_to_history(cursor, state_key, past, stored, self._bound, may_wait=may_wait)
             return Receipt(written)
 
         return self._run(WRITING, work)
 
     def namespaces(self) -> list[str]:
         """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""
-        return self._run(READING, lambda cursor, form: tables.namespaces(cursor) if form else [])
+        return self._run(READING, lambda cursor, form: tables.list_namespaces(cursor) if form else [])
 
     def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
         """Return what was changed; see `KeepsHistory.history`."""

@@ -152,7 +152,7 @@ class File:
             StoreError: nothing is there.
 
         """
-        found = _identity(self.path)
+        found = _identity_of(self.path)
         if found is None:
             raise self._gone()
         return found == self._identity
@@ -165,7 +165,7 @@ class File:
 
         """
         while True:
-            found = _identity(self.path)
+            found = _identity_of(self.path)
             if found is None:
                 if self._identity is not None:
                     raise self._gone()
@@ -173,22 +173,22 @@ class File:
                 continue
             if self._identity not in {None, found}:
                 self._check_log()
-            connection = patience.call(lambda: _opened(self.path, patience))
-            if _identity(self.path) == found:  # or else another took its place meanwhile
-                self._identity, self._log = found, _identity(_log_of(self.path))
+            connection = patience.call(lambda: _open_existing(self.path, patience))
+            if _identity_of(self.path) == found:  # or else another took its place meanwhile
+                self._identity, self._log = found, _identity_of(_log_of(self.path))
                 return connection
             connection.close()
 
     def end_log(self, connection: sqlite3.Connection) -> None:
         """End the write-ahead log of a file that another has replaced, unless others use it."""
-        if self._log is not None and _identity(_log_of(self.path)) == self._log:
+        if self._log is not None and _identity_of(_log_of(self.path)) == self._log:
             with suppress(sqlite3.OperationalError):  # locked by them
                 connection.execute("PRAGMA journal_mode = DELETE")
 
     def _check_log(self) -> None:
         # SQLite would write the changes in the log of the former file into this one.
         log = _log_of(self.path)
-        if self._log is not None and _identity(log) == self._log:
+        if self._log is not None and _identity_of(log) == self._log:
             raise StoreError(
                 f"{self.path} was replaced, and {log.name}, the log of the file before it, is still in use: end the "
                 "other processes that use it, put the file in its place again, and remove that log"
@@ -201,7 +201,7 @@ class File:
         )
 
 
-def _identity(path: Path) -> Identity | None:
+def _identity_of(path: Path) -> Identity | None:
     try:
         found = os.stat(path)  # noqa: PTH116 - half as expensive as Path.stat, and done for each operation
     except FileNotFoundError:
@@ -282,7 +282,7 @@ WORDS = {
 """SQLite's own words for the result codes that we know."""
 
 
-def _opened(path: Path, patience: Patience) -> sqlite3.Connection:
+def _open_existing(path: Path, patience: Patience) -> sqlite3.Connection:
     """Return a connection to an existing file, checked, and in the modes that we use.
 
     Raises:
@@ -292,7 +292,7 @@ def _opened(path: Path, patience: Patience) -> sqlite3.Connection:
     # An existing file only: SQLite creates a missing one with no bytes, which could be a damaged one.
     connection = _connect(f"{path.as_uri()}?mode=rw")
     try:
-        ours = transact(connection, patience, READING, lambda cursor: _checked(cursor, path))
+        ours = transact(connection, patience, READING, lambda cursor: _check_database(cursor, path))
         if _set_modes(connection, ours=ours):
             return connection
     except BaseException:
@@ -310,7 +310,7 @@ def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_SHORT, isolation_level=None, check_same_thread=False)
 
 
-def _checked(cursor: sqlite3.Cursor, path: Path) -> bool:
+def _check_database(cursor: sqlite3.Cursor, path: Path) -> bool:
     """Refuse what is not a whole database; tell whether it is ours alone."""
     sqlite_tables.form_of(cursor, str(path))
     _check_whole(cursor, path)
@@ -393,7 +393,7 @@ def _publish(temporary: Path, path: Path) -> bool:
         return False
     folder = _open_folder(path.parent)
     try:
-        created = _named(temporary, path, folder)
+        created = _give_name(temporary, path, folder)
         if folder is not None:
             _sync(folder)
         return created
@@ -402,7 +402,7 @@ def _publish(temporary: Path, path: Path) -> bool:
             os.close(folder)
 
 
-def _named(temporary: Path, path: Path, folder: int | None) -> bool:
+def _give_name(temporary: Path, path: Path, folder: int | None) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:

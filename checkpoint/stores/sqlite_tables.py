@@ -170,24 +170,24 @@ def _execute_all(cursor: sqlite3.Cursor, statements: Iterable[str]) -> None:
         cursor.execute(statement)
 
 
-def load(cursor: sqlite3.Cursor, state_key: str) -> dict[str, Entry]:
+def load_entries(cursor: sqlite3.Cursor, state_key: str) -> dict[str, Entry]:
     """Return the entries of a namespace."""
-    return _entries(cursor.execute(_LOAD, (state_key,)))
+    return _by_key(cursor.execute(_LOAD, (state_key,)))
 
 
-def read(cursor: sqlite3.Cursor, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+def read_entries(cursor: sqlite3.Cursor, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
     """Return the entries of these keys, as far as they exist."""
     wanted = [*keys]
     if len(wanted) == 1:
-        return _entries(cursor.execute(f"{_LOAD} AND key = ?", (state_key, *wanted)))
+        return _by_key(cursor.execute(f"{_LOAD} AND key = ?", (state_key, *wanted)))
     stored: dict[str, Entry] = {}
     for start in range(0, len(wanted), _CHUNK):
         some = wanted[start : start + _CHUNK]
-        stored |= _entries(cursor.execute(f"{_LOAD} AND key IN ({','.join('?' * len(some))})", (state_key, *some)))
+        stored |= _by_key(cursor.execute(f"{_LOAD} AND key IN ({','.join('?' * len(some))})", (state_key, *some)))
     return stored
 
 
-def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
+def _by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
     """Return the entries of rows of `_LOAD` by their key, fast: there may be hundreds of thousands."""
     collecting = gc.isenabled()
     try:
@@ -198,7 +198,7 @@ def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
             gc.enable()
 
 
-def write(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry], deleted: Iterable[str]) -> None:
+def write_entries(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry], deleted: Iterable[str]) -> None:
     """Write and delete entries.
 
     Raises:
@@ -215,14 +215,14 @@ def write(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry], 
         cursor.executemany(_DELETE, gone)
 
 
-def count(cursor: sqlite3.Cursor, state_key: str, bound: Bound) -> tuple[int, bool]:
+def count_commit(cursor: sqlite3.Cursor, state_key: str, bound: Bound) -> tuple[int, bool]:
     """Count a commit of a namespace, which bounds its history from now on; return its version, and whether it did."""
     version, *before = cursor.execute(_COUNTED, (state_key,)).fetchone() or (0, *bound)
     cursor.execute(_COUNT, (state_key, version + 1, *bound))
     return version + 1, (*before,) == bound
 
 
-def tell(
+def add_to_history(
     cursor: sqlite3.Cursor,
     state_key: str,
     changes: list[Told],
@@ -235,7 +235,7 @@ def tell(
 
     `stored` are the entries before it. What is dropped may wait for a later change of its key: see `_is_due`.
     """
-    keep, keep_days = bound
+    keep, _ = bound
     rows = [(state_key, *change) for change in changes]
     if not keep:
         cursor.executemany(_FORGET_KEY, [row[:2] for row in rows])
@@ -249,9 +249,13 @@ def tell(
     for key, _, _, version, *_ in changes:
         before = stored[key].version if key in stored else None
         if version > keep and (_is_due(before or 0, version, keep) or not may_wait):
-            times = cursor.execute(_TIMES, (state_key, key)).fetchall()
-            gone = forgotten(times, keep, keep_days)
-            cursor.executemany(_FORGET, [(state_key, key, version) for version in gone])
+            _forget(cursor, state_key, key, bound)
+
+
+def _forget(cursor: sqlite3.Cursor, state_key: str, key: str, bound: Bound) -> None:
+    """Drop what the history of a key is to keep no longer."""
+    gone = forgotten(cursor.execute(_TIMES, (state_key, key)).fetchall(), *bound)
+    cursor.executemany(_FORGET, [(state_key, key, version) for version in gone])
 
 
 def _is_due(before: int, version: int, keep: int) -> bool:
@@ -304,7 +308,7 @@ def _changes_of_2(cursor: sqlite3.Cursor, state_key: str, key: str | None) -> It
     except ValueError as error:
         raise StoreError(UNUSABLE.format(path="the database", said=f"its history: {error}")) from error
     keys = {name for past, _ in found for name in past} if key is None else {key}
-    after = {name: entry.value for name, entry in read(cursor, state_key, keys).items()}
+    after = {name: entry.value for name, entry in read_entries(cursor, state_key, keys).items()}
     for past, told in found:
         for name in past if key is None else {key} & {*past}:
             yield name, past[name], after.get(name), *told, None, None
@@ -314,7 +318,7 @@ def _changes_of_2(cursor: sqlite3.Cursor, state_key: str, key: str | None) -> It
                 after[name] = before
 
 
-def namespaces(cursor: sqlite3.Cursor) -> list[str]:
+def list_namespaces(cursor: sqlite3.Cursor) -> list[str]:
     """Return the namespaces that hold a key, sorted."""
     # In Python's order, as above.
     return sorted(state_key for (state_key,) in cursor.execute(_NAMESPACES))

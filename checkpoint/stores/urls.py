@@ -25,11 +25,11 @@ def options(query: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[dict
         elif name in found:
             raise ValueError(f"the option {name!r} stands twice in the store's URL")
         else:
-            found[name] = _read(name, unquote(text), known[name])
+            found[name] = _read_option(name, unquote(text), known[name])
     return found, "&".join(rest)
 
 
-def _read(name: str, text: str, read: Callable[[str], Any]) -> Any:
+def _read_option(name: str, text: str, read: Callable[[str], Any]) -> Any:
     try:
         return read(text)
     except (ValueError, TypeError, OverflowError) as error:
