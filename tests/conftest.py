@@ -51,6 +51,17 @@ def truto(api: ApiServer) -> Iterator[TrutoStore]:
     store.close()
 
 
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty store in memory, which the command takes where nothing else is given; 80 columns wide."""
+    url = f"memory://{token_hex(8)}"
+    for name in ("TRUTO_API_TOKEN", "VISUAL", "EDITOR", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CHECKPOINT_STORE", url)
+    monkeypatch.setenv("COLUMNS", "80")
+    return url
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Yield the URL of a process that serves S3."""

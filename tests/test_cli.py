@@ -86,18 +86,23 @@ def test_help():
         "  Try it first: checkpoint demo\n"
         "\n"
         "Options:\n"
-        "  --version   Show the version and exit.\n"
-        "  -h, --help  Show this message and exit.\n"
+        "  --version    Show the version and exit.\n"
+        "  --store URL  Such as sqlite:///state.db or https://api.truto.one. Default:\n"
+        "               $CHECKPOINT_STORE, else a SQLite file in your state folder.\n"
+        "  -h, --help   Show this message and exit.\n"
         "\n"
         "Commands:\n"
-        "  list        List the namespaces, or the keys of one.\n"
+        "  list        List namespaces, keys, or the members of a group.\n"
         "  get         Print the cursor of a key as JSON.\n"
         "  set         Store a cursor, given as a JSON object.\n"
         "  merge       Change parts of a cursor by a JSON merge patch.\n"
         "  edit        Edit a cursor in $VISUAL or $EDITOR.\n"
         "  clear       Delete keys of a namespace, or all of them.\n"
+        "  status      Tell whether keys are fresh, and name each stale one.\n"
+        "  runs        List the runs of a namespace, the latest first.\n"
         "  history     Show what the latest commits changed, newest first.\n"
         "  diff        Compare two namespaces, two stores, or two moments.\n"
+        "  rewind      Take a position back: the next run reads from there again.\n"
         "  restore     Bring keys back to what they were at a moment.\n"
         "  plot        Draw a key's position over time, and its lag.\n"
         "  copy        Copy a namespace to another store or another name.\n"
@@ -112,8 +117,9 @@ def test_help():
         "  serve       Serve the state API over any store, to clients with the token.\n"
         "  demo        Run a real incremental sync, kill it halfway, start it again.\n"
         "\n"
-        "  Exit status: 0 done; 1 it could not be done, or `diff` and `doctor` found\n"
-        "  something; 2 the command line is wrong, or `diff` failed.\n"
+        "  Exit status: 0 done; 1 it could not be done, or `diff`, `doctor` or `status`\n"
+        "  found something; 2 the command line is wrong, or `diff` failed; 3 `status`\n"
+        "  could not tell.\n"
         "\n"
         "  Completion, for bash (likewise zsh, fish):\n"
         '  eval "$(_CHECKPOINT_COMPLETE=bash_source checkpoint)"\n'
@@ -369,8 +375,8 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
         store.commit("job", {"key-00001": encode({})})
     done = shell("checkpoint list job | grep key", {**environment, "TERM": "xterm-256color"})
     assert re.sub(r" {2,3}(age|\d+ s)  ", "  AGE  ", done.stdout.decode()) == (  # of one digit or two
-        f"key        cursor  AGE  last run\nkey-00000  {json.dumps(cursor, separators=(',', ':'))}  AGE  -\n"
-        "key-00001  {}  AGE  -\n"
+        f"key        cursor  lag  AGE  last run\nkey-00000  {json.dumps(cursor, separators=(',', ':'))}    -  AGE  -\n"
+        "key-00001  {}    -  AGE  -\n"
     )
 
 

@@ -13,12 +13,12 @@ from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from platform import python_version
-from secrets import token_hex
 from xml.etree import ElementTree as ET
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from cli_screens import document, error, run, screen
+from click.testing import CliRunner
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore, SQLiteStore, TrutoStore
@@ -37,16 +37,6 @@ VALUE_1, VALUE_2 = (b64encode(text.encode()).decode() for text in (FIRST, SECOND
 
 
 @pytest.fixture
-def url(monkeypatch: pytest.MonkeyPatch) -> str:
-    url = f"memory://{token_hex(8)}"
-    for name in ("TRUTO_API_TOKEN", "VISUAL", "EDITOR", "NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("CHECKPOINT_STORE", url)
-    monkeypatch.setenv("COLUMNS", "80")
-    return url
-
-
-@pytest.fixture
 def store(url: str) -> MemoryStore:
     """A namespace whose history is: contacts, then an opaque key and the library's own, then contacts again."""
     store = MemoryStore.from_url(url)
@@ -57,35 +47,6 @@ def store(url: str) -> MemoryStore:
         clock.move_to("2024-05-03T11:58:00Z")
         store.commit("job", {"contacts": VALUE_2}, run_id="nightly-2")
     return store
-
-
-def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
-    with freeze_time("2024-05-03T12:00:00Z"):
-        return CliRunner().invoke(checkpoint, arguments, stdin, prog_name="checkpoint")
-
-
-def screen(*arguments: str, status: int = 0) -> str:
-    """Return what a verb shows."""
-    done = run(*arguments)
-    assert (done.exit_code, done.stderr) == (status, "")
-    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line[:1] not in {"+", "-"})
-    assert not re.search(" $", done.stdout, re.MULTILINE)
-    return done.stdout
-
-
-def error(*arguments: str, status: int = 1, stdin: str | bytes | None = None) -> str:
-    """Return the one sentence that a verb ends with."""
-    done = run(*arguments, stdin=stdin)
-    assert (done.exit_code, done.stdout) == (status, "")
-    if status == 1:
-        assert done.stderr.count("\n") == 1
-    return done.stderr.splitlines()[-1]
-
-
-def document(*arguments: str, status: int = 0) -> object:
-    done = run(*arguments)
-    assert (done.exit_code, done.stderr) == (status, "")
-    return json.loads(done.stdout)
 
 
 def values(store: MemoryStore | SQLiteStore, namespace: str = "job") -> dict[str, str]:
@@ -103,9 +64,9 @@ def test_list_of_namespaces(store):
     with freeze_time("2024-03-01T12:00:00Z"):
         store.commit("a much longer namespace", {str(number): "1" for number in range(1234)})
     assert screen("list") == (
-        "namespace                 keys    age  last run\n"
-        "a much longer namespace  1,234   63 d  -\n"
-        "job                          2  2 min  nightly-2\n"
+        "namespace                 keys  lag    age  last run\n"
+        "a much longer namespace  1,234    -   63 d  -\n"
+        "job                          2  1 d  2 min  nightly-2\n"
     )
     assert [row["namespace"] for row in document("list", "--all", "--json")] == [
         "a much longer namespace",
@@ -117,16 +78,18 @@ def test_list_of_namespaces(store):
         "keys": 2,
         "updated_at": "2024-05-03T11:58:00.000Z",
         "run_id": "nightly-2",
+        "lag": 26 * 3600.0,
+        "held_by": None,
     }
 
 
 def test_list_of_keys(store):
     assert screen("list", "job") == (
-        "key                cursor                                         age  last run\n"
-        'contacts           {"updated_at":"2024-05-02T10:00:00Z","note…  2 min  nightly-2\n'
-        'previous_run_date  "2024-05-01T00:00:00.000Z"                     1 d  -\n'
+        "key                cursor                                  lag    age  last run\n"
+        'contacts           {"updated_at":"2024-05-02T10:00:00Z",…  1 d  2 min  nightly-2\n'
+        'previous_run_date  "2024-05-01T00:00:00.000Z"                -    1 d  -\n'
     )
-    assert screen("list", "job", "--all").splitlines()[1].split() == ["__lease__", '"held"', "1", "d", "-"]
+    assert screen("list", "job", "--all").splitlines()[1].split() == ["__lease__", '"held"', "-", "1", "d", "-"]
 
 
 def test_list_of_keys_as_a_document(store):
@@ -165,12 +128,12 @@ def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(store):
         store.commit("other", {"key": "\x1b[31m\x9b\u202e"}, run_id="\x1b]0;title\x07")
         store.commit("cursors", {"\u061c": encode({"\x9b": "\u2066"})}, run_id="\u061c")
     assert screen("list", "other") == (
-        "key  cursor                      age  last run\n"
-        'key  "\\u001b[31m\\u009b\\u202e"  1 min  \\u001b]0;title\\u0007\n'
+        "key  cursor                    lag    age  last run\n"
+        'key  "\\u001b[31m\\u009b\\u202e"    -  1 min  \\u001b]0;title\\u0007\n'
     )
     cursor = '{"\\u009b":"\\u2066"}'
     assert screen("list", "cursors") == (
-        f"key     cursor                 age  last run\n\\u061c  {cursor}  1 min  \\u061c\n"
+        f"key     cursor               lag    age  last run\n\\u061c  {cursor}    -  1 min  \\u061c\n"
     )
     assert screen("diff", "cursors", "nosuch", status=1) == f"- \\u061c  {cursor}\n"
     assert screen("history", "cursors").splitlines()[1] == f"+ \\u061c  {cursor}"
@@ -216,23 +179,22 @@ def test_get_of_a_member_of_a_group(store, kind):
     assert screen("get", "acc", "accounts", "a17") == '{"id":17}\n'
     told = document("get", "acc", "accounts", "a17", "--json")
     assert (told["value"], told["cursor"]) == (encode({"id": 17}), {"id": 17})
-    assert error("get", "acc", "accounts", "b17") == "Error: 'accounts' in 'acc' has no member 'b17'"
-    assert error("get", "acc", "accounts", "a17", "--raw", status=2) == (
-        "Error: --raw is for the text of a KEY, which a MEMBER does not have"
-    )
-    assert error("get", "acc", "account", "a17") == ("Error: there is no 'account' in 'acc': see `checkpoint list acc`")
+    assert screen("get", "acc", "accounts", "--member", "a17") == '{"id":17}\n'
+    assert screen("get", "acc", "accounts", "a17", "--raw") == f"{encode({'id': 17})}\n"
+    assert error("get", "acc", "accounts", "xyz") == "Error: 'accounts' in 'acc' has no member 'xyz'"
+    assert error("get", "acc", "accounts", "a41").startswith("Error: 'accounts' in 'acc' has no member 'a41': did you")
+    assert error("get", "acc", "account", "a17") == "Error: there is no 'account' in 'acc': did you mean 'accounts'?"
+    assert error("get", "acc", "accounts", "a17", "--member", "a1", status=2) == "Error: the member is given twice"
 
 
 def test_get_of_a_group_tells_how_it_is_read(store):
     with Checkpointer("acc", store) as cp:
         cp.group("accounts", shards=16)["a17"] = {"id": 17}
     assert error("get", "acc", "accounts") == (
-        "Error: 'accounts' in 'acc' is a group of 1 members: "
-        "`checkpoint get acc accounts MEMBER` prints the cursor of a member"
+        "Error: 'accounts' in 'acc' is a group of 1 member: name one with --member, such as a17"
     )
     assert error("get", "acc", "a17") == (
-        "Error: there is no key 'a17' in 'acc', but a member of the group 'accounts': "
-        "`checkpoint get acc accounts a17` prints its cursor"
+        "Error: there is no key 'a17' in 'acc', but a member of a group: accounts --member a17"
     )
 
 
@@ -472,8 +434,9 @@ def test_history(store):
         f"- contacts  {FIRST}",
         f"+ contacts  {SECOND}",
     ]
-    assert screen("history", "job", "nosuch") == "No history of 'nosuch' in 'job' in MemoryStore().\n"
-    assert screen("history", "nosuch") == "No history of 'nosuch' in MemoryStore().\n"
+    assert error("history", "job", "nosuch") == "Error: there is no 'nosuch' in 'job': see `checkpoint list job`"
+    assert error("history", "job", "contract") == "Error: there is no 'contract' in 'job': did you mean 'contacts'?"
+    assert error("history", "jbo") == "Error: 'jbo' holds nothing in MemoryStore(): did you mean 'job'?"
     assert document("history", "job", "--json", "--limit", "1") == [
         {
             "version": 3,
@@ -585,7 +548,7 @@ def test_members_are_shown_and_restored_with_their_group(url, name):
     assert (newest["key"], newest["member"], newest["reason"], newest["by"]) == (name, "one", "why", "ops")
     screen("restore", "job", name, "--to", "2", "--yes")
     assert {key: entry.value for key, entry in store.load("job").items()} == {
-        head_key(name): "{}",
+        head_key(name): encode({"members": "entries"}),
         member_key(name, "one"): "2",
         member_key(name, "two"): "1",
     }
@@ -730,7 +693,7 @@ def test_plot_of_large_numbers_and_on_a_narrow_screen(store, monkeypatch):
     for number in (10**60, 2 * 10**60, 10**400):
         store.commit("ids", {"large": encode({"id": number})})
     assert error("plot", "ids", "large") == (
-        "Error: what of 'large' is to be drawn? none of its members is a number or a time"
+        "Error: what of 'large' is to be drawn? none of its members is a number, a time or text"
     )
     lines = screen("plot", "ids", "large", "--field", "id").splitlines()
     assert (lines[3][:7], lines[10][:7]) == ("2e+60 │", "1e+60 │")
@@ -761,14 +724,14 @@ def test_plot_as_an_image(store, tmp_path):
 
 
 def test_plot_of_what_cannot_be_drawn(store):
-    store.commit("job", {"token": encode({"next": "abc"})})
+    store.commit("job", {"token": encode({"next": [1]})})
     assert error("plot", "job", "token") == (
-        "Error: what of 'token' is to be drawn? none of its members is a number or a time"
+        "Error: what of 'token' is to be drawn? none of its members is a number, a time or text"
     )
     assert error("plot", "job", "token", "--field", "next") == (
         "Error: the history of 'token' in 'job' has no position to draw"
     )
-    assert error("plot", "job", "nosuch") == "Error: there is no cursor of 'nosuch' in the history"
+    assert error("plot", "job", "nosuch") == "Error: there is no 'nosuch' in 'job': see `checkpoint list job`"
     assert error("plot", "job", "previous_run_date") == (
         "Error: there is no cursor of 'previous_run_date' in the history"
     )
@@ -1143,7 +1106,7 @@ def test_the_options_in_common_are_where_the_page_says():
     where = {option: {name for name, verb in VERBS.items() if option in options_of(verb)} for option in COMMON}
     assert where["--store"] == set(VERBS)
     assert where["--json"] == set(VERBS) - {"export", "init", "singer-run", "serve", "demo"}
-    assert where["--yes"] == {"clear", "restore", "copy", "move", "import", "unlock"}
+    assert where["--yes"] == {"clear", "rewind", "restore", "copy", "move", "import", "unlock"}
     assert where["--dry-run"] == where["--yes"] | {"set", "merge", "edit"}
     assert all(f"`{name}`" in PAGE for name in where["--yes"])
 

@@ -14,110 +14,78 @@ import click
 
 from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.look import cursor_in, existing
-from checkpoint.cli.options import as_json, confirm, dry_run, key, keys, namespace, reading, store_option, using, yes
-from checkpoint.entries import RESERVED
+from checkpoint.cli.judging import check_settable
+from checkpoint.cli.namespaces import Name, Namespace, cursor_in, near_namespace
+from checkpoint.cli.options import as_json, dry_run, key, keys, member, namespace, reading, store_option, using, yes
+from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.errors import CheckpointError
-from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
-
-    from checkpoint.entries import Entry
-    from checkpoint.stores.base import Store
+    from collections.abc import Generator
 
 raw = click.option("--raw", is_flag=True, help="Store the text unchanged, without one newline at its end.")
-
-
-def write(
-    store: Store,
-    namespace: str,
-    changes: Mapping[str, str | None],
-    found: Mapping[str, Entry],
-    *,
-    dry_run: bool,
-    as_json: bool,
-    ask: Callable[[int], None] | None = None,
-    reason: str | None = None,
-    told: Mapping[str, Mapping[str, Any]] = {},
-) -> None:
-    """Commit the changes to what was found, on its base, and say what was done.
-
-    A value that is the one found, whatever its formatting, is not written. `ask` is called with the number of changes
-    before they are written; `reason` is kept in the history. `told` has what the JSON says of a key beside its change.
-    """
-    before = {name: found[name].value if name in found else None for name in changes}
-    real = {name: value for name, value in changes.items() if not equal(before[name], value)}
-    listed = [(name, before[name], value) for name, value in real.items()]
-    if not as_json:
-        screen.show_changes(listed)
-    if real and not dry_run:
-        if ask is not None:
-            ask(len(real))
-        run_id = f"checkpoint {click.get_current_context().info_name}"
-        base = {name: found.get(name) for name in real}
-        if reason is not None and isinstance(store, KeepsHistory):
-            store.commit(namespace, real, base, run_id=run_id, reasons=dict.fromkeys(real, reason))
-        else:
-            store.commit(namespace, real, base, run_id=run_id)
-    if as_json:
-        changed = [{**screen.told_change(change), **told.get(change[0], {})} for change in listed]
-        screen.document({"namespace": namespace, "dry_run": dry_run, "changes": changed})
-    else:
-        screen.say(_summary(namespace, len(real), dry_run=dry_run))
-
-
-def _summary(namespace: str, changed: int, *, dry_run: bool) -> str:
-    if not changed:
-        return f"Nothing to change in {namespace!r}."
-    done = "would change; nothing was written" if dry_run else "changed"
-    return f"{screen.count(changed, 'key')} of {namespace!r} {done}."
-
-
-def equal(value: str | None, other: str | None) -> bool:
-    """Tell whether two values are equal, as a commit would judge it; None is equal to None alone."""
-    return codec.same(value, other) if value is not None and other is not None else value is other
 
 
 @click.command("set")
 @namespace
 @key
 @click.argument("value")
+@member
 @raw
 @dry_run
 @as_json
 @store_option()
-def set_(namespace: str, key: str, value: str, *, raw: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
+def set_(
+    namespace: str,
+    key: str,
+    value: str,
+    *,
+    member: str | None,
+    raw: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
     """Store a cursor, given as a JSON object.
 
     `-` reads it from standard input. Takes what `checkpoint get` prints, also with --raw on both sides. A cursor equal
-    to the stored one is not written again.
+    to the stored one is not written again, and one that the stream which stored the last one could not read is refused.
     """
     text = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
-    stored = _value(text, raw=raw, what=f"the value for {key!r}")
+    name = Name(key, member)
+    stored = value_given(text, raw=raw, what=f"the value for {name.quoted}")
     with using(url) as store:
-        write(store, namespace, {key: stored}, store.load(namespace), dry_run=dry_run, as_json=as_json)
+        there = Namespace(store, namespace)
+        check_settable(there, name, stored, raw=raw)
+        _warn_if_new(there)
+        carry_out([planned(there, {name: stored})], dry_run=dry_run, as_json=as_json)
 
 
 @click.command()
 @namespace
 @key
 @click.argument("patch")
+@member
 @dry_run
 @as_json
 @store_option()
-def merge(namespace: str, key: str, patch: str, *, dry_run: bool, as_json: bool, url: str | None) -> None:
+def merge(
+    namespace: str, key: str, patch: str, *, member: str | None, dry_run: bool, as_json: bool, url: str | None
+) -> None:
     """Change parts of a cursor by a JSON merge patch.
 
     `-` reads the patch (RFC 7396) from standard input. Fields of the patch replace those of the cursor, at every level;
     null removes one. A missing key is created.
     """
     change = _cursor_given(sys.stdin.buffer.read() if patch == "-" else os.fsencode(patch), "the patch")
+    name = Name(key, member)
     with using(url) as store:
-        found = store.load(namespace)
-        cursor = cursor_in(namespace, found[key]) if key in found else {}
-        value = codec.encode(patched(cursor, change))
-        write(store, namespace, {key: value}, found, dry_run=dry_run, as_json=as_json)
+        there = Namespace(store, namespace)
+        entry = there.entry(name)
+        value = codec.encode(patched({} if entry is None else cursor_in(namespace, name, entry), change))
+        check_settable(there, name, value)
+        _warn_if_new(there)
+        carry_out([planned(there, {name: value})], dry_run=dry_run, as_json=as_json)
 
 
 def patched(target: Any, patch: Any) -> Any:
@@ -136,53 +104,63 @@ def patched(target: Any, patch: Any) -> Any:
 @click.command()
 @namespace
 @key
+@member
 @click.option("--raw", is_flag=True, help="Edit the stored text itself. The newline at its end is the editor's.")
 @dry_run
 @as_json
 @store_option()
-def edit(namespace: str, key: str, *, raw: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
+def edit(
+    namespace: str, key: str, *, member: str | None, raw: bool, dry_run: bool, as_json: bool, url: str | None
+) -> None:
     """Edit a cursor in $VISUAL or $EDITOR.
 
     It is stored if it is valid. If another run wrote the key meanwhile, nothing is stored. Text that could not be
     stored stays in its file, which the error names. A new key begins as an empty cursor.
     """
+    name = Name(key, member)
     with using(url) as store:
-        found = store.load(namespace)
-        text = found[key].value if raw and key in found else ""
-        if not raw:
-            text = screen.json_of(cursor_in(namespace, found[key]) if key in found else {}, indent=2)
+        there = Namespace(store, namespace)
+        check_settable(there, name, None)
+        _warn_if_new(there)
+        entry = there.entry(name)
+        if raw:
+            text = "" if entry is None else entry.value
+        else:
+            text = screen.json_of({} if entry is None else cursor_in(namespace, name, entry), indent=2)
         draft = text.encode() + b"\n"
-        file = _draft(key, draft, ".txt" if raw else ".json")
+        file = _draft(name, draft, ".txt" if raw else ".json")
         try:
-            value = _edited(file, key, raw=raw)
-            changes = {} if file.read_bytes() == draft else {key: value}  # a new key that nobody wrote is none
-            write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json)
+            value = _edited(file, there, name, raw=raw)
+            changes = {} if file.read_bytes() == draft else {name: value}  # a new key that nobody wrote is none
+            carry_out([planned(there, changes)], dry_run=dry_run, as_json=as_json)
         except (CheckpointError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
             click.echo(f"What you wrote is in {file}", err=True)
             raise error from None
         file.unlink()
 
 
-def _draft(key: str, text: bytes, suffix: str) -> Path:
-    name = "".join(letter if letter.isalnum() else "-" for letter in key)[:40]
-    number, path = tempfile.mkstemp(suffix, f"checkpoint-{name}-")
+def _draft(name: Name, text: bytes, suffix: str) -> Path:
+    shown = "".join(letter if letter.isalnum() else "-" for letter in name.said)[:40]
+    number, path = tempfile.mkstemp(suffix, f"checkpoint-{shown}-")
     with os.fdopen(number, "wb") as file:
         file.write(text)
     return Path(path)
 
 
-def _edited(file: Path, key: str, *, raw: bool) -> str:
+def _edited(file: Path, there: Namespace, name: Name, *, raw: bool) -> str:
     """Let somebody edit the file, again while it is not valid and they want to; return the value."""
     while True:
         with _unbroken():
             click.edit(filename=str(file))
         try:
-            return _value(file.read_bytes(), raw=raw, what="what you wrote")
+            value = value_given(file.read_bytes(), raw=raw, what="what you wrote")
+            check_settable(there, name, value, raw=raw)
+            return value
         except click.ClickException as error:
             if not sys.stdin.isatty():
                 raise
             error.show()
-            if not click.confirm(f"Edit {key!r} again?", default=True, err=True):
+            if not click.confirm(f"Edit {name.quoted} again?", default=True, err=True):
                 raise
 
 
@@ -199,28 +177,56 @@ def _unbroken() -> Generator[None]:
 @click.command()
 @namespace
 @keys
+@member
 @yes
 @dry_run
 @as_json
 @store_option()
-def clear(namespace: str, keys: tuple[str, ...], *, yes: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
+def clear(
+    namespace: str,
+    keys: tuple[str, ...],
+    *,
+    member: str | None,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
     """Delete keys of a namespace, or all of them.
 
-    Jobs that read them start over. Reserved keys, which begin with __, stay.
+    A KEY that is a group stands for all of its members. Jobs that read them start over. Reserved keys, which begin with
+    __, stay.
     """
+    if member is not None and len(keys) != 1:
+        raise click.UsageError("--member is of one group: name it as KEY")
     with reading(url) as store:
-        found = store.load(namespace)
-        for name in keys:
-            existing(store, found, namespace, name)
-        gone = keys or [name for name in found if not name.startswith(RESERVED)]
+        there = Namespace(store, namespace)
+        gone = dict.fromkeys(named_by(there, keys, member) if keys else there.names)
 
-        def ask(number: int) -> None:
-            confirm(f"Delete {screen.count(number, 'key')} of {namespace!r}?", sure=yes)
+        def ask(_number: int) -> str:
+            return f"Delete {counted(gone)} of {namespace!r}?"
 
-        write(store, namespace, dict.fromkeys(gone), found, dry_run=dry_run, as_json=as_json, ask=ask)
+        carry_out([planned(there, gone)], dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
-def _value(text: bytes, *, raw: bool, what: str) -> str:
+def named_by(there: Namespace, keys: tuple[str, ...], member: str | None) -> list[Name]:
+    """Return what keys stand for, a group for all of its members, or end with the sentence that one is not there."""
+    if member is not None:
+        there.existing(Name(keys[0], member))
+        return [Name(keys[0], member)]
+    for each in keys:
+        if each not in there.groups:
+            there.existing(Name(each))
+    return [name for each in keys for name in there.under(each)]
+
+
+def _warn_if_new(there: Namespace) -> None:
+    """Say that a namespace holds nothing yet where its name is much like one that does: it may be misspelt."""
+    if not there.names and (near := near_namespace(there.store, there.state_key)):
+        screen.warn(f"{there.state_key!r} is new{near}")
+
+
+def value_given(text: bytes, *, raw: bool, what: str) -> str:
     """Return the value that a text is to be stored as, or end with one sentence."""
     if not raw:
         return codec.encode(_cursor_given(text, what))

@@ -30,15 +30,15 @@ class Panel(NamedTuple):
     label: Callable[[float], str]
 
 
-def moment(seconds: float) -> str:
+def time_label(seconds: float) -> str:
     """Return a time as a label."""
     try:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError, OSError):
-        return number(seconds)
+        return number_label(seconds)
 
 
-def number(value: float) -> str:
+def number_label(value: float) -> str:
     """Return a number as a label."""
     return f"{value:,.0f}" if value == int(value) and abs(value) < _LARGE else f"{value:g}"
 
@@ -51,9 +51,19 @@ def text(title: str, panels: list[Panel], width: int) -> str:
 def _lines(panel: Panel, width: int) -> list[str]:
     """Draw a dot where a value begins, and a line for as long as it lasts."""
     low, high = _span([point.value for point in panel.points])
-    labels = {0: panel.label(high), _ROWS - 1: panel.label(low)} if high > low else {_ROWS - 1: panel.label(low)}
+    labels = {_ROWS - 1: panel.label(low)}
+    if high > low:
+        labels[0] = panel.label(high)
     margin = max(len(label) for label in labels.values())
     columns = max(10, width - margin - 2)
+    grid = _grid(panel, columns)
+    drawn = [f"{labels.get(row, ''):>{margin}} │{cells}".rstrip() for row, cells in enumerate(grid)]
+    return [panel.title, *drawn, f"{'':{margin}}  {_axis(panel, columns)}"]
+
+
+def _grid(panel: Panel, columns: int) -> list[str]:
+    """Return the rows of a panel, the highest values first."""
+    low, high = _span([point.value for point in panel.points])
     begin, end = _span([point.at for point in panel.points])
     grid = [[" "] * columns for _ in range(_ROWS)]
     places = [
@@ -61,15 +71,18 @@ def _lines(panel: Panel, width: int) -> list[str]:
         for point in panel.points
     ]
     for (column, row), (until, _) in zip(places, [*places[1:], (columns - 1, 0)], strict=True):
-        for between in range(column + 1, until):
-            grid[row][between] = "─"
+        grid[row][column + 1 : until] = "─" * max(0, until - column - 1)
     for column, row in places:
         grid[row][column] = "●"
-    drawn = [f"{labels.get(row, ''):>{margin}} │{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
-    first, last = moment(begin), moment(end)
+    return ["".join(cells) for cells in grid]
+
+
+def _axis(panel: Panel, columns: int) -> str:
+    """Return the first time and, where there is room for it, the last one."""
+    begin, end = _span([point.at for point in panel.points])
+    first, last = time_label(begin), time_label(end)
     room = columns - len(first)
-    axis = f"{first}{last:>{room}}" if end > begin and room > len(last) else first
-    return [panel.title, *drawn, f"{'':{margin}}  {axis}"]
+    return f"{first}{last:>{room}}" if end > begin and room > len(last) else first
 
 
 def svg(title: str, panels: list[Panel]) -> str:
@@ -102,8 +115,8 @@ def _drawing(panel: Panel, top: int) -> list[str]:
         f'<path d="M{_LEFT} {top}V{bottom}H{right}" fill="none" stroke="#888"/>',
         *([_label(panel.label(high), _LEFT - 8, top + 4, "end")] if high > low else []),
         _label(panel.label(low), _LEFT - 8, bottom + 4, "end"),
-        _label(moment(begin), _LEFT, bottom + 18, "start"),
-        *([_label(moment(end), right, bottom + 18, "end")] if end > begin else []),
+        _label(time_label(begin), _LEFT, bottom + 18, "start"),
+        *([_label(time_label(end), right, bottom + 18, "end")] if end > begin else []),
         f'<path d="{path}" fill="none" stroke="#2563eb" stroke-width="1.5"/>',
         *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#2563eb"/>' for x, y in places),
     ]

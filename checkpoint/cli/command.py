@@ -8,17 +8,40 @@ from typing import Any
 import click
 import rich as _  # noqa: F401 - the verbs import it late; its absence is told before any of them runs
 
-from checkpoint.cli import care, change, demo, look, moving, past, serve, singer
+from checkpoint.cli import (
+    care,
+    change,
+    demo,
+    history,
+    look,
+    moving,
+    plot,
+    restore,
+    rewind,
+    runs,
+    serve,
+    singer,
+    status,
+)
+from checkpoint.cli.namespaces import name_of
+from checkpoint.cli.options import store_option
+from checkpoint.entries import GROUP_PREFIX
 from checkpoint.errors import CheckpointError, Conflict, CorruptState
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C: what a shell reports of a program that a signal ended."""
 
 
-class Trouble(click.ClickException):
-    """An error of `diff`, where 1 says that there is a difference, as with diff(1)."""
+TROUBLE = {"diff": 2, "status": status.UNKNOWN}
+"""The exit status of errors of verbs where 1 is an answer: there is a difference, something is stale."""
 
-    exit_code = 2
+
+class Trouble(click.ClickException):
+    """An error of a verb with an exit status of its own."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]  # click declares it on the class, and reads it of the error
 
 
 class Verbs(click.Group):
@@ -44,7 +67,9 @@ class Verbs(click.Group):
 
 
 def _ended(ctx: click.Context, error: click.ClickException) -> click.ClickException:
-    return Trouble(error.message) if ctx.invoked_subcommand == "diff" and error.exit_code == 1 else error
+    """Return an error with the exit status that its verb has for errors."""
+    code = TROUBLE.get(ctx.invoked_subcommand or "", 1)
+    return Trouble(error.message, code) if error.exit_code == 1 != code else error
 
 
 def _sentence(error: Exception) -> str:
@@ -54,11 +79,15 @@ def _sentence(error: Exception) -> str:
         found = error.found
         when = f" at {found.updated_at}" if found is not None and found.updated_at else ""
         run = f" (run {found.sync_job_run_id})" if found is not None and found.sync_job_run_id else ""
+        name = name_of(error.key) if error.member is None else f"{error.member!r} of {error.key!r}"
         return (
-            f"{error.key!r} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
+            f"{name} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
             "look at it, then try again"
         )
     if isinstance(error, CorruptState):
+        if error.key.startswith(GROUP_PREFIX):
+            look = f"`checkpoint get {error.state_key} {error.key} --raw`"
+            return f"{name_of(error.key)} in {error.state_key!r} cannot be read ({error.__cause__}): see {look}"
         return (
             f"{error.key!r} in {error.state_key!r} holds no cursor ({error.__cause__}): --raw reads and sets it as text"
         )
@@ -69,8 +98,9 @@ def _sentence(error: Exception) -> str:
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
-Exit status: 0 done; 1 it could not be done, or `diff` and `doctor` found
-something; 2 the command line is wrong, or `diff` failed.
+Exit status: 0 done; 1 it could not be done, or `diff`, `doctor` or `status`
+found something; 2 the command line is wrong, or `diff` failed; 3 `status`
+could not tell.
 
 \b
 Completion, for bash (likewise zsh, fish):
@@ -78,7 +108,8 @@ eval "$(_CHECKPOINT_COMPLETE=bash_source checkpoint)"
 """,
 )
 @click.version_option(package_name="checkpoint-store", message="checkpoint %(version)s")
-def checkpoint() -> None:
+@store_option()
+def checkpoint(url: str | None) -> None:
     """Checkpoints of incremental syncs: where a job stopped, and how far it is safely past.
 
     Try it first: checkpoint demo
@@ -92,10 +123,13 @@ VERBS = (
     change.merge,
     change.edit,
     change.clear,
-    past.history,
-    past.diff,
-    past.restore,
-    past.plot,
+    status.status,
+    runs.runs,
+    history.history,
+    history.diff,
+    rewind.rewind,
+    restore.restore,
+    plot.plot,
     moving.copy,
     moving.move,
     moving.export,

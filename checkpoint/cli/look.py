@@ -3,172 +3,289 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.options import as_json, checked, complete_key, complete_namespace, namespace, reading, store_option
-from checkpoint.entries import RESERVED
+from checkpoint.cli.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
+from checkpoint.cli.options import (
+    as_json,
+    checked,
+    checked_member,
+    complete_key,
+    complete_member,
+    complete_namespace,
+    member,
+    namespace,
+    reading,
+    store_option,
+)
+from checkpoint.cli.positions import lag_of, position_of
+from checkpoint.cli.writing import held_by
+from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
-from checkpoint.neighbours.copying import namespaces
-from checkpoint.run.forms import members_of
+from checkpoint.streams.stored import SEEN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from checkpoint.cli.namespaces import Layout
     from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
 
 @click.command("list")
 @click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
+@click.argument("key", metavar="[GROUP]", required=False, callback=checked, shell_complete=complete_key)
 @click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
 @as_json
 @store_option()
-def list_(namespace: str | None, *, ours: bool, as_json: bool, url: str | None) -> None:
-    """List the namespaces, or the keys of one.
+def list_(namespace: str | None, key: str | None, *, ours: bool, as_json: bool, url: str | None) -> None:
+    """List namespaces, keys, or the members of a group.
 
-    Shows the age of the last write, and the run that made it. Values in quotes are not cursors: another program stored
-    that text.
+    Shows how far the position is behind the clock (lag), the age of the last write, and the run that made it; of a
+    group those of its slowest and its newest member. Values in quotes are not cursors: another program stored that
+    text.
     """
     with reading(url) as store:
         if namespace is None:
             _list_namespaces(store, ours=ours, as_json=as_json)
+        elif key is None:
+            _list_keys(Namespace(store, namespace), ours=ours, as_json=as_json)
         else:
-            _list_keys(store, namespace, ours=ours, as_json=as_json)
+            _list_members(Namespace(store, namespace), key, as_json=as_json)
+
+
+class _Summary(NamedTuple):
+    """What the list of namespaces tells of one."""
+
+    name: str
+    keys: int
+    """And members; reserved entries with `--all` only."""
+    last: Entry
+    """The one that was written last."""
+    lag: float | None
+    """Of the slowest one, in seconds."""
+    holder: str | None
+    """The exclusive run that holds it."""
 
 
 def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
-    names = namespaces_of(store)
-    rows: list[tuple[str, int, Entry]] = []
+    names = names_of_namespaces(store)
+    rows: list[_Summary] = []
+    failure: CorruptState | None = None  # of one namespace, which is told when the others are shown
     with screen.progress("reading") as told:
         for done, name in enumerate(names):
             told(done, len(names), name)
-            entries = _entries_shown(store, name, ours=ours)
-            if entries:
-                rows.append((name, len(entries), max(entries, key=lambda entry: entry.updated_at or "")))
+            try:
+                row = _summary(Namespace(store, name), ours=ours)
+            except CorruptState as error:
+                failure = error
+            else:
+                rows += [row] if row is not None else []
     if as_json:
-        screen.document(
-            [
-                {"namespace": name, "keys": keys, "updated_at": last.updated_at, "run_id": last.sync_job_run_id}
-                for name, keys, last in rows
-            ]
-        )
+        screen.document([_summary_fields(row) for row in rows])
     elif rows:
         table = [
-            (name, f"{keys:,}", screen.age(last.updated_at), last.sync_job_run_id or "-") for name, keys, last in rows
+            (row.name, f"{row.keys:,}", _lag(row.lag), screen.age(row.last.updated_at), row.last.sync_job_run_id or "-")
+            for row in rows
         ]
-        screen.show_table(("namespace", "keys", "age", "last run"), table, wide="last run", right=("keys", "age"))
-    else:
+        columns = ("namespace", "keys", "lag", "age", "last run")
+        screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
+        for row in rows:
+            _say_held(row.name, row.holder)
+    elif failure is None:
         screen.say(f"{store!r} holds nothing.")
+    if failure is not None:
+        raise failure
 
 
-def _list_keys(store: Store, namespace: str, *, ours: bool, as_json: bool) -> None:
-    entries = _entries_shown(store, namespace, ours=ours)
+def _summary(there: Namespace, *, ours: bool) -> _Summary | None:
+    shown = there.shown().values()
+    entries = [*shown, *(_reserved(there).values() if ours else ())]
+    if not entries:
+        return None
+    lags = [lag for entry in shown if (lag := lag_of(entry.value)) is not None]
+    last = max(entries, key=lambda entry: entry.updated_at or "")
+    return _Summary(there.state_key, len(entries), last, max(lags, default=None), held_by(there))
+
+
+def _summary_fields(row: _Summary) -> dict[str, Any]:
+    return {
+        "namespace": row.name,
+        "keys": row.keys,
+        "updated_at": row.last.updated_at,
+        "run_id": row.last.sync_job_run_id,
+        "lag": row.lag,
+        "held_by": row.holder,
+    }
+
+
+def _list_keys(there: Namespace, *, ours: bool, as_json: bool) -> None:
+    inside = there.inside_version_1()
+    entries = {name: entry for name, entry in there.names.items() if name.member is None and name.key not in inside}
+    groups = {name: layout for name, layout in there.groups.items() if Name(name) not in entries}
+    entries |= {Name(key): entry for key, entry in _reserved(there).items()} if ours else {}
     if as_json:
-        screen.document([screen.told_entry(namespace, entry) for entry in entries])
-    elif entries:
-        rows = [(e.key, screen.readable(e.value), screen.age(e.updated_at), e.sync_job_run_id or "-") for e in entries]
-        screen.show_table(("key", "cursor", "age", "last run"), rows, wide="cursor", right=("age",))
+        documents = {
+            name.key: screen.told_entry(there.state_key, name.fields(), entry) for name, entry in entries.items()
+        }
+        documents |= {name: _group_fields(there.state_key, layout) for name, layout in groups.items()}
+        screen.document([documents[key] for key in sorted(documents)])
+        return
+    rows = {name.key: _row(name.key, entry) for name, entry in entries.items()}
+    rows |= {name: _group_row(layout) for name, layout in groups.items()}
+    if rows:
+        _show("key", [rows[key] for key in sorted(rows)])
+        _say_held(there.state_key, held_by(there))
     else:
-        screen.say(f"{nothing(store, namespace)}.")
+        _say_nothing(there)
 
 
-def _entries_shown(store: Store, namespace: str, *, ours: bool) -> list[Entry]:
-    return [entry for key, entry in sorted(store.load(namespace).items()) if ours or not key.startswith(RESERVED)]
+def _list_members(there: Namespace, key: str, *, as_json: bool) -> None:
+    layout = there.groups.get(key)
+    if layout is None:
+        if Name(key) in there.names:
+            raise click.ClickException(f"{key!r} in {there.state_key!r} is not a group: `checkpoint get` prints it")
+        raise click.ClickException(there.absent(key))
+    members = sorted(layout.members.items())
+    if as_json:
+        screen.document([screen.told_entry(there.state_key, Name(key, m).fields(), entry) for m, entry in members])
+    elif members:
+        _show("member", [_row(name, entry) for name, entry in members])
+    else:
+        screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
 
 
-def namespaces_of(store: Store) -> list[str]:
-    """Return the namespaces of a store, or end with the sentence that it cannot tell."""
-    try:
-        return namespaces(store)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+def _say_nothing(there: Namespace) -> None:
+    said = nothing(there.store, there.state_key)
+    screen.say(said if said.endswith("?") else f"{said}.")
+
+
+def _say_held(namespace: str, holder: str | None) -> None:
+    if holder is not None:
+        screen.say(f"{namespace!r} is held by {holder}.")
+
+
+def _show(first: str, rows: list[tuple[str, ...]]) -> None:
+    columns = (first, "cursor", "lag", "age", "last run")
+    screen.show_table(columns, rows, wide="cursor", right=("lag", "age"))
+
+
+def _row(name: str, entry: Entry) -> tuple[str, ...]:
+    age, run = screen.age(entry.updated_at), entry.sync_job_run_id or "-"
+    return name, readable_in_short(entry.value), _lag(lag_of(entry.value)), age, run
+
+
+def readable_in_short(value: str) -> str:
+    """Return a value as people read it in a line: of the rows that a stream remembers only how many there are."""
+    cursor = screen.cursor_of(value)
+    if cursor is None or not isinstance(cursor.get(SEEN), dict):
+        return screen.readable(value)
+    return screen.json_of({**cursor, SEEN: _remembered(cursor[SEEN])})
+
+
+def _remembered(seen: Mapping[str, Any]) -> int:
+    """Return how many rows a stream remembers: at its position, and above its ceiling."""
+    ahead: Any = seen.get("ahead")
+    rows: list[Any] = [seen.get("rows"), cast("Any", ahead).get("rows") if isinstance(ahead, dict) else None]
+    return sum(len(cast("list[Any]", each)) for each in rows if isinstance(each, list))
+
+
+def _lag(seconds: float | None) -> str:
+    return "-" if seconds is None else screen.span(seconds)
+
+
+class Ends(NamedTuple):
+    """The members of a group that are furthest behind, and furthest ahead."""
+
+    slowest: str
+    newest: str
+    lag: float | None
+    """Of the slowest one, in seconds; None: its position is no instant."""
+
+
+def ends_of(members: Mapping[str, Entry]) -> Ends | None:
+    """Return which members of a group are furthest behind and ahead, by position; None: there are no members.
+
+    Where their positions do not all compare, by when they were written.
+    """
+    if not members:
+        return None
+    positions = {member: position_of(entry.value) for member, entry in members.items()}
+    found = {member: position for member, position in positions.items() if position is not None}
+    if len(found) == len(members) and len({position.kind for position in found.values()}) == 1:
+        order = sorted(found, key=lambda member: found[member].scale)
+        return Ends(order[0], order[-1], found[order[0]].lag)
+    order = sorted(members, key=lambda member: members[member].updated_at or "")
+    slowest = positions[order[0]]
+    return Ends(order[0], order[-1], None if slowest is None else slowest.lag)
+
+
+def _group_row(layout: Layout) -> tuple[str, ...]:
+    ends, members = ends_of(layout.members), layout.members
+    if ends is None:
+        return layout.name, "no members", "-", "-", "-"
+    last = _written_last(members.values())
+    said = f"{screen.count(len(members), 'member')}: slowest {ends.slowest}, newest {ends.newest}"
+    return layout.name, said, _lag(ends.lag), screen.age(last.updated_at), last.sync_job_run_id or "-"
+
+
+def _written_last(entries: Iterable[Entry]) -> Entry:
+    return max(entries, key=lambda entry: entry.updated_at or "")
+
+
+def _group_fields(namespace: str, layout: Layout) -> dict[str, Any]:
+    ends, members = ends_of(layout.members), layout.members
+    told: dict[str, Any] = {"namespace": namespace, "key": layout.name, "members": len(members)}
+    for what, one in () if ends is None else (("slowest", ends.slowest), ("newest", ends.newest)):
+        entry = members[one]
+        told[what] = {
+            **screen.told_entry(namespace, Name(layout.name, one).fields(), entry),
+            "lag": lag_of(entry.value),
+        }
+    return told
+
+
+def _reserved(there: Namespace) -> dict[str, Entry]:
+    """Return the entries that are the library's own, groups left out."""
+    return {
+        key: entry
+        for key, entry in there.stored.items()
+        if key.startswith(RESERVED) and not key.startswith(GROUP_PREFIX)
+    }
 
 
 @click.command()
 @namespace
 @click.argument("key", callback=checked, shell_complete=complete_key)
-@click.argument("member", required=False)
+@click.argument("named", metavar="[MEMBER]", required=False, callback=checked_member, shell_complete=complete_member)
+@member
 @click.option("--raw", is_flag=True, help="Print the stored text unchanged, and a newline.")
 @as_json
 @store_option()
-def get(namespace: str, key: str, member: str | None, *, raw: bool, as_json: bool, url: str | None) -> None:
+def get(
+    namespace: str, key: str, named: str | None, *, member: str | None, raw: bool, as_json: bool, url: str | None
+) -> None:
     """Print the cursor of a key as JSON.
 
     On one line when another program reads it, ready for `checkpoint set`. Where KEY is a group, MEMBER names the cursor
     to print. Exits with 1 if there is no such key, or if it holds no cursor and --raw is not given.
     """
-    if raw and member is not None:
-        raise click.UsageError("--raw is for the text of a KEY, which a MEMBER does not have")
+    if named is not None and member is not None:
+        raise click.UsageError("the member is given twice")
     if raw and as_json:
         raise click.UsageError("--raw and --json do not go together")
     with reading(url) as store:
-        entries = store.load(namespace)
-        if member is None:
-            entry = existing(store, entries, namespace, key)
-        else:
-            entry = _member(store, entries, namespace, key, member)
+        there = Namespace(store, namespace)
+        name = Name(key, member if named is None else named)
+        is_stored = key in there.stored and name.member is None  # also what is the library's own
+        entry = there.stored[key] if is_stored else there.existing(name)
     if as_json:
-        screen.document(screen.told_entry(namespace, entry))
+        screen.document(screen.told_entry(namespace, name.fields(), entry))
     elif raw:
         screen.write_text(entry.value)
     else:
-        cursor = cursor_in(namespace, entry)
+        cursor = cursor_in(namespace, name, entry)
         screen.write_text(screen.json_of(cursor, indent=2 if sys.stdout.isatty() else None))
-
-
-def existing(store: Store, entries: Mapping[str, Entry], namespace: str, key: str) -> Entry:
-    """Return the entry of a key of a namespace, or end with the sentence that there is none."""
-    if not entries:
-        raise click.ClickException(nothing(store, namespace))
-    if key not in entries:
-        raise click.ClickException(_absent(entries, namespace, key))
-    return entries[key]
-
-
-def _absent(entries: Mapping[str, Entry], namespace: str, key: str) -> str:
-    """Return the sentence that there is no such key, but a group, or a member of one, where there is."""
-    groups = members_of(namespace, entries)
-    if key in groups:
-        return (
-            f"{key!r} in {namespace!r} is a group of {len(groups[key]):,} members: "
-            f"`checkpoint get {namespace} {key} MEMBER` prints the cursor of a member"
-        )
-    for name, members in groups.items():
-        if key in members:
-            return (
-                f"there is no key {key!r} in {namespace!r}, but a member of the group {name!r}: "
-                f"`checkpoint get {namespace} {name} {key}` prints its cursor"
-            )
-    return f"there is no {key!r} in {namespace!r}: see `checkpoint list {namespace}`"
-
-
-def _member(store: Store, entries: Mapping[str, Entry], namespace: str, name: str, member: str) -> Entry:
-    """Return the entry of a group that a member is in, with the member's cursor alone, or end with one sentence."""
-    groups = members_of(namespace, entries)
-    if name not in groups:
-        existing(store, entries, namespace, name)
-    if member not in groups.get(name, {}):
-        raise click.ClickException(f"{name!r} in {namespace!r} has no member {member!r}")
-    return groups[name][member]
-
-
-def nothing(store: Store, namespace: str) -> str:
-    """Return the sentence that a namespace holds nothing, and where: another store may be the one that was meant."""
-    return f"{namespace!r} holds nothing in {store!r}"
-
-
-def cursor_in(namespace: str, entry: Entry) -> dict[str, object]:
-    """Return the cursor of an entry.
-
-    Raises:
-        CorruptState: it holds none.
-
-    """
-    try:
-        return codec.decode(entry.value)
-    except ValueError as reason:
-        raise CorruptState(namespace, entry.key, entry.value) from reason

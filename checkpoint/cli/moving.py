@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.change import equal, write
-from checkpoint.cli.look import cursor_in, nothing
+from checkpoint.cli.documents import VALUES, document_of, names_in
+from checkpoint.cli.judging import check_settable
+from checkpoint.cli.namespaces import Namespace, is_pattern, matching, nothing
 from checkpoint.cli.options import (
     as_json,
     checked,
@@ -25,17 +26,18 @@ from checkpoint.cli.options import (
     using,
     yes,
 )
-from checkpoint.entries import RESERVED
+from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.neighbours import copying
-from checkpoint.neighbours import documents as formats
-from checkpoint.stores.base import check_changes
+from checkpoint.neighbours.documents import FORMATS
+from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from checkpoint.cli.namespaces import Name
+    from checkpoint.cli.writing import Plan
     from checkpoint.copying import Copy
-    from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
 
@@ -156,10 +158,7 @@ def _report(verb: str, plans: list[Copy], *, dry_run: bool, as_json: bool) -> No
         screen.say(f"{total} there, and compared.")
 
 
-VALUES = "values"
-"""The format of `export` that holds every value, opaque ones too, as the stored text."""
-
-_FORMAT = click.Choice([*formats.FORMATS, VALUES])
+_FORMAT = click.Choice([*FORMATS, VALUES])
 
 
 @click.command("export")
@@ -177,32 +176,23 @@ _FORMAT = click.Choice([*formats.FORMATS, VALUES])
 def export(namespace: str, file: Path, form: str, url: str | None) -> None:
     """Write a namespace as a document.
 
-    To FILE, or to standard output. Every key must hold a cursor, except with --format values.
+    To FILE, or to standard output. Every key must hold a cursor, except with --format values. Groups are under the
+    member __group__, by member. Where NAMESPACE is a pattern, 'crm_*', the document has one member for each namespace.
     """
     with reading(url) as store:
-        entries = {key: entry for key, entry in sorted(store.load(namespace).items()) if not key.startswith(RESERVED)}
-        if not entries:
-            raise click.ClickException(nothing(store, namespace))
-    text = screen.json_of(_exported(namespace, entries, form), indent=2)
+        names = matching(store, namespace)
+        documents = {name: _exported(Namespace(store, name), form) for name in names}
+    text = screen.json_of(documents if names != [namespace] else documents[namespace], indent=2)
     if file == Path("-"):
         screen.write_text(text)
     else:
         screen.write_file(file, f"{text}\n".encode())
 
 
-def _exported(namespace: str, entries: Mapping[str, Entry], form: str) -> Any:
-    if form == VALUES:
-        return {key: entry.value for key, entry in entries.items()}
-    opaque = [key for key, entry in entries.items() if screen.cursor_of(entry.value) is None]
-    if opaque:
-        raise click.ClickException(
-            f"{opaque[0]!r} in {namespace!r} holds no cursor, which {form} has no place for: export --format {VALUES}"
-        )
-    cursors = {key: cursor_in(namespace, entry) for key, entry in entries.items()}
-    try:
-        return formats.dump(cursors, cast("formats.Format", form))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+def _exported(there: Namespace, form: str) -> Any:
+    if not there.names:
+        raise click.ClickException(nothing(there.store, there.state_key))
+    return document_of(there, form)
 
 
 @click.command("import")
@@ -237,48 +227,61 @@ def import_(
     """Store a document in a namespace.
 
     From FILE, or from standard input. If a key holds something else, nothing is written, unless --overwrite is given.
+    Where NAMESPACE is a pattern, 'crm_*', the document has one member for each namespace, and those that it fits are
+    stored.
     """
-    values = _imported(file.read(), form)
+    documents = _read(file.read(), namespace, form)
     with using(url) as store:
-        found = store.load(namespace)
-        differing = [key for key, value in values.items() if key in found and not equal(found[key].value, value)]
-        if differing and not overwrite:
-            raise click.ClickException(
-                f"{namespace!r} holds {screen.some(differing)} otherwise, and nothing was written: --overwrite "
-                "replaces, and shows what with --dry-run"
-            )
-        gone = [key for key in found if delete and key not in values and not key.startswith(RESERVED)]
+        plans = [
+            _import_plan(Namespace(store, name), names_in(document, form), overwrite=overwrite, delete=delete)
+            for name, document in documents.items()
+        ]
 
-        def ask(_: int) -> None:
-            if differing or gone:
-                replaced, deleted = screen.count(len(differing), "key"), screen.count(len(gone), "key")
-                confirm(f"Replace {replaced} and delete {deleted} of {namespace!r}?", sure=yes)
+        def ask(_: int) -> str | None:
+            replaced = [
+                n for plan in plans for n, value in plan.changes.items() if value is not None and plan.there.entry(n)
+            ]
+            gone = [n for plan in plans for n, value in plan.changes.items() if value is None]
+            if not (replaced or gone):
+                return None
+            return f"Replace {counted(replaced)} and delete {counted(gone)} of {namespace!r}?"
 
-        changes = {**values, **dict.fromkeys(gone)}
-        write(store, namespace, changes, found, dry_run=dry_run, as_json=as_json, ask=ask)
+        many = list(documents) != [namespace]
+        carry_out(plans, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, many=many)
 
 
-def _imported(text: bytes, form: str) -> dict[str, str]:
-    """Return the values that a document stands for, or end with one sentence."""
+def _read(text: bytes, namespace: str, form: str) -> dict[str, Any]:
+    """Return the documents in a text, by namespace, or end with one sentence."""
     try:
         document: Any = json.loads(text, object_pairs_hook=_unique)
-        if form == VALUES:
-            return _texts(document)
-        cursors = formats.load(document, cast("formats.Format", form))
-        return {key: codec.encode(cursor) for key, cursor in cursors.items()}
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise click.ClickException(f"this is no document of the format {form}: {error}") from error
+    if not is_pattern(namespace):
+        return {namespace: document}
+    if not isinstance(document, dict):
+        raise click.ClickException(f"this is no document of several namespaces, which {namespace!r} stands for")
+    found = {name: each for name, each in cast("dict[str, Any]", document).items() if fnmatchcase(name, namespace)}
+    if not found:
+        raise click.ClickException(f"the document has no namespace like {namespace!r}")
+    try:
+        for name in found:
+            check_name("namespace", name)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    return found
 
 
-def _texts(document: Any) -> dict[str, str]:
-    values = cast("dict[str, Any]", document)
-    if not isinstance(document, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise ValueError("it must be an object of texts")
-    for key in values:
-        if key.startswith(RESERVED):
-            raise ValueError(f"{key!r} is the library's own")
-    check_changes(VALUES, values)
-    return values
+def _import_plan(there: Namespace, values: dict[Name, str], *, overwrite: bool, delete: bool) -> Plan:
+    differing = [name for name in values if there.entry(name) and name in planned(there, values).changes]
+    if differing and not overwrite:
+        raise click.ClickException(
+            f"{there.state_key!r} holds {screen.some([name.said for name in differing])} otherwise, and nothing was "
+            "written: --overwrite replaces, and shows what with --dry-run"
+        )
+    for name, value in values.items():
+        check_settable(there, name, value, raw=True)
+    gone = [name for name in there.names if delete and name not in values]
+    return planned(there, {**values, **dict.fromkeys(gone)})
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
+from click.core import ParameterSource
 
-from checkpoint.entries import RESERVED
+from checkpoint.cli.namespaces import Namespace, names_of_namespaces
+from checkpoint.entries import GROUP_PREFIX, RESERVED, named
 from checkpoint.errors import CheckpointError
-from checkpoint.neighbours.copying import namespaces
 from checkpoint.stores import open_store
 from checkpoint.stores.base import check_name
 
@@ -30,8 +31,17 @@ def store_option(default: str = STATE_FOLDER) -> Callable[[Callable[..., Any]], 
         "url",
         envvar="CHECKPOINT_STORE",
         metavar="URL",
+        callback=_store_given,
         help=f"Such as sqlite:///state.db or https://api.truto.one. Default: $CHECKPOINT_STORE, else {default}.",
     )
+
+
+def _store_given(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the URL that was given after the verb, else the one before it, else that of the environment."""
+    if ctx.parent is None or ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE:
+        return value
+    before: str | None = ctx.parent.params.get("url")
+    return value if before is None else before
 
 
 def opened(url: str | None) -> Store:
@@ -85,6 +95,12 @@ def checked(_ctx: click.Context, param: click.Parameter, value: Names) -> Names:
 def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Names:
     """Return one or several keys that are not the library's own."""
     for name in (value,) if isinstance(value, str) else value or ():
+        if name.startswith(GROUP_PREFIX):
+            group, member = named(name)
+            raise click.BadParameter(
+                f"{name!r} is how a group is stored: give its name"
+                + (f" and the member, {group} --member {member}." if member is not None else ".")
+            )
         if name.startswith(RESERVED):
             raise click.BadParameter(f"{name!r} is the library's own: no key of yours begins with {RESERVED}.")
     return checked(ctx, param, value)
@@ -93,7 +109,7 @@ def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Na
 def complete_namespace(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the namespaces that begin so; none where the store cannot tell."""
     with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
-        return [name for name in namespaces(store) if name.startswith(incomplete)]
+        return [name for name in names_of_namespaces(store) if name.startswith(incomplete)]
     return []
 
 
@@ -103,9 +119,30 @@ def complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     if name is None:  # what was given is none
         return []
     with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
-        found = store.load(name)
-        return [each for each in found if each.startswith(incomplete) and not each.startswith(RESERVED)]
+        there = Namespace(store, name)
+        return sorted({each.key for each in there.names if each.key.startswith(incomplete)})
     return []
+
+
+def complete_member(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the members of the group that begin so."""
+    name, group = ctx.params.get("namespace"), ctx.params.get("key")
+    if name is None or group is None:
+        return []
+    with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
+        layout = Namespace(store, name).groups.get(group)
+        return [] if layout is None else [each for each in layout.members if each.startswith(incomplete)]
+    return []
+
+
+def checked_member(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Return the name of a member that every store can hold."""
+    try:
+        if value is not None:
+            check_name("a member", value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
 
 
 Names: TypeAlias = "str | tuple[str, ...] | None"
@@ -113,6 +150,13 @@ Names: TypeAlias = "str | tuple[str, ...] | None"
 namespace = click.argument("namespace", callback=checked, shell_complete=complete_namespace)
 key = click.argument("key", callback=checked_keys, shell_complete=complete_key)
 keys = click.argument("keys", metavar="[KEY]...", nargs=-1, callback=checked_keys, shell_complete=complete_key)
+member = click.option(
+    "--member",
+    metavar="NAME",
+    callback=checked_member,
+    shell_complete=complete_member,
+    help="The member to take, where KEY is a group.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document for a program.")
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 yes = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")

@@ -17,7 +17,7 @@ from checkpoint import codec
 from checkpoint.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -122,11 +122,11 @@ def told_value(value: str | None) -> dict[str, Any] | None:
     return None if value is None else {"value": value, "cursor": cursor_of(value)}
 
 
-def told_entry(namespace: str, entry: Entry) -> dict[str, Any]:
-    """Return an entry as programs read it."""
+def told_entry(namespace: str, name: Mapping[str, str], entry: Entry) -> dict[str, Any]:
+    """Return what is stored under a name, a key or a member of one, as programs read it."""
     return {
         "namespace": namespace,
-        "key": entry.key,
+        **name,
         **(told_value(entry.value) or {}),
         "created_at": entry.created_at,
         "updated_at": entry.updated_at,
@@ -136,13 +136,7 @@ def told_entry(namespace: str, entry: Entry) -> dict[str, Any]:
 
 
 Changed = tuple[str, "str | None", "str | None"]
-"""A key, the value it had, and the value it gets; None: absent."""
-
-
-def told_change(change: Changed) -> dict[str, Any]:
-    """Return a change as programs read it."""
-    key, before, after = change
-    return {"key": key, "before": told_value(before), "after": told_value(after)}
+"""What is changed, the value it had, and the value it gets; None: absent."""
 
 
 def show_changes(changes: Iterable[Changed]) -> None:
@@ -172,7 +166,12 @@ def some(keys: list[str], most: int = 3) -> str:
 def age(moment: str | None) -> str:
     """Return how long ago an ISO 8601 time was, in its largest unit; a dash where nobody told."""
     then = instant(moment)
-    return "-" if then is None else span((datetime.now(timezone.utc) - then).total_seconds())
+    return "-" if then is None else span((now() - then).total_seconds())
+
+
+def now() -> datetime:
+    """Return the time, in UTC."""
+    return datetime.now(timezone.utc)
 
 
 def instant(moment: str | None) -> datetime | None:
@@ -205,6 +204,11 @@ def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=printable(f"{what} {name}"))
 
         yield told
+
+
+def warn(text: str) -> None:
+    """Say something beside what the verb shows, where a program that reads that does not see it."""
+    click.echo(printable(text), err=True)
 
 
 def say(text: str | Text) -> None:

@@ -1,0 +1,109 @@
+"""A namespace as a document, and back: what `checkpoint export` writes and `import` reads.
+
+    json, values      {"contacts": …, "__group__": {"accounts": {"a17": …}}}
+    the neighbours'   as `checkpoint.formats` has them; they have no place for groups
+
+`__group__` is no key of a user's, so a group and a cursor that holds objects are never taken for each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from checkpoint import codec
+from checkpoint.cli import screen
+from checkpoint.cli.namespaces import Name
+from checkpoint.entries import GROUP_PREFIX, RESERVED
+from checkpoint.neighbours import documents as formats
+from checkpoint.stores.base import check_changes, check_name
+
+if TYPE_CHECKING:
+    from checkpoint.cli.namespaces import Namespace
+
+VALUES = "values"
+"""The format that holds every value, opaque ones too, as the stored text."""
+
+GROUPS = GROUP_PREFIX.rstrip(".")
+"""The member of a document that holds the groups."""
+
+
+def document_of(there: Namespace, form: str) -> Any:
+    """Return the document of a namespace, or end with the sentence that the format has no place for something."""
+    values = {name: entry.value for name, entry in sorted(there.names.items(), key=lambda item: item[0].said)}
+    if form == VALUES:
+        return _folded(values)
+    cursors = {name: screen.cursor_of(value) for name, value in values.items()}
+    opaque = [name for name, cursor in cursors.items() if cursor is None]
+    if opaque:
+        raise click.ClickException(
+            f"{opaque[0].quoted} in {there.state_key!r} holds no cursor, which {form} has no place for: "
+            f"export --format {VALUES}"
+        )
+    if form == "json":
+        return _folded(cursors)
+    if grouped := [name for name in cursors if name.member is not None]:
+        raise click.ClickException(
+            f"{grouped[0].key!r} in {there.state_key!r} is a group, which {form} has no place for: export --format json"
+        )
+    try:
+        plain = {name.key: cursor for name, cursor in cursors.items() if cursor is not None}
+        return formats.dump(plain, cast("formats.Format", form))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def names_in(document: Any, form: str) -> dict[Name, str]:
+    """Return the values that a document stands for, or end with the sentence that it is none of its format."""
+    try:
+        if form not in {VALUES, "json"}:
+            cursors = formats.load(document, cast("formats.Format", form))
+            return {Name(key): codec.encode(cursor) for key, cursor in cursors.items()}
+        plain, groups = _parts(document, form)
+        if form == "json":
+            formats.load(plain, "json")  # refuses what is none
+        values = {Name(key): _value_of(value, form) for key, value in plain.items()}
+        for group, members in groups.items():
+            values |= {Name(group, member): _value_of(value, form) for member, value in members.items()}
+        for name, value in values.items():
+            check_name("key", name.key)
+            check_changes(VALUES, {name.member or name.key: value})
+    except (ValueError, TypeError, RecursionError) as error:
+        raise click.ClickException(f"this is no document of the format {form}: {error}") from error
+    return values
+
+
+def _folded(values: dict[Name, Any]) -> dict[str, Any]:
+    document = {name.key: value for name, value in values.items() if name.member is None}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name.member is not None:
+            groups.setdefault(name.key, {})[name.member] = value
+    return document | ({GROUPS: groups} if groups else {})
+
+
+def _parts(document: Any, form: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the plain keys of a document, and the members of its groups."""
+    if not isinstance(document, dict):
+        raise ValueError("it must be an object of texts" if form == VALUES else "it must be an object")
+    plain = dict(cast("dict[str, Any]", document))
+    groups: Any = plain.pop(GROUPS, {})
+    if not isinstance(groups, dict) or not all(
+        isinstance(each, dict) for each in cast("dict[str, Any]", groups).values()
+    ):
+        raise ValueError(f"its {GROUPS!r} must be an object of groups, which are objects of members")
+    for key in (*plain, *cast("dict[str, Any]", groups)):
+        if key.startswith(RESERVED):
+            raise ValueError(f"{key!r} is the library's own")
+    return plain, cast("dict[str, dict[str, Any]]", groups)
+
+
+def _value_of(value: Any, form: str) -> str:
+    if form == VALUES:
+        if not isinstance(value, str):
+            raise ValueError("it must be an object of texts")
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"a cursor must be an object, and this is none: {value!r:.40}")
+    return codec.encode(cast("dict[str, Any]", value))

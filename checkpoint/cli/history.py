@@ -1,0 +1,153 @@
+"""`checkpoint history` and `diff`: what was changed, and what differs."""
+
+from __future__ import annotations
+
+import sys
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from checkpoint.cli import screen
+from checkpoint.cli.moments import when_given
+from checkpoint.cli.namespaces import Name, Namespace, near_namespace, unfolded
+from checkpoint.cli.options import (
+    as_json,
+    checked,
+    checked_keys,
+    checked_member,
+    complete_key,
+    complete_namespace,
+    member,
+    namespace,
+    reading,
+    store_option,
+)
+from checkpoint.cli.past import changes_of, check_known, values_at
+from checkpoint.cli.writing import equal
+
+if TYPE_CHECKING:
+    from checkpoint.cli.moments import When
+    from checkpoint.entries import Change
+
+
+@click.command()
+@namespace
+@click.argument("key", required=False, callback=checked_keys, shell_complete=complete_key)
+@member
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show at most N changes.", metavar="N"
+)
+@as_json
+@store_option()
+def history(namespace: str, key: str | None, *, member: str | None, limit: int, as_json: bool, url: str | None) -> None:
+    """Show what the latest commits changed, newest first.
+
+    For one key, one member of a group, or for all. Each change begins with its version, which `checkpoint restore --to`
+    and `checkpoint diff --since` take.
+    """
+    if member is not None and key is None:
+        raise click.UsageError("--member is of one group: name it as KEY")
+    with reading(url) as store:
+        there = Namespace(store, namespace)
+        changes = changes_of(there, key, member)
+        check_known(there, changes, key, member)
+        for layout in there.groups.values():
+            if layout.is_version_1 and len(layout.members) > 1:
+                changes = unfolded(changes, layout)
+    if as_json:
+        screen.document([_change_fields(change) for change in changes[:limit]])
+        return
+    if not changes:
+        what = f"{Name(key, member).quoted} in {namespace!r}" if key else repr(namespace)
+        screen.say(f"No history of {what} in {store!r}.")
+    for number, (_, commit) in enumerate(groupby(changes[:limit], key=lambda change: change.version)):
+        if number:
+            screen.say("")
+        _show_commit(list(commit))
+
+
+def _show_commit(changes: list[Change]) -> None:
+    one = changes[0]
+    who = [f"run {one.run_id}"] if one.run_id else []
+    who += [f"by {one.by}"] if one.by else []
+    screen.say(", ".join([f"version {one.version}", one.at, *who, f"{one.host} process {one.process}"]))
+    for reason in dict.fromkeys(change.reason for change in changes if change.reason):
+        screen.say(f"reason: {reason}")
+    screen.show_changes((Name(change.key, change.member).said, change.before, change.after) for change in changes)
+
+
+def _change_fields(change: Change) -> dict[str, Any]:
+    return {
+        "version": change.version,
+        "at": change.at,
+        "run_id": change.run_id,
+        "host": change.host,
+        "process": change.process,
+        "member": change.member,
+        "reason": change.reason,
+        "by": change.by,
+        "key": change.key,
+        "before": screen.told_value(change.before),
+        "after": screen.told_value(change.after),
+    }
+
+
+@click.command()
+@namespace
+@click.argument("other", required=False, callback=checked, shell_complete=complete_namespace)
+@click.option("--member", metavar="NAME", callback=checked_member, help="Compare this member of a group alone.")
+@click.option("--with", "target", metavar="URL", help="The store of the other side. Default: the same one.")
+@click.option("--since", callback=when_given, metavar="MOMENT", help="Compare NAMESPACE as it was at that moment.")
+@click.option(
+    "--until", callback=when_given, metavar="MOMENT", help="Compare with the other side at this moment (default: now)."
+)
+@as_json
+@store_option()
+def diff(
+    namespace: str,
+    other: str | None,
+    *,
+    member: str | None,
+    target: str | None,
+    since: When | None,
+    until: When | None,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Compare two namespaces, two stores, or two moments.
+
+    OTHER, --with and --until say how the other side differs. MOMENT is a version, a time or an age, as in `checkpoint
+    restore`. Lines with - are on this side, lines with + on the other. Exits with 0 if both are the same, with 1 if
+    they differ, and with 2 on an error.
+    """
+    if not any((other, target, since, until)):
+        raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
+    with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
+        one, two = Namespace(store, namespace), Namespace(there, other or namespace)
+        before, after = values_at(one, since), values_at(two, until)
+        if not any((before, after, since, until)):
+            near = near_namespace(store, namespace)
+            raise click.ClickException(
+                f"{namespace!r} holds nothing in {store!r}, nor does {other or namespace!r} in {there!r}{near}"
+            )
+        if member is not None and not any(name.member == member for name in (*before, *after)):
+            raise click.ClickException(f"no group of {namespace!r} or {other or namespace!r} has a member {member!r}")
+    changes = _differences(before, after, member)
+    if as_json:
+        told = [
+            {**name.fields(), "before": screen.told_value(old), "after": screen.told_value(new)}
+            for name, old, new in changes
+        ]
+        screen.document({"namespace": namespace, "other": other or namespace, "changes": told})
+    else:
+        screen.show_changes((name.said, old, new) for name, old, new in changes)
+    sys.exit(1 if changes else 0)
+
+
+def _differences(
+    before: dict[Name, str], after: dict[Name, str], member: str | None
+) -> list[tuple[Name, str | None, str | None]]:
+    names = [name for name in {*before, *after} if member is None or name.member == member]
+    pairs = ((name, before.get(name), after.get(name)) for name in sorted(names, key=lambda name: name.said))
+    return [(name, old, new) for name, old, new in pairs if not equal(old, new)]

@@ -1,0 +1,80 @@
+"""Whether a value may be stored under a name by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from checkpoint.cli import screen
+from checkpoint.cli.namespaces import Name, members_in
+from checkpoint.streams.stored import BESIDE, WrongShapeError, is_value
+from checkpoint.streams.stored import read as stored_state
+from checkpoint.streams.values import Scale, shorten
+
+if TYPE_CHECKING:
+    from checkpoint import codec
+    from checkpoint.cli.namespaces import Layout, Namespace
+
+
+def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool = False) -> None:
+    """Refuse a value that would hide a group, or that the stream which stored the last one could not read.
+
+    None stands for a value that is not known yet.
+    """
+    group = there.groups.get(name.key)
+    if name.member is not None and group is None and Name(name.key) in there.names:
+        raise click.ClickException(there.absent(*name))
+    if name.member is None and group is not None and (not group.is_version_1 or _hides(group, value)):
+        raise click.ClickException(there.absent(name.key))
+    cursor = None if value is None or raw else screen.cursor_of(value)
+    if cursor is not None and (why := unreadable(screen.cursor_of(there.value(name) or ""), cursor)):
+        raise click.ClickException(f"a stream could not read this as {name.quoted}: {why}; nothing was written")
+
+
+def _hides(group: Layout, value: str | None) -> bool:
+    """Tell whether a value in place of a group of version 1 loses its members."""
+    return value is not None and len(group.members) > 1 and members_in(value) is None
+
+
+def unreadable(before: codec.Cursor | None, after: codec.Cursor) -> str | None:
+    """Return why the stream that stored a cursor cannot read the one that is to replace it; None: it can.
+
+    A stream's cursor has its position under one name, and a few others beside it; a job's own may be anything.
+    """
+    fields = [name for name in after if name not in BESIDE]
+    known = [name for name in before or {} if name not in BESIDE]
+    if len(fields) > 1 or len(known) > 1:
+        return None
+    old = (before or {}).get(known[0]) if known else None
+    if not after:
+        return "it has no position; `checkpoint clear` deletes the key" if is_value(old) else None
+    field = (fields or known or [""])[0]
+    try:
+        stored_state("it", after, field)
+    except WrongShapeError as error:
+        return str(error) if (fields == known and is_value(old)) or after.keys() & {*BESIDE} else None
+    except ValueError:
+        return None
+    return _apart(field, old, after[field]) if fields == known and is_value(old) else None
+
+
+def _apart(field: str, old: Any, new: Any) -> str | None:
+    """Return why two positions of a field do not compare; None: they do, or what they are is not known."""
+    kind, found = _kind(old), _kind(new)
+    if kind is None:  # its cursor_format says what it is
+        return f"its {field!r} was text, and is no text now" if isinstance(old, str) != isinstance(new, str) else None
+    if found == kind or {kind, found} == {"instant", "wall"}:  # timezone= may say whose clock it is
+        return None
+    what = "a number" if kind == "number" else "a time"
+    return f"its {field!r} was {what}, {shorten(old)}, and {shorten(new)} is none"
+
+
+def _kind(position: Any) -> str | None:
+    """Return what a position says that it is; None: it does not."""
+    scale = Scale("it")
+    try:
+        scale.settle(position)
+    except (TypeError, ValueError):
+        return None
+    return scale.kind

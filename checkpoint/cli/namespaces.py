@@ -1,0 +1,375 @@
+"""What a namespace holds, by key and by member of its groups, however these are stored.
+
+Verbs speak of names, `contacts` or `accounts / a17`; only this file knows that members have entries of their own, share
+packed ones, or are stored as version 1 did. What version 1 stored of a group are keys like any other until a job opens
+it: such keys have names of their own, and their members can be named beside them.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from checkpoint import codec
+from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, member_key, named
+from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.run import forms
+from checkpoint.stores.base import Atomic, ListsNamespaces
+from checkpoint.streams.stored import BESIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from checkpoint.entries import Change, Entry
+    from checkpoint.stores.base import Store
+
+
+class Name(NamedTuple):
+    """What an operator calls a cursor: a key, or a group and its member."""
+
+    key: str
+    member: str | None = None
+
+    @property
+    def said(self) -> str:
+        """The name as screens show it."""
+        return self.key if self.member is None else f"{self.key} / {self.member}"
+
+    @property
+    def quoted(self) -> str:
+        """The name as sentences show it."""
+        return repr(self.key) if self.member is None else f"{self.member!r} of {self.key!r}"
+
+    def fields(self) -> dict[str, str]:
+        """Return the name as documents have it; a plain key has no member."""
+        return {"key": self.key} if self.member is None else {"key": self.key, "member": self.member}
+
+
+Changes = dict[Name, "str | None"]
+"""The value that each name is to have; None: it is deleted."""
+
+
+class Layout(NamedTuple):
+    """How a group is stored.
+
+    an entry a member   `shards` None
+    packed              `shards` is their number; a shard that is not there is empty
+    version 1           likewise, without a head: the entry `NAME`, or `NAME.16-00` and its like
+    """
+
+    name: str
+    shards: int | None
+    is_version_1: bool
+    members: dict[str, Entry]
+    """Each with its own value, and times and version of the entry that it is stored in."""
+
+    def entry_key(self, member: str) -> str:
+        """Return the key of the entry that a member is stored in."""
+        if self.shards is None:
+            return member_key(self.name, member)
+        index = forms.index_of(member, self.shards)
+        if not self.is_version_1:
+            return forms.shard_key(self.name, index)
+        return self.name if self.shards == 1 else f"{self.name}.{self.shards:02d}-{index:02d}"
+
+    def shared_keys(self) -> list[str]:
+        """Return the keys of the entries that hold several members each."""
+        if self.shards is None:
+            return []
+        if not self.is_version_1:
+            return [forms.shard_key(self.name, index) for index in range(self.shards)]
+        indices = range(self.shards)
+        return [self.name] if self.shards == 1 else [f"{self.name}.{self.shards:02d}-{i:02d}" for i in indices]
+
+
+class Namespace:
+    """A namespace as it was loaded.
+
+    Args:
+        store: where it is.
+        state_key: how it is called.
+
+    Raises:
+        CorruptState: the head or a shard of a group cannot be read.
+        StoreError: the store refused or failed.
+
+    """
+
+    def __init__(self, store: Store, state_key: str) -> None:
+        self.store = store
+        self.state_key = state_key
+        self.stored = store.load(state_key)
+        """The entries as they are stored, reserved ones too."""
+        self.groups: dict[str, Layout] = {}
+        """The groups, those of version 1 too: while a group is moved to version 2, both may be stored."""
+        for layout in (*self._layouts(), *self._of_version_1()):
+            self.groups.setdefault(layout.name, layout)
+        self.names: dict[Name, Entry] = {
+            Name(key): entry for key, entry in self.stored.items() if not key.startswith(RESERVED)
+        }
+        """Every key, and every member that is not of version 1: together they are all that is stored."""
+        for layout in self.groups.values():
+            if not layout.is_version_1:
+                self.names |= {Name(layout.name, member): entry for member, entry in layout.members.items()}
+
+    def entry(self, name: Name) -> Entry | None:
+        """Return what is stored under a name; None: nothing is."""
+        if name.member is not None and name.key in self.groups:
+            return self.groups[name.key].members.get(name.member)
+        return self.names.get(name)
+
+    def value(self, name: Name) -> str | None:
+        """Return the value stored under a name; None: there is none."""
+        entry = self.entry(name)
+        return None if entry is None else entry.value
+
+    def under(self, key: str) -> list[Name]:
+        """Return what a key stands for: itself, or all members of a group."""
+        if key in self.groups and Name(key) not in self.names:
+            layout = self.groups[key]
+            if layout.is_version_1:
+                return [Name(each) for each in layout.shared_keys() if each in self.stored]
+            return [Name(key, member) for member in layout.members]
+        return [Name(key)] if Name(key) in self.names else []
+
+    def existing(self, name: Name) -> Entry:
+        """Return what is stored under a name, or end with the sentence that nothing is."""
+        entry = self.entry(name)
+        if entry is None:
+            raise click.ClickException(self.absent(*name))
+        return entry
+
+    def absent(self, key: str, member: str | None = None) -> str:
+        """Return the sentence that there is no such cursor, with what may have been meant."""
+        where = self.state_key
+        if not (self.names or self.groups):
+            return nothing(self.store, where)
+        if member is not None and key in self.groups:
+            return f"{key!r} in {where!r} has no member {member!r}{meant(member, self.groups[key].members)}"
+        if member is not None and Name(key) in self.names:
+            return f"{key!r} in {where!r} is not a group: leave --member out"
+        if key in self.groups:
+            members = self.groups[key].members
+            some = f"--member, such as {min(members)}" if members else "--member"
+            count = f"{len(members):,} member{'' if len(members) == 1 else 's'}"
+            return f"{key!r} in {where!r} is a group of {count}: name one with {some}"
+        for group, layout in self.groups.items():
+            if key in layout.members:
+                return f"there is no key {key!r} in {where!r}, but a member of a group: {group} --member {key}"
+        inside = self.inside_version_1()
+        near = meant(key, {*self.groups, *(name.key for name in self.names if name.key not in inside)})
+        return f"there is no {key!r} in {where!r}{near or f': see `checkpoint list {where}`'}"
+
+    def inside_version_1(self) -> set[str]:
+        """Return the keys of the entries in which version 1 packed the members of groups.
+
+        One with a single member is left out: it looks like a cursor, and is shown as one.
+        """
+        groups = (layout for layout in self.groups.values() if layout.is_version_1 and len(layout.members) > 1)
+        return {key for layout in groups for key in layout.shared_keys()}
+
+    def shown(self) -> dict[Name, Entry]:
+        """Return every key and member as people see them, those of version 1 too, in order."""
+        inside = self.inside_version_1()
+        found = {name: entry for name, entry in self.names.items() if name.key not in inside}
+        for layout in self.groups.values():
+            if layout.is_version_1 and not inside.isdisjoint(layout.shared_keys()):
+                found |= {Name(layout.name, member): entry for member, entry in layout.members.items()}
+        return dict(sorted(found.items(), key=lambda item: item[0].said))
+
+    # Writing
+
+    def entries_for(self, changes: Mapping[Name, str | None]) -> dict[str, str | None]:
+        """Return which entries are to be written for changes of names, each group in its own form.
+
+        Raises:
+            ValueError: a member of a packed group would get what is no JSON.
+
+        """
+        written: dict[str, str | None] = {name.key: value for name, value in changes.items() if name.member is None}
+        groups: dict[str, dict[str, str | None]] = {}
+        for name, value in changes.items():
+            if name.member is not None:
+                groups.setdefault(name.key, {})[name.member] = value
+        for group, members in groups.items():
+            written |= self._entries_of(self.groups.get(group) or self._new(group), members)
+        return written
+
+    def base_for(self, written: Iterable[str]) -> dict[str, Entry | None]:
+        """Return what a commit of these entries must find: they, and the heads of packed groups, as they were."""
+        heads = {head_key(layout.name) for layout in self.groups.values() if layout.shards and not layout.is_version_1}
+        keys = [*written]
+        relied = {head for head in heads if any(key.startswith(f"{head}.") for key in keys)}
+        return {key: self.stored.get(key) for key in (*keys, *sorted(relied - {*keys}))}
+
+    def _new(self, group: str) -> Layout:
+        return Layout(group, None if isinstance(self.store, Atomic) else forms.SHARDS, False, {})
+
+    def _entries_of(self, layout: Layout, members: Mapping[str, str | None]) -> dict[str, str | None]:
+        left = {member: entry.value for member, entry in layout.members.items()} | dict(members)
+        is_gone = not any(value is not None for value in left.values())
+        head: dict[str, str | None] = {}
+        if not layout.is_version_1 and head_key(layout.name) not in self.stored and not is_gone:
+            head = {head_key(layout.name): forms.ENTRIES if layout.shards is None else forms.packed_head(layout.shards)}
+        elif not layout.is_version_1 and is_gone and isinstance(self.store, Atomic):
+            # Elsewhere a commit may be cut, and shards must not be left without their head.
+            head = {head_key(layout.name): None}
+        if layout.shards is None:
+            return head | {layout.entry_key(member): value for member, value in members.items()}
+        touched = {layout.entry_key(member) for member in members}
+        packs: dict[str, dict[str, str | None]] = {key: {} for key in touched}
+        for member, value in left.items():
+            if value is not None and (key := layout.entry_key(member)) in touched:
+                packs[key][member] = value
+        # An entry of version 1 that is missing among others would be taken for a loss.
+        stays = layout.is_version_1 and not is_gone
+        return head | {key: forms.pack(pack) if pack or stays else None for key, pack in packs.items()}
+
+    # Reading
+
+    def _layouts(self) -> Iterator[Layout]:
+        values = {key: entry.value for key, entry in self.stored.items() if key.startswith(GROUP_PREFIX)}
+        by_head: dict[str, dict[str, Entry]] = {}
+        for key, entry in self.stored.items():
+            if key.startswith(GROUP_PREFIX) and "/" in key:
+                by_head.setdefault(key.partition("/")[0], {})[key.partition("/")[2]] = entry
+        for head, shards in forms.stored_groups(self.state_key, values).items():
+            group = named(f"{head}/")[0]
+            if shards is None:
+                yield Layout(group, None, False, by_head.get(head, {}))
+            else:
+                found = forms.packed_members(self.state_key, group, values, shards)
+                packed = Layout(group, shards, False, {})
+                for member, value in found.items():
+                    packed.members[member] = self.stored[packed.entry_key(member)]._replace(value=value)
+                yield packed
+
+    def _of_version_1(self) -> Iterator[Layout]:
+        """Yield the groups that version 1 stored; of one that two runs stored differently, the last one first."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for key in self.stored:
+            if key.startswith(RESERVED):
+                continue
+            name = key.rpartition(".")[0]
+            if (shards := forms.version_1_shards(name, key)) > 1:
+                found.setdefault((name, shards), []).append(key)
+            elif not key.startswith("$"):  # what documents of neighbours have beside streams
+                found[key, 1] = [key]
+        for (name, shards), keys in sorted(found.items(), key=lambda item: self._written_at(item[1]), reverse=True):
+            layout = Layout(name, shards, True, {})
+            packs = {key: members_in(self.stored[key].value) for key in layout.shared_keys() if key in keys}
+            if len(packs) < shards or None in packs.values():
+                continue
+            for key, members in packs.items():
+                entry = self.stored[key]
+                layout.members.update({m: entry._replace(value=value) for m, value in (members or {}).items()})
+            if layout.members:
+                yield layout
+
+    def _written_at(self, keys: Iterable[str]) -> str:
+        return max(self.stored[key].updated_at or "" for key in keys)
+
+
+def members_in(value: str | None) -> dict[str, str] | None:
+    """Return the members in an entry that version 1 packed, or that is a shard; None: it is neither."""
+    if value is None:
+        return {}
+    try:
+        items = codec.decode(value)
+    except ValueError:
+        return None
+    if not all(isinstance(item, dict) for item in items.values()) or (items and items.keys() <= {*BESIDE}):
+        return None
+    return {member: codec.encode(item) for member, item in items.items()}
+
+
+def unfolded(changes: Iterable[Change], layout: Layout | None) -> list[Change]:
+    """Return changes by member where they are of entries that hold several members of a group, the newest first."""
+    shared: set[str] = set() if layout is None else {*layout.shared_keys()}
+    told: list[Change] = []
+    for change in changes:
+        before, after = members_in(change.before), members_in(change.after)
+        if layout is None or change.key not in shared or before is None or after is None:
+            told.append(change)
+            continue
+        for member in sorted({*before, *after}):
+            old, new = before.get(member), after.get(member)
+            if old != new:
+                told.append(change._replace(key=layout.name, member=member, before=old, after=new))
+    return sorted(told, key=lambda change: -change.version)
+
+
+def cursor_in(namespace: str, name: Name, entry: Entry) -> codec.Cursor:
+    """Return the cursor of an entry.
+
+    Raises:
+        CorruptState: it holds none.
+
+    """
+    try:
+        return codec.decode(entry.value)
+    except ValueError as reason:
+        raise CorruptState(namespace, name.said, entry.value) from reason
+
+
+def name_of(key: str) -> str:
+    """Return what the entry of a key is called in a sentence: never by the spelling in which groups are stored."""
+    group, member = named(key)
+    if member is not None:
+        return Name(group, member).quoted
+    if not key.startswith(GROUP_PREFIX):
+        return repr(key)
+    head, _, number = key.rpartition(".")
+    return f"the group {named(f'{head if number.isdecimal() and head.startswith(GROUP_PREFIX) else key}/')[0]!r}"
+
+
+# Namespaces
+
+
+def names_of_namespaces(store: Store) -> list[str]:
+    """Return the namespaces of a store, or end with the sentence that it cannot tell."""
+    if isinstance(store, ListsNamespaces):
+        return store.namespaces()
+    raise click.ClickException(f"{store!r} cannot list its namespaces: name one")
+
+
+def matching(store: Store, namespace: str) -> list[str]:
+    """Return the namespaces that a name or a pattern such as `crm_*` stands for, or end with one sentence.
+
+    A name with such characters in it that is one is no pattern.
+    """
+    if not is_pattern(namespace) or store.load(namespace):
+        return [namespace]
+    found = [name for name in names_of_namespaces(store) if fnmatchcase(name, namespace)]
+    if not found:
+        raise click.ClickException(f"no namespace of {store!r} is like {namespace!r}: see `checkpoint list`")
+    return found
+
+
+def is_pattern(namespace: str) -> bool:
+    """Tell whether a name may stand for several."""
+    return any(letter in namespace for letter in "*?[")
+
+
+def nothing(store: Store, namespace: str) -> str:
+    """Return the sentence that a namespace holds nothing, where, and what may have been meant."""
+    return f"{namespace!r} holds nothing in {store!r}{near_namespace(store, namespace)}"
+
+
+def near_namespace(store: Store, namespace: str) -> str:
+    """Return a question for the namespace that may have been meant; empty where there is none."""
+    if not isinstance(store, ListsNamespaces):
+        return ""
+    try:
+        return meant(namespace, store.namespaces())
+    except CheckpointError:
+        return ""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return a question for the known names that are most like one; empty where none is."""
+    near = get_close_matches(name, [each for each in known if each != name], n=3)
+    return f": did you mean {' or '.join(map(repr, near))}?" if near else ""

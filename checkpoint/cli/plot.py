@@ -1,0 +1,169 @@
+"""`checkpoint plot`: a position over time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from checkpoint.cli import chart, screen
+from checkpoint.cli.namespaces import Name, Namespace
+from checkpoint.cli.options import as_json, key, member, namespace, reading, store_option
+from checkpoint.cli.past import changes_of, check_known
+from checkpoint.cli.positions import cursor_format, epoch_hint, measured
+from checkpoint.errors import printable
+from checkpoint.streams.stored import BESIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from checkpoint.entries import Change
+
+_LABEL = 24
+"""Characters of a text that a label shows."""
+
+
+@click.command()
+@namespace
+@key
+@member
+@click.option("--field", metavar="NAME", help="The field of the cursor. Default: the only one that can be drawn.")
+@cursor_format
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw an SVG image.")
+@as_json
+@store_option()
+def plot(
+    namespace: str,
+    key: str,
+    *,
+    member: str | None,
+    field: str | None,
+    cursor_format: str | None,
+    out: Path | None,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Draw a key's position over time, and its lag.
+
+    As far back as the history reaches. The lag is how far the position was behind the clock at each commit. It is drawn
+    if the position is a time, or a number that --cursor-format says to be one. Text is drawn in its order.
+    """
+    if out is not None and out.suffix.lower() != ".svg":
+        raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")
+    name = Name(key, member)
+    with reading(url) as store:
+        there = Namespace(store, namespace)
+        if member is None and key in there.groups and Name(key) not in there.names:
+            raise click.ClickException(there.absent(key))
+        changes = [change for change in changes_of(there, key, member) if (change.key, change.member) == name]
+        check_known(there, changes, key, member)
+    steps = _plotted(changes, _field(changes, name) if field is None else field, cursor_format)
+    if not steps:
+        raise click.ClickException(f"the history of {name.quoted} in {namespace!r} has no position to draw")
+    title = printable(f"{namespace} {name.said}")
+    if as_json:
+        screen.document([step.fields() for step in steps])
+        return
+    if steps[-1].kind == "number" and (hint := epoch_hint(steps[-1].position)):
+        screen.warn(f"{steps[-1].position} is drawn as a number{hint}")
+    if out is not None:
+        screen.write_file(out, chart.svg(title, _panels(steps)).encode())
+        screen.say(f"{screen.count(len(steps), 'commit')} of {title} drawn in {out}.")
+    else:
+        console = screen.console()
+        console.print(chart.text(title, _panels(steps), min(console.width, 120)), soft_wrap=False)
+
+
+class PlottedChange(NamedTuple):
+    """What one commit said of the position."""
+
+    version: int
+    at: str
+    position: Any
+    """As it is stored."""
+    scale: float
+    """As a number: seconds since 1970 of a time, the place in order of a text."""
+    kind: str
+    """`number`, `instant`, `wall` or `text`."""
+    lag: float | None
+    """Seconds between the position and the commit; None where it is no instant."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the change as documents have it."""
+        told = self._asdict()
+        return told | {"is_time": told.pop("kind") in {"instant", "wall"}}
+
+
+def _field(changes: list[Change], name: Name) -> str:
+    """Return the only part of the newest cursor that can be drawn: a number or a time, else a text."""
+    cursor = next((found for change in changes if (found := _cursor(change)) is not None), None)
+    if cursor is None:
+        raise click.ClickException(f"there is no cursor of {name.quoted} in the history")
+    parts = {part: value for part, value in cursor.items() if part not in BESIDE}
+    fields = [part for part, value in parts.items() if measured(value) is not None]
+    fields = fields or [part for part, value in parts.items() if isinstance(value, str) and value]
+    if len(fields) == 1:
+        return fields[0]
+    hint = (
+        f"it has {', '.join(fields)}: choose one with --field"
+        if fields
+        else "none of its members is a number, a time or text"
+    )
+    raise click.ClickException(f"what of {name.quoted} is to be drawn? {hint}")
+
+
+def _cursor(change: Change) -> Mapping[str, Any] | None:
+    return None if change.after is None else screen.cursor_of(change.after)
+
+
+def _values(changes: list[Change], field: str) -> Iterator[tuple[Change, float, Any]]:
+    """Yield the changes that have a value of a field, with the time of the commit, the oldest first."""
+    for change in reversed(changes):
+        cursor, at = _cursor(change), screen.instant(change.at)
+        if cursor is not None and cursor.get(field) is not None and at is not None:
+            yield change, at.timestamp(), cursor[field]
+
+
+def _plotted(changes: list[Change], field: str, form: str | None) -> list[PlottedChange]:
+    """Return the changes of a field in the kind that the newest one has."""
+    values = list(_values(changes, field))
+    found = [measured(value, form) for _, _, value in values]
+    if not any(found) and form in {None, "text"} and all(isinstance(value, str) for _, _, value in values):
+        found = _in_order([value for _, _, value in values])
+    kind = next((one[1] for one in reversed(found) if one is not None), None)
+    steps: list[PlottedChange] = []
+    for (change, at, value), one in zip(values, found, strict=True):
+        if one is not None and one[1] == kind:
+            lag = at - one[0] if kind == "instant" else None
+            steps.append(PlottedChange(change.version, change.at, value, one[0], one[1], lag))
+    return steps
+
+
+def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
+    """Return texts by their place in order: as numbers where all of them are written so, else by code point."""
+    numbers = [measured(text, "number") for text in texts]
+    if all(numbers):
+        return numbers
+    places = {text: place for place, text in enumerate(sorted({*texts}))}
+    return [(places[text], "text") for text in texts]
+
+
+def _panels(steps: list[PlottedChange]) -> list[chart.Panel]:
+    moments = [at.timestamp() for step in steps if (at := screen.instant(step.at)) is not None]
+    points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
+    panels = [chart.Panel("position", points, _label(steps))]
+    lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
+    if lags:
+        panels.append(chart.Panel("lag", lags, screen.span))
+    return panels
+
+
+def _label(steps: list[PlottedChange]) -> Callable[[float], str]:
+    """Return what writes the values of the position at the axis."""
+    if steps[0].kind == "number":
+        return chart.number_label
+    if steps[0].kind != "text":
+        return chart.time_label
+    texts = {step.scale: printable(str(step.position)) for step in steps}
+    return lambda place: texts[place] if len(texts[place]) <= _LABEL else f"{texts[place][: _LABEL - 1]}…"

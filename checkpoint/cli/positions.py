@@ -1,0 +1,100 @@
+"""Positions as operators see them: which part of a cursor it is, what it compares by, and how far it lags."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from checkpoint.cli import screen
+from checkpoint.streams.keys import Clock
+from checkpoint.streams.spellings import UNITS, spelling
+from checkpoint.streams.stored import BESIDE
+from checkpoint.streams.values import Scale, epoch_named
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Position(NamedTuple):
+    """Where a cursor stands."""
+
+    field: str
+    """The part of the cursor."""
+    value: Any
+    """As it is stored."""
+    scale: float
+    """As a number: seconds since 1970 of a time."""
+    kind: str
+    """`number`, `instant`, or `wall` (a time without a zone)."""
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds from the position to now; None: it is no instant."""
+        return datetime.now(timezone.utc).timestamp() - self.scale if self.kind == "instant" else None
+
+
+def format_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Return the name of a cursor format, or a pattern, as `cursor_format=` takes it."""
+    if value is not None:
+        try:
+            spelling(value, Clock(None))
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{value!r} is none of {', '.join(UNITS)}, number, text, and no pattern such as %m/%d/%Y."
+            ) from error
+    return value
+
+
+cursor_format = click.option(
+    "--cursor-format",
+    "cursor_format",
+    metavar="FORMAT",
+    callback=format_given,
+    help="What the values are, as the job's cursor_format says: epoch_s, epoch_ms, number, text, a pattern …",
+)
+
+
+def measured(value: Any, form: str | None = None) -> tuple[float, str] | None:
+    """Return a cursor value as a number, and its kind; None where it has no scale."""
+    scale = Scale("the position", cursor_format=form)
+    try:
+        found = scale.key_of(value)
+        if scale.kind == "number":
+            return float(found), "number"
+        if scale.has_clock:
+            seconds, _, fraction = scale.digestible(found).partition(".")
+            return int(seconds) + float(f"0.{fraction or 0}"), scale.kind or "wall"
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None
+
+
+def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Position]:
+    """Return the parts of a cursor that a stream could have as its position, and that have a scale."""
+    return [
+        Position(field, value, *found)
+        for field, value in cursor.items()
+        if field not in BESIDE and (found := measured(value, form)) is not None
+    ]
+
+
+def position_of(value: str | None, form: str | None = None) -> Position | None:
+    """Return the position in a stored value; None: it is no cursor, or not just one part of it can be the position."""
+    cursor = None if value is None else screen.cursor_of(value)
+    found = [] if cursor is None else positions_in(cursor, form)
+    instants = [one for one in found if one.kind == "instant"]
+    return instants[0] if len(instants) == 1 else found[0] if len(found) == 1 else None
+
+
+def lag_of(value: str | None, form: str | None = None) -> float | None:
+    """Return how many seconds a stored cursor's position is behind; None: it is no instant."""
+    position = position_of(value, form)
+    return None if position is None else position.lag
+
+
+def epoch_hint(value: Any) -> str:
+    """Return what to add about a number that may count the seconds since 1970; empty where it does not seem so."""
+    name = epoch_named(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return f": if {value} counts time, add --cursor-format {name}" if name else ""

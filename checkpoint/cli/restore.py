@@ -1,0 +1,142 @@
+"""`checkpoint restore`: back to what was stored at a moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from checkpoint import codec
+from checkpoint.cli import screen
+from checkpoint.cli.moments import when_given
+from checkpoint.cli.namespaces import Name, Namespace, is_pattern, matching
+from checkpoint.cli.options import as_json, dry_run, keys, member, namespace, reading, store_option, yes
+from checkpoint.cli.past import kept_at, kept_of_member
+from checkpoint.cli.writing import Plan, carry_out, counted, planned
+from checkpoint.streams.stored import RESUME
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from checkpoint.cli.moments import When
+    from checkpoint.cli.past import Kept
+
+
+@click.command()
+@namespace
+@keys
+@member
+@click.option("--to", "moment", callback=when_given, metavar="MOMENT", required=True, help="A version, time or age.")
+@yes
+@dry_run
+@as_json
+@store_option()
+def restore(
+    namespace: str,
+    keys: tuple[str, ...],
+    *,
+    member: str | None,
+    moment: When,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Bring keys back to what they were at a moment.
+
+    All keys, if none is named; a KEY that is a group stands for all of its members. MOMENT is a version that
+    `checkpoint history` shows (as it was after that commit), a time such as 2024-05-01T10:00Z (UTC if it has no zone),
+    or an age such as 2h: the newest kept state by then is taken, and named. The old values are written as a new commit;
+    the history is kept. NAMESPACE may be a pattern, 'crm_*'.
+
+    The place where a paged reading was interrupted does not come back: its page token is as old as the moment, and a
+    source may refuse it. The stream reads on from the position.
+    """
+    if member is not None and len(keys) != 1:
+        raise click.UsageError("--member is of one group: name it as KEY")
+    with reading(url) as store:
+        found = [Namespace(store, each) for each in matching(store, namespace)]
+        many = is_pattern(namespace) and [there.state_key for there in found] != [namespace]
+        if many and keys:
+            found = [there for there in found if any(there.under(key) for key in keys)]
+        planned_here = [_plan(there, keys, member, moment) for there in found]
+        plans, losses = [plan for plan, _ in planned_here], [loss for _, loss in planned_here if loss]
+        if losses and (yes or dry_run):  # nobody is asked
+            for loss in losses:
+                screen.warn(loss)
+
+        def ask(_number: int) -> str:
+            changed = [name for plan in plans for name in plan.changes]
+            return " ".join([*losses, f"Change {counted(changed)} of {namespace!r}?"])
+
+        carry_out(plans, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, many=many)
+
+
+def _plan(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> tuple[Plan, str]:
+    """Return what is to change, and what is lost by it; empty where nothing is."""
+    kept = _kept(there, keys, member, moment)
+    values, dropped = _without_places({name: state.value for name, state in sorted(kept.items())})
+    plan = planned(there, values, reason=f"restored to {moment.text}")
+    beside = {name: {"as_of": {"version": kept[name].version, "at": kept[name].at}} for name in plan.changes}
+    said = [*_which({name: kept[name] for name in plan.changes}), *_places([n for n in dropped if n in plan.changes])]
+    return plan._replace(beside=beside, said=said), _loss(plan, kept, moment)
+
+
+def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> dict[Name, Kept]:
+    """Return the kept states of what is to be restored, or end with the sentence that a key is not there."""
+    if member is not None:
+        name = Name(keys[0], member)
+        return {name: kept_of_member(there, name, moment)}
+    under = {key: {Name(key), *there.under(key)} for key in keys}  # of version 1 a group's entries have other keys
+    wanted = {name for names in under.values() for name in names}
+    kept = kept_at(there, moment, lambda name: not keys or name.key in keys or name in wanted)
+    for key, names in under.items():
+        if not any(name.key == key or name in names for name in kept):
+            _, question, meant = there.absent(key).partition(": did you mean ")
+            where = f"there is no {key!r} in {there.state_key!r}, now or at {moment.text}"
+            raise click.ClickException(f"{where}{question}{meant}")
+    return kept
+
+
+def _without_places(values: Mapping[Name, str | None]) -> tuple[dict[Name, str | None], list[Name]]:
+    """Return values without the places where readings were interrupted, and the names of those that had one."""
+    kept: dict[Name, str | None] = {}
+    dropped: list[Name] = []
+    for name, value in values.items():
+        cursor = None if value is None else screen.cursor_of(value)
+        kept[name] = value
+        if cursor is not None and isinstance(cursor.get(RESUME), dict):
+            dropped.append(name)
+            del cursor[RESUME]
+            kept[name] = codec.encode(cursor) if cursor else None
+    return kept, dropped
+
+
+def _places(names: Sequence[Name]) -> list[str]:
+    if not names:
+        return []
+    what = ", ".join(name.said for name in names)
+    return [f"the place where a reading was interrupted stays out, for its page token is old: {what}"]
+
+
+def _which(kept: Mapping[Name, Kept]) -> list[str]:
+    """Return lines that say which kept state each key is brought back to."""
+    by_version: dict[tuple[int, str | None], list[str]] = {}
+    for name, state in kept.items():
+        if state.version:
+            by_version.setdefault((state.version, state.at), []).append(name.said)
+    return [
+        f"as of version {version}{f', {at}' if at else ''}: {', '.join(names)}"
+        for (version, at), names in sorted(by_version.items(), key=lambda item: item[0][0])
+    ]
+
+
+def _loss(plan: Plan, kept: Mapping[Name, Kept], moment: When) -> str:
+    """Return what it means to go back to when keys were not there yet; empty where none is lost by it."""
+    gone = [name for name in plan.changes if not kept[name].version]
+    if not gone:
+        return ""
+    what = f"{'all ' if len(gone) == len(plan.there.names) > 1 else ''}{counted(gone)}"
+    if not any(state.version for state in kept.values()):
+        return f"{moment.text} is before the first commit that history has: this deletes {what}."
+    return f"{screen.some([name.said for name in gone])} came after {moment.text}: this deletes {what}."

@@ -1,0 +1,259 @@
+"""`checkpoint rewind`: a position taken back, so that a stream reads on from an earlier place."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from checkpoint import codec
+from checkpoint.cli import screen
+from checkpoint.cli.moments import seconds_in
+from checkpoint.cli.namespaces import Name, Namespace, is_pattern, matching
+from checkpoint.cli.options import (
+    as_json,
+    dry_run,
+    key,
+    member,
+    namespace,
+    reading,
+    store_option,
+    yes,
+)
+from checkpoint.cli.positions import cursor_format
+from checkpoint.cli.writing import carry_out, counted, planned
+from checkpoint.streams.spellings import UNITS
+from checkpoint.streams.stored import BESIDE, RESUME, is_value
+from checkpoint.streams.values import Scale, Step, shorten, wire
+
+if TYPE_CHECKING:
+    from checkpoint.cli.writing import Plan
+
+_FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), number, text, or a pattern as %m/%d/%Y"
+
+
+def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Step | None:
+    """Return the amount that an age such as `2d`, or a number, names."""
+    if value is None:
+        return None
+    seconds = seconds_in(value)
+    if seconds is not None:
+        return timedelta(seconds=seconds)
+    if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{1,30})?", value):
+        return int(value) if value.isdecimal() else Decimal(value)
+    raise click.BadParameter(f"{value!r} is no age (2d) and no number (1000) from 0 on.")
+
+
+@click.command()
+@namespace
+@key
+@member
+@click.option("--to", "to", metavar="VALUE", help="The position to go back to, spelled as the source spells it.")
+@click.option("--by", "by", callback=step_given, metavar="AMOUNT", help="How far to go back: an age (2d) or a number.")
+@click.option("--field", metavar="NAME", help="The part of the cursor that is the position, where it has several.")
+@cursor_format
+@click.option("--reason", metavar="TEXT", help="Why; it is kept in the history.")
+@yes
+@dry_run
+@as_json
+@store_option()
+def rewind(
+    namespace: str,
+    key: str,
+    *,
+    member: str | None,
+    to: str | None,
+    by: Step | None,
+    field: str | None,
+    cursor_format: str | None,
+    reason: str | None,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Take a position back: the next run reads from there again.
+
+    Never ahead. What belongs to the old position goes with it: the rows remembered there, finished windows, and the
+    place where a reading was interrupted. --by 0 forgets that place alone, for one that the source refuses. A KEY that
+    is a group stands for all of its members, NAMESPACE may be a pattern, 'crm_*': then it asks first.
+    """
+    if (to is None) == (by is None):
+        raise click.UsageError("how far? Give --to VALUE or --by AMOUNT")
+    with reading(url) as store:
+        found = [Namespace(store, each) for each in matching(store, namespace)]
+        many = is_pattern(namespace) and [there.state_key for there in found] != [namespace]
+        if many:
+            found = [there for there in found if key in there.groups or there.under(key)] or found[:1]
+        amount = f"to {to}" if by is None else f"by {_said(by)}"
+        why = reason or f"rewound {amount}"
+        how = _How(to, by, field, cursor_format)
+        plans = [_plan(there, _names(there, key, member), how, why, many=many) for there in found]
+
+        def ask(_number: int) -> str | None:
+            changed = [name for plan in plans for name in plan.changes]
+            return f"Rewind {counted(changed)} of {namespace!r} {amount}?" if many or len(changed) > 1 else None
+
+        carry_out(plans, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, many=many)
+
+
+class AheadError(ValueError):
+    """The value to go back to lies after the position."""
+
+
+class _How(NamedTuple):
+    """How far to go back."""
+
+    to: str | None
+    by: Step | None
+    """One of both is None."""
+    field: str | None
+    form: str | None
+
+
+def _said(by: Step) -> str:
+    return screen.span(by.total_seconds()) if isinstance(by, timedelta) else str(by)
+
+
+def _names(there: Namespace, key: str, member: str | None) -> list[Name]:
+    """Return the cursor that is named, or all members of a group."""
+    if member is None and key in there.groups and Name(key) not in there.names:
+        return [Name(key, each) for each in there.groups[key].members]
+    there.existing(Name(key, member))
+    return [Name(key, member)]
+
+
+def _plan(there: Namespace, names: list[Name], how: _How, reason: str, *, many: bool) -> Plan:
+    """Return what is to change; of several cursors those that stand before the value already are left alone."""
+    changes: dict[Name, str | None] = {}
+    before: list[Name] = []
+    for name in names:
+        value = _tried(there, name, how)
+        if not isinstance(value, AheadError):
+            changes[name] = value
+        elif len(names) > 1 or many:
+            before.append(name)
+        else:
+            raise click.ClickException(str(value)) from value
+    said = [f"{counted(before)} stay: they stand before {how.to} already"] if before else []
+    return planned(there, changes, reason=reason, said=said)
+
+
+def _tried(there: Namespace, name: Name, how: _How) -> str | AheadError | None:
+    try:
+        return _rewound(there, name, how)
+    except AheadError as error:
+        return error
+
+
+def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
+    """Return what a name is to hold, or end with the sentence that it cannot go back so."""
+    where = f"{name.quoted} in {there.state_key!r}"
+    cursor = screen.cursor_of(there.value(name) or "")
+    if cursor is None:
+        raise click.ClickException(f"{where} holds no cursor, so there is no position to go back from")
+    if how.by is not None and not how.by:
+        kept = {part: value for part, value in cursor.items() if part != RESUME}
+        return codec.encode(kept) if kept else None
+    field = _field(where, cursor, how.field)
+    scale = Scale(where, known={"the position": cursor[field]}, cursor_format=how.form)
+    try:
+        back = _moved(scale, cursor[field], how) if how.by is not None else _given(scale, cursor[field], how)
+    except AheadError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise click.ClickException(_in_words_of_a_prompt(str(error))) from error
+    rest = {part: value for part, value in cursor.items() if part not in BESIDE}
+    return codec.encode({**rest, field: back})
+
+
+def _field(where: str, cursor: codec.Cursor, field: str | None) -> str:
+    """Return the part of a cursor that is its position, or end with the question which it is."""
+    fields = [part for part, value in cursor.items() if part not in BESIDE and is_value(value)]
+    if field is not None and field in fields:
+        return field
+    if field is None and len(fields) == 1:
+        return fields[0]
+    parts = ", ".join(fields) or "nothing that could be a position"
+    hint = ": choose one with --field" if fields else ""
+    raise click.ClickException(f"which part of {where} is its position? It has {parts}{hint}")
+
+
+def _moved(scale: Scale, position: Any, how: _How) -> Any:
+    """Return the position moved back by an amount.
+
+    Raises:
+        TypeError, ValueError: the amount does not go with it, or leads nowhere.
+
+    """
+    by, shown = how.by or 0, shorten(position)
+    scale.settle(position, written=True)
+    if scale.kind in {"instant", "wall"} and not isinstance(by, timedelta):
+        raise ValueError(f"the position {shown} is a time: give --by an age such as 2d")
+    if isinstance(by, timedelta) and scale.kind not in {"instant", "wall"}:
+        raise ValueError(
+            f"the position {shown} is not said to be a time, so {_said(by)} before it is not known: {_FORMATS}"
+        )
+    if how.form is None and scale.kind is None and _is_decimal(position):
+        scale = Scale(scale.where, cursor_format="number")
+    moved = wire(scale.shift(position, by, -1, written=True))
+    if moved == position:
+        raise ValueError(f"{shown} less {_said(by)} is the same value")
+    return moved
+
+
+def _given(scale: Scale, position: Any, how: _How) -> Any:
+    """Return the value that a text names, of the type of the position.
+
+    Raises:
+        TypeError, ValueError: it does not compare with the position, or lies after it.
+
+    """
+    text = how.to or ""
+    value: Any = text
+    at = screen.instant(text)
+    if at is not None and how.form in UNITS and not _is_decimal(text):
+        value = wire(scale.spelled(at, position))
+    elif isinstance(position, int | float):
+        if not _is_decimal(text):
+            raise ValueError(f"{shorten(text)} is no number, and the position {position!r} is one")
+        value = int(text) if "." not in text else float(text)
+    elif how.form is None and _is_decimal(position) and _is_decimal(text):
+        scale = Scale(scale.where, cursor_format="number")
+    _check_zones(scale, position, value)
+    if scale.key_of(value) > scale.key_of(position):
+        raise AheadError(
+            f"{shorten(value)} lies after the position {shorten(position)}: that is no rewind; `checkpoint set` stores "
+            "any position"
+        )
+    return value
+
+
+def _check_zones(scale: Scale, position: Any, value: Any) -> None:
+    """Refuse a time without a zone beside one that has one.
+
+    Raises:
+        ValueError: they do not compare.
+
+    """
+    scale.settle(position)
+    try:
+        scale.key_of(value)
+    except TypeError as error:
+        if scale.has_clock and screen.instant(str(value)) is not None:
+            which = "has a time zone" if scale.kind == "instant" else "has no time zone"
+            raise ValueError(f"the position {shorten(position)} {which}: write {shorten(value)} like it") from error
+        raise
+
+
+def _is_decimal(text: Any) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", text) is not None
+
+
+def _in_words_of_a_prompt(said: str) -> str:
+    """Return a sentence of the library with what to write here in place of what to write in a job."""
+    before, found, _ = said.partition("Say what it is: ")
+    return f"{before}{_FORMATS[0].upper()}{_FORMATS[1:]}" if found else said

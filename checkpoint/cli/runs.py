@@ -1,0 +1,58 @@
+"""`checkpoint runs`: the runs of a namespace, and how they ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from checkpoint.cli import screen
+from checkpoint.cli.namespaces import Namespace, nothing
+from checkpoint.cli.options import as_json, namespace, reading, store_option
+from checkpoint.cli.past import keeping
+from checkpoint.entries import RUN_KEY
+from checkpoint.run.runs import recorded
+
+if TYPE_CHECKING:
+    from checkpoint.run.runs import Run
+
+
+@click.command()
+@namespace
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show at most N runs.", metavar="N"
+)
+@as_json
+@store_option()
+def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
+    """List the runs of a namespace, the latest first.
+
+    When each began, how long it took, how it ended, its commits, and the rows that its streams saw and delivered. A run
+    without an end is still going, or was killed.
+    """
+    with reading(url) as store:
+        found = recorded(keeping(store).history(namespace, RUN_KEY))[:limit]
+        if not found and not (there := Namespace(store, namespace)).names:
+            raise click.ClickException(nothing(there.store, namespace))
+    if as_json:
+        screen.document([run._asdict() for run in found])
+    elif found:
+        columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
+        right = ("took", "commits", "seen", "delivered")
+        screen.show_table(columns, [_row(run) for run in found], wide="run", right=right)
+        if any(run.ended is None for run in found):
+            screen.say("no end: still going, or killed.")
+    else:
+        screen.say(f"No runs of {namespace!r} are recorded in {store!r}.")
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    began, ended = screen.instant(run.started), screen.instant(run.ended)
+    took = "-" if began is None or ended is None else screen.span((ended - began).total_seconds())
+    outcome = run.outcome or "no end"
+    rows = [f"{sum(stream.get(what, 0) for stream in run.streams.values()):,}" for what in ("seen", "delivered")]
+    return run.started[:16].replace("T", " "), took, outcome, f"{run.commits:,}", *rows, _who(run)
+
+
+def _who(run: Run) -> str:
+    return f"{run.run_id}, {run.error}" if run.error else run.run_id

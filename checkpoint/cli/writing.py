@@ -1,0 +1,159 @@
+"""What verbs that change state have in common: what is to change is shown, asked about, written, and summed up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from checkpoint import codec
+from checkpoint.cli import screen
+from checkpoint.cli.options import confirm
+from checkpoint.errors import CorruptState
+from checkpoint.run import lease
+from checkpoint.stores.base import KeepsHistory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from checkpoint.cli.namespaces import Changes, Name, Namespace
+
+
+class Plan(NamedTuple):
+    """What is to change in one namespace."""
+
+    there: Namespace
+    """As it was found: the commit is made on its base."""
+    changes: Changes
+    """Only what differs from what was found."""
+    reason: str | None = None
+    """Why, for the history."""
+    beside: Mapping[Name, Mapping[str, Any]] = {}
+    """What the document says of a change beside its values."""
+    said: Sequence[str] = ()
+    """Lines for people that go before the changes."""
+
+
+def planned(
+    there: Namespace,
+    changes: Mapping[Name, str | None],
+    *,
+    reason: str | None = None,
+    beside: Mapping[Name, Mapping[str, Any]] = {},
+    said: Sequence[str] = (),
+) -> Plan:
+    """Return the plan to give names these values; a value that is the one found, whatever its form, is no change."""
+    real = {name: value for name, value in changes.items() if not equal(there.value(name), value)}
+    return Plan(there, real, reason, beside, said)
+
+
+def equal(value: str | None, other: str | None) -> bool:
+    """Tell whether two values are equal, as a commit would judge it; None is equal to None alone."""
+    return codec.same(value, other) if value is not None and other is not None else value is other
+
+
+def carry_out(
+    plans: Sequence[Plan],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    ask: Callable[[int], str | None] = lambda _number: None,
+    yes: bool = False,
+    many: bool = False,
+) -> None:
+    """Show what is to change, ask, write it, and say what was done.
+
+    `ask` makes the question of the number of changes, None: nobody is asked. `many`: the document is a list, one item a
+    namespace.
+    """
+    total = sum(len(plan.changes) for plan in plans)
+    if not as_json:
+        for plan in plans:
+            _show(plan, many=many)
+    if total and not dry_run:
+        for plan in plans:
+            warn_of_lease(plan.there)
+        if question := ask(total):
+            confirm(question, sure=yes)
+    told: list[dict[str, Any]] = []
+    for plan in plans:
+        if plan.changes and not dry_run:
+            _commit(plan)
+        if as_json:
+            told.append({"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _told(plan)})
+        else:
+            screen.say(_summary(plan, dry_run=dry_run))
+    if as_json:
+        screen.document(told if many else told[0])
+
+
+def _show(plan: Plan, *, many: bool) -> None:
+    if many:
+        screen.say(f"{plan.there.state_key}:")
+    for line in plan.said:
+        screen.say(line)
+    screen.show_changes((name.said, plan.there.value(name), value) for name, value in plan.changes.items())
+
+
+def _told(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            **name.fields(),
+            "before": screen.told_value(plan.there.value(name)),
+            "after": screen.told_value(value),
+            **plan.beside.get(name, {}),
+        }
+        for name, value in plan.changes.items()
+    ]
+
+
+def _commit(plan: Plan) -> None:
+    there = plan.there
+    try:
+        written = there.entries_for(plan.changes)
+    except ValueError as error:
+        raise click.ClickException(f"a member of a packed group must be JSON: {error}") from error
+    run_id = f"checkpoint {click.get_current_context().info_name}"
+    base = there.base_for(written)
+    if plan.reason is not None and isinstance(there.store, KeepsHistory):
+        reasons = dict.fromkeys(written, plan.reason)
+        there.store.commit(there.state_key, written, base, run_id=run_id, reasons=reasons)
+    else:
+        there.store.commit(there.state_key, written, base, run_id=run_id)
+
+
+def _summary(plan: Plan, *, dry_run: bool) -> str:
+    namespace = plan.there.state_key
+    if not plan.changes:
+        return f"Nothing to change in {namespace!r}."
+    done = "would change; nothing was written" if dry_run else "changed"
+    return f"{counted(plan.changes)} of {namespace!r} {done}."
+
+
+def counted(names: Sequence[Name] | Mapping[Name, object]) -> str:
+    """Return how many keys and members there are, such as `2 keys and 1 member`."""
+    members = sum(name.member is not None for name in names)
+    keys = len(names) - members
+    parts = [screen.count(keys, "key")] if keys or not members else []
+    return " and ".join([*parts, screen.count(members, "member")] if members else parts)
+
+
+def warn_of_lease(there: Namespace) -> None:
+    """Say that an exclusive run holds a namespace that is about to be changed."""
+    held = held_by(there)
+    if held is not None:
+        screen.warn(
+            f"{there.state_key!r} is held by {held}. If that run is alive, its next commit of what is changed here is "
+            "a Conflict: stop it first."
+        )
+
+
+def held_by(there: Namespace) -> str | None:
+    """Return which exclusive run holds a namespace, and since when; None: none does, or what is stored is no lease."""
+    try:
+        held = lease.holder(there.state_key, there.stored.get(lease.KEY))
+    except CorruptState:
+        return None
+    if held.owner is None:
+        return None
+    return f"{held.owner} since {held.since}" if held.since else held.owner
