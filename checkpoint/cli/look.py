@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -181,16 +181,12 @@ def _row(name: str, entry: Entry) -> tuple[str, ...]:
 def readable_in_short(value: str) -> str:
     """Return a value as people read it in a line: of the rows that a stream remembers only how many there are."""
     cursor = screen.cursor_of(value)
-    if cursor is None or not isinstance(cursor.get(SEEN), dict):
+    seen: Any = None if cursor is None else cursor.get(SEEN)
+    try:
+        count = len(seen["rows"]) + (len(seen["ahead"]["rows"]) if "ahead" in seen else 0)
+        return screen.json_of({**(cursor or {}), SEEN: count})
+    except (TypeError, KeyError):  # none are remembered, or it is no stream's cursor
         return screen.readable(value)
-    return screen.json_of({**cursor, SEEN: _remembered(cursor[SEEN])})
-
-
-def _remembered(seen: Mapping[str, Any]) -> int:
-    """Return how many rows a stream remembers: at its position, and above its ceiling."""
-    ahead: Any = seen.get("ahead")
-    rows: list[Any] = [seen.get("rows"), cast("Any", ahead).get("rows") if isinstance(ahead, dict) else None]
-    return sum(len(cast("list[Any]", each)) for each in rows if isinstance(each, list))
 
 
 def _lag(seconds: float | None) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from checkpoint.cli import screen
 from checkpoint.streams.keys import Clock
-from checkpoint.streams.spellings import UNITS, spelling
+from checkpoint.streams.spellings import UNITS, Spelling, spelling
 from checkpoint.streams.stored import BESIDE
-from checkpoint.streams.values import Scale, epoch_named
+from checkpoint.streams.values import epoch_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,17 +59,21 @@ cursor_format = click.option(
 
 def measured(value: Any, form: str | None = None) -> tuple[float, str] | None:
     """Return a cursor value as a number, and its kind; None where it has no scale."""
-    scale = Scale("the position", cursor_format=form)
     try:
-        found = scale.key_of(value)
-        if scale.kind == "number":
-            return float(found), "number"
-        if scale.has_clock:
-            seconds, _, fraction = scale.digestible(found).partition(".")
-            return int(seconds) + float(f"0.{fraction or 0}"), scale.kind or "wall"
-    except (TypeError, ValueError, OverflowError):
+        kind, exact = _spelling(form).read(value)
+        if kind == "number":
+            return float(exact), kind
+        if kind == "text":
+            return None
+        seconds, fraction = exact
+        return seconds + float(f"0.{fraction or 0}"), kind
+    except (TypeError, ValueError, LookupError, OverflowError):
         return None
-    return None
+
+
+@cache
+def _spelling(form: str | None) -> Spelling:
+    return spelling(form, Clock(None))
 
 
 def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Position]:
