@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import socket
 import ssl
-import sys
 import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from functools import partial
 from traceback import walk_tb
-from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
-from weakref import WeakSet
 
 if TYPE_CHECKING:
     import httpcore
@@ -33,6 +28,7 @@ else:
         import httpcore
 
 _CHUNK = 64 * 1024  # bytes written at once: one call may wait for every packet anew
+_NEXT_ADDRESS = 0.25  # seconds after which another address of a host is tried beside the one that is silent
 _LEAST = 0.001  # seconds of a wait: 0 would mean not to wait at all, and so another error
 
 _ADDRESS = re.compile(r"[\d.]+|[\da-fA-F.]*:[\da-fA-F:.]*(%.*)?")
@@ -62,20 +58,13 @@ class Limit(NamedTuple):
 
 
 class Network(httpcore.NetworkBackend):
-    """Opens the sockets of one client, and ends everything on them by the deadline of the thread that waits."""
+    """Opens the socket of one connection, and ends everything on it by the deadline of the request that uses it."""
+
+    limit: Limit
+    """What the request may take that uses the connection."""
 
     def __init__(self) -> None:
-        self._threads = threading.local()
-        self._streams: WeakSet[_Stream] = WeakSet()
-
-    def limit(self, limit: Limit) -> None:
-        """Set what this thread's next request may take."""
-        self._threads.limit = limit
-
-    def now(self) -> Limit:
-        """Return what this thread's request may take."""
-        limit: Limit = self._threads.limit
-        return limit
+        self._stream: _Stream | None = None
 
     def connect_tcp(
         self,
@@ -86,18 +75,15 @@ class Network(httpcore.NetworkBackend):
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address of a host that answers, all of them within one step's time."""
-        limit = self.now()
-        addresses = self._resolved(host, port, limit)
-        share = limit.left() / len(addresses)
-        outer, failure = sys.exc_info()[1], cast("Exception", httpcore.ConnectError(f"{host} has no address"))
+        addresses = self._resolved(host, port)
+        share = self.limit.left() / len(addresses)
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in addresses:
             try:
                 stream = httpcore.SyncBackend().connect_tcp(
-                    address, port, min(share, limit.left()), local_address, socket_options
+                    address, port, min(share, self.limit.left()), local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:  # noqa: PERF203 - the next may answer
-                if interruption(behind(error, outer)) is not None:
-                    raise
                 failure = error
             else:
                 return self.adopt(stream)
@@ -105,49 +91,64 @@ class Network(httpcore.NetworkBackend):
 
     def adopt(self, stream: httpcore.NetworkStream) -> httpcore.NetworkStream:
         """Put a stream under the deadline."""
-        adopted = _Stream(stream, self)
-        self._streams.add(adopted)
-        return adopted
+        self._stream = _Stream(stream, self)
+        return self._stream
 
     def close(self) -> None:
-        """Close every socket, whoever waits at it."""
-        for stream in list(self._streams):
+        """Close the socket, whoever waits at it."""
+        if self._stream is not None:
             with suppress(OSError):
-                stream.close()
+                self._stream.close()
 
-    def _resolved(self, host: str, port: int, limit: Limit) -> list[str]:
-        answer = resolve(host, port)
-        done, _ = wait([answer], limit.left())
-        if not done:
-            raise httpcore.ConnectTimeout(f"no address of {host} in {limit.left():.0f} s")
+    def _resolved(self, host: str, port: int) -> list[str]:
+        answer, seconds = resolve(host, port), self.limit.left()
+        if not wait([answer], seconds).done:
+            raise httpcore.ConnectTimeout(f"no address of {host} in {seconds:.0f} s")
         error = answer.exception()
         if isinstance(error, OSError | UnicodeError):
             raise httpcore.ConnectError(str(error))
         return list(dict.fromkeys(str(address[4][0]) for address in answer.result()))
 
 
+class HandshakeFailed(httpcore.ConnectError):
+    """TLS could not be agreed on with a host: the service, or a proxy on the way to it."""
+
+    def __init__(self, text: str, host: str | None) -> None:
+        super().__init__(text)
+        self.host = host
+
+
 class _Stream(httpcore.NetworkStream):
-    """A socket under the deadline of the thread that uses it."""
+    """A socket under the deadline of the request that uses it.
+
+    Head and body of a request go in one packet: what is written is sent before an answer is read.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream, network: Network) -> None:
         self._stream = stream
         self._network = network
+        self._unsent = bytearray()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        limit = self._network.now()
+        with suppress(httpcore.WriteError):  # the service may have answered before it read everything
+            self._flush()
+        limit = self._network.limit
         if limit.quiet() < limit.left():
-            outer = sys.exc_info()[1]
             try:
                 return self._stream.read(max_bytes, limit.quiet())
-            except httpcore.ReadTimeout as error:
-                if interruption(behind(error, outer)) is not None:
-                    raise
+            except httpcore.ReadTimeout:
                 limit.tell()
         return self._stream.read(max_bytes, limit.left())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _CHUNK):
-            self._stream.write(buffer[start : start + _CHUNK], self._network.now().left())
+        self._unsent += buffer
+        if len(self._unsent) > _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, bytearray()
+        for start in range(0, len(unsent), _CHUNK):
+            self._stream.write(bytes(unsent[start : start + _CHUNK]), self._network.limit.left())
 
     def close(self) -> None:
         self._stream.close()
@@ -158,8 +159,11 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        limit = self._network.now()
-        return self._network.adopt(self._stream.start_tls(ssl_context, server_hostname, limit.left()))
+        try:
+            stream = self._stream.start_tls(ssl_context, server_hostname, self._network.limit.left())
+        except httpcore.ConnectError as error:
+            raise HandshakeFailed(str(error), server_hostname) from error
+        return self._network.adopt(stream)
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable" and self._stream.get_extra_info(info):
@@ -213,7 +217,150 @@ class Loop(asyncio.SelectorEventLoop):
         return await asyncio.wrap_future(resolve(host.decode() if isinstance(host, bytes) else host, port), loop=self)
 
 
-def behind(error: BaseException, outer: BaseException | None) -> list[BaseException]:
+class LoopNetwork(httpcore.AsyncNetworkBackend):
+    """Opens the sockets of an event loop: httpcore's own take half as much time again for a request."""
+
+    def __init__(self) -> None:
+        self.wire: Wire | None = None
+        """The last one opened; with TLS, once that is agreed on."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,  # nobody asks for one
+        socket_options: Any = None,  # nor for these
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address of a host that answers."""
+        loop = asyncio.get_running_loop()
+        connecting = loop.create_connection(lambda: Wire(self), host, port, happy_eyeballs_delay=_NEXT_ADDRESS)
+        try:
+            _, wire = await asyncio.wait_for(connecting, timeout)
+        except asyncio.TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"{host} does not answer") from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        return wire
+
+
+class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
+    """A socket of an event loop. What is written in one turn of the loop goes in one packet.
+
+    `_came` holds what was received and not read, `_unsent` what was written in this turn. `_reader` waits while there
+    is nothing to read, `_writer` while the socket takes no more; each is None where nobody waits.
+    """
+
+    def __init__(self, network: LoopNetwork) -> None:
+        self.open = False
+        """Whether anything can still be sent and received."""
+        self._network = network
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._came, self._unsent = bytearray(), bytearray()
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.open = True
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what came."""
+        self._came += data
+        _wake(self._reader)
+
+    def eof_received(self) -> None:
+        """End: nothing more comes."""
+        self.open = False
+        _wake(self._reader)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: nothing more comes or goes."""
+        self._error, self.open = exc, False
+        _wake(self._reader)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Let writers wait."""
+        self._writer = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Let writers go on."""
+        writer, self._writer = self._writer, None
+        _wake(writer)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Return what came, nothing at the end."""
+        if not self._came and self.open:
+            self._reader = self._loop.create_future()
+            try:
+                await asyncio.wait_for(self._reader, timeout)
+            except asyncio.TimeoutError as error:
+                raise httpcore.ReadTimeout from error
+            finally:
+                self._reader = None
+        if not self._came and self._error is not None:
+            raise httpcore.ReadError(str(self._error)) from self._error
+        data = bytes(self._came[:max_bytes])
+        del self._came[:max_bytes]
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send at the end of this turn of the loop."""
+        if not self.open:
+            raise httpcore.WriteError("the connection was closed")
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent += buffer
+        if self._writer is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(self._writer), timeout)
+            except asyncio.TimeoutError as error:
+                raise httpcore.WriteTimeout from error
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, bytearray()
+        self._transport.write(unsent)
+
+    async def aclose(self) -> None:
+        """Close without a word: a service need not say farewell, too, before the socket is let go of."""
+        self._transport.abort()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Agree on TLS, and go on with it."""
+        wire = Wire(self._network)
+        try:
+            transport = await self._loop.start_tls(
+                self._transport, wire, ssl_context, server_hostname=server_hostname, ssl_handshake_timeout=timeout
+            )
+        except OSError as error:
+            self._transport.abort()
+            raise HandshakeFailed(str(error), server_hostname) from error
+        wire.connection_made(cast("asyncio.Transport", transport))
+        self._network.wire = wire
+        return wire
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what httpcore asks for: whether an idle connection is at its end, and the protocol agreed on."""
+        if info == "is_readable":
+            return bool(self._came) or not self.open
+        return self._transport.get_extra_info(info)
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+def links_of(error: BaseException, outer: BaseException | None) -> list[BaseException]:
     """Return an error and those that it was made of, up to the one that was being handled before."""
     links: list[BaseException] = []
     link: BaseException | None = error
@@ -221,29 +368,6 @@ def behind(error: BaseException, outer: BaseException | None) -> list[BaseExcept
         links.append(link)
         link = link.__cause__ or link.__context__
     return links
-
-
-def interruption(links: list[BaseException]) -> BaseException | None:
-    """Return what a signal handler raised, where an error is no more than what a library made of that, else None.
-
-    httpcore takes every `TimeoutError` or `OSError` for one of its socket's; what a handler raised went through it.
-    """
-    handlers = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number)))}
-    for link in links:
-        if any(frame.f_code in handlers for frame, _ in walk_tb(link.__traceback__)):
-            return link
-    return None
-
-
-def _code_of(handler: object) -> CodeType | None:
-    """Return the code of a function, a method, a partial of one, or what a callable object's class has."""
-    while isinstance(handler, partial):
-        handler = handler.func  # pyright: ignore[reportUnknownMemberType] - of whatever type
-    for function in (getattr(handler, "__func__", handler), getattr(handler.__class__, "__call__", None)):  # noqa: B004 - its code is wanted
-        code = getattr(function, "__code__", None)
-        if isinstance(code, CodeType):
-            return code
-    return None
 
 
 _LIBRARIES = {
