@@ -40,7 +40,7 @@ class Stop(BaseException):
     """What some program raises to be stopped by."""
 
 
-KINDS = (SoftTimeLimit, Stop, KeyboardInterrupt, TimeoutError, ConnectionError)
+KINDS = (SoftTimeLimit, Stop, KeyboardInterrupt, TimeoutError, ConnectionError, OSError)
 
 
 class Alarm:
@@ -104,7 +104,7 @@ class Job:
     def work(self, *, stubborn: bool) -> None:
         """Enter, commit in each way there is, leave."""
         if self.is_async:
-            asyncio.run(self._work_async())
+            asyncio.run(self._work_async(stubborn=stubborn))
             return
         with Checkpointer(NAMESPACE, self.store, exclusive=self.exclusive) as cp:
             for step in (cp.commit, cp.commit_soon, cp.flush, cp.commit):
@@ -118,16 +118,22 @@ class Job:
                     cp["a"] = cp["b"] = cp["c"] = {"n": self.count}
                     cp.commit()
 
-    async def _work_async(self) -> None:
+    async def _work_async(self, *, stubborn: bool) -> None:
         async with AsyncCheckpointer(NAMESPACE, self.store, exclusive=self.exclusive) as cp:
-            for _ in range(2):
-                self.count += 1
-                cp["a"] = cp["b"] = {"n": self.count}
-                await cp.commit()
-                self.count += 1
-                cp["a"] = cp["b"] = {"n": self.count}
+
+            async def soon() -> None:
                 cp.commit_soon()
-                await cp.flush()
+
+            for step in (cp.commit, soon, cp.flush, cp.commit):
+                self.count += 1
+                try:
+                    cp["a"] = cp["b"] = cp["c"] = {"n": self.count}
+                    await step()
+                except KINDS:
+                    if not stubborn:
+                        raise
+                    cp["a"] = cp["b"] = cp["c"] = {"n": self.count}
+                    await cp.commit()
 
     def left_over(self) -> list[str]:
         """Say what a round has left behind, and see that the next operation works."""

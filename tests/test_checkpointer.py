@@ -28,8 +28,8 @@ from checkpoint import (
 )
 from checkpoint.codec import decode, encode
 from checkpoint.run.holders import caller
-from checkpoint.run.worker import Worker
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.threads import Worker
 from checkpoint.stores.truto import TrutoStore
 
 A, B, C = {"at": 1}, {"at": 2}, {"at": 3}
@@ -529,6 +529,18 @@ def test_commit_soon_returns_at_once_and_coalesces():
         cp.discard()
         assert cp["a"] == {"at": 999}
     assert stored(store) == {"a": {"at": 999}}
+
+
+def test_commit_soon_flushes_again_after_a_very_quick_flush(monkeypatch):
+    """One that has run before `submit` returns is not taken for one that is still to come."""
+    submit = Worker.submit
+    monkeypatch.setattr(Worker, "submit", lambda worker, call: (submit(worker, call), worker.drain()))
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        for cursor in (A, B):
+            cp["a"] = cursor
+            cp.commit_soon()
+            assert stored(store) == {"a": cursor}
 
 
 @pytest.mark.parametrize("raiser", ["commit", "commit_soon", "flush", "exit"])

@@ -22,7 +22,9 @@ from checkpoint.testing import ApiServer
 
 TIMES = int(os.environ.get("CHECKPOINT_INTERRUPTIONS", "40"))
 SEED = int(os.environ.get("CHECKPOINT_SIMULATOR_SEED", "0"))
-SCENARIOS = ("sqlite", "sqlite exclusive", "http", "http exclusive")
+SCENARIOS = tuple(
+    f"{store}{how}" for store in ("sqlite", "http") for how in ("", " exclusive", " async", " async exclusive")
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs setitimer")
 

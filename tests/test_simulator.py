@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import sys
 import threading
 import time
@@ -20,8 +21,8 @@ from simulator.parts import Part, do_all
 from simulator.search import at_random, every, replay
 
 from checkpoint.errors import Conflict
-from checkpoint.run import claims, doubts, flush, worker
-from checkpoint.stores import memory, truto
+from checkpoint.run import claims, doubts, flush
+from checkpoint.stores import memory, threads, truto
 from checkpoint.stores.base import holds, unchanged
 
 if TYPE_CHECKING:
@@ -214,11 +215,13 @@ def test_fault_97_is_found_where_a_thread_is_kept_too_early(monkeypatch):
     """A thread that was not started is joined, and what could not start it is not told."""
 
     def submit(self, call):
-        if self._thread is None:
-            self._thread = threading.Thread(target=worker._work, args=[self._calls], name=self._name, daemon=True)
-            self._thread.start()
-        self._calls.put(call)
+        if self._running is None:
+            calls = queue.SimpleQueue()
+            thread = threading.Thread(target=threads._run, args=[calls], name=self._name, daemon=True)
+            self._running = calls, thread
+            thread.start()
+        self._running[0].put(call)
 
-    monkeypatch.setattr(worker.Worker, "submit", submit)
+    monkeypatch.setattr(threads.Worker, "submit", submit)
     plan = Plan("atomic", (RunPlan(("set a", "soon", "set b", "soon")),), faults=1)
     assert found(plan, "row 97").startswith("never ends")

@@ -9,10 +9,10 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from checkpoint.codec import Cursor
+from checkpoint.run.background import add_note
 from checkpoint.run.checkpointer import Checkpointer
 from checkpoint.run.flush import Commit
 from checkpoint.run.holders import caller
-from checkpoint.run.worker import add_note
 from checkpoint.stores.base import joined
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S")
 
 
 def plain(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concatenate[AsyncCheckpointer, P], T]:
@@ -93,9 +92,13 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            await self._hop(self._cp._leave, exc, caller())
-        finally:
-            await self._end()
+            try:
+                await self._hop(self._cp._leave, exc, caller())
+            finally:
+                await self._end()
+        except BaseException:
+            self._cp._end()  # what an interruption left
+            raise
 
     if not TYPE_CHECKING:  # type checkers say it by themselves
 
@@ -175,33 +178,54 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call on the run's worker thread; a cancellation waits for it to end, and then goes on."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        outcome: list[tuple[T | None, BaseException | None]] = []
 
         def run() -> None:
             try:
-                result = call(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is the future's to raise
-                _tell(loop, future.set_exception, error)
-            else:
-                _tell(loop, future.set_result, result)
+                outcome.append((call(*args, **kwargs), None))
+            except BaseException as error:  # noqa: BLE001 - raised below
+                outcome.append((None, error))
 
-        self._cp._commits.background.worker.submit(run)
         try:
-            return await asyncio.shield(future)
+            await self._queue(run)
         except asyncio.CancelledError as cancelled:
-            while not future.done():
-                with suppress(asyncio.CancelledError):  # asked again: the write is still to be settled
-                    await asyncio.wait([future])
-            if failure := future.exception():
+            await self._settle()
+            if outcome and (failure := outcome.pop()[1]):
                 add_note(cancelled, f"checkpoint: {self.state_key!r}: {failure}")
             raise
+        result, error = outcome.pop()
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # whose traceback leads to this frame
+        return cast("T", result)
+
+    async def _settle(self) -> None:
+        """Wait for the calls queued so far, whatever cancels it: the write is still to be settled.
+
+        Asked anew each time: what stops an event loop may have taken the answer of the call with it.
+        """
+        settled = False
+        while not settled:
+            with suppress(asyncio.CancelledError):
+                await self._queue(_nothing)
+                settled = True
+
+    async def _queue(self, call: Callable[[], None]) -> None:
+        """Queue a call for the run's worker thread, and wait until it has run."""
+        loop = asyncio.get_running_loop()
+        ran: asyncio.Future[None] = loop.create_future()
+
+        def run() -> None:
+            call()
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                # No function of ours: what a signal handler raises in one the loop logs, and `ran` would never be done.
+                loop.call_soon_threadsafe(ran.set_result, None)
+
+        self._cp._commits.background.worker.submit(run)
+        await asyncio.shield(ran)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[S], object], outcome: S) -> None:
-    """Give a future its outcome, from the worker thread; nobody waits any more where the loop is closed."""
-    if isinstance(outcome, StopIteration):  # which a future cannot raise
-        outcome = cast("S", RuntimeError(str(outcome)))
-    with suppress(RuntimeError):
-        # No function of ours: what a signal handler raises in one the loop logs, and the future would never be done.
-        loop.call_soon_threadsafe(tell, outcome)
+def _nothing() -> None:
+    pass

@@ -271,11 +271,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
         try:
             self._layers.phase = "closed"
             self._layers.holders.end()
+            self._commits.background.stop()
             self._release()
         finally:
             self._stops.restore()
             _entered.pop(id(self), None)
-            self._commits.background.stop()
 
     def _release(self) -> None:
         """Let go of lease and store, which may wait for the store."""

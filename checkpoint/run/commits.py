@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import CheckpointError
+from checkpoint.run.background import Background, add_note
 from checkpoint.run.flush import Flush, Pace
-from checkpoint.run.worker import Background, add_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

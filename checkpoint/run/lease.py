@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import threading
 import time
 from queue import Empty, SimpleQueue
 from secrets import token_hex
@@ -24,6 +23,7 @@ from checkpoint import codec
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, LeaseLost, Locked
 from checkpoint.stores.base import ReadsKeys, utc_now
 from checkpoint.stores.retrying import monotonic
+from checkpoint.stores.threads import Worker
 
 if TYPE_CHECKING:
     from checkpoint.entries import Entry
@@ -126,7 +126,7 @@ class Lease:
         self._entry: Entry | None = None
         self._lost = False
         self._told: SimpleQueue[None] = SimpleQueue()  # something is in it: let go
-        self._thread: threading.Thread | None = None
+        self._worker = Worker(f"checkpoint lease {state_key}")
         self._failure: BaseException | None = None  # of the thread
 
     def acquire(self) -> None:
@@ -154,9 +154,7 @@ class Lease:
             if (found.owner is None or now - since >= found.seconds) and self._take(found, entry):
                 break
             time.sleep(min(LOOK, found.seconds / 3))
-        thread = threading.Thread(target=self._keep, name=f"checkpoint lease {self._state_key}", daemon=True)
-        thread.start()
-        self._thread = thread
+        self._worker.submit(self._keep)
 
     def base(self) -> dict[str, Entry]:
         """Return what a commit of this run must find beside its own keys; nothing where the store has no versions.
@@ -181,8 +179,7 @@ class Lease:
     def release(self) -> None:
         """Let the next run in; the entry stays, with its epoch. What is lost already is left alone."""
         self._told.put(None)
-        if self._thread is not None:
-            self._thread.join()
+        self._worker.stop()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -194,8 +191,7 @@ class Lease:
 
     def forked(self) -> None:
         """Be without a lease, in the child of a fork: the parent has it."""
-        self._lost, self._thread = True, None
-        self._told = SimpleQueue()
+        self._lost, self._told = True, SimpleQueue()
 
     def _look(self) -> Entry | None:
         """Return the lease's entry; read alone where the store can."""

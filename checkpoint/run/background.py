@@ -1,71 +1,17 @@
-"""The one background thread of a run, and the flushes that run on it."""
+"""The flushes that a run's worker thread makes in the background."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
+
+from checkpoint.stores.threads import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger("checkpoint")
-
-
-class Worker:
-    """Runs calls one after the other on a thread that starts with the first of them.
-
-    The thread is a daemon: a run that was abandoned keeps no process alive, and commits nothing at its exit. What the
-    caller's thread touches is a `SimpleQueue`, which no exception of a signal handler leaves locked; an Event or a
-    Future may be.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Queue a call, which must not raise.
-
-        Raises:
-            RuntimeError: the thread cannot be started; nothing is queued.
-
-        """
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=_work, args=[self._calls], name=self._name, daemon=True)
-                thread.start()
-                self._thread = thread
-        self._calls.put(call)
-
-    def stop(self) -> None:
-        """End the thread after the calls queued so far, and wait for it; also a thread whose start was interrupted."""
-        thread, calls = self._thread, self._calls
-        calls.put(None)
-        if thread is not None:
-            thread.join()
-        self._thread, self._calls = None, SimpleQueue()
-
-    def drain(self) -> None:
-        """Wait until the calls queued so far have run."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            done: SimpleQueue[None] = SimpleQueue()
-            self._calls.put(lambda: done.put(None))
-            done.get()
-
-    def abandon(self) -> None:
-        """End the thread after the calls queued so far, and do not wait: nobody is left who could."""
-        self._calls.put(None)
-
-
-def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (call := calls.get()) is not None:
-        call()
-        del call  # it holds the result, and must not until the next one comes
-    calls.put(None)  # for a thread beside this one, where the start of the first was interrupted
 
 
 class Background:
@@ -92,9 +38,14 @@ class Background:
             RuntimeError: the thread cannot be started; nothing is queued.
 
         """
-        if not self._queued:
+        if self._queued:
+            return
+        try:
+            self._queued = True  # before the thread may run it
             self.worker.submit(self._run)
-            self._queued = True  # after what may fail: one flush too many sends nothing
+        except BaseException:
+            self._queued = False  # interrupted, it may be queued: one flush too many sends nothing
+            raise
 
     def wait(self) -> None:
         """Wait until what was queued so far has run."""

@@ -1,0 +1,104 @@
+"""Threads that the main thread starts and talks to, although signal handlers run in it.
+
+CPython runs signal handlers in the main thread, between any two bytecodes. What one raises there leaves a Condition, an
+Event or a Future locked for ever, and a client in the middle of a request. So the main thread touches nothing but
+`SimpleQueue`, which is not of Python code: it either takes an answer or it does not.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeAlias
+from weakref import finalize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Calls: TypeAlias = "SimpleQueue[Callable[[], object] | None]"
+
+
+class Worker:
+    """Runs calls one after the other on a thread that starts with the first of them, until it is stopped.
+
+    The thread is a daemon: what was abandoned keeps no process alive. It ends when the Worker is collected too.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._running: tuple[Calls, threading.Thread] | None = None
+        self._starting = threading.Lock()
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Queue a call, which must not raise.
+
+        Raises:
+            RuntimeError: the thread cannot be started; nothing is queued.
+
+        """
+        with self._starting:
+            calls = self._start() if self._running is None else self._running[0]
+        calls.put(call)
+
+    def drain(self) -> None:
+        """Wait until the calls queued so far have run."""
+        if self._running is not None and self._running[1] is not threading.current_thread():
+            done: SimpleQueue[None] = SimpleQueue()
+            self._running[0].put(lambda: done.put(None))
+            done.get()
+
+    def stop(self) -> None:
+        """End the thread after the calls queued so far, and wait for it; may be called again."""
+        self.abandon()
+        if self._running is not None:
+            self._running[1].join()
+
+    def abandon(self) -> None:
+        """End the thread after the calls queued so far, and do not wait."""
+        if self._running is not None:
+            self._running[0].put(None)
+
+    def _start(self) -> Calls:
+        calls: Calls = SimpleQueue()
+        thread = threading.Thread(target=_run, args=[calls], name=self._name, daemon=True)
+        finalize(self, calls.put, None).atexit = False
+        try:
+            start(thread)
+        except BaseException:
+            calls.put(None)  # interrupted, it may have started all the same
+            raise
+        self._running = calls, thread
+        return calls
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread; interrupted, it may run or not.
+
+    Raises:
+        RuntimeError: it cannot be started.
+
+    """
+    if threading.current_thread() is not threading.main_thread():
+        thread.start()
+        return
+    told: SimpleQueue[BaseException | None] = SimpleQueue()
+    _thread.start_new_thread(_start, (thread, told))  # `thread.start()` waits for an Event
+    error = told.get()
+    if error is not None:
+        raise error
+
+
+def _start(thread: threading.Thread, told: SimpleQueue[BaseException | None]) -> None:
+    try:
+        thread.start()
+    except BaseException as error:  # noqa: BLE001 - raised by whoever wanted the thread
+        told.put(error)
+    else:
+        told.put(None)
+
+
+def _run(calls: Calls) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # it holds what it is about, and must not until the next one comes
