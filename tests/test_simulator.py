@@ -202,6 +202,14 @@ def test_fault_95_an_exception_at_each_place():
     assert not wrong
 
 
+def test_fault_95_a_page_that_was_not_handed_out_is_not_claimed():
+    step = 1 if SCHEDULES >= 100_000 else 5
+    places = range(1 + SEED % step, 1200, step)
+    plans = {place: RunPlan(("page s", "page s", "set a"), bytecodes=place) for place in places}
+    told = {place: replay(Plan("atomic", (plan,), faults=0)) for place, plan in plans.items()}
+    assert [str(outcome) for outcome in told.values() if outcome.wrong] == []
+
+
 def interrupted(place: int) -> str | None:
     """Return what goes wrong when a handler raises at this place of a run with all sorts of commits."""
     ops = ("set a", "soon", "member m", "commit", "page s", "flush", "set b")

@@ -401,7 +401,12 @@ class Incremental(Feeding[T]):
         It becomes the last claim with `claimed`.
         """
         frontier = self._frontier
-        if frontier is None:
+        if self._scan.torn:
+            self._pending = Claim(self._base, self._position)
+            if "torn" not in self._told:
+                self._told.add("torn")
+                telling.tell_of_torn(self.key)
+        elif frontier is None:
             self._pending = claim(self._scan, self._options, self._base, self._position)
         else:
             with frontier.lock:

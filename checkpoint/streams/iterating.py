@@ -22,7 +22,9 @@ def pages(scan_of: Callable[[], Scan], batches: Iterable[Any]) -> Iterator[Any]:
     try:
         for batch in batches:
             rows = scan.page(batch, reading)
-            if len(rows):
+            some = len(rows) > 0
+            scan.torn = False  # no handler runs between this and handing them out
+            if some:
                 yield rows
             if reading.closed:
                 break
@@ -38,7 +40,9 @@ async def pages_async(scan_of: Callable[[], Scan], batches: AsyncIterable[Any]) 
     try:
         async for batch in batches:
             rows = scan.page(batch, reading)
-            if len(rows):
+            some = len(rows) > 0
+            scan.torn = False  # no handler runs between this and handing them out
+            if some:
                 yield rows
             if reading.closed:
                 break
@@ -86,7 +90,9 @@ def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], p
     try:
         while not reading.closed:
             rows = scan.answered(page(reading.place), reading)
-            if len(rows):
+            some = len(rows) > 0
+            scan.torn = False  # no handler runs between this and handing them out
+            if some:
                 yield rows
             if reading.place is None:
                 break
@@ -104,7 +110,9 @@ async def fetch_async(
     try:
         while not reading.closed:
             rows = scan.answered(await page(reading.place), reading)
-            if len(rows):
+            some = len(rows) > 0
+            scan.torn = False  # no handler runs between this and handing them out
+            if some:
                 yield rows
             if reading.place is None:
                 break

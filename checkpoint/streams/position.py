@@ -128,9 +128,9 @@ class Position:
     def exhaust(self, reading: Reading) -> None:
         """Take over what a reading covered that came to its end."""
         if reading in self.readings:
-            self.readings.remove(reading)
             if reading.high[0] > self.loose.high[0]:
                 self.loose.high = reading.high
+            self.readings.remove(reading)  # last: an exception of a signal handler may come in between
 
     def high(self) -> Mark:
         """Return the highest row that is covered."""

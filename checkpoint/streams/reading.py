@@ -96,7 +96,7 @@ class Scan:
     __slots__ = (
         "_get", "_options", "_primary", "boundary", "delivered", "dropped", "exhausted", "fetched", "late",
         "late_top", "low", "name",
-        "position", "range", "refusal", "resumed", "top", "touch", "turn", "unremembered",
+        "position", "range", "refusal", "resumed", "top", "torn", "touch", "turn", "unremembered",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +110,8 @@ class Scan:
         self.refusal: str | None = None
         """Why it takes no more rows."""
         self.delivered = self.dropped = self.late = self.unremembered = 0
+        self.torn = False
+        """Rows were covered that may not have been handed out: an exception of a signal handler came in between."""
         self.exhausted = self.fetched = False
         """Whether a `pages`, `track` or `fetch` came to its end; whether a `fetch` was begun."""
         self.resumed: Resume | None = None
@@ -138,6 +140,10 @@ class Scan:
         """Raise RuntimeError where no more rows are taken."""
         if self.refusal is not None:
             raise RuntimeError(self.refusal)
+        if self.torn:
+            raise RuntimeError(
+                f"{self.name!r} was interrupted while it handed out rows: cp.discard() takes it back to its last claim"
+            )
 
     def recall(self, other: Scan) -> None:
         """Know the rows that another scan of the stream knew when it was opened."""
@@ -340,11 +346,15 @@ class Scan:
 
     def filter(self, batch: Any) -> Any:
         """Return what is new of a batch."""
-        self.check()
-        return self.page(batch, self.position.loose)
+        rows = self.page(batch, self.position.loose)
+        self.torn = False
+        return rows
 
     def page(self, batch: Any, reading: Reading) -> Any:
-        """Return what is new of a batch; all or nothing. A descending stream may end with it: `reading.closed`."""
+        """Return what is new of a batch; all or nothing. A descending stream may end with it: `reading.closed`.
+
+        Whoever hands the rows out sets `torn` to False as the last thing before.
+        """
         self.check()
         reading.hand = None
         if not isinstance(batch, list) and _is_table(batch):
@@ -379,7 +389,12 @@ class Scan:
             passes = False
         if not passes:
             return self._judge_page(rows, values, keys, reading)
-        self._cover_page(rows, values, keys, reading)
+        self.torn = True
+        try:
+            self._cover_page(rows, values, keys, reading)
+        except TypeError:  # it has no key to be remembered by, and was not covered
+            self.torn = False
+            raise
         self.position.finished = False
         self.turn = None
         self.delivered += len(rows)
@@ -456,6 +471,7 @@ class Scan:
             if self._options.asc or not is_loose:  # `filter` takes newest first in any order
                 last = verdict.row or last
         self.turn = None
+        self.torn = True
         for verdict in verdicts:
             self._count(verdict)
             if verdict.row is not None:

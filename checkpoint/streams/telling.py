@@ -11,6 +11,7 @@ Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the
     many_at_once   WARNING   more rows share the position than are remembered
     unremembered   INFO      more rows lie inside the lookback or above the ceiling than are remembered
     resume_dropped WARNING   a place to resume was stored for another range
+    torn           WARNING   an exception came while rows were handed out, so that no more is claimed
     held_elsewhere WARNING   another thread or task has rows in hand that the run did not commit
 """
 
@@ -116,6 +117,15 @@ def tell_of_ties(name: str, most: int) -> None:
     _log(
         logging.WARNING, "many_at_once", name,
         "more than %d rows at its position: the next run hands some of them out again; raise max_seen", most,
+    )  # fmt: skip
+
+
+def tell_of_torn(name: str) -> None:
+    """Log that nothing more of a stream is claimed: an exception came while rows were handed out."""
+    _log(
+        logging.WARNING, "torn", name,
+        "an exception of a signal handler came while it handed out rows, so no more of it is committed: the next run "
+        "reads them again, or this one after cp.discard()",
     )  # fmt: skip
 
 

@@ -248,8 +248,8 @@ class Frontier:
 
 def _why_unfinished(scan: Scan, *, stopped: bool, failed: bool) -> str | None:
     """Return why leaving its block does not finish a window; None: it does."""
-    if failed:
-        return "an exception left the block"
+    if failed or scan.torn:
+        return "an exception left the block" if failed else "an exception came while it handed out rows"
     if scan.position.finished:
         return None
     if stopped:

@@ -92,7 +92,8 @@ class Job:
                 self._sends()
             self._acknowledged()
         except (CheckpointError, Interruption, RuntimeError) as error:
-            self.errors.append(error)
+            if "was interrupted while it handed out rows" not in str(error):  # it was, and this run did not go back
+                self.errors.append(error)
         finally:
             self._has_sent()
             self.process.interruptible = False
@@ -204,8 +205,12 @@ class Job:
             self._stream = cp.incremental(key, "at", row_order="asc", group=GROUP)
         at = {"at": self.world.moment()}
         write = Write(self.process.name, f"{GROUP}/{key}", at, self.world.moment())
-        for _ in self._stream.pages([[at]]):
-            self._begin(write, None)
+        try:
+            for _ in self._stream.pages([[at]]):
+                self._begin(write, None)
+        except Interruption:  # where it came while rows were handed out, none is claimed any more, and that is logged
+            self._open = [one for one in self._open if one.key != write.key]
+            raise
 
     def _sends(self) -> None:
         self._since = min(self._since, self.world.moment())

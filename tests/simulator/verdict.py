@@ -119,6 +119,8 @@ def _found(world: World, jobs: list[Job], shards: int | None) -> dict[str, Any]:
 
 def _register(world: World, writes: list[Write], found: dict[str, Any] | None) -> str | None:
     """Say which acknowledged write came after all that could have left what is found, None where none did."""
+    if found is not None and all(write.value != found for write in writes):
+        return "nobody wrote that, and no row of it was handed out"
     late = {(one.key, one.value) for one in world.landed if one.late}
     ends = [float("-1")] if found is None else []
     for write in writes:
