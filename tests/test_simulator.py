@@ -210,6 +210,14 @@ def test_fault_95_a_page_that_was_not_handed_out_is_not_claimed():
     assert [str(outcome) for outcome in told.values() if outcome.wrong] == []
 
 
+def test_fault_97_a_lease_is_let_go_where_its_thread_cannot_start():
+    """Also where an exception comes while entering lets go of everything."""
+    step = 1 if SCHEDULES >= 100_000 else 3
+    plans = [RunPlan((), exclusive=True, bytecodes=place) for place in range(120 + SEED % step, 360, step)]
+    told = [replay(Plan("atomic", (plan,), faults=1), [0, 0, 1]) for plan in plans]
+    assert [str(outcome) for outcome in told if outcome.wrong] == []
+
+
 def interrupted(place: int) -> str | None:
     """Return what goes wrong when a handler raises at this place of a run with all sorts of commits."""
     ops = ("set a", "soon", "member m", "commit", "page s", "flush", "set b")

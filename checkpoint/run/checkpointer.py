@@ -183,10 +183,14 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def __enter__(self) -> Self:
         self._enter_once()
         try:
-            self._take()
-            self._load()
+            try:
+                self._take()
+                self._load()
+            except BaseException:
+                self._end()
+                raise
         except BaseException:
-            self._end()
+            self._end()  # what an interruption left
             raise
         return self
 

@@ -92,6 +92,7 @@ class Job:
                 self._sends()
             self._acknowledged()
         except (CheckpointError, Interruption, RuntimeError) as error:
+            self.process.interruptible = False
             if "was interrupted while it handed out rows" not in str(error):  # it was, and this run did not go back
                 self.errors.append(error)
         finally:
@@ -201,7 +202,7 @@ class Job:
 
     def _page(self, cp: Checkpointer, key: str) -> None:
         """Read a page of a stream that is kept in the group."""
-        if self._stream is None:
+        if self._stream is None or not self._stream.live:  # detached where discard was interrupted
             self._stream = cp.incremental(key, "at", row_order="asc", group=GROUP)
         at = {"at": self.world.moment()}
         write = Write(self.process.name, f"{GROUP}/{key}", at, self.world.moment())
