@@ -390,6 +390,7 @@ class Scan:
         if not passes:
             return self._judge_page(rows, values, keys, reading)
         self.torn = True
+        self.touch()  # a commit is to tell of it, should it stay so
         try:
             self._cover_page(rows, values, keys, reading)
         except TypeError:  # it has no key to be remembered by, and was not covered
