@@ -116,7 +116,7 @@ def _places(names: Sequence[Name]) -> list[str]:
     if not names:
         return []
     what = ", ".join(name.said for name in names)
-    return [f"the place where a reading was interrupted stays out, for its page token is old: {what}"]
+    return [f"without the place of an interrupted reading (an old page token): {what}"]
 
 
 def _which(kept: Mapping[Name, Kept]) -> list[str]:

@@ -138,7 +138,7 @@ def _plan(there: Namespace, names: list[Name], how: _How, reason: str, *, many: 
             before.append(name)
         else:
             raise click.ClickException(str(value)) from value
-    said = [f"{counted(before)} stay: they stand before {how.to} already"] if before else []
+    said = [f"{counted(before)} before {how.to} already: left alone."] if before else []
     return planned(there, changes, reason=reason, said=said)
 
 

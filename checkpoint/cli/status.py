@@ -73,9 +73,15 @@ class Judged(NamedTuple):
     "max_age",
     metavar="AGE",
     callback=age_given,
-    help="Stale is what was neither written for longer, such as 90min or 1d, nor read by a run that ended well.",
+    help="Stale if last written, or read by a run that ended well, longer ago than this: 90min, 1d.",
 )
-@click.option("--max-lag", "max_lag", metavar="AGE", callback=age_given, help="Stale is a position that is older.")
+@click.option(
+    "--max-lag",
+    "max_lag",
+    metavar="AGE",
+    callback=age_given,
+    help="Stale if the position is further behind the clock than this.",
+)
 @cursor_format
 @as_json
 @store_option()

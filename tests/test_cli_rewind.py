@@ -1,0 +1,339 @@
+"""`checkpoint rewind`: how far, what goes with it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_screens import document, error, run, screen
+from freezegun import freeze_time
+
+from checkpoint import Checkpointer, MemoryStore
+from checkpoint.codec import decode, encode
+
+POSITION = "2024-05-03T10:00:00.000Z"
+STREAM = {
+    "updated_at": POSITION,
+    "seen": {"at": POSITION, "rows": ["abc"]},
+    "windows": [["2024-06-01T00:00:00Z", "2024-07-01T00:00:00Z"]],
+    "resume": {"at": "token", "field": "updated_at", "start": None, "end": None, "ceiling": None, "high": None},
+}
+
+
+@pytest.fixture
+def store(url: str) -> MemoryStore:
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T11:00:00Z"):
+        store.commit("crm", {"contacts": encode(STREAM)}, run_id="nightly")
+    return store
+
+
+def stored(store: MemoryStore, key: str = "contacts", namespace: str = "crm") -> dict | None:
+    entry = store.load(namespace).get(key)
+    return None if entry is None else decode(entry.value)
+
+
+def test_rewind_by_an_age_keeps_the_spelling_and_drops_what_belongs_to_the_old_position(store):
+    shown = screen("rewind", "crm", "contacts", "--by", "2d", "--reason", "the source lost rows")
+    assert shown.splitlines()[1:] == [
+        '+ contacts  {"updated_at":"2024-05-01T10:00:00.000Z"}',
+        "1 key of 'crm' changed.",
+    ]
+    assert stored(store) == {"updated_at": "2024-05-01T10:00:00.000Z"}
+    assert screen("history", "crm", "contacts", "--limit", "1").splitlines()[1] == "reason: the source lost rows"
+    assert store.load("crm")["contacts"].sync_job_run_id == "checkpoint rewind"
+
+
+def test_what_rewind_leaves_is_what_a_stream_leaves(store):
+    """Its own `rewind`, of the same stream by the same amount."""
+    from datetime import timedelta
+
+    store.commit("other", {"contacts": encode(STREAM)})
+    with Checkpointer("other", store) as cp:
+        contacts = cp.incremental("contacts", "updated_at", row_order="asc", primary_key="id")
+        contacts.rewind(by=timedelta(days=2), reason="the same")
+    run("rewind", "crm", "contacts", "--by", "2d")
+    assert stored(store) == stored(store, namespace="other")
+
+
+def test_rewind_by_nothing_forgets_only_the_place(store):
+    run("rewind", "crm", "contacts", "--by", "0")
+    assert stored(store) == {name: value for name, value in STREAM.items() if name != "resume"}
+    assert screen("rewind", "crm", "contacts", "--by", "0d") == "Nothing to change in 'crm'.\n"
+    store.commit("crm", {"new": encode({"resume": STREAM["resume"]})})
+    run("rewind", "crm", "new", "--by", "0")
+    assert "new" not in store.load("crm")
+
+
+@pytest.mark.parametrize(
+    ("position", "arguments", "left"),
+    [
+        (POSITION, ["--to", "2024-05-02T00:00:00+02:00"], "2024-05-02T00:00:00+02:00"),
+        ("2024-05-03", ["--by", "1w"], "2024-04-26"),
+        ("2024-05-03T10:00:00", ["--to", "2024-05-03 09:00:00"], "2024-05-03 09:00:00"),
+        (1_000, ["--by", "10"], 990),
+        (1_000, ["--to", "7"], 7),
+        (12.5, ["--by", "0.5"], 12.0),
+        ("00012", ["--by", "3"], "00009"),
+        ("10", ["--to", "9"], "9"),
+        (1_714_730_400, ["--by", "1h", "--cursor-format", "epoch_s"], 1_714_726_800),
+        ("1714730400000", ["--by", "1h", "--cursor-format", "epoch_ms"], "1714726800000"),
+        (1_714_730_400, ["--to", "2024-05-03T09:00:00Z", "--cursor-format", "epoch_s"], 1_714_726_800),
+        ("05/03/2024", ["--by", "3d", "--cursor-format", "%m/%d/%Y"], "04/30/2024"),
+        ("05/03/2024", ["--to", "12/31/2023", "--cursor-format", "%m/%d/%Y"], "12/31/2023"),
+        ("01HX", ["--to", "01AA", "--cursor-format", "text"], "01AA"),
+    ],
+)
+def test_rewind_of_positions_of_every_kind(url, position, arguments, left):
+    store = MemoryStore.from_url(url)
+    store.commit("crm", {"contacts": encode({"at": position})})
+    assert run("rewind", "crm", "contacts", *arguments).exit_code == 0
+    assert json.dumps(stored(store)) == json.dumps({"at": left})
+
+
+FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), number, text, or a pattern as %m/%d/%Y"
+
+
+@pytest.mark.parametrize(
+    ("position", "arguments", "said"),
+    [
+        (
+            POSITION,
+            ["--to", "2024-05-04T00:00:00Z"],
+            f"'2024-05-04T00:00:00Z' lies after the position '{POSITION}': that is no rewind; `checkpoint set` stores "
+            "any position",
+        ),
+        (
+            POSITION,
+            ["--to", "2024-05-01"],
+            f"the position '{POSITION}' has a time zone: write '2024-05-01' like it",
+        ),
+        (POSITION, ["--by", "10"], f"the position '{POSITION}' is a time: give --by an age such as 2d"),
+        (
+            1_000,
+            ["--by", "2d"],
+            f"the position 1000 is not said to be a time, so 2 d before it is not known: {FORMATS}",
+        ),
+        (1_000, ["--to", "2024-05-01"], "'2024-05-01' is no number, and the position 1000 is one"),
+        (1_000, ["--to", "2000"], "2000 lies after the position 1000: that is no rewind; `checkpoint set` stores any "
+                                  "position"),
+        (
+            "05/03/2024",
+            ["--to", "12/31/2023"],
+            "'contacts' in 'crm': the position '05/03/2024' is text that does not say how it compares. S" + FORMATS[1:],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_rewind_is_refused(url, position, arguments, said):
+    store = MemoryStore.from_url(url)
+    store.commit("crm", {"contacts": encode({"at": position})})
+    assert error("rewind", "crm", "contacts", *arguments) == f"Error: {said}"
+    assert stored(store) == {"at": position}
+
+
+def test_rewind_asks_how_far_and_of_what(store):
+    far = "Error: how far? Give --to VALUE or --by AMOUNT"
+    assert error("rewind", "crm", "contacts", status=2) == far
+    assert error("rewind", "crm", "contacts", "--by", "1d", "--to", "x", status=2) == far
+    assert error("rewind", "crm", "contacts", "--by", "-1d", status=2) == (
+        "Error: Invalid value for '--by': '-1d' is no age (2d) and no number (1000) from 0 on."
+    )
+    assert error("rewind", "crm", "contact", "--by", "1d") == (
+        "Error: there is no 'contact' in 'crm': did you mean 'contacts'?"
+    )
+    assert error("rewind", "cmr", "contacts", "--by", "1d") == (
+        "Error: 'cmr' holds nothing in MemoryStore(): did you mean 'crm'?"
+    )
+    store.commit("crm", {"two": encode({"a": 1, "b": 2}), "text": "x", "none": encode({"next": None})})
+    assert error("rewind", "crm", "two", "--by", "1") == (
+        "Error: which part of 'two' in 'crm' is its position? It has a, b: choose one with --field"
+    )
+    assert error("rewind", "crm", "none", "--by", "1") == (
+        "Error: which part of 'none' in 'crm' is its position? It has nothing that could be a position"
+    )
+    assert error("rewind", "crm", "text", "--by", "1") == (
+        "Error: 'text' in 'crm' holds no cursor, so there is no position to go back from"
+    )
+    run("rewind", "crm", "two", "--by", "1", "--field", "b")
+    assert stored(store, "two") == {"a": 1, "b": 1}
+
+
+def test_rewind_of_one_account_among_many(store):
+    with Checkpointer("crm", store) as cp:
+        accounts = cp.group("accounts")
+        for number in range(100):
+            accounts[f"a{number}"] = {"updated_at": POSITION}
+    assert screen("rewind", "crm", "accounts", "--member", "a17", "--by", "2d") == (
+        f'- accounts / a17  {{"updated_at":"{POSITION}"}}\n'
+        '+ accounts / a17  {"updated_at":"2024-05-01T10:00:00.000Z"}\n'
+        "1 member of 'crm' changed.\n"
+    )
+    done = run("rewind", "crm", "accounts", "--to", "2024-05-02T00:00:00Z")
+    assert done.exit_code == 2
+    assert done.stdout.splitlines()[0] == "1 member before 2024-05-02T00:00:00Z already: left alone."
+    assert done.stderr.splitlines()[-1] == (
+        "Error: Rewind 99 members of 'crm' to 2024-05-02T00:00:00Z? Nobody can be asked here: add --yes."
+    )
+    assert run("rewind", "crm", "accounts", "--to", "2024-05-02T00:00:00Z", "--yes").exit_code == 0
+    with Checkpointer("crm", store) as cp:
+        found = {cursor["updated_at"] for cursor in cp.group("accounts").values()}
+    assert found == {"2024-05-01T10:00:00.000Z", "2024-05-02T00:00:00Z"}
+
+
+def test_rewind_of_namespaces_like_a_pattern(store):
+    for name in ("crm_a", "crm_b", "crm_c", "erp"):
+        store.commit(name, {"contacts" if name != "crm_c" else "other": encode({"updated_at": POSITION})})
+    told = document("rewind", "crm_*", "contacts", "--by", "1d", "--yes", "--json")
+    assert [plan["namespace"] for plan in told] == ["crm_a", "crm_b"]
+    moved = {"updated_at": "2024-05-02T10:00:00.000Z"}
+    assert [stored(store, namespace=name) for name in ("crm_a", "crm_b", "erp")] == [
+        moved,
+        moved,
+        {"updated_at": POSITION},
+    ]
+    assert error("rewind", "nosuch_*", "contacts", "--by", "1d") == (
+        "Error: no namespace of MemoryStore() is like 'nosuch_*': see `checkpoint list`"
+    )
+    assert error("rewind", "crm_*", "nosuch", "--by", "1d").startswith("Error: there is no 'nosuch' in 'crm_a'")
+
+
+def test_a_dry_run_writes_nothing(store):
+    assert screen("rewind", "crm", "contacts", "--by", "2d", "--dry-run").splitlines()[-1] == (
+        "1 key of 'crm' would change; nothing was written."
+    )
+    assert stored(store) == STREAM
+
+
+# What comes back with restore
+
+
+def test_restore_leaves_an_old_page_token_out_and_says_so(store):
+    now = {"updated_at": "2024-05-03T11:30:00.000Z"}
+    with freeze_time("2024-05-03T11:30:00Z"):
+        store.commit("crm", {"contacts": encode(now)})
+    shown = screen("restore", "crm", "contacts", "--to", "1", "--yes")
+    assert shown.splitlines()[:2] == [
+        "as of version 1, 2024-05-03T11:00:00.000Z: contacts",
+        "without the place of an interrupted reading (an old page token): contacts",
+    ]
+    assert stored(store) == {name: value for name, value in STREAM.items() if name != "resume"}
+
+
+# What may be stored by hand
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ({"at": POSITION}, {"at": None}, "its 'at' is not a cursor value: None"),
+        ({"at": POSITION}, {"at": "NaN"}, "its 'at' is not a cursor value: 'NaN'"),
+        ({"at": POSITION}, {"at": "yesterday"}, f"its 'at' was a time, '{POSITION}', and 'yesterday' is none"),
+        ({"at": POSITION}, {"at": 7}, f"its 'at' was a time, '{POSITION}', and 7 is none"),
+        ({"at": 7}, {"at": "seven"}, "its 'at' was a number, 7, and 'seven' is none"),
+        ({"at": "05/03/2024"}, {"at": 7}, "its 'at' was text, and is no text now"),
+        ({"at": POSITION}, {}, "it has no position; `checkpoint clear` deletes the key"),
+        (None, {"at": POSITION, "seen": [1]}, "its 'seen' is not an object"),
+        (None, {"at": POSITION, "windows": 5}, "its 'windows' is not a list"),
+        (None, {"at": POSITION, "resume": {"at": None}}, "its 'resume' is not a place to resume"),
+        (None, {"windows": [[1]]}, "its 'windows' holds what is not a pair of values"),
+    ],
+)
+def test_set_and_merge_refuse_what_a_stream_could_not_read(url, before, after, why):
+    store = MemoryStore.from_url(url)
+    if before is not None:
+        store.commit("crm", {"contacts": encode(before)})
+    said = f"Error: a stream could not read this as 'contacts': {why}; nothing was written"
+    assert error("set", "crm", "contacts", json.dumps(after)) == said
+    patch = {**dict.fromkeys(before or {}), **after}
+    if all(value is not None for value in after.values()):
+        assert error("merge", "crm", "contacts", json.dumps(patch)) == said
+    assert stored(store) == before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"at": POSITION}, {"at": "2024-05-03"}),  # timezone= may say whose clock it is
+        ({"at": 7}, {"at": 7.5}),
+        ({"at": "7"}, {"at": "8"}),
+        ({"at": "05/03/2024"}, {"at": "05/02/2024"}),
+        ({"page": 3, "of": "x"}, {"page": "three"}),
+        ({"next": None}, {"next": "token"}),
+        ({"at": POSITION}, STREAM),
+        (None, {"anything": [1, {"else": None}]}),
+        ({"a": 1}, {"b": 1}),
+    ],
+)
+def test_set_takes_what_a_job_could_have_stored(url, before, after):
+    store = MemoryStore.from_url(url)
+    if before is not None:
+        store.commit("crm", {"contacts": encode(before)})
+    done = run("set", "crm", "contacts", json.dumps(after))
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert stored(store) == after
+
+
+def test_a_namespace_that_may_be_misspelt_is_asked_about(store):
+    done = run("set", "erp", "contacts", "{}")
+    assert (done.exit_code, done.stderr) == (0, "")
+    store.commit("contacts_of_crm", {"key": "1"})
+    done = run("set", "contacts_of_cmr", "contacts", "{}")
+    assert (done.exit_code, done.stderr) == (0, "'contacts_of_cmr' is new: did you mean 'contacts_of_crm'?\n")
+
+
+def test_list_counts_what_a_stream_remembers(store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    seen = {"at": POSITION, "rows": ["a", "b"], "ahead": {"from": POSITION, "to": POSITION, "rows": ["c"]}}
+    store.commit("crm", {"contacts": encode({"updated_at": POSITION, "seen": seen}), "other": encode({"seen": 5})})
+    lines = run("list", "crm").stdout.splitlines()
+    assert '{"updated_at":"2024-05-03T10:00:00.000Z","seen":3}' in lines[1]
+    assert '{"seen":5}' in lines[2]
+
+
+# Several namespaces at once
+
+
+def test_export_and_import_of_namespaces_like_a_pattern(store, tmp_path):
+    for name in ("crm_a", "crm_b"):
+        store.commit(name, {"contacts": encode({"name": name})})
+    file = tmp_path / "all.json"
+    run("export", "crm_*", str(file))
+    assert json.loads(file.read_text()) == {name: {"contacts": {"name": name}} for name in ("crm_a", "crm_b")}
+    run("clear", "crm_a", "--yes")
+    assert [plan["namespace"] for plan in document("import", "crm_*", str(file), "--json")] == ["crm_a", "crm_b"]
+    assert (stored(store, namespace="crm_a"), stored(store)) == ({"name": "crm_a"}, STREAM)
+    assert error("import", "erp_*", str(file)) == "Error: the document has no namespace like 'erp_*'"
+
+
+def test_restore_of_namespaces_like_a_pattern(store):
+    for name in ("crm_a", "crm_b"):
+        store.commit(name, {"contacts": encode({"at": 1})})
+        store.commit(name, {"contacts": encode({"at": 2})})
+    run("restore", "crm_*", "--to", "1", "--yes")
+    assert [stored(store, namespace=name) for name in ("crm_a", "crm_b")] == [{"at": 1}] * 2
+
+
+# Plots
+
+
+def test_plot_of_text_is_in_its_order(url):
+    store = MemoryStore.from_url(url)
+    for text in ("01HA", "01HC", "01HB"):
+        store.commit("crm", {"events": encode({"id": text})})
+    lines = screen("plot", "crm", "events").splitlines()
+    assert (lines[3][:6], lines[10][:6]) == ("01HC │", "01HA │")
+    assert [step["scale"] for step in document("plot", "crm", "events", "--json")] == [0, 2, 1]
+    for text in ("9", "10"):
+        store.commit("crm", {"digits": encode({"id": text})})
+    assert [step["scale"] for step in document("plot", "crm", "digits", "--json")] == [9.0, 10.0]
+
+
+def test_plot_of_epochs_is_a_time_where_their_format_is_given(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T12:00:00Z"):
+        store.commit("crm", {"events": encode({"at": 1_714_730_400})})
+    lines = screen("plot", "crm", "events", "--cursor-format", "epoch_s").splitlines()
+    assert lines[10].startswith("2024-05-03 10:00 │")
+    assert "lag" in lines
+    done = run("plot", "crm", "events")
+    assert done.stderr == "1714730400 is drawn as a number: if 1714730400 counts time, add --cursor-format epoch_s\n"

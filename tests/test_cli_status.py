@@ -1,0 +1,215 @@
+"""`checkpoint status` and `runs`: whether last night's data is there, told by exit statuses."""
+
+from __future__ import annotations
+
+import pytest
+from cli_screens import document, error, run, screen
+from freezegun import freeze_time
+
+from checkpoint import Checkpointer, MemoryStore
+from checkpoint.codec import encode
+from checkpoint.entries import head_key, member_key
+from checkpoint.run import lease
+
+
+@pytest.fixture
+def store(url: str) -> MemoryStore:
+    """Two keys: one written two minutes ago and an hour behind, and one that is a day old and no time."""
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-02T12:00:00Z") as clock:
+        store.commit("crm", {"ids": encode({"id": 7})})
+        clock.move_to("2024-05-03T11:58:00Z")
+        store.commit("crm", {"contacts": encode({"updated_at": "2024-05-03T11:00:00Z"})}, run_id="nightly")
+    return store
+
+
+def exit_status(*arguments: str) -> int:
+    return run("status", *arguments).exit_code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 0),
+        (["crm"], 0),
+        (["--max-age", "2d"], 0),
+        (["--max-age", "1h"], 1),
+        (["crm", "contacts", "--max-age", "1h"], 0),
+        (["crm", "--max-lag", "2h"], 0),
+        (["crm", "--max-lag", "59 min"], 1),
+        (["crm", "ids", "--max-lag", "1h"], 3),
+        (["crm", "ids", "--max-age", "1h", "--max-lag", "1h"], 1),
+        (["crm", "nosuch", "--max-age", "1h"], 3),
+        (["nosuch", "--max-age", "1h"], 3),
+        (["nosuch_*"], 3),
+        (["cr*", "--max-age", "2d"], 0),
+        (["--max-age", "soon"], 2),
+        (["--member", "a1"], 2),
+        (["--store", "nosuch://x"], 3),
+    ],
+)
+def test_the_exit_status_is_the_answer(store, arguments, status):
+    assert exit_status(*arguments) == status
+
+
+def test_each_stale_key_is_named(store):
+    assert screen("status", "--max-age", "1h", status=1) == (
+        "       namespace  key         age  lag\n"
+        "STALE  crm        ids         1 d    -\n"
+        "fresh  crm        contacts  2 min  1 h\n"
+        "2 keys: 1 stale.\n"
+    )
+    assert screen("status", "crm") == (
+        "   namespace  key         age  lag\n"
+        "-  crm        contacts  2 min  1 h\n"
+        "-  crm        ids         1 d    -\n"
+        "2 keys. --max-age and --max-lag say what is stale.\n"
+    )
+    assert screen("status", "crm", "--max-lag", "2h").splitlines()[-1] == "2 keys: 1 without a time as position."
+    assert screen("status", "crm", "contacts", "--max-lag", "2h").splitlines()[-1] == "1 key: all fresh."
+
+
+def test_status_as_a_document(store):
+    told = document("status", "crm", "--max-age", "1h", "--json", status=1)
+    assert told["status"] == "stale"
+    assert told["keys"][1] == {
+        "namespace": "crm",
+        "key": "ids",
+        "status": "stale",
+        "age": 86_400.0,
+        "lag": None,
+        "why": "last written 1 d ago",
+    }
+    assert told["namespaces"] == [{"namespace": "crm", "held_by": None, "last_run": None}]
+    assert document("status", "crm", "ids", "--max-lag", "1h", "--json", status=3)["keys"][0]["why"] == (
+        "its position is no time"
+    )
+
+
+def test_nothing_that_could_be_judged_is_not_fresh(url):
+    MemoryStore.from_url(url).commit("ids", {"ids": encode({"id": 7})})
+    assert exit_status("ids", "--max-lag", "1h") == 3
+
+
+def test_a_store_that_is_not_reached_is_unknown(url, tmp_path):
+    assert error("status", "--store", f"sqlite:///{tmp_path}/none.db", status=3).startswith("Error: there is no ")
+    assert error("status", "crn", status=3) == "Error: 'crn' holds nothing in MemoryStore()"
+
+
+def test_a_run_that_found_nothing_keeps_its_streams_fresh(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-01T12:00:00Z") as clock:
+        for day in (1, 2, 3):
+            clock.move_to(f"2024-05-0{day}T11:00:00Z")
+            with Checkpointer("crm", store, record_run=True) as cp:
+                rows = [{"updated_at": "2024-05-01T10:00:00Z"}] if day == 1 else []
+                for _ in cp.incremental("contacts", "updated_at", row_order="asc").pages([rows]):
+                    pass
+        store.commit("crm", {"other": store.load("crm")["contacts"].value})
+        clock.move_to("2024-05-03T11:30:00Z")
+        with pytest.raises(ValueError), Checkpointer("crm", store, record_run=True):
+            raise ValueError
+    assert store.load("crm")["contacts"].updated_at < "2024-05-02"
+    assert exit_status("crm", "contacts", "--max-age", "2h") == 0
+    assert exit_status("crm", "contacts", "--max-age", "59 min") == 1
+    assert "The last run of 'crm' failed 30 min ago (ValueError)." in run("status", "crm").stdout
+    with freeze_time("2024-04-01T00:00:00Z"):
+        store.commit("crm", {"never read": encode({"updated_at": "2024-04-01T00:00:00Z"})})
+    assert exit_status("crm", "never read", "--max-age", "2h") == 1
+
+
+def test_members_are_named_where_they_are_stale(url):
+    store = MemoryStore.from_url(url)
+    cursors = {f"a{n:02}": {"updated_at": f"2024-05-03T{n % 12:02}:00:00Z"} for n in range(12)}
+    entries = {member_key("accounts", member): encode(cursor) for member, cursor in cursors.items()}
+    with freeze_time("2024-05-03T11:58:00Z"):
+        store.commit("crm", {head_key("accounts"): encode({"members": "entries"}), **entries})
+    assert screen("status", "--max-lag", "11h", status=1) == (
+        "       namespace  key                     age   lag\n"
+        "STALE  crm        accounts / a00        2 min  12 h\n"
+        "fresh  crm        accounts: 11 members  2 min  11 h\n"
+        "12 keys: 1 stale.\n"
+    )
+    assert exit_status("crm", "accounts", "--member", "a11", "--max-lag", "2h") == 0
+    assert exit_status("crm", "accounts", "--member", "a00", "--max-lag", "2h") == 1
+    assert exit_status("crm", "accounts", "--member", "zz", "--max-lag", "2h") == 3
+
+
+def test_epochs_lag_where_their_format_is_given(url):
+    MemoryStore.from_url(url).commit("crm", {"events": encode({"at": 1_714_730_400})})
+    assert exit_status("crm", "events", "--max-lag", "3h") == 3
+    assert exit_status("crm", "events", "--max-lag", "3h", "--cursor-format", "epoch_s") == 0
+    assert exit_status("crm", "events", "--max-lag", "1h", "--cursor-format", "epoch_s") == 1
+    assert error("status", "--cursor-format", "epoch", status=2).startswith(
+        "Error: Invalid value for '--cursor-format': 'epoch' is none of epoch_s, "
+    )
+
+
+def test_status_and_list_say_who_holds_the_lease(store):
+    held = lease.Holder("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+    store.commit("crm", {lease.KEY: held.value()})
+    said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z."
+    for verb in (["status"], ["list"], ["list", "crm"]):
+        assert said in screen(*verb).replace("\n", " ").replace("  ", " ")
+    assert document("list", "--json")[0]["held_by"] == "host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
+
+
+def test_a_write_under_an_exclusive_runs_feet_says_so_first(store):
+    held = lease.Holder("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+    store.commit("crm", {lease.KEY: held.value()})
+    said = (
+        "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z. If that run is alive, its next commit "
+        "of what is changed here is a Conflict: stop it first.\n"
+    )
+    for verb in (
+        ["set", "crm", "contacts", '{"updated_at": "2024-05-03T10:00:00Z"}'],
+        ["merge", "crm", "contacts", '{"updated_at": "2024-05-03T09:00:00Z"}'],
+        ["rewind", "crm", "contacts", "--by", "1h"],
+        ["restore", "crm", "contacts", "--to", "2", "--yes"],
+        ["clear", "crm", "contacts", "--yes"],
+    ):
+        done = run(*verb)
+        assert (done.exit_code, done.stderr) == (0, said), verb
+    assert run("set", "crm", "contacts", "{}", "--dry-run").stderr == ""
+
+
+def test_runs(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T09:00:00Z") as clock:
+        for number in range(3):
+            try:
+                with Checkpointer("crm", store, run_id=f"nightly-{number}", record_run=True) as cp:
+                    pages = [[{"updated_at": f"2024-05-0{number + 1}T10:00:00Z"}]]
+                    for _ in cp.incremental("contacts", "updated_at", row_order="asc").pages(pages):
+                        cp.commit()
+                    clock.tick(90)
+                    if number == 1:
+                        raise OSError
+            except OSError:
+                pass
+            clock.tick(3_510)
+        cp = Checkpointer("crm", store, run_id="killed", record_run=True)
+        cp.__enter__()
+        shown = screen("runs", "crm")
+        told = document("runs", "crm", "--json", "--limit", "2")
+        cp.__exit__(None, None, None)
+    assert shown == (
+        "began              took  ended   commits  seen  delivered  run\n"
+        "2024-05-03 12:00      -  no end        0     0          0  killed\n"
+        "2024-05-03 11:00  1 min  done          1     1          1  nightly-2\n"
+        "2024-05-03 10:00  1 min  failed        1     1          1  nightly-1, OSError\n"
+        "2024-05-03 09:00  1 min  done          1     1          1  nightly-0\n"
+        "no end: still going, or killed.\n"
+    )
+    assert [run["run_id"] for run in told] == ["killed", "nightly-2"]
+    assert told[1]["streams"]["contacts"]["seen"] == 1
+    assert error("runs", "cmr") == "Error: 'cmr' holds nothing in MemoryStore(): did you mean 'crm'?"
+    store.commit("other", {"key": "1"})
+    assert screen("runs", "other") == "No runs of 'other' are recorded in MemoryStore().\n"
+
+
+def test_the_store_may_stand_before_the_verb(store, url, monkeypatch):
+    monkeypatch.setenv("CHECKPOINT_STORE", "nosuch://x")
+    assert screen("--store", url, "get", "crm", "ids") == '{"id":7}\n'
+    assert screen("--store", "nosuch://y", "get", "crm", "ids", "--store", url) == '{"id":7}\n'
+    assert error("get", "crm", "ids").startswith("Error: no store opens 'nosuch://x'")
