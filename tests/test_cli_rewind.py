@@ -100,8 +100,8 @@ FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), num
         (
             POSITION,
             ["--to", "2024-05-04T00:00:00Z"],
-            f"'2024-05-04T00:00:00Z' lies after the position '{POSITION}': that is no rewind; `checkpoint set` stores "
-            "any position",
+            (f"'2024-05-04T00:00:00Z' lies after the position '{POSITION}': that is no rewind; `checkpoint set` stores "
+            "any position"),
         ),
         (
             POSITION,
@@ -115,8 +115,8 @@ FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), num
             f"the position 1000 is not said to be a time, so 2 d before it is not known: {FORMATS}",
         ),
         (1_000, ["--to", "2024-05-01"], "'2024-05-01' is no number, and the position 1000 is one"),
-        (1_000, ["--to", "2000"], "2000 lies after the position 1000: that is no rewind; `checkpoint set` stores any "
-                                  "position"),
+        (1_000, ["--to", "2000"], ("2000 lies after the position 1000: that is no rewind; `checkpoint set` stores any "
+                                  "position")),
         (
             "05/03/2024",
             ["--to", "12/31/2023"],

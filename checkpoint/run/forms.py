@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zlib import crc32
 
 from checkpoint import codec
-from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, named
+from checkpoint.entries import GROUP_PREFIX, head_key, named
 from checkpoint.errors import CorruptState
 
 if TYPE_CHECKING:
@@ -253,51 +253,3 @@ def _group_laid_out(head: str, members: Mapping[str, str], shards: int | None) -
     for member, value in members.items():
         packs.setdefault(index_of(member, shards), {})[member] = value
     return {head: packed_head(shards), **{f"{head}.{index:02d}": pack(packs[index]) for index in sorted(packs)}}
-
-
-def members_of(state_key: str, entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
-    """Return the members of a namespace's groups, as entries with their values alone, by group and member.
-
-    Groups that version 1 stored are among them; one that is a single entry looks like a cursor, and counts as a group
-    where all that it holds are objects.
-
-    Raises:
-        CorruptState: a head or a shard cannot be read.
-
-    """
-    groups: dict[str, dict[str, Entry]] = {}
-    values = {key: entry.value for key, entry in entries.items()}
-    for head, shards in stored_groups(state_key, values).items():
-        name = named(f"{head}/")[0]
-        if shards is None:
-            start = len(head) + 1
-            groups[name] = {key[start:]: entry for key, entry in entries.items() if key.startswith(f"{head}/")}
-        else:
-            members = packed_members(state_key, name, values, shards)
-            where = {member: entries[shard_key(name, index_of(member, shards))] for member in members}
-            groups[name] = {member: where[member]._replace(value=value) for member, value in members.items()}
-    for key in entries:
-        name = key.rpartition(".")[0]
-        if version_1_shards(name, key) > 1 and name not in groups:
-            groups[name] = _unpacked(state_key, entries, [each for each in entries if version_1_shards(name, each) > 1])
-    for key, value in values.items():
-        if not key.startswith(RESERVED) and key not in groups and _is_version_1(value):
-            groups[key] = _unpacked(state_key, entries, [key])
-    return groups
-
-
-def _unpacked(state_key: str, entries: Mapping[str, Entry], keys: Iterable[str]) -> dict[str, Entry]:
-    return {
-        member: entries[key]._replace(value=value)
-        for key in keys
-        for member, value in unpack(state_key, key, entries[key].value).items()
-    }
-
-
-def _is_version_1(value: str) -> bool:
-    """Tell whether a value is that of a group of version 1: an object that holds objects."""
-    try:
-        items = codec.decode(value).values()
-    except ValueError:
-        return False
-    return bool(items) and all(isinstance(item, dict) for item in items)
