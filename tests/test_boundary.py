@@ -128,3 +128,33 @@ def test_rows_that_are_not_remembered_are_counted(reach):
         stream.finish()
         cp.commit()
         assert stream.stats.unremembered == 3
+
+
+@pytest.mark.parametrize("order", ["asc", "desc", None])
+@pytest.mark.parametrize("primary", ["no", ("id", "no"), "none", lambda row: row.get("no")])
+def test_a_first_row_without_its_primary_key_is_refused(order, primary):
+    """Two rows at one instant would be taken for one, and the second one dropped."""
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", primary_key=primary, row_order=order)
+        with pytest.raises(ValueError, match="a row has no .* primary_key tells rows apart"):
+            list(stream.pages([[{"id": 1, "none": None, "at": 5}, {"id": 2, "none": None, "at": 5}]]))
+        assert stream.stats.seen == 0
+
+
+@pytest.mark.parametrize("fields", [None, ("etag",)])
+@pytest.mark.parametrize("order", ["asc", "desc", None])
+def test_later_rows_without_a_primary_key_are_all_handed_out(order, fields):
+    """Nothing tells them apart: rather twice than not at all."""
+    rows = [{"id": 1, "at": 5, "etag": 1}, {"id": None, "at": 5, "etag": 2, "n": 1}, {"at": 5, "etag": 2, "n": 2}]
+    store = MemoryStore()
+
+    def run():
+        with (
+            Checkpointer("run", store) as cp,
+            cp.incremental("s", "at", primary_key="id", row_order=order, version_fields=fields) as stream,
+        ):
+            return [row for page in stream.fetch(lambda at: (rows, None)) for row in page]
+
+    assert run() == rows
+    rows.append({"at": 5, "etag": 2, "n": 3})
+    assert rows[-1] in run()

@@ -19,7 +19,7 @@ from checkpoint.streams.holding import here
 from checkpoint.streams.holding import local as thread
 from checkpoint.streams.position import NO_MARK, Position, Reading, Recent, Row
 from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
-from checkpoint.streams.rows import getter, primary_getter
+from checkpoint.streams.rows import check_primary, getter, identifies, primary_getter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -433,7 +433,7 @@ class Scan:
         """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
         recent.widen(len(rows))
         found = [_identity(self._primary, row, key) for row, key in zip(rows, keys, strict=True)]
-        if len(set(found)) < len(found) or any(map(recent.__contains__, found)):
+        if None in found or len(set(found)) < len(found) or any(map(recent.__contains__, found)):
             return False
         for identity in found:
             recent.add(identity)
@@ -497,8 +497,15 @@ class Scan:
 
     def _first_get(self, record: Any) -> Any:
         """Read the cursor field of the first row, which tells how rows are read."""
-        self._get = getter(self._options.cursor_field, record)
-        return self._get(record)
+        get = getter(self._options.cursor_field, record)
+        value = get(record)
+        if self._options.primary_key is not None:
+            try:
+                check_primary(self._options.primary_key, record)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self.name!r}: {error}") from error
+        self._get = get
+        return value
 
     def _refuse(self, error: TypeError) -> NoReturn:
         """Raise for what is no row."""
@@ -561,8 +568,10 @@ class Scan:
 
 
 def _identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> Any:
-    """Return what tells a row of a reading from the others: its primary key, at its cursor value."""
+    """Return what tells a row of a reading from others, its primary key at its cursor value; None: nothing does."""
     found = None if primary is None else primary(record)
+    if not identifies(found):
+        return None
     try:
         hash(found)
     except TypeError:

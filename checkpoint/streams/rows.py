@@ -12,6 +12,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from operator import attrgetter
+from secrets import token_hex
 from typing import Any, TypeAlias, cast
 
 import orjson
@@ -143,6 +144,35 @@ def primary_getter(primary: Primary, first: Any = _NOTHING) -> Get:
     return lambda record: [get(record) for get in getters]
 
 
+def check_primary(primary: Primary, record: Any) -> None:
+    """Refuse a first row without the primary key: rows without one would be taken for one and the same.
+
+    Raises:
+        ValueError: it lacks the field, or one of several; or the key is None.
+
+    """
+    lacking = [] if callable(primary) else [name for name in _names(primary) if _lacks(record, name)]
+    if lacking or not identifies(primary_getter(primary, record)(record)):
+        name = repr(lacking[0]) if lacking else "primary key" if callable(primary) else repr(primary)
+        raise ValueError(
+            f"a row has no {name}, by which primary_key tells rows apart: name a field that all rows have, or leave "
+            "primary_key out (rows at the position then come again with each run)"
+        )
+
+
+def _names(primary: str | Sequence[str]) -> Sequence[str]:
+    return [primary] if isinstance(primary, str) else primary
+
+
+def _lacks(record: Any, name: str) -> bool:
+    return _step(record, name) is _NOTHING and getter(name, record)(record) is None
+
+
+def identifies(key: Any) -> bool:
+    """Tell whether a primary key tells its row from others: as in SQL, those that are missing are not equal."""
+    return key is not None and not (type(key) is list and all(part is None for part in key))
+
+
 # Listing the fields of a row
 
 
@@ -223,22 +253,27 @@ class Fingerprint:
         Raises:
             TypeError: what kind of row the first one is does not tell its fields, and no `version_fields` do, or what
                 it holds cannot be compared.
+            ValueError: the first one has no primary key.
 
         """
         try:
             if self._take is None:
                 self._take = self._decide(record)
             return self._take(record)
-        except TypeError as error:
-            raise TypeError(f"{self._where}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self._where}: {error}") from error
 
     def _decide(self, record: Any) -> Callable[[Any], Snapshot]:
         """Choose by the first row how snapshots are taken, and refuse it where that is not possible."""
+        check_primary(self._primary, record)
         self._get_primary = primary = primary_getter(self._primary, record)
         versions = None if self._version_fields is None else [getter(name, record) for name in self._version_fields]
 
         def compared(row: Any) -> Snapshot:
-            return primary(row), [get(row) for get in versions or ()]
+            key = primary(row)
+            if not identifies(key):
+                return key, token_hex(8)  # never recognised again: rather twice than not at all
+            return key, [get(row) for get in versions or ()]
 
         def listed(row: Any) -> Snapshot:
             return primary(row), _listed(row)
