@@ -170,7 +170,7 @@ def _lacks(record: Any, name: str) -> bool:
 
 def identifies(key: Any) -> bool:
     """Tell whether a primary key tells its row from others: as in SQL, those that are missing are not equal."""
-    return key is not None and not (type(key) is list and all(part is None for part in key))
+    return key is not None and not (type(key) is list and set(map(type, cast("list[Any]", key))) == {type(None)})
 
 
 # Listing the fields of a row
