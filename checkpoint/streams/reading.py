@@ -19,7 +19,7 @@ from checkpoint.streams.holding import here
 from checkpoint.streams.holding import local as thread
 from checkpoint.streams.position import NO_MARK, Position, Reading, Recent, Row
 from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
-from checkpoint.streams.rows import check_primary, getter, identifies, primary_getter
+from checkpoint.streams.rows import check_primary, getter, primary_getter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -570,7 +570,7 @@ class Scan:
 def _identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> Any:
     """Return what tells a row of a reading from others, its primary key at its cursor value; None: nothing does."""
     found = None if primary is None else primary(record)
-    if not identifies(found):
+    if found is None:
         return None
     try:
         hash(found)

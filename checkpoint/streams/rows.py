@@ -137,11 +137,16 @@ def no_row(record: Any, field: str) -> str:
 
 
 def primary_getter(primary: Primary, first: Any = _NOTHING) -> Get:
-    """Return what reads the primary key of rows, quickest of rows like `first`."""
+    """Return what reads the primary key of rows, quickest of rows like `first`; None where they have none."""
     if callable(primary) or isinstance(primary, str):
         return getter(primary, first)
     getters = [getter(name, first) for name in primary]
-    return lambda record: [get(record) for get in getters]
+
+    def get_all(record: Any) -> list[Any] | None:
+        found = [get(record) for get in getters]
+        return found if any(part is not None for part in found) else None
+
+    return get_all
 
 
 def check_primary(primary: Primary, record: Any) -> None:
@@ -152,7 +157,7 @@ def check_primary(primary: Primary, record: Any) -> None:
 
     """
     lacking = [] if callable(primary) else [name for name in _names(primary) if _lacks(record, name)]
-    if lacking or not identifies(primary_getter(primary, record)(record)):
+    if lacking or primary_getter(primary, record)(record) is None:
         name = repr(lacking[0]) if lacking else "primary key" if callable(primary) else repr(primary)
         raise ValueError(
             f"a row has no {name}, by which primary_key tells rows apart: name a field that all rows have, or leave "
@@ -166,11 +171,6 @@ def _names(primary: str | Sequence[str]) -> Sequence[str]:
 
 def _lacks(record: Any, name: str) -> bool:
     return _step(record, name) is _NOTHING and getter(name, record)(record) is None
-
-
-def identifies(key: Any) -> bool:
-    """Tell whether a primary key tells its row from others: as in SQL, those that are missing are not equal."""
-    return key is not None and not (type(key) is list and set(map(type, cast("list[Any]", key))) == {type(None)})
 
 
 # Listing the fields of a row
@@ -271,7 +271,7 @@ class Fingerprint:
 
         def compared(row: Any) -> Snapshot:
             key = primary(row)
-            if not identifies(key):
+            if key is None:
                 return key, token_hex(8)  # never recognised again: rather twice than not at all
             return key, [get(row) for get in versions or ()]
 
