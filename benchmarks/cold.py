@@ -146,7 +146,8 @@ def cold(url: str, protocol: str, count: int, rounds: int) -> Case:
         if protocol == "HTTP/2" and count in GOALS:
             limit = GOALS[count]
             goal = (f"≤ {limit * 1000:.0f} ms", lambda figures: figures[OURS].median <= limit)
-        return compare(f"{protocol}, {count} keys, {2 * DELAY * 1000:.0f} ms", rounds, contestants, goal)
+        named = f"{count} key{'s' if count > 1 else ''}"
+        return compare(f"{protocol}, {named}, {2 * DELAY * 1000:.0f} ms", rounds, contestants, goal)
 
 
 def ours(url: str, keys: list[str], cursor: dict[str, Any]) -> float:

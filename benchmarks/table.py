@@ -10,7 +10,7 @@ from typing import Any
 from harness import OURS, RESULTS, spell
 from plots import Bar, standing
 
-NAMES = ("flush", "unchanged", "group", "soon", "rows", "scale", "commit", "imports", "load", "encode")
+NAMES = ("flush", "cold", "unchanged", "group", "soon", "rows", "scale", "commit", "imports", "load", "encode")
 ROOT = Path(__file__).parent.parent
 PAGE, BEGIN, END = (
     ROOT / "docs" / "reference" / "speed.md",
@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 FIRST, LAST = "<!-- comparison: from benchmarks/results -->\n", "<!-- end of comparison -->\n"
 COMPARED = {
     "100 keys, 50 ms": "commit of 100 changed keys over HTTP, 50 ms away",
+    "HTTP/2, 20 keys, 50 ms": "the first commit of a job over TLS and HTTP/2, 20 changed keys, 50 ms away",
     "100 keys, nothing changed": "commit of 100 keys that did not change",
     "10,000 partitions, 50 ms": "commit of 10,000 changed partitions, in a group",
     "plain, pages": "one row of a sorted stream",
@@ -32,7 +33,7 @@ COMPARED = {
     "import checkpoint": "import",
 }
 """Cases that the project's README shows, and what it calls them."""
-MAIN = ("requests.patch loop", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx", "version 1")
+MAIN = ("requests.patch loop", "httpx.AsyncClient", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx", "version 1")
 """The peers that goals name, and those nearest to what the library does; the README shows one a case."""
 
 BEFORE = "version 1"
