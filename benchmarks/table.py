@@ -33,7 +33,15 @@ COMPARED = {
     "import checkpoint": "import",
 }
 """Cases that the project's README shows, and what it calls them."""
-MAIN = ("requests.patch loop", "httpx.AsyncClient", "raw sqlite3", "eager orjson", "singer-sdk", "import httpx", "version 1")
+MAIN = (
+    "requests.patch loop",
+    "httpx.AsyncClient",
+    "raw sqlite3",
+    "eager orjson",
+    "singer-sdk",
+    "import httpx",
+    "version 1",
+)
 """The peers that goals name, and those nearest to what the library does; the README shows one a case."""
 
 BEFORE = "version 1"
