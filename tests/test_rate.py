@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.stores.rate import Pace, Trip, retry_after, simulate
+from checkpoint.stores.rate import Rate, Trip, retry_after, simulate
 
 DATE = "Wed, 01 May 2024 10:00:00 GMT"
 
 
 def test_bursts_within_the_window_go_at_once():
-    pace = Pace(3, 10.0)
+    pace = Rate(3, 10.0)
     for _ in range(3):
         assert pace.window(100.0) == 0
         pace.take(100.0)
@@ -22,13 +22,13 @@ def test_bursts_within_the_window_go_at_once():
 
 
 def test_a_request_counts_from_its_answer():
-    pace = Pace(1, 10.0)
+    pace = Rate(1, 10.0)
     pace.take(100.0).at = 103.0
     assert pace.window(110.0) == 3
 
 
 def test_of_two_rates_the_lower_counts():
-    pace = Pace(5, 10.0)
+    pace = Rate(5, 10.0)
     for at in range(5):
         pace.take(100.0 + at)
     pace.tighten(10, 10.0)
@@ -38,7 +38,7 @@ def test_of_two_rates_the_lower_counts():
 
 
 def test_the_gate_stays_shut_for_the_longest_pause():
-    pace = Pace(3, 10.0)
+    pace = Rate(3, 10.0)
     assert pace.gate(100.0) == 0
     pace.shut(105.0)
     pace.shut(102.0)
@@ -51,7 +51,7 @@ def test_the_gate_stays_shut_for_the_longest_pause():
     [(0, 500, 0), (0, 501, 10), (0, 1000, 10), (0, 1001, 20), (400, 101, 10), (0, 0, 0)],
 )
 def test_the_forecast_is_when_the_last_may_go(sent, requests, seconds):
-    pace = Pace(500, 10.0)
+    pace = Rate(500, 10.0)
     for _ in range(sent):
         pace.take(100.0)
     assert pace.forecast(100.0, requests) == seconds
@@ -59,7 +59,7 @@ def test_the_forecast_is_when_the_last_may_go(sent, requests, seconds):
 
 @given(st.integers(1, 5), st.floats(0.5, 20), st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3)), max_size=60))
 def test_never_more_than_the_limit_in_any_period(limit, period, gaps):
-    pace, now, counted = Pace(limit, period), 0.0, []
+    pace, now, counted = Rate(limit, period), 0.0, []
     for gap, answered_after in gaps:
         now += gap
         now += pace.window(now)
@@ -71,31 +71,31 @@ def test_never_more_than_the_limit_in_any_period(limit, period, gaps):
 
 
 def test_a_simulated_flush_goes_in_rounds_of_the_concurrency():
-    trips = simulate(Pace(500, 10.0), 5, concurrency=2, latency=0.5, start=1.0)
+    trips = simulate(Rate(500, 10.0), 5, concurrency=2, latency=0.5, start=1.0)
     assert trips == [Trip(1.0, 1.5), Trip(1.0, 1.5), Trip(1.5, 2.0), Trip(1.5, 2.0), Trip(2.0, 2.5)]
-    assert simulate(Pace(500, 10.0), 100, concurrency=32, latency=0.05)[-1].answered == pytest.approx(0.2)
-    assert simulate(Pace(500, 10.0), 0, concurrency=32, latency=0.05) == []
+    assert simulate(Rate(500, 10.0), 100, concurrency=32, latency=0.05)[-1].answered == pytest.approx(0.2)
+    assert simulate(Rate(500, 10.0), 0, concurrency=32, latency=0.05) == []
 
 
 def test_a_simulated_flush_works_on_one_request_at_a_time():
-    trips = simulate(Pace(500, 10.0), 5, concurrency=2, latency=2.0, work=0.5)
+    trips = simulate(Rate(500, 10.0), 5, concurrency=2, latency=2.0, work=0.5)
     assert trips == [Trip(0.0, 2.5), Trip(0.5, 3.0), Trip(2.5, 5.0), Trip(3.0, 5.5), Trip(5.0, 7.5)]
-    trips = simulate(Pace(500, 10.0), 3, concurrency=3, latency=0.0, work=0.5, start=1.0)
+    trips = simulate(Rate(500, 10.0), 3, concurrency=3, latency=0.0, work=0.5, start=1.0)
     assert trips == [Trip(1.0, 1.5), Trip(1.5, 2.0), Trip(2.0, 2.5)]
 
 
 def test_a_simulated_flush_keeps_the_pace_which_goes_on_to_the_next():
-    pace = Pace(3, 10.0)
+    pace = Rate(3, 10.0)
     assert simulate(pace, 4, concurrency=8, latency=1.0) == [*[Trip(0.0, 1.0)] * 3, Trip(11.0, 12.0)]
     assert [trip.sent for trip in simulate(pace, 3, concurrency=8, latency=1.0, start=13.0)] == [13.0, 13.0, 22.0]
-    pace = Pace(3, 10.0)
+    pace = Rate(3, 10.0)
     pace.shut(2.0)
     assert simulate(pace, 1, concurrency=1, latency=0.5) == [Trip(2.0, 2.5)]
 
 
 @given(st.integers(1, 6), st.floats(0.5, 20), st.integers(1, 5), st.floats(0, 3), st.integers(0, 40))
 def test_a_simulated_flush_never_exceeds_rate_or_concurrency(limit, period, concurrency, latency, requests):
-    trips = simulate(Pace(limit, period), requests, concurrency=concurrency, latency=latency)
+    trips = simulate(Rate(limit, period), requests, concurrency=concurrency, latency=latency)
     assert len(trips) == requests
     for first, beyond in zip(trips, trips[limit:], strict=False):
         assert beyond.sent - first.answered >= period - 1e-6

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -29,11 +30,11 @@ MISSING = 404
 
 
 class Elsewhere(Again):
-    """A list's 404 that is not the API's: a gateway's, which may know the way a moment later."""
+    """A list's 404 that is not the API's: a gateway's, which may know the way a time_of later."""
 
 
 @dataclass(frozen=True, slots=True)
-class Api:
+class StateApi:
     """The five calls on one namespace, once each, and what their answers say."""
 
     service: Service
@@ -43,9 +44,9 @@ class Api:
     def page(self, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
         """List the entries of one page; return them and the cursor of the next page, None after the last."""
         response = self._send(deadline, "GET", None, cursor=cursor)
-        if response.status == MISSING and not is_missing(response):
+        if response.status == MISSING and not says_missing(response):
             raise Elsewhere(self.service.said(response))
-        if cursor is None and is_missing(response):
+        if cursor is None and says_missing(response):
             logger.warning(
                 "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
             )
@@ -65,7 +66,7 @@ class Api:
     def get(self, key: str, deadline: Deadline) -> Entry | None:
         """Return one entry, None where it is missing."""
         response = self._send(deadline, "GET", key)
-        if is_missing(response):
+        if says_missing(response):
             return None
         if response.status == MISSING:
             raise self.rewritten(f"{key!r} was answered {self.service.said(response)}, which is not the API's own form")
@@ -109,20 +110,25 @@ class Api:
         return self.service.request(self.run, deadline, method, path, document)
 
 
-def is_missing(response: Response) -> bool:
-    """Tell whether the API itself says that there is no such entry: an error of its own has `statusCode`."""
+def says_missing(response: Response) -> bool:
+    """Tell whether the API itself says that there is no such entry: an error of its own repeats its `statusCode`."""
     if response.status != MISSING:
         return False
     try:
         document = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         return False
-    return isinstance(document, dict) and "statusCode" in document
+    return isinstance(document, dict) and cast("dict[str, object]", document).get("statusCode") == MISSING
 
 
 def is_rewritable(key: str) -> bool:
     """Tell whether a gateway on the way may take a key's path for another: it decodes `%2F`, or resolves `..`."""
-    return any(char in key for char in "/\\%")
+    return any(char in key for char in "/\\%?#;")
+
+
+def folded(key: str) -> str:
+    """Return what a careless gateway may make of a key: without case, outer dots and spaces, and forms of letters."""
+    return unicodedata.normalize("NFKC", key).casefold().replace("+", " ").strip(". ")
 
 
 def entry_of(document: object) -> Entry:
@@ -134,20 +140,15 @@ def entry_of(document: object) -> Entry:
     key, value = fields.get("key"), fields.get("value")
     if not isinstance(key, str) or "value" not in fields:
         raise StoreError("the service answered with something that is not an entry: no 'key' or no 'value'")
-    return Entry(
-        key,
-        value if isinstance(value, str) else orjson.dumps(value).decode(),
-        created_at=_text(fields.get("created_at")),
-        updated_at=_text(fields.get("updated_at")),
-        sync_job_run_id=_text(fields.get("sync_job_run_id")),
+    created_at, updated_at, run_id = (
+        None if (told := fields.get(name)) is None else str(told)
+        for name in ("created_at", "updated_at", "sync_job_run_id")
     )
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return Entry(key, text, created_at, updated_at, run_id)
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def moment(entry: Entry) -> tuple[float, str]:
+def time_of(entry: Entry) -> tuple[float, str]:
     """Return a sort key for `updated_at`; what is not ISO 8601 sorts as text, before what is."""
     text = entry.updated_at or ""
     # Python 3.10 reads fractions of three or six digits only, and no Z.

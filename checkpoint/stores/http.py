@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 import zlib
@@ -22,6 +23,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet, finalize
 
@@ -47,6 +49,7 @@ __all__ = ["Clients", "Response", "TransportError", "check_host"]
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an answer, after decompression, from which on it is refused."""
 
+_HOST = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
 _STEP = 64 * 1024  # bytes decompressed at once
 
 
@@ -194,7 +197,7 @@ class _Shared:
         self._network = LoopNetwork()
         self._transport = self._made()
         self._loop = Loop()
-        self._thread = threading.Thread(target=_run, args=[self._loop], name="checkpoint-http2", daemon=True)
+        self._thread = threading.Thread(target=_turn_loop, args=[self._loop], name="checkpoint-http2", daemon=True)
         try:
             self._thread.start()
         except BaseException:
@@ -261,7 +264,7 @@ class _Shared:
             await asyncio.sleep(0)
 
 
-def _run(loop: Loop) -> None:
+def _turn_loop(loop: Loop) -> None:
     try:
         loop.run_forever()
     finally:
@@ -343,10 +346,15 @@ def check_host(url: str) -> None:
     """
     try:
         host = httpx.URL(url).raw_host.decode("ascii")
-        if ":" not in host:  # as an address of IPv6 has
+        if ":" in host:
+            ip_address(host.replace("%25", "%"))
+        else:
             host.encode("idna")
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise ValueError(f"the host of {url!r} is no name that can be looked up: {printable(str(error))}") from None
+        wrong = None if ":" in host or _HOST.fullmatch(host) else "a name has letters, digits, '.', '-' and '_'"
+    except (httpx.InvalidURL, ValueError) as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise ValueError(f"the host of {url!r} is no name that can be looked up: {printable(wrong)}")
 
 
 class _Hiding(logging.Filter):

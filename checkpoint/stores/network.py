@@ -187,6 +187,7 @@ def resolve(host: str, port: int) -> Future[Addresses]:
 
     `socket.getaddrinfo` cannot be told how long it may take.
     """
+    host = host.replace("%25", "%")  # before the zone of an address of IPv6 (RFC 6874)
     answer: Future[Addresses] = Future()
     answer.set_running_or_notify_cancel()  # whoever no longer waits cannot cancel it
 

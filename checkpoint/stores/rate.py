@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from heapq import heapify, heapreplace
 from typing import NamedTuple
@@ -25,8 +26,8 @@ class Slot:
     """
 
 
-class Pace:
-    """The pace of one token: never more than `limit` requests in any `period` seconds, none while the gate is shut."""
+class Rate:
+    """The rate of one token: never more than `limit` requests in any `period` seconds, none while the gate is shut."""
 
     def __init__(self, limit: int, period: float) -> None:
         self.limit = limit
@@ -81,7 +82,7 @@ class Trip(NamedTuple):
 
 
 def simulate(
-    pace: Pace, requests: int, *, concurrency: int, latency: float, start: float = 0.0, work: float = 0.0
+    pace: Rate, requests: int, *, concurrency: int, latency: float, start: float = 0.0, work: float = 0.0
 ) -> list[Trip]:
     """Return when each of so many requests goes and when its answer comes, in seconds, in the order they go.
 
@@ -111,12 +112,17 @@ def retry_after(header: str | None, date: str | None) -> float | None:
     It is digits or an HTTP-date; anything else is ignored. A date is measured from the answer's own Date header, so
     that the two clocks need not agree; without one it is ignored, as is what lies in the past.
     """
-    if header is None:
-        return None
+    header = (header or "").strip(" \t")
     if header.isascii() and header.isdigit():
         return min(float(header), _LONGEST)
     try:
-        seconds = (parsedate_to_datetime(header) - parsedate_to_datetime(date or "")).total_seconds()
-    except (TypeError, ValueError, OverflowError):
+        seconds = (_http_date(header) - _http_date(date or "")).total_seconds()
+    except (ValueError, OverflowError):
         return None
     return seconds if seconds >= 0 else None
+
+
+def _http_date(text: str) -> datetime:
+    """Return the moment of an HTTP-date (RFC 9110, section 5.6.7); the form of C's asctime names no zone."""
+    moment = parsedate_to_datetime(text)
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment

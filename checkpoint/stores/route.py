@@ -191,7 +191,7 @@ def failed(
 
 
 def _translated(links: list[BaseException], proxy: Proxy | None, token: Secret) -> TransportError:
-    error, text = links[0], _said(links, token)
+    error, text = links[0], _words_of(links, token)
     certificate = _first(links, ssl.SSLCertVerificationError)
     if certificate is not None:
         return _untrusted(certificate, _first(links, HandshakeFailed), proxy)
@@ -229,7 +229,7 @@ def _first(links: list[BaseException], kind: type[E]) -> E | None:
     return next((link for link in links if isinstance(link, kind)), None)
 
 
-def _said(links: list[BaseException], token: Secret) -> str:
+def _words_of(links: list[BaseException], token: Secret) -> str:
     """Return what went wrong: the library's name for it, and the system's words where it has some."""
     system = [link for link in links if isinstance(link, OSError) and link.errno is not None]
     said = printable(token.hide(str(system[-1] if system else links[0])))

@@ -20,7 +20,7 @@ import orjson
 from checkpoint.errors import CheckpointError, StoreError, Unauthorized, printable
 from checkpoint.stores.aside import Aside
 from checkpoint.stores.http import Clients, Response, TransportError
-from checkpoint.stores.rate import Pace, Slot, retry_after
+from checkpoint.stores.rate import Rate, Slot, retry_after
 from checkpoint.stores.retrying import Again, Deadline, Operation, Policy, monotonic
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ PAUSE = 1.0
 """Seconds that all requests pause after a 429 that does not say how long."""
 
 
-class Unanswered(Again):
+class AnswerLost(Again):
     """An attempt of which the service may have done what was asked; `late`: and it may do it yet."""
 
     def __init__(self, text: str, *, late: bool, pause: float = 0.0) -> None:
@@ -126,7 +126,7 @@ class Service:
     def _failure(self, error: TransportError) -> Again | StoreError:
         if not error.again:
             return StoreError(f"{self.base_url}: {error}")
-        return Unanswered(str(error), late=True) if error.reached else Again(str(error))
+        return AnswerLost(str(error), late=True) if error.reached else Again(str(error))
 
     def load(self, run: Requests, call: Callable[[], T]) -> T:
         """Make a call that only reads; what a signal handler raises meanwhile comes out at once."""
@@ -145,13 +145,13 @@ class Service:
         outcomes: dict[K, T | CheckpointError] = {}
         waiting = deque(items)
         if len(waiting) == 1:
-            _work(run, call, waiting, outcomes)
+            _work_off(run, call, waiting, outcomes)
         elif waiting:
             pool = self._pool()
             futures: list[Future[None]] = []
             try:
                 for _ in range(min(self._concurrency, len(waiting))):
-                    futures.append(pool.submit(_work, run, call, waiting, outcomes))  # noqa: PERF401 - what was submitted is to be waited for
+                    futures.append(pool.submit(_work_off, run, call, waiting, outcomes))  # noqa: PERF401 - what was submitted is to be waited for
                 wait(futures)
             except BaseException:
                 run.stop()  # what is in flight is settled, nothing more is begun
@@ -262,7 +262,7 @@ class Service:
                 self._pace(self._token.current()).shut(min(pause, self._patience))
                 said += f" (to be asked again in {pause:.0f} s)"
             if status in TRANSIENT:
-                raise Unanswered(said, late=status in UNANSWERED, pause=pause or 0.0)
+                raise AnswerLost(said, late=status in UNANSWERED, pause=pause or 0.0)
             raise Again(said, pause=pause or 0.0)
         if status in {401, 403}:
             origin = self._token.current().origin
@@ -272,7 +272,7 @@ class Service:
         return response
 
 
-def _work(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
+def _work_off(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
     """Call for one item after the other that no other thread has taken."""
     while not run.stopped:
         try:
@@ -294,7 +294,7 @@ class _Throttle:
     def __init__(self, rate: tuple[int, float]) -> None:
         self.warned = False
         """Whether a commit that takes longer than a window was warned of."""
-        self._pace = Pace(*rate)
+        self._pace = Rate(*rate)
         self._lock = threading.Lock()
 
     @property
@@ -337,7 +337,7 @@ def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttl
 _services: WeakSet[Service] = WeakSet()
 
 
-def _after_fork() -> None:
+def _forked_services() -> None:
     """Make locks anew that a thread may hold which the child does not have."""
     for throttle in list(_throttles.values()):
         throttle.forked()
@@ -346,4 +346,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forked_services)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -13,6 +14,9 @@ from checkpoint.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_TELLING = 8  # letters of base64: fewer may stand anywhere
 
 
 class Secret:
@@ -40,9 +44,9 @@ class Secret:
         return self._text
 
     def hide(self, text: str) -> str:
-        r"""Replace it by `***` in a text, however it is escaped: as JSON (`\/`, `\u0041`), HTML or percent-encoded."""
+        r"""Replace it by `***` in a text, however it is written: JSON (`\/`, `\u0041`), HTML, percent, base64."""
         if self._spellings is None:
-            self._spellings = re.compile("".join(map(_spellings, self._text)))
+            self._spellings = re.compile("|".join(["".join(map(_spellings, self._text)), *_base64(self._text)]))
         return self._spellings.sub("***", text)
 
 
@@ -64,15 +68,15 @@ class Token:
         self._secret: Secret | None = None
         self._source: Callable[[], Secret] | None = None
         if callable(given):
-            self._source = lambda: _checked([given()], " from token=")
+            self._source = lambda: _secret_of([given()], " from token=")
         elif given is not None or variable in os.environ:
             held, origin = [os.environ.get(variable)], f" from ${variable}"
             if given is not None:
                 held, origin = [given], ""
             del given  # so that no rendered traceback shows it
-            self._secret = _checked(held, origin)
+            self._secret = _secret_of(held, origin)
         elif name := os.environ.get(f"{variable}_FILE"):
-            self._source = lambda: _read(name, f"${variable}_FILE")
+            self._source = lambda: _token_in(name, f"${variable}_FILE")
             self._secret = self._source()
         else:
             raise ValueError(f"no API token: set {variable}, or pass token=")
@@ -99,7 +103,7 @@ class Token:
         self._lock = Lock()
 
 
-def _checked(held: list[Any], origin: str) -> Secret:
+def _secret_of(held: list[Any], origin: str) -> Secret:
     """Return the secret that a list holds, and empty the list: so no rendered traceback shows it."""
     if not isinstance(held[0], str):
         raise TypeError(f"the API token{origin} must be a str, not {type(held.pop()).__name__}")
@@ -111,12 +115,12 @@ def _checked(held: list[Any], origin: str) -> Secret:
     return secret
 
 
-def _read(name: str, variable: str) -> Secret:
+def _token_in(name: str, variable: str) -> Secret:
     try:
         held = [Path(name).read_text("latin-1").strip()]
     except OSError as error:
         raise StoreError(f"the API token cannot be read from the file that {variable} names: {error}") from error
-    return _checked(held, f" from the file that {variable} names")
+    return _secret_of(held, f" from the file that {variable} names")
 
 
 @lru_cache(128)
@@ -129,3 +133,14 @@ def _spellings(char: str) -> str:
     named = "".join(f"|{name};?" for name in names)
     entity = rf"&(?:amp;)*(?:#0*{ord(char)};?|#[xX]0*{code};?{named})"
     return rf"(?:\\*{re.escape(char)}|\\+(?:u00|x){code}|%(?:25)*{code}|{entity})"
+
+
+def _base64(text: str) -> list[str]:
+    """Return patterns for a text as base64 writes it, beginning at each of its three places in a group of letters."""
+    found: list[str] = []
+    for before in range(3):
+        letters = b64encode(bytes(before) + text.encode()).decode()
+        inner = letters[-(-before * 8 // 6) : len(letters) - 4 * ((before + len(text)) % 3 > 0)]
+        if len(inner) >= _TELLING:
+            found.append("".join({"+": "[+-]", "/": "[/_]"}.get(letter, letter) for letter in inner) + "[\\w+/=-]*")
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic
@@ -28,10 +29,10 @@ from checkpoint.errors import (
 )
 from checkpoint.stores import check_url, service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
-from checkpoint.stores.calls import MISSING, Api, Elsewhere, entry_of, is_missing, is_rewritable, moment
+from checkpoint.stores.calls import MISSING, Elsewhere, StateApi, entry_of, folded, is_rewritable, says_missing, time_of
 from checkpoint.stores.http import check_host
 from checkpoint.stores.retrying import Again, Deadline
-from checkpoint.stores.service import Requests, Service, Unanswered
+from checkpoint.stores.service import AnswerLost, Requests, Service
 from checkpoint.stores.tokens import Token
 from checkpoint.stores.urls import positive
 
@@ -175,11 +176,40 @@ class TrutoStore:
             for key, value in changes.items()
             if key in stored.certain and holds(stored.entries[key], value)
         }
-        seen = self._seen.setdefault(state_key, _Seen())
         seconds = max(reading.left(), self._deadline / 10)  # one deadline, with what was read before
-        writes = {
+        missing = {key: value for key, value in changes.items() if key not in landed}
+        writes = self._writes(run, state_key, missing, base, stored, seconds)
+        self._service.announce(len(writes))
+        outcomes = self._service.each(run, lambda key: writes[key].settle(), writes)
+        errors: dict[str, CheckpointError] = {}
+        for key in [key for key in writes if key in outcomes]:  # in the caller's order, not in that of the answers
+            outcome = outcomes[key]
+            if isinstance(outcome, CheckpointError):
+                errors[key] = outcome
+            else:
+                landed[key] = outcome
+        self._seen.setdefault(state_key, _Seen()).remember(landed)
+        unsettled = frozenset(key for key, write in writes.items() if write.unsettled)
+        if len(landed) < len(changes):
+            error = _failure(changes, landed, errors)
+            error.unsettled = unsettled
+            raise error
+        entries = {key: entry for key, entry in landed.items() if entry is not None}
+        return Receipt(entries, run.requests, run.retries, unsettled)
+
+    def _writes(
+        self,
+        run: Requests,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None],
+        stored: _Stored,
+        seconds: float,
+    ) -> dict[str, _Write]:
+        seen = self._seen.setdefault(state_key, _Seen())
+        return {
             key: _Write(
-                Api(self._service, run, state_key),
+                StateApi(self._service, run, state_key),
                 key,
                 value,
                 base.get(key),
@@ -190,26 +220,7 @@ class TrutoStore:
                 listed=lambda: self._list(run, state_key, Deadline(seconds)),
             )
             for key, value in changes.items()
-            if key not in landed
         }
-        self._service.announce(len(writes))
-        outcomes = self._service.each(run, lambda key: writes[key].settle(), writes)
-        errors: dict[str, CheckpointError] = {}
-        for key in writes:  # in the caller's order, not in that of the answers
-            if key in outcomes:
-                outcome = outcomes[key]
-                if isinstance(outcome, CheckpointError):
-                    errors[key] = outcome
-                else:
-                    landed[key] = outcome
-        self._remember(state_key, landed)
-        unsettled = frozenset(key for key, write in writes.items() if write.unsettled)
-        if len(landed) < len(changes):
-            error = _failure(changes, landed, errors)
-            error.unsettled = unsettled
-            raise error
-        entries = {key: entry for key, entry in landed.items() if entry is not None}
-        return Receipt(entries, run.requests, run.retries, unsettled)
 
     @property
     def deadline(self) -> float:
@@ -224,7 +235,7 @@ class TrutoStore:
 
         """
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
-        api = Api(self._service, run, "clock")
+        api = StateApi(self._service, run, "clock")
         date = self._service.load(run, lambda: run.call(lambda: api.date(deadline), deadline, service.POLICY))
         try:
             return parsedate_to_datetime(date)
@@ -252,41 +263,28 @@ class TrutoStore:
             StoreError: a gateway rewrites paths; nothing was written.
 
         """
-        stored = _Stored({}, set())
-        asked: Iterable[str] = base
+        stored, doubtful = _Stored({}, set()), list(base)
         seen = self._seen.setdefault(state_key, _Seen())
         if len(base) > seen.pages + len(seen.keys) // ENTRIES_PER_GET:
             listed = self._list(run, state_key, deadline)
             seen = self._seen[state_key]
             stored.entries.update((key, listed.get(key)) for key in base)
-            asked = [
-                key
-                for key, expected in base.items()
-                if (seen.pages > 1 and key not in listed)
-                or not unchanged(expected, stored.entries[key])
-                or (key in changes and holds(stored.entries[key], changes[key]))
-            ]
-        paths = [key for key, value in changes.items() if is_rewritable(key) and (value is None or key in seen.keys)]
-        asked = dict.fromkeys([*asked, *(key for key in paths if key not in seen.reached)])
-        found = self._get_each(run, state_key, asked, deadline)
-        gone = [key for key, entry in found.items() if entry is None and (key in seen.keys or key in paths)]
+            doubtful = [key for key in base if _is_doubtful(key, changes, base[key], listed.get(key), seen)]
+        risky = seen.risky(changes)
+        found = self._get_each(run, state_key, dict.fromkeys([*doubtful, *risky]), deadline)
+        gone = [key for key, entry in found.items() if entry is None and (key in seen.keys or key in risky)]
         if gone:
-            self._check_gone(run, state_key, gone, self._list(run, state_key, deadline))
+            listed = self._list(run, state_key, deadline)  # in which no path is rewritten
+            _check_gone(StateApi(self._service, run, state_key), gone, listed)
         self._seen[state_key].reached.update(key for key, entry in found.items() if entry is not None)
         stored.entries.update(found)
         stored.certain.update(found)
         return stored
 
-    def _check_gone(self, run: Requests, state_key: str, keys: Iterable[str], listed: Mapping[str, Entry]) -> None:
-        """Look keys whose path leads nowhere up in a list, in which nothing is rewritten."""
-        for key in keys:
-            if key in listed:
-                raise Api(self._service, run, state_key).rewritten(f"{key!r} was not found, though the list has it")
-
     def _get_each(
         self, run: Requests, state_key: str, keys: Iterable[str], deadline: Deadline
     ) -> dict[str, Entry | None]:
-        api, own = Api(self._service, run, state_key), {key: deadline.same() for key in keys}
+        api, own = StateApi(self._service, run, state_key), {key: deadline.same() for key in keys}
 
         def get(key: str) -> Entry | None:
             return run.call(lambda: api.get(key, own[key]), own[key], service.POLICY)
@@ -301,14 +299,14 @@ class TrutoStore:
 
     def _list(self, run: Requests, state_key: str, deadline: Deadline) -> dict[str, Entry]:
         """Return every entry of a namespace; all pages and retries have one deadline."""
-        api = Api(self._service, run, state_key)
+        api = StateApi(self._service, run, state_key)
         entries: dict[str, Entry] = {}
         cursors: list[str | None] = [None]
         while True:
             listed, cursor = self._page(api, cursors[-1], deadline)
             for entry in listed:
                 known = entries.get(entry.key)
-                if known is None or moment(entry) >= moment(known):
+                if known is None or time_of(entry) >= time_of(known):
                     entries[entry.key] = entry
             if cursor is None:
                 reached = self._seen.get(state_key, _Seen()).reached
@@ -326,7 +324,7 @@ class TrutoStore:
                 )
             cursors.append(cursor)
 
-    def _page(self, api: Api, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
+    def _page(self, api: StateApi, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
         misses: list[Elsewhere] = []
 
         def attempt() -> tuple[list[Entry], str | None]:
@@ -339,11 +337,6 @@ class TrutoStore:
             raise api.rewritten(f"the list of {api.state_key!r} was answered {misses[-1]}, {LOST} times")
 
         return api.run.call(attempt, deadline, service.POLICY)
-
-    def _remember(self, state_key: str, landed: Mapping[str, Entry | None]) -> None:
-        keys = self._seen.setdefault(state_key, _Seen()).keys
-        keys.update(key for key, entry in landed.items() if entry is not None)
-        keys.difference_update(key for key, entry in landed.items() if entry is None)
 
 
 class _Stored(NamedTuple):
@@ -362,6 +355,42 @@ class _Seen:
     keys: set[str] = field(default_factory=set[str])
     reached: set[str] = field(default_factory=set[str])
     """Keys that a gateway may rewrite, and that it was seen not to in this run."""
+    _alike: set[str] | None = None
+    """Keys that a gateway may take for one another; None until they are looked for, and after others came or went."""
+
+    def risky(self, changes: Mapping[str, str | None]) -> list[str]:
+        """Return the keys to patch or delete whose path a gateway may rewrite, and that were not read in this run."""
+        asked = [key for key, value in changes.items() if value is None or key in self.keys]
+        return [key for key in asked if key not in self.reached and (is_rewritable(key) or key in self._confusable())]
+
+    def remember(self, landed: Mapping[str, Entry | None]) -> None:
+        """Take note of what was written."""
+        added = {key for key, entry in landed.items() if entry is not None} - self.keys
+        gone = {key for key, entry in landed.items() if entry is None} & self.keys
+        if added or gone:
+            self.keys, self._alike = (self.keys | added) - gone, None
+
+    def _confusable(self) -> set[str]:
+        if self._alike is None:
+            first: dict[str, str] = {}
+            others = {key: other for key in self.keys if (other := first.setdefault(folded(key), key)) != key}
+            self._alike = {*others, *others.values()}
+        return self._alike
+
+
+def _is_doubtful(
+    key: str, changes: Mapping[str, str | None], expected: Entry | None, listed: Entry | None, seen: _Seen
+) -> bool:
+    """Tell whether what a list says of a key is to be confirmed by a GET."""
+    missed = seen.pages > 1 and key not in seen.keys
+    return missed or not unchanged(expected, listed) or (key in changes and holds(listed, changes[key]))
+
+
+def _check_gone(api: StateApi, keys: Iterable[str], listed: Mapping[str, Entry]) -> None:
+    """Refuse that a key's path leads nowhere where a list has the key."""
+    for key in keys:
+        if key in listed:
+            raise api.rewritten(f"{key!r} was not found, though the list has it")
 
 
 class _Write:
@@ -374,7 +403,7 @@ class _Write:
 
     def __init__(
         self,
-        api: Api,
+        api: StateApi,
         key: str,
         value: str | None,
         known: Entry | None,
@@ -426,8 +455,8 @@ class _Write:
         try:
             return self._send(deadline)
         except Again as again:
-            self._in_doubt = isinstance(again, Unanswered)
-            self.unsettled |= isinstance(again, Unanswered) and again.late
+            self._in_doubt = isinstance(again, AnswerLost)
+            self.unsettled |= isinstance(again, AnswerLost) and again.late
             raise
 
     def _read_back(self, deadline: Deadline) -> Entry | None:
@@ -450,12 +479,12 @@ class _Write:
     def _send(self, deadline: Deadline) -> Entry | None:
         if self._value is None:
             response = self._api.delete(self._key, deadline)
-            if is_missing(response):
+            if says_missing(response):
                 self._check_gone()
                 return None
         elif self._exists:
             response = self._api.patch(self._key, self._value, deadline)
-            if is_missing(response):
+            if says_missing(response):
                 return self._turn(response, deadline)
         else:
             response = self._api.post(self._key, self._value, deadline)
@@ -486,8 +515,8 @@ class _Write:
 
     def _check_gone(self) -> None:
         """Look a key up in a list, where its path led nowhere though it was loaded: a gateway may rewrite paths."""
-        if self._exists and self._key in self._listed():
-            raise self._api.rewritten(f"{self._key!r} was not found, though the list has it")
+        if self._exists:
+            _check_gone(self._api, [self._key], self._listed())
 
     def _accept(self, found: Entry | None) -> None:
         """Refuse to write over what is neither ours nor what was last known."""
@@ -520,7 +549,7 @@ class _Write:
         if response.status == TOO_LARGE and self._value is not None:
             return ValueTooLarge(self._key, len(self._value.encode()))
         said = self._api.service.said(response)
-        if response.status == MISSING and not is_missing(response):
+        if response.status == MISSING and not says_missing(response):
             return self._api.rewritten(f"{self._key!r} was answered {said}, which is not the API's own form")
         return StoreError(f"{self._api.service.base_url} refused {self._key!r}: {said}")
 
@@ -546,15 +575,14 @@ def _checked_url(base_url: str) -> str:
             "the API's base URL has no query or fragment; as a store's URL it may have the options "
             f"{', '.join(TrutoStore.URL_OPTIONS)}"
         )
-    try:
+    scheme = ""
+    with suppress(ValueError):  # a port or an address that is none
         parts = urlsplit(base_url)
-        named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port or an address that is none
-        named = False
-    if not named:
+        scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
+    if scheme not in {"http", "https"}:
         raise ValueError(f"the API's base URL is like https://api.truto.one, not {base_url!r}")
     check_host(base_url)
-    return base_url.rstrip("/")
+    return (scheme + base_url[len(scheme) :]).rstrip("/")  # in lower case
 
 
 def _failure(
