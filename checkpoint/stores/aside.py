@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from checkpoint.stores.threads import Worker
@@ -43,7 +44,7 @@ class Aside:
         answers: Answers[T] = SimpleQueue()
         try:
             worker.submit(lambda: _answer(operation, call, answers))
-            result, error = answers.get()
+            result, error = _taken(answers)
         except BaseException:
             operation.stop()
             self._leave(worker, settles=settles)
@@ -77,6 +78,17 @@ class Aside:
             if not settled:
                 self._workers.pop(os.getpid(), None)
                 worker.abandon()
+
+
+def _taken(queue: SimpleQueue[T]) -> T:
+    """Take what comes next, and let signal handlers run meanwhile.
+
+    A signal that another thread got, or that came just before the wait, does not end the wait: CPython asks for signals
+    between bytecodes, of which there is one a second here.
+    """
+    while True:
+        with suppress(Empty):
+            return queue.get(timeout=1.0)
 
 
 def _answer(operation: Operation, call: Callable[[], T], answers: Answers[T]) -> None:
