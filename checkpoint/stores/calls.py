@@ -18,6 +18,7 @@ import orjson
 
 from checkpoint.entries import Entry
 from checkpoint.errors import StoreError
+from checkpoint.stores.listing import listed
 from checkpoint.stores.retrying import Again, Deadline
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class StateApi:
                 "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
             )
             return [], None
-        document = self.service.document(response)
+        document = self.service.document(response, lambda body: listed(body, entry_of))
         result, following = document.get("result"), document.get("next_cursor")
         if not isinstance(result, list):
             raise StoreError(
                 self.service.hide(f"the list of {self.state_key!r} has no 'result' list, but {sorted(document)[:10]}")
             )
-        return [entry_of(item) for item in cast("list[object]", result)], str(following) if following else None
+        return cast("list[Entry]", result), str(following) if following else None
 
     def date(self, deadline: Deadline) -> str:
         """Return the time that the answer to a list carries, empty where it carries none."""

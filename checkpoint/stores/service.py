@@ -185,8 +185,8 @@ class Service:
         """Replace the token in a text that a service had a part in, however it is escaped."""
         return self._token.current().hide(text)
 
-    def document(self, response: Response) -> dict[str, Any]:
-        """Return the JSON object of a successful answer.
+    def document(self, response: Response, read: Callable[[bytes], object] = orjson.loads) -> dict[str, Any]:
+        """Return the JSON object of a successful answer, as `read` reads it.
 
         Raises:
             StoreError: the answer is something else; the text says what came.
@@ -197,7 +197,7 @@ class Service:
         document: object = None
         if "json" in response.headers.get("content-type", ""):
             with suppress(orjson.JSONDecodeError):
-                document = orjson.loads(response.body)
+                document = read(response.body)
         if not isinstance(document, dict):
             raise StoreError(f"{self.base_url} answered {self.said(response)}, not the JSON object that was expected")
         return cast("dict[str, Any]", document)
