@@ -58,7 +58,7 @@ def set_(
         there = Namespace(store, namespace)
         check_settable(there, name, stored, raw=raw)
         _warn_if_new(there)
-        carry_out([planned(there, {name: stored})], dry_run=dry_run, as_json=as_json)
+        carry_out([planned(there, {name: stored})], namespace, dry_run=dry_run, as_json=as_json)
 
 
 @click.command()
@@ -85,7 +85,7 @@ def merge(
         value = codec.encode(patched({} if entry is None else cursor_in(namespace, name, entry), change))
         check_settable(there, name, value)
         _warn_if_new(there)
-        carry_out([planned(there, {name: value})], dry_run=dry_run, as_json=as_json)
+        carry_out([planned(there, {name: value})], namespace, dry_run=dry_run, as_json=as_json)
 
 
 def patched(target: Any, patch: Any) -> Any:
@@ -132,7 +132,7 @@ def edit(
         try:
             value = _edited(file, there, name, raw=raw)
             changes = {} if file.read_bytes() == draft else {name: value}  # a new key that nobody wrote is none
-            carry_out([planned(there, changes)], dry_run=dry_run, as_json=as_json)
+            carry_out([planned(there, changes)], namespace, dry_run=dry_run, as_json=as_json)
         except (CheckpointError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
             click.echo(f"What you wrote is in {file}", err=True)
             raise error from None
@@ -206,7 +206,7 @@ def clear(
         def ask(_number: int) -> str:
             return f"Delete {counted(gone)} of {namespace!r}?"
 
-        carry_out([planned(there, gone)], dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
+        carry_out([planned(there, gone)], namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
 def named_by(there: Namespace, keys: tuple[str, ...], member: str | None) -> list[Name]:

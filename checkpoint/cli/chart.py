@@ -50,7 +50,7 @@ def text(title: str, panels: list[Panel], width: int) -> str:
 
 def _lines(panel: Panel, width: int) -> list[str]:
     """Draw a dot where a value begins, and a line for as long as it lasts."""
-    low, high = _span([point.value for point in panel.points])
+    low, high = _extent([point.value for point in panel.points])
     labels = {_ROWS - 1: panel.label(low)}
     if high > low:
         labels[0] = panel.label(high)
@@ -63,8 +63,8 @@ def _lines(panel: Panel, width: int) -> list[str]:
 
 def _grid(panel: Panel, columns: int) -> list[str]:
     """Return the rows of a panel, the highest values first."""
-    low, high = _span([point.value for point in panel.points])
-    begin, end = _span([point.at for point in panel.points])
+    low, high = _extent([point.value for point in panel.points])
+    begin, end = _extent([point.at for point in panel.points])
     grid = [[" "] * columns for _ in range(_ROWS)]
     places = [
         (_cell(point.at, begin, end, columns - 1), _ROWS - 1 - _cell(point.value, low, high, _ROWS - 1))
@@ -79,7 +79,7 @@ def _grid(panel: Panel, columns: int) -> list[str]:
 
 def _axis(panel: Panel, columns: int) -> str:
     """Return the first time and, where there is room for it, the last one."""
-    begin, end = _span([point.at for point in panel.points])
+    begin, end = _extent([point.at for point in panel.points])
     first, last = time_label(begin), time_label(end)
     room = columns - len(first)
     return f"{first}{last:>{room}}" if end > begin and room > len(last) else first
@@ -99,8 +99,8 @@ def svg(title: str, panels: list[Panel]) -> str:
 
 
 def _drawing(panel: Panel, top: int) -> list[str]:
-    low, high = _span([point.value for point in panel.points])
-    begin, end = _span([point.at for point in panel.points])
+    low, high = _extent([point.value for point in panel.points])
+    begin, end = _extent([point.at for point in panel.points])
     right, bottom = _WIDTH - 20, top + _HEIGHT
     places = [
         (
@@ -126,7 +126,7 @@ def _label(words: str, x: int, y: int, anchor: str, more: str = "") -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
 
 
-def _span(values: list[float]) -> tuple[float, float]:
+def _extent(values: list[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 

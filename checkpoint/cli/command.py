@@ -23,7 +23,7 @@ from checkpoint.cli import (
     singer,
     status,
 )
-from checkpoint.cli.namespaces import name_of
+from checkpoint.cli.namespaces import said_of
 from checkpoint.cli.options import store_option
 from checkpoint.entries import GROUP_PREFIX
 from checkpoint.errors import CheckpointError, Conflict, CorruptState
@@ -79,7 +79,7 @@ def _sentence(error: Exception) -> str:
         found = error.found
         when = f" at {found.updated_at}" if found is not None and found.updated_at else ""
         run = f" (run {found.sync_job_run_id})" if found is not None and found.sync_job_run_id else ""
-        name = name_of(error.key) if error.member is None else f"{error.member!r} of {error.key!r}"
+        name = said_of(error.key) if error.member is None else f"{error.member!r} of {error.key!r}"
         return (
             f"{name} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
             "look at it, then try again"
@@ -87,7 +87,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, CorruptState):
         if error.key.startswith(GROUP_PREFIX):
             look = f"`checkpoint get {error.state_key} {error.key} --raw`"
-            return f"{name_of(error.key)} in {error.state_key!r} cannot be read ({error.__cause__}): see {look}"
+            return f"{said_of(error.key)} in {error.state_key!r} cannot be read ({error.__cause__}): see {look}"
         return (
             f"{error.key!r} in {error.state_key!r} holds no cursor ({error.__cause__}): --raw reads and sets it as text"
         )

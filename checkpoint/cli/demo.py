@@ -186,7 +186,7 @@ def play(scratch: Path, store: Store, source: Source, meter: Meter, sink_type: t
         done = min(page * size, count)
         yield stage.measure(
             f"killed in page {page}",
-            lambda: kill(start("demo-child", name, str(source.folder), str(file)), meter, page),
+            lambda: kill(spawn("demo-child", name, str(source.folder), str(file)), meter, page),
             new=done,
             missing=count - done,
         )
@@ -301,7 +301,7 @@ def namespace(store: Store) -> Generator[str]:
 def served(url: str) -> Generator[str]:
     """Run `checkpoint serve` over a store; the URL of the server."""
     token = secrets.token_urlsafe()
-    with start("serve", "--port", "0", CHECKPOINT_STORE=url, CHECKPOINT_SERVER_TOKEN=token) as server:
+    with spawn("serve", "--port", "0", CHECKPOINT_STORE=url, CHECKPOINT_SERVER_TOKEN=token) as server:
         assert server.stdout  # noqa: S101 - a pipe
         try:
             line = server.stdout.readline()
@@ -313,7 +313,7 @@ def served(url: str) -> Generator[str]:
             server.terminate()
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+def spawn(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a verb in a process of its own; secrets go into its environment, which no list of processes shows."""
     return subprocess.Popen(  # noqa: S603 - ourselves
         [sys.executable, "-m", "checkpoint.cli", *arguments],

@@ -34,22 +34,24 @@ def document_of(there: Namespace, form: str) -> Any:
     values = {name: entry.value for name, entry in sorted(there.names.items(), key=lambda item: item[0].said)}
     if form == VALUES:
         return _folded(values)
-    cursors = {name: screen.cursor_of(value) for name, value in values.items()}
-    opaque = [name for name, cursor in cursors.items() if cursor is None]
-    if opaque:
+    cursors = {name: cursor for name, value in values.items() if (cursor := screen.cursor_of(value)) is not None}
+    for name in values.keys() - cursors.keys():
         raise click.ClickException(
-            f"{opaque[0].quoted} in {there.state_key!r} holds no cursor, which {form} has no place for: "
+            f"{name.quoted} in {there.state_key!r} holds no cursor, which {form} has no place for: "
             f"export --format {VALUES}"
         )
-    if form == "json":
-        return _folded(cursors)
-    if grouped := [name for name in cursors if name.member is not None]:
-        raise click.ClickException(
-            f"{grouped[0].key!r} in {there.state_key!r} is a group, which {form} has no place for: export --format json"
-        )
+    return _folded(cursors) if form == "json" else _dumped(there, cursors, form)
+
+
+def _dumped(there: Namespace, cursors: dict[Name, codec.Cursor], form: str) -> Any:
+    """Return the document of a neighbour."""
+    for name in cursors:
+        if name.member is not None:
+            raise click.ClickException(
+                f"{name.key!r} in {there.state_key!r} is a group, which {form} has no place for: export --format json"
+            )
     try:
-        plain = {name.key: cursor for name, cursor in cursors.items() if cursor is not None}
-        return formats.dump(plain, cast("formats.Format", form))
+        return formats.dump({name.key: cursor for name, cursor in cursors.items()}, cast("formats.Format", form))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 
@@ -60,12 +62,12 @@ def names_in(document: Any, form: str) -> dict[Name, str]:
         if form not in {VALUES, "json"}:
             cursors = formats.load(document, cast("formats.Format", form))
             return {Name(key): codec.encode(cursor) for key, cursor in cursors.items()}
-        plain, groups = _parts(document, form)
+        plain, groups = _plain_and_groups(document, form)
         if form == "json":
             formats.load(plain, "json")  # refuses what is none
-        values = {Name(key): _value_of(value, form) for key, value in plain.items()}
+        values = {Name(key): _stored_value(value, form) for key, value in plain.items()}
         for group, members in groups.items():
-            values |= {Name(group, member): _value_of(value, form) for member, value in members.items()}
+            values |= {Name(group, member): _stored_value(value, form) for member, value in members.items()}
         for name, value in values.items():
             check_name("key", name.key)
             check_changes(VALUES, {name.member or name.key: value})
@@ -83,7 +85,7 @@ def _folded(values: dict[Name, Any]) -> dict[str, Any]:
     return document | ({GROUPS: groups} if groups else {})
 
 
-def _parts(document: Any, form: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _plain_and_groups(document: Any, form: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the plain keys of a document, and the members of its groups."""
     if not isinstance(document, dict):
         raise ValueError("it must be an object of texts" if form == VALUES else "it must be an object")
@@ -99,7 +101,7 @@ def _parts(document: Any, form: str) -> tuple[dict[str, Any], dict[str, dict[str
     return plain, cast("dict[str, dict[str, Any]]", groups)
 
 
-def _value_of(value: Any, form: str) -> str:
+def _stored_value(value: Any, form: str) -> str:
     if form == VALUES:
         if not isinstance(value, str):
             raise ValueError("it must be an object of texts")

@@ -57,11 +57,15 @@ def history(namespace: str, key: str | None, *, member: str | None, limit: int, 
                 changes = unfolded(changes, layout)
     if as_json:
         screen.document([_change_fields(change) for change in changes[:limit]])
-        return
-    if not changes:
+    elif changes:
+        _show_commits(changes[:limit])
+    else:
         what = f"{Name(key, member).quoted} in {namespace!r}" if key else repr(namespace)
         screen.say(f"No history of {what} in {store!r}.")
-    for number, (_, commit) in enumerate(groupby(changes[:limit], key=lambda change: change.version)):
+
+
+def _show_commits(changes: list[Change]) -> None:
+    for number, (_, commit) in enumerate(groupby(changes, key=lambda change: change.version)):
         if number:
             screen.say("")
         _show_commit(list(commit))
@@ -124,30 +128,34 @@ def diff(
     if not any((other, target, since, until)):
         raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
     with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
-        one, two = Namespace(store, namespace), Namespace(there, other or namespace)
-        before, after = values_at(one, since), values_at(two, until)
+        before = values_at(Namespace(store, namespace), since)
+        after = values_at(Namespace(there, other or namespace), until)
         if not any((before, after, since, until)):
             near = near_namespace(store, namespace)
             raise click.ClickException(
                 f"{namespace!r} holds nothing in {store!r}, nor does {other or namespace!r} in {there!r}{near}"
             )
-        if member is not None and not any(name.member == member for name in (*before, *after)):
-            raise click.ClickException(f"no group of {namespace!r} or {other or namespace!r} has a member {member!r}")
     changes = _differences(before, after, member)
     if as_json:
-        told = [
-            {**name.fields(), "before": screen.told_value(old), "after": screen.told_value(new)}
-            for name, old, new in changes
-        ]
-        screen.document({"namespace": namespace, "other": other or namespace, "changes": told})
+        screen.document({"namespace": namespace, "other": other or namespace, "changes": _told_differences(changes)})
     else:
         screen.show_changes((name.said, old, new) for name, old, new in changes)
     sys.exit(1 if changes else 0)
 
 
+def _told_differences(changes: list[tuple[Name, str | None, str | None]]) -> list[dict[str, Any]]:
+    return [
+        {**name.fields(), "before": screen.told_value(old), "after": screen.told_value(new)}
+        for name, old, new in changes
+    ]
+
+
 def _differences(
     before: dict[Name, str], after: dict[Name, str], member: str | None
 ) -> list[tuple[Name, str | None, str | None]]:
+    """Return what differs, of one member of groups or of all; ends with one sentence where no group has the member."""
     names = [name for name in {*before, *after} if member is None or name.member == member]
+    if member is not None and not names:
+        raise click.ClickException(f"no group on either side has a member {member!r}")
     pairs = ((name, before.get(name), after.get(name)) for name in sorted(names, key=lambda name: name.said))
     return [(name, old, new) for name, old, new in pairs if not equal(old, new)]

@@ -23,17 +23,21 @@ def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool
     None stands for a value that is not known yet.
     """
     group = there.groups.get(name.key)
-    if name.member is not None and group is None and Name(name.key) in there.names:
+    if name.member is None:
+        refused = group is not None and _hides(group, value)
+    else:
+        refused = group is None and Name(name.key) in there.names
+    if refused:
         raise click.ClickException(there.absent(*name))
-    if name.member is None and group is not None and (not group.is_version_1 or _hides(group, value)):
-        raise click.ClickException(there.absent(name.key))
     cursor = None if value is None or raw else screen.cursor_of(value)
     if cursor is not None and (why := unreadable(screen.cursor_of(there.value(name) or ""), cursor)):
         raise click.ClickException(f"a stream could not read this as {name.quoted}: {why}; nothing was written")
 
 
 def _hides(group: Layout, value: str | None) -> bool:
-    """Tell whether a value in place of a group of version 1 loses its members."""
+    """Tell whether a value under a group's name hides its members; one that holds members itself is version 1's."""
+    if not group.is_version_1:
+        return True
     return value is not None and len(group.members) > 1 and members_in(value) is None
 
 
@@ -42,21 +46,34 @@ def unreadable(before: codec.Cursor | None, after: codec.Cursor) -> str | None:
 
     A stream's cursor has its position under one name, and a few others beside it; a job's own may be anything.
     """
-    fields = [name for name in after if name not in BESIDE]
-    known = [name for name in before or {} if name not in BESIDE]
+    before = before or {}
+    fields, known = _position_names(after), _position_names(before)
     if len(fields) > 1 or len(known) > 1:
         return None
-    old = (before or {}).get(known[0]) if known else None
+    field = next(iter([*fields, *known]), "")
+    old = before.get(field)
     if not after:
         return "it has no position; `checkpoint clear` deletes the key" if is_value(old) else None
-    field = (fields or known or [""])[0]
+    was_position = fields == known and is_value(old)
+    if was_position or len(fields) < len(after):
+        return _wrong_shape(after, field) or (_apart(field, old, after[field]) if was_position else None)
+    return None
+
+
+def _position_names(cursor: codec.Cursor) -> list[str]:
+    """Return the names in a cursor that may be that of a position."""
+    return [name for name in cursor if name not in BESIDE]
+
+
+def _wrong_shape(cursor: codec.Cursor, field: str) -> str | None:
+    """Return what in a cursor is not what a stream stores there; None: nothing is."""
     try:
-        stored_state("it", after, field)
+        stored_state("it", cursor, field)
     except WrongShapeError as error:
-        return str(error) if (fields == known and is_value(old)) or after.keys() & {*BESIDE} else None
-    except ValueError:
+        return str(error)
+    except ValueError:  # of another field
         return None
-    return _apart(field, old, after[field]) if fields == known and is_value(old) else None
+    return None
 
 
 def _apart(field: str, old: Any, new: Any) -> str | None:

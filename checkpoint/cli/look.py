@@ -79,7 +79,7 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
         for done, name in enumerate(names):
             told(done, len(names), name)
             try:
-                row = _summary(Namespace(store, name), ours=ours)
+                row = _summed(Namespace(store, name), ours=ours)
             except CorruptState as error:
                 failure = error
             else:
@@ -101,7 +101,7 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
         raise failure
 
 
-def _summary(there: Namespace, *, ours: bool) -> _Summary | None:
+def _summed(there: Namespace, *, ours: bool) -> _Summary | None:
     shown = there.shown().values()
     entries = [*shown, *(_reserved(there).values() if ours else ())]
     if not entries:
@@ -123,21 +123,21 @@ def _summary_fields(row: _Summary) -> dict[str, Any]:
 
 
 def _list_keys(there: Namespace, *, ours: bool, as_json: bool) -> None:
-    inside = there.inside_version_1()
-    entries = {name: entry for name, entry in there.names.items() if name.member is None and name.key not in inside}
-    groups = {name: layout for name, layout in there.groups.items() if Name(name) not in entries}
-    entries |= {Name(key): entry for key, entry in _reserved(there).items()} if ours else {}
+    plain = {name.key: entry for name, entry in there.shown().items() if name.member is None}
+    plain |= _reserved(there) if ours else {}
+    groups = {name: layout for name, layout in there.groups.items() if name not in plain}
+    keys = sorted([*plain, *groups])
     if as_json:
-        documents = {
-            name.key: screen.told_entry(there.state_key, name.fields(), entry) for name, entry in entries.items()
-        }
-        documents |= {name: _group_fields(there.state_key, layout) for name, layout in groups.items()}
-        screen.document([documents[key] for key in sorted(documents)])
-        return
-    rows = {name.key: _row(name.key, entry) for name, entry in entries.items()}
-    rows |= {name: _group_row(layout) for name, layout in groups.items()}
-    if rows:
-        _show("key", [rows[key] for key in sorted(rows)])
+        screen.document(
+            [
+                screen.told_entry(there.state_key, Name(key).fields(), plain[key])
+                if key in plain
+                else _group_fields(there.state_key, groups[key])
+                for key in keys
+            ]
+        )
+    elif keys:
+        _show_rows("key", [_entry_row(key, plain[key]) if key in plain else _group_row(groups[key]) for key in keys])
         _say_held(there.state_key, held_by(there))
     else:
         _say_nothing(there)
@@ -153,7 +153,7 @@ def _list_members(there: Namespace, key: str, *, as_json: bool) -> None:
     if as_json:
         screen.document([screen.told_entry(there.state_key, Name(key, m).fields(), entry) for m, entry in members])
     elif members:
-        _show("member", [_row(name, entry) for name, entry in members])
+        _show_rows("member", [_entry_row(name, entry) for name, entry in members])
     else:
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
 
@@ -168,12 +168,12 @@ def _say_held(namespace: str, holder: str | None) -> None:
         screen.say(f"{namespace!r} is held by {holder}.")
 
 
-def _show(first: str, rows: list[tuple[str, ...]]) -> None:
+def _show_rows(first: str, rows: list[tuple[str, ...]]) -> None:
     columns = (first, "cursor", "lag", "age", "last run")
     screen.show_table(columns, rows, wide="cursor", right=("lag", "age"))
 
 
-def _row(name: str, entry: Entry) -> tuple[str, ...]:
+def _entry_row(name: str, entry: Entry) -> tuple[str, ...]:
     age, run = screen.age(entry.updated_at), entry.sync_job_run_id or "-"
     return name, readable_in_short(entry.value), _lag(lag_of(entry.value)), age, run
 

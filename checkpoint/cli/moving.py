@@ -230,7 +230,7 @@ def import_(
     Where NAMESPACE is a pattern, 'crm_*', the document has one member for each namespace, and those that it fits are
     stored.
     """
-    documents = _read(file.read(), namespace, form)
+    documents = _documents_in(file.read(), namespace, form)
     with using(url) as store:
         plans = [
             _import_plan(Namespace(store, name), names_in(document, form), overwrite=overwrite, delete=delete)
@@ -246,11 +246,10 @@ def import_(
                 return None
             return f"Replace {counted(replaced)} and delete {counted(gone)} of {namespace!r}?"
 
-        many = list(documents) != [namespace]
-        carry_out(plans, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, many=many)
+        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
-def _read(text: bytes, namespace: str, form: str) -> dict[str, Any]:
+def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
     """Return the documents in a text, by namespace, or end with one sentence."""
     try:
         document: Any = json.loads(text, object_pairs_hook=_unique)

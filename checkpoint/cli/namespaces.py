@@ -21,7 +21,7 @@ from checkpoint.stores.base import Atomic, ListsNamespaces
 from checkpoint.streams.stored import BESIDE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from checkpoint.entries import Change, Entry
     from checkpoint.stores.base import Store
@@ -144,23 +144,16 @@ class Namespace:
 
     def absent(self, key: str, member: str | None = None) -> str:
         """Return the sentence that there is no such cursor, with what may have been meant."""
-        where = self.state_key
+        where, layout = self.state_key, self.groups.get(key)
         if not (self.names or self.groups):
             return nothing(self.store, where)
-        if member is not None and key in self.groups:
-            return f"{key!r} in {where!r} has no member {member!r}{meant(member, self.groups[key].members)}"
+        if layout is not None:
+            return _absent_in(where, layout, member)
         if member is not None and Name(key) in self.names:
             return f"{key!r} in {where!r} is not a group: leave --member out"
-        if key in self.groups:
-            members = self.groups[key].members
-            some = f"--member, such as {min(members)}" if members else "--member"
-            count = f"{len(members):,} member{'' if len(members) == 1 else 's'}"
-            return f"{key!r} in {where!r} is a group of {count}: name one with {some}"
-        for group, layout in self.groups.items():
-            if key in layout.members:
-                return f"there is no key {key!r} in {where!r}, but a member of a group: {group} --member {key}"
-        inside = self.inside_version_1()
-        near = meant(key, {*self.groups, *(name.key for name in self.names if name.key not in inside)})
+        for group in (name for name, each in self.groups.items() if key in each.members):
+            return f"there is no key {key!r} in {where!r}, but a member of a group: {group} --member {key}"
+        near = meant(key, {name.key for name in self.shown()} | self.groups.keys())
         return f"there is no {key!r} in {where!r}{near or f': see `checkpoint list {where}`'}"
 
     def inside_version_1(self) -> set[str]:
@@ -189,13 +182,18 @@ class Namespace:
             ValueError: a member of a packed group would get what is no JSON.
 
         """
-        written: dict[str, str | None] = {name.key: value for name, value in changes.items() if name.member is None}
+        written: dict[str, str | None] = {}
         groups: dict[str, dict[str, str | None]] = {}
         for name, value in changes.items():
-            if name.member is not None:
+            if name.member is None:
+                written[name.key] = value
+            else:
                 groups.setdefault(name.key, {})[name.member] = value
         for group, members in groups.items():
-            written |= self._entries_of(self.groups.get(group) or self._new(group), members)
+            layout = self.groups.get(group) or self._new(group)
+            everyone = {member: entry.value for member, entry in layout.members.items()} | members
+            left = {member: value for member, value in everyone.items() if value is not None}
+            written |= self._head_of(layout, left) | self._entries_of(layout, members, left)
         return written
 
     def base_for(self, written: Iterable[str]) -> dict[str, Entry | None]:
@@ -208,25 +206,30 @@ class Namespace:
     def _new(self, group: str) -> Layout:
         return Layout(group, None if isinstance(self.store, Atomic) else forms.SHARDS, False, {})
 
-    def _entries_of(self, layout: Layout, members: Mapping[str, str | None]) -> dict[str, str | None]:
-        left = {member: entry.value for member, entry in layout.members.items()} | dict(members)
-        is_gone = not any(value is not None for value in left.values())
-        head: dict[str, str | None] = {}
-        if not layout.is_version_1 and head_key(layout.name) not in self.stored and not is_gone:
-            head = {head_key(layout.name): forms.ENTRIES if layout.shards is None else forms.packed_head(layout.shards)}
-        elif not layout.is_version_1 and is_gone and isinstance(self.store, Atomic):
-            # Elsewhere a commit may be cut, and shards must not be left without their head.
-            head = {head_key(layout.name): None}
+    def _entries_of(
+        self, layout: Layout, members: Mapping[str, str | None], left: Mapping[str, str]
+    ) -> dict[str, str | None]:
+        """Return which entries are to be written for changes of some members, where in all these are left."""
         if layout.shards is None:
-            return head | {layout.entry_key(member): value for member, value in members.items()}
-        touched = {layout.entry_key(member) for member in members}
-        packs: dict[str, dict[str, str | None]] = {key: {} for key in touched}
+            return {layout.entry_key(member): value for member, value in members.items()}
+        packs: dict[str, dict[str, str | None]] = {layout.entry_key(member): {} for member in members}
         for member, value in left.items():
-            if value is not None and (key := layout.entry_key(member)) in touched:
+            if (key := layout.entry_key(member)) in packs:
                 packs[key][member] = value
         # An entry of version 1 that is missing among others would be taken for a loss.
-        stays = layout.is_version_1 and not is_gone
-        return head | {key: forms.pack(pack) if pack or stays else None for key, pack in packs.items()}
+        stays = layout.is_version_1 and bool(left)
+        return {key: forms.pack(pack) if pack or stays else None for key, pack in packs.items()}
+
+    def _head_of(self, layout: Layout, left: Mapping[str, str]) -> dict[str, str | None]:
+        """Return what is to be written of a group's head, where these members are left."""
+        head = head_key(layout.name)
+        if layout.is_version_1:
+            return {}
+        if left:
+            new = forms.ENTRIES if layout.shards is None else forms.packed_head(layout.shards)
+            return {} if head in self.stored else {head: new}
+        # Elsewhere a commit may be cut, and shards must not be left without their head.
+        return {head: None} if isinstance(self.store, Atomic) else {}
 
     # Reading
 
@@ -251,26 +254,39 @@ class Namespace:
         """Yield the groups that version 1 stored; of one that two runs stored differently, the last one first."""
         found: dict[tuple[str, int], list[str]] = {}
         for key in self.stored:
-            if key.startswith(RESERVED):
-                continue
             name = key.rpartition(".")[0]
-            if (shards := forms.version_1_shards(name, key)) > 1:
-                found.setdefault((name, shards), []).append(key)
-            elif not key.startswith("$"):  # what documents of neighbours have beside streams
-                found[key, 1] = [key]
-        for (name, shards), keys in sorted(found.items(), key=lambda item: self._written_at(item[1]), reverse=True):
-            layout = Layout(name, shards, True, {})
-            packs = {key: members_in(self.stored[key].value) for key in layout.shared_keys() if key in keys}
-            if len(packs) < shards or None in packs.values():
+            if key.startswith((RESERVED, "$")):  # `$`: what documents of neighbours have beside streams
                 continue
-            for key, members in packs.items():
-                entry = self.stored[key]
-                layout.members.update({m: entry._replace(value=value) for m, value in (members or {}).items()})
-            if layout.members:
+            shards = forms.version_1_shards(name, key)
+            found.setdefault((name, shards) if shards > 1 else (key, 1), []).append(key)
+        for (name, shards), keys in sorted(found.items(), key=lambda item: self._written_at(item[1]), reverse=True):
+            layout = self._version_1(name, shards, keys)
+            if layout is not None:
                 yield layout
+
+    def _version_1(self, name: str, shards: int, keys: list[str]) -> Layout | None:
+        """Return a group of version 1; None: an entry is missing, or holds what are no members."""
+        layout = Layout(name, shards, True, {})
+        for key in keys:
+            entry = self.stored[key]
+            members = members_in(entry.value)
+            if members is None:
+                return None
+            layout.members.update({member: entry._replace(value=value) for member, value in members.items()})
+        return layout if layout.members and len(keys) == shards else None
 
     def _written_at(self, keys: Iterable[str]) -> str:
         return max(self.stored[key].updated_at or "" for key in keys)
+
+
+def _absent_in(where: str, layout: Layout, member: str | None) -> str:
+    """Return the sentence that a group has no such member, or that one is to be named."""
+    name, members = layout.name, layout.members
+    if member is not None:
+        return f"{name!r} in {where!r} has no member {member!r}{meant(member, members)}"
+    some = f"--member, such as {min(members)}" if members else "--member"
+    count = f"{len(members):,} member{'' if len(members) == 1 else 's'}"
+    return f"{name!r} in {where!r} is a group of {count}: name one with {some}"
 
 
 def members_in(value: str | None) -> dict[str, str] | None:
@@ -315,7 +331,7 @@ def cursor_in(namespace: str, name: Name, entry: Entry) -> codec.Cursor:
         raise CorruptState(namespace, name.said, entry.value) from reason
 
 
-def name_of(key: str) -> str:
+def said_of(key: str) -> str:
     """Return what the entry of a key is called in a sentence: never by the spelling in which groups are stored."""
     group, member = named(key)
     if member is not None:
@@ -347,6 +363,14 @@ def matching(store: Store, namespace: str) -> list[str]:
     if not found:
         raise click.ClickException(f"no namespace of {store!r} is like {namespace!r}: see `checkpoint list`")
     return found
+
+
+def chosen(store: Store, namespace: str, keys: Sequence[str] = ()) -> list[Namespace]:
+    """Return the namespaces that a name or a pattern stands for; of several those that have one of the keys."""
+    found = [Namespace(store, each) for each in matching(store, namespace)]
+    if len(found) == 1 or not keys:
+        return found
+    return [there for there in found if any(there.under(key) for key in keys)] or found
 
 
 def is_pattern(namespace: str) -> bool:

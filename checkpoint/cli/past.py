@@ -30,20 +30,26 @@ def changes_of(there: Namespace, key: str | None = None, member: str | None = No
     """Return what was changed, the newest first: of a whole namespace, of a key, of a group or of one member."""
     store = keeping(there.store)
     if key is None:
+        packed = [layout for layout in there.groups.values() if layout.shards and not layout.is_version_1]
         found = store.history(there.state_key)
-        for each in there.groups.values():
-            if not each.is_version_1 and each.shards is not None:
-                found += unfolded(_shared(there, each), each)
-        return sorted(found, key=lambda change: -change.version)
-    layout = there.groups.get(key)
-    found = store.history(there.state_key, key if member is None else member_key(key, member))
-    if layout is not None:
-        shared = _shared(there, layout)
-        found = [change for change in found if change.member is not None or change not in shared] + shared
-        if member is not None or not layout.is_version_1:
-            found = unfolded(found, layout)
-    wanted = [change for change in found if member is None or (change.key, change.member) == (key, member)]
+        for layout in packed:
+            found += unfolded(_shared(there, layout), layout)
+    else:
+        found = store.history(there.state_key, key if member is None else member_key(key, member))
+        if key in there.groups:
+            found = _with_shared(there, there.groups[key], found, member)
+    wanted = (change for change in found if member is None or (change.key, change.member) == (key, member))
     return sorted(wanted, key=lambda change: -change.version)
+
+
+def _with_shared(there: Namespace, layout: Layout, found: list[Change], member: str | None) -> list[Change]:
+    """Return the changes of a group with those of the entries that hold several of its members each.
+
+    Where version 1 stored the group they are changes of keys, unless one member is asked for.
+    """
+    shared = _shared(there, layout)
+    changes = [change for change in found if change.member is not None or change not in shared] + shared
+    return changes if member is None and layout.is_version_1 else unfolded(changes, layout)
 
 
 def _shared(there: Namespace, layout: Layout) -> list[Change]:

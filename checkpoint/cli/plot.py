@@ -53,12 +53,8 @@ def plot(
         raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")
     name = Name(key, member)
     with reading(url) as store:
-        there = Namespace(store, namespace)
-        if member is None and key in there.groups and Name(key) not in there.names:
-            raise click.ClickException(there.absent(key))
-        changes = [change for change in changes_of(there, key, member) if (change.key, change.member) == name]
-        check_known(there, changes, key, member)
-    steps = _plotted(changes, _field(changes, name) if field is None else field, cursor_format)
+        changes = _changes_drawn(Namespace(store, namespace), name)
+    steps = _plotted(changes, _drawn_field(changes, name) if field is None else field, cursor_format)
     if not steps:
         raise click.ClickException(f"the history of {name.quoted} in {namespace!r} has no position to draw")
     title = printable(f"{namespace} {name.said}")
@@ -73,6 +69,15 @@ def plot(
     else:
         console = screen.console()
         console.print(chart.text(title, _panels(steps), min(console.width, 120)), soft_wrap=False)
+
+
+def _changes_drawn(there: Namespace, name: Name) -> list[Change]:
+    """Return the changes of one cursor, the newest first, or end with the sentence that it is not known."""
+    if name.member is None and name.key in there.groups and name not in there.names:
+        raise click.ClickException(there.absent(name.key))
+    changes = [change for change in changes_of(there, *name) if (change.key, change.member) == name]
+    check_known(there, changes, *name)
+    return changes
 
 
 class PlottedChange(NamedTuple):
@@ -95,49 +100,55 @@ class PlottedChange(NamedTuple):
         return told | {"is_time": told.pop("kind") in {"instant", "wall"}}
 
 
-def _field(changes: list[Change], name: Name) -> str:
+def _drawn_field(changes: list[Change], name: Name) -> str:
     """Return the only part of the newest cursor that can be drawn: a number or a time, else a text."""
-    cursor = next((found for change in changes if (found := _cursor(change)) is not None), None)
+    cursor = next((found for change in changes if (found := _cursor_after(change)) is not None), None)
     if cursor is None:
         raise click.ClickException(f"there is no cursor of {name.quoted} in the history")
-    parts = {part: value for part, value in cursor.items() if part not in BESIDE}
-    fields = [part for part, value in parts.items() if measured(value) is not None]
-    fields = fields or [part for part, value in parts.items() if isinstance(value, str) and value]
+    fields = _drawable(cursor)
     if len(fields) == 1:
         return fields[0]
-    hint = (
-        f"it has {', '.join(fields)}: choose one with --field"
-        if fields
-        else "none of its members is a number, a time or text"
-    )
-    raise click.ClickException(f"what of {name.quoted} is to be drawn? {hint}")
+    hint = f"it has {', '.join(fields)}: choose one with --field"
+    none = "none of its members is a number, a time or text"
+    raise click.ClickException(f"what of {name.quoted} is to be drawn? {hint if fields else none}")
 
 
-def _cursor(change: Change) -> Mapping[str, Any] | None:
+def _drawable(cursor: Mapping[str, Any]) -> list[str]:
+    """Return the parts of a cursor that are numbers or times; where there is none, those that are text."""
+    parts = {part: value for part, value in cursor.items() if part not in BESIDE}
+    fields = [part for part, value in parts.items() if measured(value) is not None]
+    return fields or [part for part, value in parts.items() if isinstance(value, str) and value]
+
+
+def _cursor_after(change: Change) -> Mapping[str, Any] | None:
     return None if change.after is None else screen.cursor_of(change.after)
 
 
-def _values(changes: list[Change], field: str) -> Iterator[tuple[Change, float, Any]]:
+def _field_values(changes: list[Change], field: str) -> Iterator[tuple[Change, float, Any]]:
     """Yield the changes that have a value of a field, with the time of the commit, the oldest first."""
     for change in reversed(changes):
-        cursor, at = _cursor(change), screen.instant(change.at)
+        cursor, at = _cursor_after(change), screen.instant(change.at)
         if cursor is not None and cursor.get(field) is not None and at is not None:
             yield change, at.timestamp(), cursor[field]
 
 
 def _plotted(changes: list[Change], field: str, form: str | None) -> list[PlottedChange]:
     """Return the changes of a field in the kind that the newest one has."""
-    values = list(_values(changes, field))
-    found = [measured(value, form) for _, _, value in values]
-    if not any(found) and form in {None, "text"} and all(isinstance(value, str) for _, _, value in values):
-        found = _in_order([value for _, _, value in values])
+    values = list(_field_values(changes, field))
+    found = _measures([value for _, _, value in values], form)
     kind = next((one[1] for one in reversed(found) if one is not None), None)
-    steps: list[PlottedChange] = []
-    for (change, at, value), one in zip(values, found, strict=True):
-        if one is not None and one[1] == kind:
-            lag = at - one[0] if kind == "instant" else None
-            steps.append(PlottedChange(change.version, change.at, value, one[0], one[1], lag))
-    return steps
+    return [
+        PlottedChange(change.version, change.at, value, one[0], one[1], at - one[0] if kind == "instant" else None)
+        for (change, at, value), one in zip(values, found, strict=True)
+        if one is not None and one[1] == kind
+    ]
+
+
+def _measures(values: list[Any], form: str | None) -> list[tuple[float, str] | None]:
+    """Return values as numbers, with their kinds: text that is no time by its order."""
+    found = [measured(value, form) for value in values]
+    is_text = not any(found) and form in {None, "text"} and all(isinstance(value, str) for value in values)
+    return _in_order(values) if is_text else found
 
 
 def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
@@ -152,14 +163,14 @@ def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
 def _panels(steps: list[PlottedChange]) -> list[chart.Panel]:
     moments = [at.timestamp() for step in steps if (at := screen.instant(step.at)) is not None]
     points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
-    panels = [chart.Panel("position", points, _label(steps))]
+    panels = [chart.Panel("position", points, _axis_label(steps))]
     lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
     if lags:
         panels.append(chart.Panel("lag", lags, screen.span))
     return panels
 
 
-def _label(steps: list[PlottedChange]) -> Callable[[float], str]:
+def _axis_label(steps: list[PlottedChange]) -> Callable[[float], str]:
     """Return what writes the values of the position at the axis."""
     if steps[0].kind == "number":
         return chart.number_label

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Position(NamedTuple):
+class Measured(NamedTuple):
     """Where a cursor stands."""
 
     field: str
@@ -76,16 +76,16 @@ def _spelling(form: str | None) -> Spelling:
     return spelling(form, Clock(None))
 
 
-def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Position]:
+def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Measured]:
     """Return the parts of a cursor that a stream could have as its position, and that have a scale."""
     return [
-        Position(field, value, *found)
+        Measured(field, value, *found)
         for field, value in cursor.items()
         if field not in BESIDE and (found := measured(value, form)) is not None
     ]
 
 
-def position_of(value: str | None, form: str | None = None) -> Position | None:
+def position_of(value: str | None, form: str | None = None) -> Measured | None:
     """Return the position in a stored value; None: it is no cursor, or not just one part of it can be the position."""
     cursor = None if value is None else screen.cursor_of(value)
     found = [] if cursor is None else positions_in(cursor, form)

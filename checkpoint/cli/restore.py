@@ -9,7 +9,7 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.moments import when_given
-from checkpoint.cli.namespaces import Name, Namespace, is_pattern, matching
+from checkpoint.cli.namespaces import Name, Namespace, chosen
 from checkpoint.cli.options import as_json, dry_run, keys, member, namespace, reading, store_option, yes
 from checkpoint.cli.past import kept_at, kept_of_member
 from checkpoint.cli.writing import Plan, carry_out, counted, planned
@@ -55,31 +55,26 @@ def restore(
     if member is not None and len(keys) != 1:
         raise click.UsageError("--member is of one group: name it as KEY")
     with reading(url) as store:
-        found = [Namespace(store, each) for each in matching(store, namespace)]
-        many = is_pattern(namespace) and [there.state_key for there in found] != [namespace]
-        if many and keys:
-            found = [there for there in found if any(there.under(key) for key in keys)]
-        planned_here = [_plan(there, keys, member, moment) for there in found]
-        plans, losses = [plan for plan, _ in planned_here], [loss for _, loss in planned_here if loss]
-        if losses and (yes or dry_run):  # nobody is asked
-            for loss in losses:
-                screen.warn(loss)
+        plans = [_restored(there, keys, member, moment) for there in chosen(store, namespace, keys)]
+        losses = [plan.loss for plan in plans if plan.loss]
+        for loss in losses if yes or dry_run else ():  # nobody is asked
+            screen.warn(loss)
+        question = f"Change {counted([name for plan in plans for name in plan.changes])} of {namespace!r}?"
 
         def ask(_number: int) -> str:
-            changed = [name for plan in plans for name in plan.changes]
-            return " ".join([*losses, f"Change {counted(changed)} of {namespace!r}?"])
+            return " ".join([*losses, question])
 
-        carry_out(plans, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, many=many)
+        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
-def _plan(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> tuple[Plan, str]:
-    """Return what is to change, and what is lost by it; empty where nothing is."""
+def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> Plan:
+    """Return what is to change."""
     kept = _kept(there, keys, member, moment)
     values, dropped = _without_places({name: state.value for name, state in sorted(kept.items())})
     plan = planned(there, values, reason=f"restored to {moment.text}")
     beside = {name: {"as_of": {"version": kept[name].version, "at": kept[name].at}} for name in plan.changes}
     said = [*_which({name: kept[name] for name in plan.changes}), *_places([n for n in dropped if n in plan.changes])]
-    return plan._replace(beside=beside, said=said), _loss(plan, kept, moment)
+    return plan._replace(beside=beside, said=said, loss=_loss(plan, kept, moment))
 
 
 def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> dict[Name, Kept]:

@@ -12,7 +12,7 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.moments import seconds_in
-from checkpoint.cli.namespaces import Name, Namespace, is_pattern, matching
+from checkpoint.cli.namespaces import Name, Namespace, chosen
 from checkpoint.cli.options import (
     as_json,
     dry_run,
@@ -84,20 +84,15 @@ def rewind(
     if (to is None) == (by is None):
         raise click.UsageError("how far? Give --to VALUE or --by AMOUNT")
     with reading(url) as store:
-        found = [Namespace(store, each) for each in matching(store, namespace)]
-        many = is_pattern(namespace) and [there.state_key for there in found] != [namespace]
-        if many:
-            found = [there for there in found if key in there.groups or there.under(key)] or found[:1]
-        amount = f"to {to}" if by is None else f"by {_said(by)}"
-        why = reason or f"rewound {amount}"
         how = _How(to, by, field, cursor_format)
-        plans = [_plan(there, _names(there, key, member), how, why, many=many) for there in found]
+        names = [(there, name) for there in chosen(store, namespace, [key]) for name in _names_of(there, key, member)]
+        plans = _plans(names, how, reason or f"rewound {how.amount}")
+        changed = [name for plan in plans for name in plan.changes]
 
-        def ask(_number: int) -> str | None:
-            changed = [name for plan in plans for name in plan.changes]
-            return f"Rewind {counted(changed)} of {namespace!r} {amount}?" if many or len(changed) > 1 else None
+        def ask(number: int) -> str | None:
+            return f"Rewind {counted(changed)} of {namespace!r} {how.amount}?" if number > 1 else None
 
-        carry_out(plans, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, many=many)
+        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
 class AheadError(ValueError):
@@ -113,33 +108,40 @@ class _How(NamedTuple):
     field: str | None
     form: str | None
 
+    @property
+    def amount(self) -> str:
+        """As a sentence has it."""
+        return f"to {self.to}" if self.by is None else f"by {_step_said(self.by)}"
 
-def _said(by: Step) -> str:
+
+def _step_said(by: Step) -> str:
     return screen.span(by.total_seconds()) if isinstance(by, timedelta) else str(by)
 
 
-def _names(there: Namespace, key: str, member: str | None) -> list[Name]:
+def _names_of(there: Namespace, key: str, member: str | None) -> list[Name]:
     """Return the cursor that is named, or all members of a group."""
     if member is None and key in there.groups and Name(key) not in there.names:
+        if not there.groups[key].members:
+            raise click.ClickException(f"the group {key!r} in {there.state_key!r} has no members")
         return [Name(key, each) for each in there.groups[key].members]
     there.existing(Name(key, member))
     return [Name(key, member)]
 
 
-def _plan(there: Namespace, names: list[Name], how: _How, reason: str, *, many: bool) -> Plan:
+def _plans(names: list[tuple[Namespace, Name]], how: _How, reason: str) -> list[Plan]:
     """Return what is to change; of several cursors those that stand before the value already are left alone."""
-    changes: dict[Name, str | None] = {}
-    before: list[Name] = []
-    for name in names:
+    changes: dict[Namespace, dict[Name, str | None]] = {there: {} for there, _ in names}
+    before: dict[Namespace, list[Name]] = {there: [] for there in changes}
+    for there, name in names:
         value = _tried(there, name, how)
         if not isinstance(value, AheadError):
-            changes[name] = value
-        elif len(names) > 1 or many:
-            before.append(name)
+            changes[there][name] = value
+        elif len(names) > 1:
+            before[there].append(name)
         else:
             raise click.ClickException(str(value)) from value
-    said = [f"{counted(before)} before {how.to} already: left alone."] if before else []
-    return planned(there, changes, reason=reason, said=said)
+    said = {t: [f"{counted(left)} before {how.to} already: left alone."] if left else [] for t, left in before.items()}
+    return [planned(there, values, reason=reason, said=said[there]) for there, values in changes.items()]
 
 
 def _tried(there: Namespace, name: Name, how: _How) -> str | AheadError | None:
@@ -156,12 +158,12 @@ def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
     if cursor is None:
         raise click.ClickException(f"{where} holds no cursor, so there is no position to go back from")
     if how.by is not None and not how.by:
-        kept = {part: value for part, value in cursor.items() if part != RESUME}
-        return codec.encode(kept) if kept else None
-    field = _field(where, cursor, how.field)
+        cursor.pop(RESUME, None)
+        return codec.encode(cursor) if cursor else None
+    field = _position_field(where, cursor, how.field)
     scale = Scale(where, known={"the position": cursor[field]}, cursor_format=how.form)
     try:
-        back = _moved(scale, cursor[field], how) if how.by is not None else _given(scale, cursor[field], how)
+        back = _moved_back(scale, cursor[field], how) if how.by is not None else _given(scale, cursor[field], how)
     except AheadError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
@@ -170,7 +172,7 @@ def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
     return codec.encode({**rest, field: back})
 
 
-def _field(where: str, cursor: codec.Cursor, field: str | None) -> str:
+def _position_field(where: str, cursor: codec.Cursor, field: str | None) -> str:
     """Return the part of a cursor that is its position, or end with the question which it is."""
     fields = [part for part, value in cursor.items() if part not in BESIDE and is_value(value)]
     if field is not None and field in fields:
@@ -182,7 +184,7 @@ def _field(where: str, cursor: codec.Cursor, field: str | None) -> str:
     raise click.ClickException(f"which part of {where} is its position? It has {parts}{hint}")
 
 
-def _moved(scale: Scale, position: Any, how: _How) -> Any:
+def _moved_back(scale: Scale, position: Any, how: _How) -> Any:
     """Return the position moved back by an amount.
 
     Raises:
@@ -195,13 +197,13 @@ def _moved(scale: Scale, position: Any, how: _How) -> Any:
         raise ValueError(f"the position {shown} is a time: give --by an age such as 2d")
     if isinstance(by, timedelta) and scale.kind not in {"instant", "wall"}:
         raise ValueError(
-            f"the position {shown} is not said to be a time, so {_said(by)} before it is not known: {_FORMATS}"
+            f"the position {shown} is not said to be a time, so {_step_said(by)} before it is not known: {_FORMATS}"
         )
     if how.form is None and scale.kind is None and _is_decimal(position):
         scale = Scale(scale.where, cursor_format="number")
     moved = wire(scale.shift(position, by, -1, written=True))
     if moved == position:
-        raise ValueError(f"{shown} less {_said(by)} is the same value")
+        raise ValueError(f"{shown} less {_step_said(by)} is the same value")
     return moved
 
 

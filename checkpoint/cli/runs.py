@@ -39,14 +39,14 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
     elif found:
         columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
         right = ("took", "commits", "seen", "delivered")
-        screen.show_table(columns, [_row(run) for run in found], wide="run", right=right)
+        screen.show_table(columns, [_run_row(run) for run in found], wide="run", right=right)
         if any(run.ended is None for run in found):
             screen.say("no end: still going, or killed.")
     else:
         screen.say(f"No runs of {namespace!r} are recorded in {store!r}.")
 
 
-def _row(run: Run) -> tuple[str, ...]:
+def _run_row(run: Run) -> tuple[str, ...]:
     began, ended = screen.instant(run.started), screen.instant(run.ended)
     took = "-" if began is None or ended is None else screen.span((ended - began).total_seconds())
     outcome = run.outcome or "no end"

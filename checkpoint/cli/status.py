@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import click
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 STALE, UNKNOWN = 1, 3
 """Exit statuses; 0 is fresh, and 2 stays the command line's."""
 
-Verdict: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
+Freshness: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
 """What a key is found to be; `-`: nothing was asked of it."""
 
 
@@ -57,7 +58,7 @@ class Judged(NamedTuple):
 
     namespace: str
     name: Name
-    verdict: Verdict
+    verdict: Freshness
     age: float | None
     lag: float | None
     why: str
@@ -111,14 +112,23 @@ def status(
         judged = [one for there in found for one in _judged(there, key, member, limits)]
         if not judged:
             raise click.ClickException(_absence(found, namespace, key, member) or f"{store!r} holds nothing")
-        held = {there.state_key: holder for there in found if (holder := held_by(there)) is not None}
-        runs = {there.state_key: _last_run(there) for there in found}
     code = _exit_status(judged, limits)
+    beside = [_Beside(there.state_key, held_by(there), _last_run(there)) for there in found]
     if as_json:
-        screen.document(_document(judged, held, runs, code))
+        screen.document(_document(judged, beside, code))
     else:
-        _show(judged, held, runs, limits)
+        _show_judged(judged, beside, limits)
     sys.exit(code)
+
+
+class _Beside(NamedTuple):
+    """What is told of a namespace beside its keys."""
+
+    namespace: str
+    holder: str | None
+    """The exclusive run that holds it."""
+    last: Run | None
+    """The run that was recorded last."""
 
 
 def _absence(found: list[Namespace], namespace: str | None, key: str | None, member: str | None) -> str:
@@ -142,12 +152,12 @@ def _exit_status(judged: list[Judged], limits: Limits) -> int:
 
 
 def _judged(there: Namespace, key: str | None, member: str | None, limits: Limits) -> list[Judged]:
-    names = _names(there, key, member)
+    names = _names_asked(there, key, member)
     done = _Done(there) if limits.age is not None else None
     return [_judge(there, name, entry, limits, done) for name in names if (entry := there.entry(name)) is not None]
 
 
-def _names(there: Namespace, key: str | None, member: str | None) -> Iterable[Name]:
+def _names_asked(there: Namespace, key: str | None, member: str | None) -> Iterable[Name]:
     if key is not None and member is not None:
         return [Name(key, member)]
     return [name for name in there.shown() if key in {None, name.key}]
@@ -155,24 +165,36 @@ def _names(there: Namespace, key: str | None, member: str | None) -> Iterable[Na
 
 def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Done | None) -> Judged:
     age, lag = _seconds_since(entry.updated_at), lag_of(entry.value, limits.form)
-    stale: list[str] = []
-    unknown: list[str] = []
-    if limits.age is not None:
-        if age is None:
-            unknown.append("when it was written is not told")
-        elif age > limits.age:
-            read = done.read_since(name) if done is not None else None
-            age = age if read is None else min(age, read)
-            if age > limits.age:
-                stale.append(f"last written {screen.span(age)} ago")
-    if limits.lag is not None:
-        if lag is None:
-            unknown += ["its position is no time"] if limits.is_named else []
-        elif lag > limits.lag:
-            stale.append(f"its position is {screen.span(lag)} behind")
-    asked = limits.age is not None or (limits.lag is not None and lag is not None)
-    verdict: Verdict = "STALE" if stale else "unknown" if unknown else "fresh" if asked else "-"
-    return Judged(there.state_key, name, verdict, age, lag, "; ".join(stale or unknown))
+    if age is not None and done is not None and _against(age, limits.age) == "STALE":
+        age = min(age, done.read_since(name))
+    of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
+    if of_lag == "unknown" and not limits.is_named:
+        of_lag = "-"
+    verdict: Freshness = next(one for one in _WORST_FIRST if one in {of_age, of_lag})
+    words = [
+        _WHY[what, found].format(screen.span(seconds or 0))
+        for what, found, seconds in (("age", of_age, age), ("lag", of_lag, lag))
+        if found == verdict and found in {"STALE", "unknown"}
+    ]
+    return Judged(there.state_key, name, verdict, age, lag, "; ".join(words))
+
+
+_WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
+
+_WHY = {
+    ("age", "STALE"): "last written {} ago",
+    ("lag", "STALE"): "its position is {} behind",
+    ("age", "unknown"): "when it was written is not told",
+    ("lag", "unknown"): "its position is no time",
+}
+
+
+def _against(seconds: float | None, limit: float | None) -> Freshness:
+    if limit is None:
+        return "-"
+    if seconds is None:
+        return "unknown"
+    return "STALE" if seconds > limit else "fresh"
 
 
 def _seconds_since(at: str | None) -> float | None:
@@ -191,8 +213,8 @@ class _Done:
         self._there = there
         self._runs: list[Run] | None = None
 
-    def read_since(self, name: Name) -> float | None:
-        """Return how many seconds ago a run ended well that read a key, or members of its group; None: none did."""
+    def read_since(self, name: Name) -> float:
+        """Return how many seconds ago a run ended well that read a key, or members of its group; endless: none did."""
         if self._runs is None:
             self._runs = [run for run in runs_of(self._there) if run.outcome == "done"]
         ages = [
@@ -200,7 +222,7 @@ class _Done:
             for run in self._runs
             if (not run.streams or name.key in run.streams) and (age := _seconds_since(run.ended)) is not None
         ]
-        return min(ages, default=None)
+        return min(ages, default=inf)
 
 
 def runs_of(there: Namespace) -> list[Run]:
@@ -225,23 +247,22 @@ def _last_run(there: Namespace) -> Run | None:
 # Showing
 
 
-def _show(judged: list[Judged], held: dict[str, str], runs: dict[str, Run | None], limits: Limits) -> None:
+def _show_judged(judged: list[Judged], beside: list[_Beside], limits: Limits) -> None:
     rows: list[tuple[str, ...]] = [
-        (one.verdict, one.namespace, one.name.said, _span(one.age), _span(one.lag))
+        (one.verdict, one.namespace, one.name.said, _since(one.age), _since(one.lag))
         for one in judged
         if one.name.member is None or one.verdict in {"STALE", "unknown"}
     ]
     rows += _rest_of_groups(judged)
-    order = {"STALE": 0, "unknown": 1, "fresh": 2, "-": 3}
+    order = {verdict: place for place, verdict in enumerate(map(str, _WORST_FIRST))}
     rows.sort(key=lambda row: (order[row[0]], row[1:3]))
     columns = ("", "namespace", "key", "age", "lag")
     screen.show_table(columns, rows, wide="key", right=("age", "lag"))
-    for namespace, run in runs.items():
-        if run is not None and run.outcome in {"failed", "stopped"}:
-            error = f" ({run.error})" if run.error else ""
-            screen.say(f"The last run of {namespace!r} {run.outcome} {screen.age(run.ended)} ago{error}.")
-    for namespace, holder in held.items():
-        screen.say(f"{namespace!r} is held by {holder}.")
+    for namespace, holder, run in beside:
+        if run is not None and run.outcome == "failed":
+            screen.say(f"The last run of {namespace!r} failed {screen.age(run.ended)} ago ({run.error}).")
+        if holder is not None:
+            screen.say(f"{namespace!r} is held by {holder}.")
     screen.say(_sum(judged, limits))
 
 
@@ -259,10 +280,10 @@ def _rest_of_groups(judged: list[Judged]) -> list[tuple[str, ...]]:
 
 
 def _most(spans: Iterable[float | None]) -> str:
-    return _span(max((span for span in spans if span is not None), default=None))
+    return _since(max((span for span in spans if span is not None), default=None))
 
 
-def _span(seconds: float | None) -> str:
+def _since(seconds: float | None) -> str:
     return "-" if seconds is None else screen.span(seconds)
 
 
@@ -277,7 +298,7 @@ def _sum(judged: list[Judged], limits: Limits) -> str:
     return f"{total}: {', '.join(parts) or 'all fresh'}."
 
 
-def _document(judged: list[Judged], held: dict[str, str], runs: dict[str, Run | None], code: int) -> dict[str, Any]:
+def _document(judged: list[Judged], beside: list[_Beside], code: int) -> dict[str, Any]:
     word = {0: "fresh", STALE: "stale", UNKNOWN: "unknown"}[code]
     return {
         "status": word,
@@ -293,7 +314,7 @@ def _document(judged: list[Judged], held: dict[str, str], runs: dict[str, Run | 
             for one in judged
         ],
         "namespaces": [
-            {"namespace": name, "held_by": held.get(name), "last_run": None if run is None else run._asdict()}
-            for name, run in runs.items()
+            {"namespace": name, "held_by": holder, "last_run": None if run is None else run._asdict()}
+            for name, holder, run in beside
         ],
     }

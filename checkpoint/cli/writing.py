@@ -32,6 +32,8 @@ class Plan(NamedTuple):
     """What the document says of a change beside its values."""
     said: Sequence[str] = ()
     """Lines for people that go before the changes."""
+    loss: str = ""
+    """What is lost by it, for whoever is asked; empty: nothing is."""
 
 
 def planned(
@@ -54,40 +56,51 @@ def equal(value: str | None, other: str | None) -> bool:
 
 def carry_out(
     plans: Sequence[Plan],
+    namespace: str,
     *,
     dry_run: bool,
     as_json: bool,
     ask: Callable[[int], str | None] = lambda _number: None,
     yes: bool = False,
-    many: bool = False,
 ) -> None:
     """Show what is to change, ask, write it, and say what was done.
 
-    `ask` makes the question of the number of changes, None: nobody is asked. `many`: the document is a list, one item a
-    namespace.
+    `ask` makes the question of the number of changes, None: nobody is asked. Where `namespace` is a pattern the
+    document is a list, one item a namespace.
     """
-    total = sum(len(plan.changes) for plan in plans)
+    many = is_many(plans, namespace)
     if not as_json:
         for plan in plans:
-            _show(plan, many=many)
-    if total and not dry_run:
-        for plan in plans:
-            warn_of_lease(plan.there)
-        if question := ask(total):
-            confirm(question, sure=yes)
-    told: list[dict[str, Any]] = []
+            _show_plan(plan, many=many)
+    if not dry_run:
+        _prepare(plans, ask, yes=yes)
     for plan in plans:
         if plan.changes and not dry_run:
-            _commit(plan)
-        if as_json:
-            told.append({"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _told(plan)})
-        else:
-            screen.say(_summary(plan, dry_run=dry_run))
+            _write(plan)
+        if not as_json:
+            screen.say(_sentence_of(plan, dry_run=dry_run))
     if as_json:
+        told = [
+            {"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _told_changes(plan)} for plan in plans
+        ]
         screen.document(told if many else told[0])
 
 
-def _show(plan: Plan, *, many: bool) -> None:
+def is_many(plans: Sequence[Plan], namespace: str) -> bool:
+    """Tell whether plans are of what a pattern stands for, and not of the namespace of this name."""
+    return [plan.there.state_key for plan in plans] != [namespace]
+
+
+def _prepare(plans: Sequence[Plan], ask: Callable[[int], str | None], *, yes: bool) -> None:
+    """Say which runs hold what is to be changed, and ask."""
+    changing = [plan for plan in plans if plan.changes]
+    for plan in changing:
+        warn_of_lease(plan.there)
+    if changing and (question := ask(sum(len(plan.changes) for plan in changing))):
+        confirm(question, sure=yes)
+
+
+def _show_plan(plan: Plan, *, many: bool) -> None:
     if many:
         screen.say(f"{plan.there.state_key}:")
     for line in plan.said:
@@ -95,7 +108,7 @@ def _show(plan: Plan, *, many: bool) -> None:
     screen.show_changes((name.said, plan.there.value(name), value) for name, value in plan.changes.items())
 
 
-def _told(plan: Plan) -> list[dict[str, Any]]:
+def _changes(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             **name.fields(),
@@ -107,7 +120,7 @@ def _told(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _commit(plan: Plan) -> None:
+def _write(plan: Plan) -> None:
     there = plan.there
     try:
         written = there.entries_for(plan.changes)
@@ -122,7 +135,7 @@ def _commit(plan: Plan) -> None:
         there.store.commit(there.state_key, written, base, run_id=run_id)
 
 
-def _summary(plan: Plan, *, dry_run: bool) -> str:
+def _sentence_of(plan: Plan, *, dry_run: bool) -> str:
     namespace = plan.there.state_key
     if not plan.changes:
         return f"Nothing to change in {namespace!r}."

@@ -76,7 +76,7 @@ def dump(cursors: Mapping[str, Cursor], format: Format) -> Any:
     _, write = _functions(format)
     for key, cursor in cursors.items():
         _check_key(key)
-        _check_json(_object(cursor, f"the cursor of {key!r}"), f"the cursor of {key!r}")
+        _check_json(_object_at(cursor, f"the cursor of {key!r}"), f"the cursor of {key!r}")
     copies = deepcopy(dict(cursors))
     if format == "json":
         return write(copies, None)
@@ -143,8 +143,8 @@ _LONE = "surrogatepass"  # the error handler that lets lone surrogates through
 
 
 def _load_json(document: Any) -> tuple[Cursors, None]:
-    members = _object(document, "the document")
-    return {key: _object(cursor, f"the document[{key!r}]") for key, cursor in members.items()}, None
+    members = _object_at(document, "the document")
+    return {key: _object_at(cursor, f"the document[{key!r}]") for key, cursor in members.items()}, None
 
 
 def _dump_json(cursors: Cursors, _rest: Cursor | None) -> Any:
@@ -155,14 +155,14 @@ def _dump_json(cursors: Cursors, _rest: Cursor | None) -> Any:
 
 
 def _load_singer(document: Any) -> tuple[Cursors, Cursor]:
-    state = _object(document, "the document")
+    state = _object_at(document, "the document")
     if state.keys() == {"type", "value"} and state["type"] == "STATE":
         raise ValueError("the document is a STATE message: what can be read is its 'value'")
     return _keyed(_take(state)), state
 
 
 def _dump_singer(cursors: Cursors, rest: Cursor | None) -> Any:
-    return _put({} if rest is None else rest, _named(cursors), "'$singer'")
+    return _put({} if rest is None else rest, _by_name(cursors), "'$singer'")
 
 
 def _take(state: Cursor) -> Cursors:
@@ -178,7 +178,7 @@ def _take(state: Cursor) -> Cursors:
 
 def _put(state: Cursor, bookmarks: Cursors, where: str) -> Cursor:
     if bookmarks:
-        state["bookmarks"] = {**_object(state.get("bookmarks", {}), f"{where}['bookmarks']"), **bookmarks}
+        state["bookmarks"] = {**_object_at(state.get("bookmarks", {}), f"{where}['bookmarks']"), **bookmarks}
     return state
 
 
@@ -191,7 +191,7 @@ def _bookmarks(state: Cursor) -> Cursor:
 
 
 def _load_meltano(document: Any) -> tuple[Cursors, Cursor]:
-    state = _object(document, "the document")
+    state = _object_at(document, "the document")
     if state and not state.keys() & {"completed", "partial", "singer_state"}:
         raise ValueError("the document has none of 'completed', 'partial' and 'singer_state'")
     completed, partial = _completed(state), _bookmarks(_inner(state, "partial"))
@@ -207,7 +207,7 @@ def _load_meltano(document: Any) -> tuple[Cursors, Cursor]:
 
 
 def _dump_meltano(cursors: Cursors, rest: Cursor | None) -> Any:
-    bookmarks = _named(cursors)
+    bookmarks = _by_name(cursors)
     if rest is None:
         return {"completed": {"singer_state": {"bookmarks": bookmarks}} if bookmarks else {}, "partial": {}}
     finished, partial = _bookmarks(_completed(rest)), _bookmarks(_inner(rest, "partial"))
@@ -232,12 +232,12 @@ def _completed(state: Cursor) -> Cursor:
         return _inner(state, "completed")
     if state.keys() & {"completed", "partial"}:
         raise ValueError("the document has 'singer_state' beside 'completed' or 'partial', where it belongs inside")
-    return _object(state["singer_state"], "'singer_state'")
+    return _object_at(state["singer_state"], "'singer_state'")
 
 
 def _inner(state: Cursor, part: str) -> Cursor:
     holder = state.get(part)
-    found = None if holder is None else _object(holder, repr(part)).get("singer_state")
+    found = None if holder is None else _object_at(holder, repr(part)).get("singer_state")
     return cast("Cursor", found) if isinstance(found, dict) else {}
 
 
@@ -247,7 +247,7 @@ def _place_of_completed(state: Cursor) -> Cursor:
         return _completed(state)
     if state.get("completed") is None:
         state["completed"] = {}
-    return _object(_object(state["completed"], "'completed'").setdefault("singer_state", {}), "'singer_state'")
+    return _object_at(_object_at(state["completed"], "'completed'").setdefault("singer_state", {}), "'singer_state'")
 
 
 def _merged(partial: Cursor, completed: Any) -> Cursor:
@@ -338,14 +338,14 @@ def _messages(document: Any) -> list[tuple[str, Any]]:
 
 def _state_in(message: Any, where: str) -> Cursor:
     """Return the AirbyteStateMessage that a message is, or carries, once it is seen to be one."""
-    state = _object(message, where)
+    state = _object_at(message, where)
     if state.get("type") == "STATE":
-        state = _object(state.get("state"), f"{where}'s 'state'")
+        state = _object_at(state.get("state"), f"{where}'s 'state'")
     kind = _message_type(state)
     if kind == "STREAM":
         _check_entry(state.get("stream"), f"{where}'s 'stream'")
     elif kind == "GLOBAL":
-        shared = _object(state.get("global"), f"{where}'s 'global'")
+        shared = _object_at(state.get("global"), f"{where}'s 'global'")
         _check_optional(shared, "shared_state", f"{where}'s 'global'")
         if not isinstance(shared.get("stream_states"), list):
             raise ValueError(f"{where}'s 'global' must have a list 'stream_states'")
@@ -359,7 +359,7 @@ def _state_in(message: Any, where: str) -> Cursor:
 
 
 def _check_entry(entry: Any, where: str) -> None:
-    descriptor = _object(_object(entry, where).get("stream_descriptor"), f"the 'stream_descriptor' of {where}")
+    descriptor = _object_at(_object_at(entry, where).get("stream_descriptor"), f"the 'stream_descriptor' of {where}")
     if not isinstance(descriptor.get("name"), str):
         raise ValueError(f"the 'stream_descriptor' of {where} must have a text 'name'")  # bad data
     if not isinstance(descriptor.get("namespace"), str | None):
@@ -369,7 +369,7 @@ def _check_entry(entry: Any, where: str) -> None:
 
 def _check_optional(holder: Cursor, member: str, where: str) -> None:
     if holder.get(member) is not None:
-        _object(holder[member], f"{where}'s {member!r}")
+        _object_at(holder[member], f"{where}'s {member!r}")
 
 
 def _is_message(document: Any) -> bool:
@@ -438,7 +438,7 @@ def _keyed(by_name: Cursors) -> Cursors:
     return {key_of(name): cursor for name, cursor in by_name.items()}
 
 
-def _named(by_key: Cursors) -> Cursors:
+def _by_name(by_key: Cursors) -> Cursors:
     for key in by_key:
         _check_spelling(key, key_of(name_of(key)))
     return {name_of(key): cursor for key, cursor in by_key.items()}
@@ -466,7 +466,7 @@ def _check_json(document: Any, where: str) -> None:
         raise ValueError(f"{where} is not JSON: {reason}") from error
 
 
-def _object(value: Any, where: str) -> Cursor:
+def _object_at(value: Any, where: str) -> Cursor:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object, not {_named_type(value)}")  # bad data
     return cast("Cursor", value)
