@@ -80,9 +80,7 @@ def carry_out(
         if not as_json:
             screen.say(_sentence_of(plan, dry_run=dry_run))
     if as_json:
-        told = [
-            {"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _told_changes(plan)} for plan in plans
-        ]
+        told = [{"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _changes(plan)} for plan in plans]
         screen.document(told if many else told[0])
 
 

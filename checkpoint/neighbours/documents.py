@@ -162,7 +162,7 @@ def _load_singer(document: Any) -> tuple[Cursors, Cursor]:
 
 
 def _dump_singer(cursors: Cursors, rest: Cursor | None) -> Any:
-    return _put({} if rest is None else rest, _by_name(cursors), "'$singer'")
+    return _put({} if rest is None else rest, _under_names(cursors), "'$singer'")
 
 
 def _take(state: Cursor) -> Cursors:
@@ -207,7 +207,7 @@ def _load_meltano(document: Any) -> tuple[Cursors, Cursor]:
 
 
 def _dump_meltano(cursors: Cursors, rest: Cursor | None) -> Any:
-    bookmarks = _by_name(cursors)
+    bookmarks = _under_names(cursors)
     if rest is None:
         return {"completed": {"singer_state": {"bookmarks": bookmarks}} if bookmarks else {}, "partial": {}}
     finished, partial = _bookmarks(_completed(rest)), _bookmarks(_inner(rest, "partial"))
@@ -438,7 +438,7 @@ def _keyed(by_name: Cursors) -> Cursors:
     return {key_of(name): cursor for name, cursor in by_name.items()}
 
 
-def _by_name(by_key: Cursors) -> Cursors:
+def _under_names(by_key: Cursors) -> Cursors:
     for key in by_key:
         _check_spelling(key, key_of(name_of(key)))
     return {name_of(key): cursor for key, cursor in by_key.items()}
