@@ -110,6 +110,23 @@ def test_a_run_that_waits_for_a_lease_says_so_once(store, monkeypatch, caplog):
         abandoned.__exit__(None, None, None)
 
 
+@pytest.mark.parametrize("seconds", [0.5, 15.0, 120.0])
+def test_it_is_taken_when_its_time_is_over_and_soon(monkeypatch, seconds):
+    """Not before its time, and at the latest 5 s after it; the clock is moved by whoever waits for it."""
+    moments = [0.0]
+    store = MemoryStore()
+    monkeypatch.setattr(lease, "LOOK", 1.0)
+    monkeypatch.setattr(lease, "monotonic", lambda: moments[-1])
+    silent = lease.Holder("somebody who was stopped", "2024-05-01T10:00:00Z", 1, 0, seconds)
+    store.commit("run", {lease.KEY: silent.value()})
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.time, "sleep", lambda pause: moments.append(moments[-1] + pause))
+        next_one = lease.Lease(store, "run", "next")
+        next_one.acquire()
+    next_one.release()
+    assert seconds <= moments[-1] <= seconds + 5
+
+
 def test_other_namespaces_and_runs_without_it_are_not_held_back(store):
     with Checkpointer("run", store, exclusive=True), Checkpointer("other", store, exclusive=True):
         with Checkpointer("run", store) as cp:
