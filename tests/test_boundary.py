@@ -158,3 +158,16 @@ def test_later_rows_without_a_primary_key_are_all_handed_out(order, fields):
     assert run() == rows
     rows.append({"at": 5, "etag": 2, "n": 3})
     assert rows[-1] in run()
+
+
+def test_rows_remembered_with_another_position_come_again():
+    """Somebody who sets the position back wants its rows again, also those inside the lookback that were delivered."""
+    store, page = MemoryStore(), [{"id": "a", "at": 2}, {"id": "b", "at": 4}, {"id": "c", "at": 5}]
+    options = {"initial_value": 0, "lookback": 3, "primary_key": "id", "row_order": "asc"}
+    with Checkpointer("run", store) as cp:
+        assert [*cp.incremental("s", "at", **options).pages([page])] == [page]
+    with Checkpointer("run", store) as cp:
+        assert len(cp["s"]["seen"]["rows"]) == 3
+        cp["s"]["at"] = 4
+    with Checkpointer("run", store) as cp:
+        assert [*cp.incremental("s", "at", **options).pages([page])] == [page]

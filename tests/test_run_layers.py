@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sqlite3
+import time
 import tracemalloc
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ import pytest
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, Conflict, MemoryStore, SQLiteStore, TrutoStore, codec
+from checkpoint.entries import Entry
 from checkpoint.run import drafts
+from checkpoint.run.doubts import Doubts
 from checkpoint.streams.incremental import Incremental
 from checkpoint.testing import Drop
 
@@ -470,3 +473,12 @@ def test_an_unchanged_stream_is_claimed_again_after_a_rollback(tmp_path):
             assert cp.commit().keys == ("s",)  # the same rows, in a transaction that is not rolled back
             connection.execute("COMMIT")
         assert codec.decode(SQLiteStore(tmp_path / "app.db").load("run")["s"].value) == {"at": row(1)["at"]}
+
+
+def test_fault_47_an_unanswered_write_is_recognised_by_no_wall_clock(monkeypatch):
+    wall, doubted = time.time, Doubts("run")
+    doubted.send({"a": "1"})
+    entry = Entry("a", "1", sync_job_run_id="run", version=3)
+    for days in (-1, 0, 1):
+        monkeypatch.setattr(time, "time", lambda days=days: wall() + days * 86_400)
+        assert doubted.is_own("a", entry)

@@ -123,3 +123,40 @@ def test_versions_of_a_namespace_come_from_one_counter(store: Store) -> None:
         "b": Entry("b", "2", now, now, "run-2", 3),
     }
     assert store.load("other") == {"a": Entry("a", "1", now, now, None, 1)}
+
+
+class NeverMatching(MemoryStore):
+    """A store whose versions are others each time they are looked at."""
+
+    count = 0
+
+    def load(self, state_key):
+        self.count += 1
+        entries = super().load(state_key)
+        return {key: entry._replace(version=1_000 * self.count + entry.version) for key, entry in entries.items()}
+
+
+class Renewing(MemoryStore):
+    """A store that forgets when an entry was created."""
+
+    def load(self, state_key):
+        return {key: entry._replace(created_at=entry.updated_at) for key, entry in super().load(state_key).items()}
+
+    def commit(self, *args, **options):
+        receipt = super().commit(*args, **options)
+        entries = {key: entry._replace(created_at=entry.updated_at) for key, entry in receipt.entries.items()}
+        return receipt._replace(entries=entries)
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (NeverMatching, StoreContract.test_what_was_written_is_loaded),
+        (NeverMatching, StoreContract.test_no_update_of_several_threads_is_lost),
+        (Renewing, StoreContract.test_an_update_keeps_the_time_of_creation),
+    ],
+)
+def test_the_contract_finds_a_broken_store_and_ends(broken, test):
+    with pytest.raises(AssertionError):
+        test(StoreContract(), broken())
+    test(StoreContract(), MemoryStore())
