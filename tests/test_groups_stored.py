@@ -765,3 +765,23 @@ def test_reshard_waits_for_the_lease():
         reshard(store, "run", "g", 3)
     assert reshard(store, "run", "g", 3) == (2, 40)
     assert members(store) == MEMBERS
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_entries_of_version_1_beside_a_moved_group_are_told(caplog, shards):
+    """A job of release 0.1 does not know the head, finds its group empty, and starts over in entries of its own."""
+    store = MemoryStore()
+    seed(store, **version_1(MEMBERS, shards))
+    with Checkpointer("run", store) as cp:
+        cp.group("g")["mine"] = A
+    with Checkpointer("run", store) as cp:
+        assert cp.group("g")["mine"] == A
+    assert caplog.messages == []
+    seed(store, **version_1({"theirs": B}, shards))
+    with Checkpointer("run", store) as cp:
+        assert dict(cp.group("g")) == {**MEMBERS, "mine": A}
+    beside = "'g'" if shards == 1 else "'g.04-00', 'g.04-01', 'g.04-02', 'g.04-03'"
+    assert caplog.messages == [
+        f"'run': a job of release 0.1 keeps the group 'g' beside this one, in {beside}, and starts over there: end it, "
+        "and delete what it left"
+    ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, head_key, named
-from checkpoint.errors import Conflict, CorruptState
+from checkpoint.errors import Conflict, CorruptState, listed
 from checkpoint.run import forms
 from checkpoint.run.claims import value_of
 from checkpoint.run.groups import Group
@@ -368,6 +368,11 @@ class Groups:
                 "%r: the group %r is stored in %d shards, not %d: `checkpoint reshard %s %s --shards %d` changes that",
                 self._state_key, name, form.shards, shards, self._state_key, name, shards,
             )  # fmt: skip
+        if form.exists and (beside := self._left_by_version_1(form)):
+            logger.warning(
+                "%r: a job of release 0.1 keeps the group %r beside this one, in %s, and starts over there: end it, and "
+                "delete what it left", self._state_key, name, listed(beside),
+            )  # fmt: skip
         self.close(name)
         self._forms[form.head] = form
         self._hidden |= dict.fromkeys(form.old_keys, name)
@@ -442,6 +447,11 @@ class Groups:
             if forms.version_1_shards(name, key) and (value := self._claims.below(key)) is not None
         }
         return (forms.version_1(self._state_key, name, keys, self._claims.known) if keys else {}), [*keys]
+
+    def _left_by_version_1(self, form: Form) -> list[str]:
+        """Return the entries of version 1 that were written beside the group's head, and not left over by its move."""
+        known = self._claims.known
+        return sorted(key for key in known if forms.version_1_shards(form.name, key) and key not in form.old_keys)
 
     def _check_no_shard(self, name: str) -> None:
         """Refuse a name that is a shard of a group of version 1."""
