@@ -781,7 +781,5 @@ def test_entries_of_version_1_beside_a_moved_group_are_told(caplog, shards):
     with Checkpointer("run", store) as cp:
         assert dict(cp.group("g")) == {**MEMBERS, "mine": A}
     beside = "'g'" if shards == 1 else "'g.04-00', 'g.04-01', 'g.04-02', 'g.04-03'"
-    assert caplog.messages == [
-        f"'run': a job of release 0.1 keeps the group 'g' beside this one, in {beside}, and starts over there: end it, "
-        "and delete what it left"
-    ]
+    told = f"'run': a job of release 0.1 keeps the group 'g' beside this one, in {beside}, and starts over there"
+    assert caplog.messages == [f"{told}: end it, and delete what it left"]

@@ -98,7 +98,15 @@ class Job:
         finally:
             self._has_sent()
             self.process.interruptible = False
-            store.close()
+            self._close(store)
+
+    def _close(self, store: Any) -> None:
+        """Close the store, for which it may need a thread; a run that was killed closes nothing."""
+        if not self.process.killed:
+            try:
+                store.close()
+            except RuntimeError as error:
+                self.errors.append(error)
 
     def _work(self, cp: Checkpointer) -> None:
         self._group = self._stream = None
