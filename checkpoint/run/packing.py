@@ -370,8 +370,8 @@ class Groups:
             )  # fmt: skip
         if form.exists and (beside := self._left_by_version_1(form)):
             logger.warning(
-                "%r: a job of release 0.1 keeps the group %r beside this one, in %s, and starts over there: end it, and "
-                "delete what it left", self._state_key, name, listed(beside),
+                "%r: a job of release 0.1 keeps the group %r beside this one, in %s, and starts over there: end it, "
+                "and delete what it left", self._state_key, name, listed(beside),
             )  # fmt: skip
         self.close(name)
         self._forms[form.head] = form
