@@ -393,7 +393,7 @@ class Scan:
         self.touch()  # a commit is to tell of it, should it stay so
         try:
             self._cover_page(rows, values, keys, reading)
-        except TypeError:  # it has no key to be remembered by, and was not covered
+        except (TypeError, ValueError):  # it has no key to be remembered by, and was not covered
             self.torn = False
             raise
         self.position.finished = False
