@@ -209,9 +209,12 @@ class Stream:
 
     def pending(self):
         """Return the answer that an interrupted `fetch` goes on with."""
-        entry = self.store.load("ns").get("rows")
-        place = None if entry is None else decode(entry.value).get("resume")
+        place = (self.stored() or {}).get("resume")
         return [] if place is None else self.snapshots[place["at"][0]][1]
+
+    def stored(self):
+        entry = self.store.load("ns").get("rows")
+        return None if entry is None else decode(entry.value)
 
     def answer(self, start):
         """Return what the source has from `start` on, spelled."""
@@ -388,8 +391,7 @@ def superseded(stream):
 
 
 def check_position(stream):
-    with Checkpointer("ns", stream.store) as cp:
-        stored = cp.get("rows")
+    stored = stream.stored()
     expected = None if stream.at is None else stream.spell(stream.at)
     found = None if stored is None else stored.get("updated_at")
     if stream.kind in ("mixed", "numbers", "offset", "shortest"):  # the first of equal ones was kept
