@@ -401,6 +401,114 @@ def test_rows_of_the_question_of_a_place_are_known(memory, caplog):
         assert inc.start_value == 14
 
 
+def test_a_resumed_run_says_so(memory, caplog):
+    """Members of a group are told of together, at the end; another range is told of in the same way."""
+    caplog.set_level(logging.INFO, "checkpoint")
+
+    def page(at):
+        return rows(*range(3)), 7 if at is None else None
+
+    def run(keys, group, stop=False, **options):
+        caplog.clear()
+        with Checkpointer("run", memory) as cp:
+            for key in keys:
+                for _ in cp.incremental(key, "at", group=group, **options).fetch(page):
+                    cp.commit()
+                    if stop:
+                        break
+        found = [record for record in caplog.records if record.name == "checkpoint"]
+        return [
+            (record.checkpoint_event, record.checkpoint_stream, record.levelname, record.getMessage())
+            for record in found
+            if getattr(record, "checkpoint_event", "") in ("resumed", "resume_dropped")
+        ]
+
+    assert run("s", None, stop=True) == []
+    goes_on = "goes on where an earlier fetch() was interrupted"
+    assert run("s", None) == [("resumed", "s", "INFO", f"'s': {goes_on}")]
+    assert run("abc", "g", stop=True) == []
+    assert run("ab", "g") == [("resumed", "g", "INFO", f"'g': {goes_on} (2 of 2 members: 'a', 'b')")]
+    [dropped] = run("cd", "g", end_value=99)
+    assert dropped[:3] == ("resume_dropped", "g", "WARNING")
+    assert "another end_value" in dropped[3]
+    assert dropped[3].endswith("(1 of 2 members: 'c')")
+
+
+def test_a_tie_past_max_seen_is_told_once_for_a_group(memory, caplog):
+    with Checkpointer("run", memory) as cp:
+        for key in "abc":
+            read(cp.incremental(key, "at", row_order="asc", primary_key="id", max_seen=2, group="g"), rows(1, 1, 1))
+        cp.commit()
+        cp.commit()
+    assert events(caplog) == ["many_at_once"]
+    assert "more than 2 rows" in caplog.text
+    assert "(3 of 3 members" in caplog.text
+
+
+JUDGED = [
+    ({"row_order": "up"}, "row_order"), ({"range_start": "ajar"}, "range_start"), ({"max_seen": -1}, "max_seen"),
+    ({"on_cursor_value_missing": 1}, "on_cursor_value_missing"), ({"primary_key": 3}, "primary_key"),
+    ({"lookback": "1h"}, "lookback"), ({"version_fields": "etag"}, "version_fields"),
+    ({"timezone": "Mars/Base"}, "timezone"), ({"timezone": 3}, "timezone"),
+    ({"cursor_format": "nope"}, "cursor_format"), ({"cursor_format": 5}, "cursor_format"),
+    ({"cursor_format": "%d"}, "cursor_format"),
+    ({"initial_value": "1.2.2024"}, "initial_value"), ({"initial_value": True}, "initial_value"),
+    ({"initial_value": float("nan")}, "initial_value"), ({"initial_value": [1]}, "initial_value"),
+    ({"initial_value": 5, "cursor_format": "text"}, "initial_value"),
+    ({"initial_value": 5, "end_value": "x", "cursor_format": "number"}, "end_value"),
+    ({"oldest_available": "q", "cursor_format": "number"}, "oldest_available"),
+    ({"initial_value": "2024-05-01", "cursor_format": "%d.%m.%Y"}, "initial_value"),
+    ({"initial_value": datetime(2024, 5, 1), "cursor_format": "epoch_s"}, "initial_value"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "argument"), JUDGED)
+def test_an_argument_that_is_wrong_is_named_at_opening(memory, options, argument):
+    with Checkpointer("run", memory) as cp:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            cp.incremental("deals", "at", **options)
+        assert "'deals'" in str(caught.value)
+        assert argument in str(caught.value)
+    assert memory.load("run") == {}
+
+
+@pytest.mark.parametrize("argument", ["initial_value", "end_value", "oldest_available"])
+@pytest.mark.parametrize("unit", ["epoch_s", "epoch_ms", "epoch_us", "epoch_ns"])
+def test_iso_text_beside_an_epoch_is_told_how_to_write(memory, argument, unit):
+    with Checkpointer("run", memory) as cp, pytest.raises(ValueError, match=argument) as caught:
+        cp.incremental("deals", "at", cursor_format=unit, **{argument: "1970-01-01T00:00:00Z"})
+    assert f"write {argument}='0' or an aware datetime" in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [None, "desc"])
+@pytest.mark.parametrize("options", [{}, {"lookback": 2}, {"version_fields": ["id"]}])
+def test_rows_at_the_top_of_an_interrupted_reading_stay_known(memory, order, options):
+    """Once it is completed they are at the position, and do not come again."""
+    source = rows(1, 2, 3, 4, 5, 5, 6, 6)
+    source.sort(key=lambda record: record["at"], reverse=order == "desc")
+    if order is None:
+        source = source[4:] + source[:4]
+    sink = []
+
+    def page(at):
+        first = at or 0
+        return source[first : first + 2], first + 2 if first + 2 < len(source) else None
+
+    for kill in (1, 1, 1, 99, 99):
+        try:
+            with Checkpointer("run", memory) as cp:
+                inc = cp.incremental("s", "at", primary_key="id", row_order=order, cursor_format="number", **options)
+                for index, found in enumerate(inc.fetch(page)):
+                    sink += [record["id"] for record in found]
+                    cp.commit()
+                    if index + 1 == kill:
+                        raise OSError
+        except OSError:
+            pass
+    assert sorted(sink) == list(range(8))
+    assert stored(memory)["at"] == 6
+
+
 def test_rewinding_by_nothing_forgets_the_question_too(memory):
     place = {"at": 3, "field": "at", "start": 10, "high": 14}
     memory.commit("run", {"s": encode({"at": 14, "resume": place})})

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Change, Entry
     from checkpoint.run.groups import Group
-    from checkpoint.streams.holding import Holder as Caller
+    from checkpoint.streams.holding import Caller
     from checkpoint.streams.incremental import Incremental
     from checkpoint.streams.options import Options
     from checkpoint.streams.spellings import CursorFormat

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from checkpoint.run.layers import Layers
-    from checkpoint.streams.holding import Holder as Caller
+    from checkpoint.streams.holding import Caller
 
 
 class Commits:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from checkpoint.codec import Cursor
-    from checkpoint.streams.holding import Holder as Caller
+    from checkpoint.streams.holding import Caller
     from checkpoint.streams.telling import Ending
 
 __all__ = ["Holder", "Holders", "Scope", "Stream", "caller", "decoded"]
@@ -282,10 +282,10 @@ class Holders:
                 groups.setdefault(holder.group, []).append(holder.stream.ending())
         if not groups:
             return
-        from checkpoint.streams.telling import tell
+        from checkpoint.streams.telling import tell_of_end
 
         for name, endings in groups.items():
-            tell(name, endings, failed=failed)
+            tell_of_end(name, endings, failed=failed)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the rows of the run by stream, of members by group."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from checkpoint.run.claims import Changes
     from checkpoint.run.holders import Stream
     from checkpoint.run.rollback import Rollback
-    from checkpoint.streams.holding import Holder as Caller
+    from checkpoint.streams.holding import Caller
 
 logger = logging.getLogger("checkpoint")
 

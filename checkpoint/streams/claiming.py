@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.streams.boundary import merged
-from checkpoint.streams.stored import BESIDE, RESUME, SEEN, WINDOWS, Seen, read
+from checkpoint.streams.stored import BESIDE, RESUME, SEEN, WINDOWS, Seen, read_state
 from checkpoint.streams.values import wire
 
 if TYPE_CHECKING:
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from checkpoint.codec import Cursor
     from checkpoint.streams.options import Options
     from checkpoint.streams.reading import Scan
+    from checkpoint.streams.stored import Resume
 
 
-class Claim(NamedTuple):
-    """What a commit says of a stream."""
+class Claimed(NamedTuple):
+    """What a claim says of a stream."""
 
     cursor: Cursor | None
     position: Any
@@ -29,7 +30,34 @@ class Claim(NamedTuple):
     """Rows inside the lookback or above the ceiling that are not remembered."""
 
 
-def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> Claim:
+class Said:
+    """What claims have said of a stream."""
+
+    __slots__ = ("base", "commits", "delivered", "last", "pending", "position")
+
+    def __init__(self, stored: Cursor | None) -> None:
+        self.last = stored
+        """The last claim, or what was stored: where going back leads to."""
+        self.base = stored
+        """What the next claim begins from: the last one, until the stream is rewound."""
+        self.position: Any = None
+        """The position of that, as it came."""
+        self.pending = Claimed(stored, None)
+        """What is claimed and not yet committed as the last claim."""
+        self.commits = 0
+        self.delivered = 0
+        """Rows delivered by the last claim."""
+
+    def commit(self, delivered: int) -> Claimed:
+        """Take the pending claim for the last one, and return it."""
+        self.last = self.base = self.pending.cursor
+        self.position = self.pending.position
+        self.commits += 1
+        self.delivered = delivered
+        return self.pending
+
+
+def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> Claimed:
     """Return what a stream's key is to hold once all rows handed out are delivered.
 
     Args:
@@ -44,15 +72,15 @@ def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> C
     place = _place(scan, options)
     ended = scan.fetched or (scan.position.finished and RESUME in (base or {}))
     if not (moved or place or ended or not scan.boundary.empty):
-        return Claim(base, position, reached)
+        return Claimed(base, position, reached)
     return _with(scan, options, base, reached if moved else position, moved=moved, reached=reached, place=place)
 
 
 def claim_windows(
     scan: Scan, options: Options, base: Cursor | None, position: Any, reached: Any, islands: list[list[Any]]
-) -> Claim:
+) -> Claimed:
     """Return the same of a stream that is cut into windows: finished up to `reached`, and in `islands` beyond it."""
-    claimed = Claim(base, position)
+    claimed = Claimed(base, position)
     if reached is not None:
         claimed = _with(scan, options, base, reached, moved=True, reached=None, place=None)
     cursor = dict(claimed.cursor or {})
@@ -73,21 +101,20 @@ def _with(
     moved: bool,
     reached: Any,
     place: dict[str, Any] | None,
-) -> Claim:
+) -> Claimed:
     """Return a claim of the base with another position, what is remembered with it, and the place to resume."""
+    before = base or {}
     memory = _memory(scan, options, base, position, moved=moved)
-    cursor: Cursor = {options.field: wire(position)} if moved else {}
-    cursor |= {name: value for name, value in (base or {}).items() if name not in (SEEN, *cursor)}
-    if moved or scan.fetched or scan.position.finished:
-        cursor.pop(RESUME, None)
+    beside: Cursor = {SEEN: memory.stored, RESUME: place, WINDOWS: before.get(WINDOWS)}
     if moved:
-        cursor[WINDOWS] = _beyond(scan, cursor.pop(WINDOWS, ()), position)
-    cursor |= {SEEN: memory.stored, RESUME: place or cursor.get(RESUME)}
-    for name in BESIDE:
-        if not cursor.get(name):
-            cursor.pop(name, None)
-    same = cursor == (base or {})
-    return Claim(base if same else cursor or None, position, reached, memory.too_many, memory.unremembered)
+        beside[WINDOWS] = _beyond(scan, before.get(WINDOWS, ()), position)
+    elif not (scan.fetched or scan.position.finished):
+        beside[RESUME] = before.get(RESUME)
+    cursor: Cursor = {options.field: wire(position)} if moved else {}
+    cursor |= {name: value for name, value in before.items() if name not in (*BESIDE, *cursor)}
+    cursor |= {name: value for name, value in beside.items() if value}
+    same = cursor == before
+    return Claimed(base if same else cursor or None, position, reached, memory.too_many, memory.unremembered)
 
 
 class _Memory(NamedTuple):
@@ -102,20 +129,29 @@ def _memory(scan: Scan, options: Options, base: Cursor | None, position: Any, *,
     """Return what is remembered with a position: rows that are asked for again from it, and rows above it."""
     if not options.keyed:
         return _Memory(None if moved or base is None else base.get(SEEN))
-    before = read(scan.name, base, options.field).seen
-    rows = [] if position is None else scan.boundary.digests(position)
-    rows = merged(_carried(scan, position) if moved else before.rows, rows)
+    before = read_state(scan.name, base, options.field).seen
+    rows = merged(_carried(scan, position) if moved else before.rows, _at(scan, position))
     kept = rows[-options.max_seen :] if moved else rows[: options.max_seen]
     ahead = _ahead(scan, before, position)
     above, room = [one for one in ahead.ahead if one not in kept], options.max_seen - len(kept)
-    seen: dict[str, Any] = {"at": None if position is None else wire(position), "rows": kept}
-    if above and room and ahead.span is not None:
-        seen["ahead"] = {"from": wire(ahead.span[0]), "to": wire(ahead.span[1]), "rows": above[:room]}
-    stored = seen if kept or "ahead" in seen else None
+    stored = _remembered(position, ahead._replace(rows=kept, ahead=above[:room]))
     if len(rows) > len(kept) and options.lookback is None:
         return _Memory(stored, too_many=True)
     forgotten = scan.boundary.forgotten(position)
     return _Memory(stored, unremembered=max(len(above) - room, 0) + len(rows) - len(kept) + forgotten)
+
+
+def _at(scan: Scan, position: Any) -> list[str]:
+    """Return the digests of rows of this run that are asked for again from a position."""
+    return [] if position is None else scan.boundary.digests(position)
+
+
+def _remembered(position: Any, seen: Seen) -> dict[str, Any] | None:
+    """Return what is remembered as it is stored; None: nothing is."""
+    stored: dict[str, Any] = {"at": None if position is None else wire(position), "rows": seen.rows}
+    if seen.ahead and seen.span is not None:
+        stored["ahead"] = {"from": wire(seen.span[0]), "to": wire(seen.span[1]), "rows": seen.ahead}
+    return stored if seen.rows or "ahead" in stored else None
 
 
 def _carried(scan: Scan, position: Any) -> list[str]:
@@ -136,16 +172,14 @@ def _ahead(scan: Scan, before: Seen, position: Any) -> Seen:
 
 def _place(scan: Scan, options: Options) -> dict[str, Any] | None:
     """Return where a `fetch` that is under way goes on, as it is stored; None: at the beginning."""
-    reading = next((one for one in reversed(scan.position.readings) if one.fetches), None)
-    if reading is None or reading.place is None or scan.position.finished:
+    at = next((one.place for one in reversed(scan.position.readings) if one.fetches), None)
+    if at is None or scan.position.finished or (options.asc and options.lookback is not None):
         return None
-    if options.asc and options.lookback is not None:
-        return None
-    high = scan.range.highest(scan.resumed and scan.resumed.high, scan.position.high()[1])
+    high = _high(scan)
     if high is None and options.row_order == "desc":
         return None  # nothing tells what is newer than what was handed out
     place = {
-        "at": reading.place,
+        "at": at,
         "field": options.field,
         "start": wire(scan.range.asked),
         "end": wire(options.end_value),
@@ -154,6 +188,12 @@ def _place(scan: Scan, options: Options) -> dict[str, Any] | None:
         "rows": _at_the_top(scan, options, high) or None,
     }
     return {name: value for name, value in place.items() if value is not None}
+
+
+def _high(scan: Scan) -> Any:
+    """Return the highest value that a reading handed out, in earlier runs too; None: there was none."""
+    high = scan.position.high()[1]
+    return high if scan.resumed is None else scan.range.highest(scan.resumed.high, high)
 
 
 def _at_the_top(scan: Scan, options: Options, high: Any) -> list[str]:
@@ -167,3 +207,17 @@ def _beyond(scan: Scan, islands: Iterable[Any], position: Any) -> list[Any]:
     """Return the finished windows that end beyond a position."""
     key = scan.range.key_of(position)
     return [island for island in islands if scan.range.key_of(island[1]) > key]
+
+
+def differs(place: Resume, scan: Scan, options: Options) -> str | None:
+    """Return which argument has another value now than in the question that a place belongs to; None: none has."""
+    span = scan.range
+    follows = options.asc and span.position is not None  # the position, which moved since that question
+    for what, stored, now in (
+        ("cursor_field", place.field, options.field),
+        ("start_value", place.start, place.start if follows else wire(span.start)),
+        ("end_value", place.end, wire(options.end_value)),
+    ):
+        if stored != now:
+            return what
+    return None

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Any, TypeAlias
 
-Holder: TypeAlias = Any
+Caller: TypeAlias = Any
 """An asyncio task, or a weak reference to what dies with a thread; compared by identity."""
 
 
@@ -28,7 +28,7 @@ class _Here(threading.local):
 local = _Here()
 
 
-def here() -> Holder:
+def here() -> Caller:
     """Return the holder that is running: the asyncio task, else the thread."""
     asyncio = sys.modules.get("asyncio")  # where nobody imported it, there is no task
     if asyncio is not None and asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented for this: costs 30 ns
@@ -38,7 +38,7 @@ def here() -> Holder:
     return local.holder
 
 
-def is_over(holder: Holder) -> bool:
+def is_over(holder: Caller) -> bool:
     """Tell whether a thread or task has ended."""
     if isinstance(holder, weakref.ref):
         return holder() is None

@@ -17,18 +17,17 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from checkpoint.streams import telling
-from checkpoint.streams.claiming import Claim, claim, claim_windows
+from checkpoint.streams.claiming import Claimed, Said, claim, claim_windows, differs
 from checkpoint.streams.feeding import Feeding, T
-from checkpoint.streams.holding import here, is_over
-from checkpoint.streams.options import Options
+from checkpoint.streams.holding import here
+from checkpoint.streams.options import Options, check_options
 from checkpoint.streams.reading import NO_ROWS, Scan, Stats, nobody
-from checkpoint.streams.stored import RESUME, read
-from checkpoint.streams.values import Step, epoch_named, wire
-from checkpoint.streams.windows import Frontier, Window
+from checkpoint.streams.stored import RESUME, read_state
+from checkpoint.streams.values import Step, wire
+from checkpoint.streams.windows import Frontier, Window, frontier_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,14 +36,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from checkpoint.codec import Cursor
-    from checkpoint.streams.holding import Holder
-    from checkpoint.streams.stored import Resume
+    from checkpoint.streams.holding import Caller
+    from checkpoint.streams.stored import Resume, StreamState
 
 __all__ = ["Incremental", "Options", "Stats"]
 
 logger = logging.getLogger("checkpoint")
 
-MINUTE = 60
 WENT_BACK = "went back to its last claim: ask the source again from start_value"
 DETACHED = "is detached: open it again with cp.incremental"
 ENDED = "is used after its run has ended: open it in a Checkpointer's with block"
@@ -66,16 +64,12 @@ class Incremental(Feeding[T]):
     """
 
     __slots__ = (
-        "__weakref__", "_base", "_claimed", "_commits", "_counted", "_detached", "_frontier", "_highest", "_last",
-        "_left", "_options", "_pending", "_position", "_resume", "_state", "_stops", "_told", "_touch", "_unfinished",
-        "alone", "key", "reason",
+        "__weakref__", "_before", "_detached", "_frontier", "_left", "_options", "_said", "_state",
+        "_stops", "_told", "_touch", "_unfinished", "alone", "key", "reason",
     )  # fmt: skip
 
-    _position: Any  # the last one claimed or stored, as it came
-    _base: Cursor | None  # what the next claim starts from: the last claim, until the stream is rewound
     _frontier: Frontier | None  # of its windows
-    _resume: Resume | None  # where a `fetch` was interrupted, as it is stored
-    _pending: Claim
+    _state: StreamState  # what it began from; once a `fetch` has begun, without the place to resume
 
     def __init__(
         self,
@@ -91,22 +85,21 @@ class Incremental(Feeding[T]):
         """The key the cursor is stored under."""
         self.alone = alone
         """Whether it tells of itself at its end; of a member its group does."""
+        check_options(key, options)
         self._options = options
         self._stops = stops  # not empty: the run is to stop
         self._touch = touch  # called after whatever a claim may depend on has changed
         self._detached = False
-        self._told: set[str] = set()  # what was logged that is logged once
-        self._last = stored  # the last claim, or what was stored
-        self._commits = self._claimed = 0  # how often it was claimed; rows delivered by then
-        self._counted = NO_ROWS  # of earlier scans
-        self._highest: Any = None  # so too
+        self._told: dict[str, str] = {}  # events that are told once, and what more there is to say of each
+        self._said = Said(stored)
+        self._before: tuple[Stats, Any] = NO_ROWS, None  # rows of earlier scans, and the highest value of them
         self.reason: str | None = None
         """Why the position was taken back since the last claim; None: it was not."""
         self._start(stored)
         _streams.add(self)
 
     def __repr__(self) -> str:
-        position, waiting = repr(self._position)[:60], self.stats.delivered - self._claimed
+        position, waiting = repr(self._said.position)[:60], self.stats.delivered - self._said.delivered
         return f"Incremental({self.key!r}, {self._options.field!r}, position={position}, uncommitted={waiting})"
 
     # Where to start
@@ -130,13 +123,13 @@ class Incremental(Feeding[T]):
     def last_value(self) -> Any:
         """The highest value handed out in this run, as it came; None: there was none."""
         scan = self._scan
-        highest = scan.range.highest(self._highest, scan.position.highest())
+        highest = scan.range.highest(self._before[1], scan.position.highest())
         return highest if self._frontier is None else scan.range.highest(highest, self._frontier.highest)
 
     @property
     def stats(self) -> Stats:
         """How many rows were seen, delivered and dropped in this run."""
-        stats = self._counted + self._scan.stats
+        stats = self._before[0] + self._scan.stats
         return stats if self._frontier is None else stats + self._frontier.tally
 
     # The position
@@ -174,8 +167,8 @@ class Incremental(Feeding[T]):
             raise TypeError("rewind() takes a value or by=…, and a reason")
         if by is not None:
             self._rewind_by(by)
-        elif self._position is not None and self._scan.range.compare(value, self._position) > 0:
-            raise ValueError(f"{self.key!r}: {value!r} lies after the position {self._position!r}: that is no rewind")
+        elif (position := self._said.position) is not None and self._scan.range.compare(value, position) > 0:
+            raise ValueError(f"{self.key!r}: {value!r} lies after the position {position!r}: that is no rewind")
         else:
             self._scan.range.compare(value, value)
             self._start({self._options.field: wire(value)})
@@ -187,12 +180,12 @@ class Incremental(Feeding[T]):
         if by < zero:
             raise ValueError(f"{self.key!r}: by={by!r} lies after the position: that is no rewind")
         if by == zero:
-            base = {name: value for name, value in (self._base or {}).items() if name != RESUME}
+            base = {name: value for name, value in (self._said.base or {}).items() if name != RESUME}
             self._start(base or None)
-        elif self._position is None:
+        elif self._said.position is None:
             raise ValueError(f"{self.key!r} has no position to go back from")
         else:
-            moved = self._scan.range.scale.shift(self._position, cast("Any", by), -1, written=True)
+            moved = self._scan.range.scale.shift(self._said.position, cast("Any", by), -1, written=True)
             self._start({self._options.field: wire(moved)})
 
     def reset(self, reason: str) -> None:
@@ -204,24 +197,20 @@ class Incremental(Feeding[T]):
 
     def _place(self) -> Resume | None:
         """Return where a `fetch` goes on; None: at the beginning."""
-        resume, self._resume = self._resume, None
-        differs = None if resume is None else self._differs(resume)
-        if differs is not None:
-            telling.tell_of_place(self.key, differs)
-        return resume if differs is None else None
+        place = self._state.resume
+        self._state = self._state._replace(resume=None)
+        if place is None:
+            return None
+        other = differs(place, self._scan, self._options)
+        self._note("resumed" if other is None else "resume_dropped", other or "")
+        return place if other is None else None
 
-    def _differs(self, resume: Resume) -> str | None:
-        """Return what the question, to which a stored place belongs, has another one of now; None: nothing."""
-        options, start = self._options, wire(self._scan.range.start)
-        follows = options.asc and self._position is not None  # the position, which moved since that question
-        for what, stored, now in (
-            ("cursor_field", resume.field, options.field),
-            ("start_value", resume.start, resume.start if follows else start),
-            ("end_value", resume.end, wire(options.end_value)),
-        ):
-            if stored != now:
-                return what
-        return None
+    def _note(self, event: str, detail: str) -> None:
+        """Tell something once; of a member its group tells at its end."""
+        if event not in self._told:
+            self._told[event] = detail
+            if self.alone:
+                telling.tell_at_once(self.key, event, detail)
 
     # Windows
 
@@ -242,26 +231,7 @@ class Incremental(Feeding[T]):
         """
         self._scan.check()
         until = self._options.end_value if until is None else until
-        start = self._scan.range.start
-        if start is None or until is None:
-            raise ValueError(f"{self.key!r}: windows need a start (initial_value) and an end (until, or end_value)")
-        if step != "month" and (isinstance(step, str) or not cast("Any", step) > type(step)()):
-            raise ValueError(f"step must be a timedelta or number above zero, or 'month', not {step!r}")
-        scale = self._scan.range.new_scale()
-        scale.settle(start, until)
-        end, now = scale.key_of(until), scale.now(MINUTE)
-        if scale.kind == "wall":
-            raise ValueError(
-                f"{self.key!r}: until={until!r} has no time zone, so nothing tells whether it has passed: say whose "
-                "clock it is, such as timezone='UTC'"
-            )
-        if now is not None and end > now:
-            raise ValueError(f"{self.key!r}: until={until!r} is in the future: what happens until then would be lost")
-        if self._options.end_value is not None and end > scale.key_of(self._options.end_value):
-            raise ValueError(f"{self.key!r}: until={until!r} lies after end_value, up to which the stream is read")
-        with suppress(OverflowError, ValueError):  # longer than there are years: one window
-            scale.shift(start, step, written=True) if step != "month" else scale.months(start, 1)
-        frontier = Frontier(self._scan, scale, self._options, self._state.windows, self._stops)
+        frontier = frontier_of(self._scan, self._options, self._state.windows, self._stops, step, until)
         self._scan.close(f"{self.key!r} {CUT}")
         self._frontier = frontier
         return frontier.cut(step, until)
@@ -276,9 +246,7 @@ class Incremental(Feeding[T]):
     ) -> None:
         if exc_type is None:
             self.leave()
-            for reading in self._scan.position.readings:
-                if reading.holder is here():
-                    reading.holder = None
+            self._scan.position.let_go(here(), closed=False)
         else:
             self.detach()
 
@@ -313,7 +281,7 @@ class Incremental(Feeding[T]):
         """Go back to the last claim, for good."""
         if not self._detached:
             self._tell(failed=True)
-        self._start(self._last, DETACHED)
+        self._start(self._said.last, DETACHED)
         self._detached = True
         self._close(DETACHED)
 
@@ -326,7 +294,7 @@ class Incremental(Feeding[T]):
 
     def _tell(self, *, failed: bool) -> None:
         if self.alone:
-            telling.tell(self.key, [self.ending()], failed=failed)
+            telling.tell_of_end(self.key, [self.ending()], failed=failed)
 
     def ending(self) -> telling.Ending:
         """Return what there is to tell of the stream at its end."""
@@ -337,30 +305,17 @@ class Incremental(Feeding[T]):
         return telling.Ending(
             self.key,
             self.stats,
-            self._commits,
-            long_late=self._is_long_late(),
+            self._said.commits,
+            long_late=telling.are_long_late(scan, options),
             no_range=options.end_value is not None
             and span.start is not None
             and span.compare(span.start, options.end_value) >= 0,
             unfinished=why,
             meant=meant,
             all_ahead=above is not None and scan.position.high()[1] is None and span.lies_in_future(above[1]),
-            epoch=self._epoch(),
+            epoch=None if self._frontier is None and options.asc else telling.epoch_of(scan, options, self.last_value),
+            noted={} if self.alone else self._told,
         )
-
-    def _is_long_late(self) -> bool:
-        """Tell whether late rows are so by more than a healthy job's: newest first, a reading ends with one."""
-        scan = self._scan
-        if self._options.row_order == "desc" or scan.resumed is not None:
-            return scan.late_top[1] is None
-        return scan.late_top[1] is None or scan.range.is_long_before(scan.late_top[1])
-
-    def _epoch(self) -> str | None:
-        """Return the format that numbers without a clock look like, where that matters; None: there is none."""
-        highest = self.last_value
-        if highest is None or self._options.cursor_format is not None or self._scan.range.scale.kind != "number":
-            return None
-        return epoch_named(highest) if self._frontier is not None or not self._options.asc else None
 
     def _unfinished_now(self) -> str | None:
         """Return why the stream, or some of its windows, was left unfinished; None: it was not."""
@@ -373,73 +328,64 @@ class Incremental(Feeding[T]):
 
     def _is_resumed_later(self) -> bool:
         """Tell whether the next run's `fetch` goes on where this one was left."""
-        return RESUME in (self._last or {})
+        return RESUME in (self._said.last or {})
 
     # Who holds it
 
-    def held_elsewhere(self, by: Holder) -> bool:
+    def held_elsewhere(self, by: Caller) -> bool:
         """Tell whether rows of the stream are in the hands of a thread or task other than `by`."""
-        return any(
-            reading.holder is not None and reading.holder is not by and not is_over(reading.holder)
-            for reading in self._scan.position.readings
-        )
+        return self._scan.position.held_elsewhere(by)
 
-    def let_go(self, by: Holder) -> None:
+    def let_go(self, by: Caller) -> None:
         """Take note that `by` committed the stream, or left its block: what it closed is held by nobody."""
-        for reading in self._scan.position.readings:
-            if reading.closed and reading.holder is by:
-                reading.holder = None
+        self._scan.position.let_go(by, closed=True)
 
     def back(self, cursor: Cursor | None) -> None:
         """Go back to a claim, and go on from there."""
         self._start(cursor)
-        self._last = cursor
+        self._said.last = cursor
 
     def claim(self) -> Cursor | None:
         """Return what the stream's key is to hold once all rows handed out are delivered; None: nothing.
 
         It becomes the last claim with `claimed`.
         """
-        frontier = self._frontier
+        frontier, said = self._frontier, self._said
         if self._scan.torn:
-            self._pending = Claim(self._base, self._position)
-            if "torn" not in self._told:
-                self._told.add("torn")
-                telling.tell_of_torn(self.key)
+            said.pending = Claimed(said.base, said.position)
+            self._note("torn", "")
         elif frontier is None:
-            self._pending = claim(self._scan, self._options, self._base, self._position)
+            said.pending = claim(self._scan, self._options, said.base, said.position)
         else:
             with frontier.lock:
-                reached, islands = frontier.reach(self._position)
-                self._pending = claim_windows(self._scan, self._options, self._base, self._position, reached, islands)
-        if self._pending.too_many and "ties" not in self._told:
-            self._told.add("ties")
-            telling.tell_of_ties(self.key, self._options.max_seen)
-        return self._pending.cursor
+                reached, islands = frontier.reach(said.position)
+                said.pending = claim_windows(self._scan, self._options, said.base, said.position, reached, islands)
+        if said.pending.too_many:
+            self._note("many_at_once", str(self._options.max_seen))
+        return said.pending.cursor
 
     def claimed(self) -> None:
         """Commit the result of `claim()` as the new last claim."""
-        claim = self._pending
+        claimed = self._said.commit(self.stats.delivered)
         self.reason = None
-        self._last = self._base = claim.cursor
-        self._position = claim.position
-        self._scan.unremembered = claim.unremembered
-        self._scan.claimed(claim.reached)
-        self._commits += 1
-        self._claimed = self.stats.delivered
+        self._scan.unremembered = claimed.unremembered
+        self._scan.claimed(claimed.reached)
 
     def _start(self, stored: Cursor | None, why: str = WENT_BACK) -> None:
         """Start from a stored cursor; None: from `initial_value`. Rows handed out and not claimed are forgotten."""
-        state = read(self.key, stored, self._options.field)
+        state = read_state(self.key, stored, self._options.field)
         scan = Scan(self.key, self._options, state.position, state.seen, self._touch)
         if hasattr(self, "_scan"):
-            self._counted, self._highest = self.stats, self.last_value
+            self._before = self.stats, self.last_value
             self._close(why)
-        self._scan, self._position, self._base = scan, state.position, stored
-        self._state = state
-        self._resume = None if self._options.asc and scan.range.reaches_back() else state.resume
-        if self._options.asc and self._resume is not None and self._differs(self._resume) is None:
-            scan.range.ask(self._resume.start)
+        place = state.resume
+        if self._options.asc and place is not None:
+            if scan.range.reaches_back():
+                state = state._replace(resume=None)
+            elif differs(place, scan, self._options) is None:
+                scan.range.ask(place.start)
+        self._scan, self._state = scan, state
+        self._said.position, self._said.base = state.position, stored
         self._frontier = None
         self._left = self._unfinished = False
         self._touch()
@@ -455,12 +401,12 @@ class Incremental(Feeding[T]):
 _streams: weakref.WeakSet[Incremental[Any]] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
+def _go_back_in_child() -> None:
     """Let the streams of a forked child go back: it cannot say that rows which the parent took are delivered."""
     for stream in list(_streams):
         if stream.live:
-            stream._start(stream._last)  # noqa: SLF001 - this module's
+            stream.back(stream._said.last)  # noqa: SLF001 - this module's
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_go_back_in_child)

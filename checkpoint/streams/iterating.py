@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from checkpoint.streams.reading import Scan
     from checkpoint.streams.stored import Resume
 
-Page: TypeAlias = "Callable[[Any], tuple[Any, Any]]"
+GetPage: TypeAlias = "Callable[[Any], tuple[Any, Any]]"
 """Returns the rows of the page that begins at a place, None: the first one; and where the next one begins."""
-AsyncPage: TypeAlias = "Callable[[Any], Awaitable[tuple[Any, Any]]]"
+GetPageAsync: TypeAlias = "Callable[[Any], Awaitable[tuple[Any, Any]]]"
 
 
 def pages(scan_of: Callable[[], Scan], batches: Iterable[Any]) -> Iterator[Any]:
@@ -83,7 +83,7 @@ async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) 
         scan.leave(reading)
 
 
-def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: Page) -> Iterator[Any]:
+def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: GetPage) -> Iterator[Any]:
     """Yield what is new of each page that `page(at)` returns, up to one that names no next."""
     scan = scan_of()
     reading = scan.begin_fetch(resume_of())
@@ -102,7 +102,7 @@ def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], p
 
 
 async def fetch_async(
-    scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: AsyncPage
+    scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: GetPageAsync
 ) -> AsyncIterator[Any]:
     """Yield what is new of each page that `await page(at)` returns, up to one that names no next."""
     scan = scan_of()

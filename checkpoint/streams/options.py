@@ -23,7 +23,7 @@ RowOrder: TypeAlias = Literal["asc", "desc"] | None
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a stream was opened with; see `Checkpointer.incremental`."""
+    """What a stream was opened with; see `Checkpointer.incremental`. `check_options` judges it."""
 
     cursor_field: Field
     initial_value: Any = None
@@ -39,23 +39,6 @@ class Options:
     cursor_format: str | CursorFormat | None = None
     version_fields: Sequence[str] | None = None
 
-    def __post_init__(self) -> None:
-        _check("row_order", self.row_order, (None, "asc", "desc"))
-        _check("range_start", self.range_start, ("closed", "open"))
-        _check("on_cursor_value_missing", self.on_cursor_value_missing, ("raise", "include", "exclude"))
-        if not callable(self.cursor_field) and not isinstance(cast("object", self.cursor_field), str):
-            raise TypeError(f"cursor_field must be a name, a path or a callable, not {self.cursor_field!r}")
-        if self.cursor_field in ("", *BESIDE):
-            raise ValueError(f"cursor_field must not be {self.cursor_field!r}: pass a callable")
-        if self.lookback is not None:
-            check_amount("lookback", self.lookback)
-        if not isinstance(cast("object", self.max_seen), int) or isinstance(self.max_seen, bool):
-            raise TypeError(f"max_seen must be an int, not {self.max_seen!r}")
-        if self.max_seen < 0:
-            raise ValueError(f"max_seen must be 0 or more, not {self.max_seen!r}")
-        _check_primary(self.primary_key)
-        _check_versions(self.version_fields, self.primary_key)
-
     @property
     def field(self) -> str:
         """The name the position is stored under."""
@@ -70,6 +53,41 @@ class Options:
     def keyed(self) -> bool:
         """Whether rows are remembered."""
         return self.primary_key is not None and self.max_seen > 0
+
+
+def check_options(name: str, options: Options) -> None:
+    """Refuse arguments that can be judged without a row; errors name the stream.
+
+    Raises:
+        TypeError, ValueError: one of them is wrong.
+
+    """
+    try:
+        _check_choice("row_order", options.row_order, (None, "asc", "desc"))
+        _check_choice("range_start", options.range_start, ("closed", "open"))
+        _check_choice("on_cursor_value_missing", options.on_cursor_value_missing, ("raise", "include", "exclude"))
+        _check_field(options.cursor_field)
+        if options.lookback is not None:
+            check_amount("lookback", options.lookback)
+        _check_most(options.max_seen)
+        _check_primary(options.primary_key)
+        _check_versions(options.version_fields, options.primary_key)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name!r}: {error}") from error
+
+
+def _check_field(field: object) -> None:
+    if not callable(field) and not isinstance(field, str):
+        raise TypeError(f"cursor_field must be a name, a path or a callable, not {field!r}")
+    if field in ("", *BESIDE):
+        raise ValueError(f"cursor_field must not be {field!r}: pass a callable")
+
+
+def _check_most(most: object) -> None:
+    if not isinstance(most, int) or isinstance(most, bool):
+        raise TypeError(f"max_seen must be an int, not {most!r}")
+    if most < 0:
+        raise ValueError(f"max_seen must be 0 or more, not {most!r}")
 
 
 def check_amount(what: str, amount: object) -> None:
@@ -112,6 +130,6 @@ def _is_names(names: object) -> bool:
     return all(isinstance(name, str) and name for name in cast("list[object]", names))
 
 
-def _check(what: str, value: object, choices: tuple[object, ...]) -> None:
+def _check_choice(what: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{what} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import insort
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from checkpoint.streams.holding import is_over
 from checkpoint.streams.ranges import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from checkpoint.streams.boundary import Boundary, Memo
-    from checkpoint.streams.holding import Holder
+    from checkpoint.streams.holding import Caller
     from checkpoint.streams.options import Options
     from checkpoint.streams.ranges import Range
     from checkpoint.streams.values import Key
@@ -22,7 +23,7 @@ Mark: TypeAlias = tuple["Key", Any, "Memo"]
 NO_MARK: Mark = (LOWEST, None, None)
 
 
-class Row(NamedTuple):
+class Marked(NamedTuple):
     """A row that counts for the position."""
 
     key: Key
@@ -51,7 +52,7 @@ class Reading:
         self.pins = False
         """It handed out rows: while it is not exhausted, a sorted position goes no further than its rows did."""
         self.closed = False
-        self.holder: Holder = None
+        self.holder: Caller = None
         self.fetches = False
         """Whether it is a `fetch`, which goes on at a place."""
         self.place: Any = None
@@ -113,7 +114,7 @@ class Position:
         self.bound = NO_MARK
         """What this run last claimed of a sorted stream, less the lookback, which no row may go behind."""
         self.finished = False
-        self._ahead: list[Row] = []  # above the ceiling, lowest first
+        self._ahead: list[Marked] = []  # above the ceiling, lowest first
         self.under = NO_MARK  # the highest value but one
 
     # What readings covered
@@ -153,9 +154,9 @@ class Position:
         """Cover the row in hand: the next one was asked for."""
         hand, reading.hand = reading.hand, None
         if hand is not None:
-            self.cover(Row(*hand), reading)
+            self.cover(Marked(*hand), reading)
 
-    def cover(self, row: Row, reading: Reading) -> None:
+    def cover(self, row: Marked, reading: Reading) -> None:
         """Count a row for the position: a claim says that it is delivered."""
         if row.memo is not None and row.key <= self._range.opened_key:
             self._boundary.add_old(row.key, row.memo)
@@ -187,6 +188,21 @@ class Position:
             if other is not reading and other.pins:
                 at = other.high if other.hand is None else other.hand
                 other.pins = bool(key > at[0])
+
+    # Who holds them
+
+    def held_elsewhere(self, by: Caller) -> bool:
+        """Tell whether rows are in the hands of a thread or task other than `by`."""
+        return any(
+            reading.holder is not None and reading.holder is not by and not is_over(reading.holder)
+            for reading in self.readings
+        )
+
+    def let_go(self, by: Caller, *, closed: bool) -> None:
+        """Take note that `by` holds nothing any more; `closed`: of the readings that were closed."""
+        for reading in self.readings:
+            if reading.holder is by and (reading.closed or not closed):
+                reading.holder = None
 
     # What a claim may say
 

@@ -249,7 +249,7 @@ class Range:
         scale = self.new_scale()
         scale.check_step("lookback", self._options.lookback)
         if scale.kind is not None:
-            for bound in (self.position, self._options.end_value, self.start):
+            for bound in (self.position, self._options.end_value, self._options.oldest_available, self.start):
                 if bound is not None:
                     scale.key_of(bound, written=True)
         known = self.start if self.position is None else self.position

@@ -17,7 +17,7 @@ from checkpoint.errors import CursorRegressed, CursorStuck
 from checkpoint.streams.boundary import Boundary
 from checkpoint.streams.holding import here
 from checkpoint.streams.holding import local as thread
-from checkpoint.streams.position import NO_MARK, Position, Reading, Recent, Row
+from checkpoint.streams.position import NO_MARK, Marked, Position, Reading, Recent
 from checkpoint.streams.ranges import HIGHEST, LOWEST, Range
 from checkpoint.streams.rows import check_primary, getter, primary_getter
 
@@ -75,7 +75,7 @@ class Verdict(NamedTuple):
     deliver: bool
     late: Mark | None = None
     """The row, where it lies before the start."""
-    row: Row | None = None
+    row: Marked | None = None
     """None: it does not count for the position."""
     identity: Any = None
     """What tells whether the reading hands it out again; None where that does not matter."""
@@ -272,7 +272,7 @@ class Scan:
             elif desc:
                 self.top, reading.last = key, hand
                 if recent is not None:
-                    recent.add(_identity(primary, record, key))
+                    recent.add(_row_identity(primary, record, key))
             self.delivered += 1
             return True
 
@@ -337,6 +337,7 @@ class Scan:
                 raise type(error)(f"{self.name!r}: what page(at) returns as next is stored as JSON: {error}") from error
         rows = self.page(page, reading)
         at, reading.place = reading.place, place
+        self.touch()
         if place is not None and codec.encode({"at": at}) == codec.encode({"at": place}):
             same = self._primary is None and isinstance(page, list) and reading.echo == page
             if same or not len(rows):
@@ -432,7 +433,7 @@ class Scan:
     def _are_fresh(self, keys: list[Key], rows: Sequence[Any], recent: Recent) -> bool:
         """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
         recent.widen(len(rows))
-        found = [_identity(self._primary, row, key) for row, key in zip(rows, keys, strict=True)]
+        found = [_row_identity(self._primary, row, key) for row, key in zip(rows, keys, strict=True)]
         if None in found or len(set(found)) < len(found) or any(map(recent.__contains__, found)):
             return False
         for identity in found:
@@ -533,7 +534,7 @@ class Scan:
             return Verdict(deliver=False, late=(key, value, None) if key < span.late_key else None)
         if key >= span.end_key:
             return Verdict(deliver=False)
-        identity = None if reading.recent is None else _identity(self._primary, record, key)
+        identity = None if reading.recent is None else _row_identity(self._primary, record, key)
         if identity is not None and reading.recent is not None and identity in reading.recent:
             return Verdict(deliver=False)
         self._check_order(value, key, last)
@@ -543,7 +544,7 @@ class Scan:
             memo = self.boundary.take(record)
             if self.boundary.knows(key):
                 memo, known = self.boundary.recognise(memo, key, value)
-        return Verdict(not known, row=Row(key, value, memo), identity=identity)
+        return Verdict(not known, row=Marked(key, value, memo), identity=identity)
 
     def _check_order(self, value: Any, key: Key, last: Mark | None) -> None:
         """Raise CursorRegressed where a sorted stream went back."""
@@ -567,7 +568,7 @@ class Scan:
                 self.late_top = max(self.late_top, verdict.late, key=lambda mark: mark[0])
 
 
-def _identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> Any:
+def _row_identity(primary: Callable[[Any], Any] | None, record: Any, key: Key) -> Any:
     """Return what tells a row of a reading from others, its primary key at its cursor value; None: nothing does."""
     found = None if primary is None else primary(record)
     if found is None:

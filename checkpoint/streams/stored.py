@@ -57,7 +57,7 @@ class Resume(NamedTuple):
     """Digests of rows that are asked for again once that value is the position."""
 
 
-class Stored(NamedTuple):
+class StreamState(NamedTuple):
     """A stream's stored state."""
 
     position: Any
@@ -66,7 +66,7 @@ class Stored(NamedTuple):
     resume: Resume | None
 
 
-def read(name: str, cursor: Cursor | None, field: str) -> Stored:
+def read_state(name: str, cursor: Cursor | None, field: str) -> StreamState:
     """Return what a cursor says; digests of another position count for nothing.
 
     Raises:
@@ -75,7 +75,7 @@ def read(name: str, cursor: Cursor | None, field: str) -> Stored:
 
     """
     if cursor is None:
-        return Stored(None, NOTHING_SEEN, [], None)
+        return StreamState(None, NOTHING_SEEN, [], None)
     position = cursor.get(field)
     if field not in cursor and (not cursor or any(key not in BESIDE for key in cursor)):
         raise ValueError(
@@ -85,7 +85,7 @@ def read(name: str, cursor: Cursor | None, field: str) -> Stored:
     if field in cursor and not is_value(position):
         raise WrongShapeError(f"its {field!r} is not a cursor value: {position!r:.40}")
     seen, windows, resume = (cursor.get(key) for key in BESIDE)
-    return Stored(position, _seen(seen, position), _windows(windows), _resume(resume))
+    return StreamState(position, _seen(seen, position), _windows(windows), _resume(resume))
 
 
 def is_value(value: object) -> bool:
@@ -98,12 +98,12 @@ def is_value(value: object) -> bool:
 def _seen(seen: Any, position: Any) -> Seen:
     if seen is None:
         return NOTHING_SEEN
-    memory = _object(seen, f"its {SEEN!r}")
-    rows, above = _texts(memory.get("rows", [])), list[str]()
+    memory = _as_object(seen, f"its {SEEN!r}")
+    rows, above = _digests(memory.get("rows", [])), list[str]()
     span: tuple[Any, Any] | None = None
     if memory.get("ahead") is not None:
-        ahead = _object(memory["ahead"], f"the 'ahead' in its {SEEN!r}")
-        span, above = (ahead.get("from"), ahead.get("to")), _texts(ahead.get("rows"))
+        ahead = _as_object(memory["ahead"], f"the 'ahead' in its {SEEN!r}")
+        span, above = (ahead.get("from"), ahead.get("to")), _digests(ahead.get("rows"))
         if not all(map(is_value, span)):
             raise WrongShapeError(f"the 'ahead' in its {SEEN!r} lacks its bounds")
     return Seen(rows, above, span) if memory.get("at") == position else NOTHING_SEEN
@@ -120,17 +120,17 @@ def _windows(windows: Any) -> list[list[Any]]:
 def _resume(resume: Any) -> Resume | None:
     if resume is None:
         return None
-    place = _object(resume, f"its {RESUME!r}")
+    place = _as_object(resume, f"its {RESUME!r}")
     if place.get("at") is None or not isinstance(place.get("field"), str):
         raise WrongShapeError(f"its {RESUME!r} is not a place to resume")
     bounds = {name: place.get(name) for name in ("start", "end", "ceiling", "high")}
     for name, value in bounds.items():
         if value is not None and not is_value(value):
             raise WrongShapeError(f"the {name!r} in its {RESUME!r} is not a cursor value")
-    return Resume(place["at"], place["field"], **bounds, rows=_texts(place.get("rows", []), RESUME))
+    return Resume(place["at"], place["field"], **bounds, rows=_digests(place.get("rows", []), RESUME))
 
 
-def _object(value: Any, what: str) -> dict[str, Any]:
+def _as_object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WrongShapeError(f"{what} is not an object")
     return cast("dict[str, Any]", value)
@@ -142,7 +142,7 @@ def _list(value: Any, what: str) -> list[Any]:
     return cast("list[Any]", value)  # type: ignore[redundant-cast]  # pyright needs it
 
 
-def _texts(value: Any, where: str = SEEN) -> list[str]:
+def _digests(value: Any, where: str = SEEN) -> list[str]:
     found = _list(value, f"the rows in its {where!r}")
     if not all(isinstance(one, str) for one in found):
         raise WrongShapeError(f"the rows in its {where!r} are not digests")

@@ -10,6 +10,7 @@ Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the
     maybe_epoch    WARNING   numbers that look like times were compared as numbers
     many_at_once   WARNING   more rows share the position than are remembered
     unremembered   INFO      more rows lie inside the lookback or above the ceiling than are remembered
+    resumed        INFO      a fetch goes on where an earlier one was interrupted
     resume_dropped WARNING   a place to resume was stored for another range
     torn           WARNING   an exception came while rows were handed out, so that no more is claimed
     held_elsewhere WARNING   another thread or task has rows in hand that the run did not commit
@@ -18,12 +19,16 @@ Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.streams.reading import NO_ROWS, Stats
+from checkpoint.streams.values import epoch_named
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from checkpoint.streams.options import Options
+    from checkpoint.streams.reading import Scan
 
 logger = logging.getLogger("checkpoint")
 
@@ -44,9 +49,50 @@ class Ending(NamedTuple):
     all_ahead: bool
     epoch: str | None
     """The format that its numbers look like."""
+    noted: Mapping[str, str]
+    """What was noted of a member, which a single stream tells at once; see `AT_ONCE`."""
 
 
-def tell(name: str, endings: Sequence[Ending], *, failed: bool = False) -> None:
+AT_ONCE = {
+    "resumed": (logging.INFO, "goes on where an earlier fetch() was interrupted%s%s"),
+    "resume_dropped": (
+        logging.WARNING,
+        (
+            "the place where fetch() was interrupted belongs to another %s, so it begins anew; an initial_value made "
+            "of now() never resumes%s"
+        ),
+    ),
+    "torn": (
+        logging.WARNING,
+        (
+            "an exception of a signal handler came while it handed out rows, so no more of it is committed: the next "
+            "run reads them again, or this one after cp.discard()%s%s"
+        ),
+    ),
+    "many_at_once": (
+        logging.WARNING,
+        "more than %s rows at its position: the next run hands some of them out again; raise max_seen%s",
+    ),
+}
+"""What is told as it happens, once a run: how, and in which words; `%s` is what more there is to say, and of whom."""
+
+
+def are_long_late(scan: Scan, options: Options) -> bool:
+    """Tell whether late rows are so by more than a healthy job's: newest first, a reading ends with one."""
+    latest = scan.late_top[1]
+    if latest is None:
+        return True
+    return options.row_order != "desc" and scan.resumed is None and scan.range.is_long_before(latest)
+
+
+def epoch_of(scan: Scan, options: Options, highest: Any) -> str | None:
+    """Return the format that numbers without a clock look like; None: they have one, or look like none."""
+    if highest is None or options.cursor_format is not None or scan.range.scale.kind != "number":
+        return None
+    return epoch_named(highest)
+
+
+def tell_of_end(name: str, endings: Sequence[Ending], *, failed: bool = False) -> None:
     """Log what is to be known of a stream, or of the streams of a group.
 
     Args:
@@ -60,8 +106,10 @@ def tell(name: str, endings: Sequence[Ending], *, failed: bool = False) -> None:
     total = NO_ROWS
     for ending in endings:
         total += ending.stats
+    _tell_of_noted(name, endings)
     if not failed:
-        _warn(name, endings, total)
+        _warn_of_late(name, endings, total)
+        _warn(name, endings)
     unfinished = [ending for ending in endings if ending.unfinished is not None]
     if unfinished:
         meant = failed or all(ending.meant for ending in unfinished)
@@ -84,49 +132,55 @@ def tell(name: str, endings: Sequence[Ending], *, failed: bool = False) -> None:
     )  # fmt: skip
 
 
-def _warn(name: str, endings: Sequence[Ending], total: Stats) -> None:
+def _tell_of_noted(name: str, endings: Sequence[Ending]) -> None:
+    """Log what was noted of members."""
+    for event in AT_ONCE:
+        if noted := [ending for ending in endings if event in ending.noted]:
+            tell_at_once(name, event, noted[0].noted[event], _members(endings, noted))
+
+
+def _warn_of_late(name: str, endings: Sequence[Ending], total: Stats) -> None:
+    """Warn where rows came, and every one was late."""
     if total.seen and total.late == total.seen and all(ending.long_late for ending in endings if ending.stats.late):
         _log(
             logging.WARNING, "all_late", name,
             "all of %d rows lie before start_value, and were dropped: does the source answer for another range or "
             "another field? to read them, rewind", total.seen, checkpoint_late=total.late,
         )  # fmt: skip
-    if lost := [ending for ending in endings if ending.no_range]:
-        _log(
-            logging.WARNING, "no_range", name,
-            "start_value lies at or after end_value, so nothing can be read%s: to read the range again, rewind() to "
-            "its beginning or keep it under a key of its own; to go on, raise end_value or leave it out",
-            _named(endings, lost),
-        )  # fmt: skip
-    if ahead := [ending for ending in endings if ending.all_ahead]:
-        _log(
-            logging.WARNING, "all_ahead", name,
-            "every row lies later than now, so none became the position%s: is it a clock that is wrong, a time zone "
-            "(timezone=), or a field of planned times?", _named(endings, ahead),
-        )  # fmt: skip
-    if alike := [ending for ending in endings if ending.epoch]:
-        _log(
-            logging.WARNING, "maybe_epoch", name,
-            "its numbers look like times, but numbers have no clock%s: say cursor_format=%r, or cursor_format='number' "
-            "where they are none", _named(endings, alike), alike[0].epoch,
-        )  # fmt: skip
 
 
-def tell_of_ties(name: str, most: int) -> None:
-    """Log that more rows share the position than are remembered."""
-    _log(
-        logging.WARNING, "many_at_once", name,
-        "more than %d rows at its position: the next run hands some of them out again; raise max_seen", most,
+def _warn(name: str, endings: Sequence[Ending]) -> None:
+    """Warn of what is so with one stream or several."""
+    _warn_of(
+        "no_range", name, endings, [ending for ending in endings if ending.no_range],
+        "start_value lies at or after end_value, so nothing can be read%s: to read the range again, rewind() to "
+        "its beginning or keep it under a key of its own; to go on, raise end_value or leave it out",
+    )  # fmt: skip
+    _warn_of(
+        "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead],
+        "every row lies later than now, so none became the position%s: is it a clock that is wrong, a time zone "
+        "(timezone=), or a field of planned times?",
+    )  # fmt: skip
+    alike = [ending for ending in endings if ending.epoch]
+    _warn_of(
+        "maybe_epoch", name, endings, alike,
+        "its numbers look like times, but numbers have no clock%s: say cursor_format=%r, or cursor_format='number' "
+        "where they are none", *(ending.epoch for ending in alike[:1]),
     )  # fmt: skip
 
 
-def tell_of_torn(name: str) -> None:
-    """Log that nothing more of a stream is claimed: an exception came while rows were handed out."""
-    _log(
-        logging.WARNING, "torn", name,
-        "an exception of a signal handler came while it handed out rows, so no more of it is committed: the next run "
-        "reads them again, or this one after cp.discard()",
-    )  # fmt: skip
+def _warn_of(
+    event: str, name: str, endings: Sequence[Ending], some: Sequence[Ending], text: str, *args: object
+) -> None:
+    """Warn of what is so with some streams, where there are any."""
+    if some:
+        _log(logging.WARNING, event, name, text, _members(endings, some), *args)
+
+
+def tell_at_once(name: str, event: str, detail: str, members: str = "") -> None:
+    """Log something as it happens; see `AT_ONCE`."""
+    level, text = AT_ONCE[event]
+    _log(level, event, name, text, detail, members)
 
 
 def tell_of_holders(names: Sequence[str]) -> None:
@@ -138,21 +192,12 @@ def tell_of_holders(names: Sequence[str]) -> None:
     )  # fmt: skip
 
 
-def tell_of_place(name: str, what: str) -> None:
-    """Log that a stored place to resume is not used."""
-    _log(
-        logging.WARNING, "resume_dropped", name,
-        "the place where fetch() was interrupted belongs to another %s, so it begins anew; an initial_value made of "
-        "now() never resumes", what,
-    )  # fmt: skip
-
-
 def _why(endings: Sequence[Ending], unfinished: Sequence[Ending]) -> str:
     reasons = dict.fromkeys(str(ending.unfinished) for ending in unfinished)
-    return "; ".join(reasons) + _named(endings, unfinished)
+    return "; ".join(reasons) + _members(endings, unfinished)
 
 
-def _named(endings: Sequence[Ending], some: Sequence[Ending]) -> str:
+def _members(endings: Sequence[Ending], some: Sequence[Ending]) -> str:
     """Return which members are spoken of; of a single stream nothing."""
     if len(endings) == 1:
         return ""

@@ -32,7 +32,7 @@ from checkpoint.streams.keys import (
     is_fixed,
 )  # fmt: skip
 from checkpoint.streams.plain import plain_python, read_day, read_time
-from checkpoint.streams.spellings import UNITS, CursorFormat, formats_for, spelling
+from checkpoint.streams.spellings import UNITS, CursorFormat, Epoch, formats_for, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,8 +73,11 @@ class Scale:
     ) -> None:
         self.where = where
         self._known = known
-        self._clock = Clock(zone_of(zone))
-        self._spelling = spelling(cursor_format, self._clock)
+        try:
+            self._clock = Clock(zone_of(zone))
+            self._spelling = spelling(cursor_format, self._clock)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from error
         self._is_plain = cursor_format is None
         self.kind: Kind | None = self._spelling.kind
         self._sample: Any = None
@@ -142,9 +145,17 @@ class Scale:
         except LookupError:
             raise self._unread(value) from None
         except TypeError as error:
-            raise TypeError(f"{self.where}: {error}") from error
+            raise TypeError(self._told(value, error)) from error
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{self.where}: {error}") from error
+            raise ValueError(self._told(value, error)) from error
+
+    def _told(self, value: Any, error: Exception) -> str:
+        """Return what to say of a value that is not read: where it is, and of an argument how it is written."""
+        name = next((name for name, known in self._known.items() if known is value), None)
+        if name is None:
+            return f"{self.where}: {error}"
+        advice = f": write {name}='0' or an aware datetime" if isinstance(self._spelling, Epoch) else ""
+        return f"{self.where}: {name}: {error}{advice}"
 
     def _unread(self, text: str) -> ValueError:
         """Return what to raise for text that does not say what it is."""
@@ -180,7 +191,7 @@ class Scale:
         """Return a bound as the source spells values: the date or datetime beside a `cursor_format`, as `like`."""
         if self._is_plain or not isinstance(value, date):
             return value
-        return self._spelling.write(self._read(value)[1], value if like is None else like)
+        return self._spelling.write(self._exact(value), value if like is None else like)
 
     def shift(self, value: Any, step: Step, times: int = 1, *, written: bool = False) -> Any:
         """Return a value moved by `times` steps, in its own type and spelling, rounded down.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from checkpoint.streams.feeding import Feeding, T
 from checkpoint.streams.reading import NO_ROWS, Scan
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.values import Key, Scale, Step
+
+MINUTE = 60
 
 
 class Window(Feeding[T]):
@@ -83,6 +86,48 @@ class Island(NamedTuple):
     """The value of its end."""
     stored: list[Any]
     """Its two values as they are stored."""
+
+
+def frontier_of(
+    scan: Scan,
+    options: Options,
+    islands: list[list[Any]],
+    stops: Sequence[object],
+    step: Step | Literal["month"],
+    until: Any,
+) -> Frontier:
+    """Return what the windows of a stream are cut from.
+
+    Raises:
+        ValueError: it has no start or no end, the end has not come or lies after `end_value`, or the step is none.
+        TypeError: the step does not go with the values.
+
+    """
+    start = scan.range.start
+    if start is None or until is None:
+        raise ValueError(f"{scan.name!r}: windows need a start (initial_value) and an end (until, or end_value)")
+    if step != "month" and (isinstance(step, str) or not cast("Any", step) > type(step)()):
+        raise ValueError(f"{scan.name!r}: step must be a timedelta or number above zero, or 'month', not {step!r}")
+    scale = scan.range.new_scale()
+    scale.settle(start, until)
+    _check_until(scan.name, scale, options, until)
+    with suppress(OverflowError, ValueError):  # longer than there are years: one window
+        scale.shift(start, step, written=True) if step != "month" else scale.months(start, 1)
+    return Frontier(scan, scale, options, islands, stops)
+
+
+def _check_until(name: str, scale: Scale, options: Options, until: Any) -> None:
+    """Refuse an end up to which something may still happen, or which the stream does not read up to."""
+    end, now = scale.key_of(until), scale.now(MINUTE)
+    if scale.kind == "wall":
+        raise ValueError(
+            f"{name!r}: until={until!r} has no time zone, so nothing tells whether it has passed: say whose clock it "
+            "is, such as timezone='UTC'"
+        )
+    if now is not None and end > now:
+        raise ValueError(f"{name!r}: until={until!r} is in the future: what happens until then would be lost")
+    if options.end_value is not None and end > scale.key_of(options.end_value):
+        raise ValueError(f"{name!r}: until={until!r} lies after end_value, up to which the stream is read")
 
 
 class Frontier:
