@@ -8,8 +8,7 @@ import click
 
 from checkpoint.cli import screen
 from checkpoint.cli.namespaces import Name, members_in
-from checkpoint.streams.stored import BESIDE, WrongShapeError, is_value
-from checkpoint.streams.stored import read as stored_state
+from checkpoint.streams.stored import BESIDE, WrongShapeError, is_value, read_state
 from checkpoint.streams.values import Scale, shorten
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _position_names(cursor: codec.Cursor) -> list[str]:
 def _wrong_shape(cursor: codec.Cursor, field: str) -> str | None:
     """Return what in a cursor is not what a stream stores there; None: nothing is."""
     try:
-        stored_state("it", cursor, field)
+        read_state("it", cursor, field)
     except WrongShapeError as error:
         return str(error)
     except ValueError:  # of another field
