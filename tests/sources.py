@@ -290,7 +290,7 @@ class Database:
         self.execute("PRAGMA journal_mode=wal")
         self.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, version INTEGER, updated_at TEXT)")
         self.execute("CREATE INDEX by_time ON orders (updated_at, id)")
-        table = Table(self.rng, count, ties=count)  # one UPDATE gave all of them the same time
+        table = Table(self.rng, count, ties=1_000)  # one UPDATE gave them the same time: as many as are remembered
         self.connection.executemany(
             "INSERT INTO orders VALUES (?, ?, ?)", [(n, v, seconds(at)) for n, (v, at) in table.rows.items()]
         )
