@@ -791,11 +791,11 @@ def test_what_was_held_back_goes_out_with_the_next_and_its_conflict_does_not_sta
         cp["a"] = B
         assert cp.commit("a") == Commit()
         seed(store, a=C)
-        cp._commits.pace.flushed_at = float("-inf")
+        cp._commits.interval.flushed_at = float("-inf")
         cp["b"] = B
         with pytest.raises(Conflict):
             cp.commit("b")
-        cp._commits.pace.flushed_at = float("-inf")
+        cp._commits.interval.flushed_at = float("-inf")
         assert cp.commit("b").keys == ("b",)
         cp.discard()
     assert stored(store) == {"a": C, "b": B, "z": A}

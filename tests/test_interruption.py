@@ -1,4 +1,4 @@
-"""Real signals whose handlers raise at random bytecodes: fault rows 95 and 96.
+"""Real signals whose handlers raise at random bytecodes, and threads that cannot start: fault rows 95 to 97.
 
 `CHECKPOINT_INTERRUPTIONS=5000` makes it about that many exceptions over all scenarios; the number that came is printed
 with `-s`. What the simulator does at every place one after the other, this does with CPython's own signals, locks,
@@ -7,18 +7,39 @@ sockets and files.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import itertools
 import json
 import os
+import random
+import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import closing, suppress
+import threading
+import time
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from checkpoint import Checkpointer, MemoryStore, PartialCommit, StoreError, TrutoStore, codec
-from checkpoint.testing import ApiServer
+from checkpoint import (
+    AsyncCheckpointer,
+    Checkpointer,
+    MemoryStore,
+    PartialCommit,
+    SQLiteStore,
+    StoreError,
+    TrutoStore,
+    codec,
+)
+from checkpoint.stores.threads import is_of_handler
+from checkpoint.testing import ApiServer, Delay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TIMES = int(os.environ.get("CHECKPOINT_INTERRUPTIONS", "40"))
 SEED = int(os.environ.get("CHECKPOINT_SIMULATOR_SEED", "0"))
@@ -59,8 +80,9 @@ class Interrupted(Exception):
 class Interrupting:
     """Raises where the nth function of `checkpoint.run` begins, as the exception of a handler may."""
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, place: int, error: BaseException | type[BaseException] = Interrupted) -> None:
         self._left = place
+        self._error = error
 
     @property
     def came(self) -> bool:
@@ -77,7 +99,7 @@ class Interrupting:
         if f"{os.sep}checkpoint{os.sep}run{os.sep}" in frame.f_code.co_filename and frame.f_code.co_name[0] != "<":
             self._left -= 1
             if self._left == 0:
-                raise Interrupted
+                raise self._error
 
 
 class HalfStore(MemoryStore):
@@ -112,3 +134,235 @@ def test_fault_95_an_interrupted_commit_is_no_conflict(kind, api):
         if not interrupting.came:
             break
     assert place > 20
+
+
+# What a handler raises that looks like a failure of the network or of a file
+
+
+HANDLERS = [
+    TimeoutError("the task's own limit"),
+    TimeoutError(errno.ETIMEDOUT, "the task's own limit"),
+    ConnectionResetError(errno.ECONNRESET, "the queue is gone"),
+    OSError(errno.EIO, "the job's own disk"),
+]
+
+
+@contextmanager
+def alarm(seconds: float, error: BaseException) -> Iterator[None]:
+    """Have a signal handler raise an error after so many seconds, if the block is not left by then."""
+
+    def handler(*_):
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # once more, should it come where Python ignores it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other connection from writing."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@pytest.fixture(params=["sqlite", "http"])
+def waiting(request, tmp_path):
+    """Return a store, and a context in which its writes wait for somebody else."""
+    if request.param == "sqlite":
+        with closing(SQLiteStore(tmp_path / "state.db", deadline=10)) as store:
+            store.commit("run", {"a": codec.encode({"n": 0})})
+            yield store, lambda: locked(tmp_path / "state.db")
+        return
+
+    @contextmanager
+    def slow() -> Iterator[None]:
+        api.script(Delay(0.6), forever=True)
+        yield
+        api.clear()
+
+    with ApiServer() as api, closing(TrutoStore(api.url, api.token)) as store:
+        store.commit("run", {"a": codec.encode({"n": 0})})
+        yield store, slow
+
+
+def commit(cp):
+    cp["a"] = cp["b"] = cp["c"] = {"n": 1}
+    cp.commit()
+
+
+def commit_soon_and_flush(cp):
+    cp["a"] = {"n": 1}
+    cp.commit_soon()
+    cp.flush()
+
+
+@pytest.mark.parametrize("error", HANDLERS, ids=repr)
+@pytest.mark.parametrize("work", [commit, commit_soon_and_flush])
+def test_fault_96_it_comes_out_of_a_commit_that_waits(waiting, work, error):
+    store, held = waiting
+    with Checkpointer("run", store) as cp:
+        with held(), pytest.raises(type(error)) as caught, alarm(0.2, error):
+            work(cp)
+        assert caught.value is error
+        cp["a"] = {"n": 2}
+        cp.commit()
+    assert codec.decode(store.load("run")["a"].value) == {"n": 2}
+
+
+@pytest.mark.parametrize("error", HANDLERS, ids=repr)
+def test_fault_96_it_comes_out_of_a_run_that_waits_for_a_lease(error):
+    store = MemoryStore()
+    with Checkpointer("run", store, exclusive=True):
+        entered = Checkpointer("run", store, exclusive=True)
+        with pytest.raises(type(error)) as caught, alarm(0.2, error), entered:
+            pass
+        assert caught.value is error
+    with Checkpointer("run", store, exclusive=True) as cp:
+        cp["a"] = {"n": 1}
+    assert not left_over("run")
+
+
+@pytest.mark.parametrize("error", HANDLERS, ids=repr)
+def test_fault_96_it_comes_out_of_an_awaited_commit(waiting, error):
+    """Raised in code of ours, for the loop's own would only log it."""
+    store, _ = waiting
+
+    async def job():
+        async with AsyncCheckpointer("run", store) as cp:
+            with Interrupting(3, error):
+                cp["a"] = {"n": 1}
+                await cp.commit()
+
+    with pytest.raises(type(error)) as caught:
+        asyncio.run(job())
+    assert caught.value is error
+    with Checkpointer("run", store) as cp:
+        cp["a"] = {"n": 2}
+    assert codec.decode(store.load("run")["a"].value) == {"n": 2}
+    assert not left_over("run")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_fault_96_it_comes_out_of_every_store(every_store):
+    """At random moments of loads and commits; the store goes on."""
+    for error in HANDLERS * 3:
+        with pytest.raises(type(error)) as caught, alarm(random.uniform(1e-3, 2e-2), error):
+            while True:
+                every_store.commit("run", {"a": repr(error)})
+                every_store.load("run")
+        assert caught.value is error
+    every_store.commit("run", {"a": "last"})
+    assert every_store.load("run")["a"].value == "last"
+
+
+class Handler:
+    """What a signal handler may be beside a function."""
+
+    def __call__(self, *_: object) -> None:
+        os.stat("/nowhere")  # noqa: PTH116 - the same for all of them
+
+    def method(self, *_: object) -> None:
+        self()
+
+
+@pytest.mark.parametrize("handler", [Handler(), Handler().method, lambda *_: Handler()()])
+def test_fault_96_a_handlers_own_error_is_told_from_others(handler):
+    with pytest.raises(FileNotFoundError) as other:
+        Handler()()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(FileNotFoundError) as caught:
+            signal.raise_signal(signal.SIGALRM)
+        assert is_of_handler(caught.value)
+        assert is_of_handler(other.value) == isinstance(handler, Handler)  # called by us, its own function looks so
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not is_of_handler(caught.value)
+
+
+# Threads that cannot start
+
+
+@pytest.fixture
+def no_thread() -> Iterator[None]:
+    """Ask for a stack that no thread can have."""
+    threading.stack_size(1 << 46)
+    yield
+    threading.stack_size(0)
+
+
+def left_over(state_key: str) -> list[str]:
+    """Return the names of the threads of a run that go on."""
+    until = time.monotonic() + 5
+    names = (f"checkpoint {state_key}", f"checkpoint lease {state_key}")
+    while (left := [one.name for one in threading.enumerate() if one.name in names]) and time.monotonic() < until:
+        time.sleep(0.001)
+    return left
+
+
+def owner(store) -> object:
+    """Return who holds the lease."""
+    entry = store.load("run").get("__lease__")
+    return entry and codec.decode(entry.value)["owner"]
+
+
+def test_fault_97_commit_soon_tells_and_the_next_commit_works(no_thread):
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["a"] = {"n": 1}
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            cp.commit_soon()
+        threading.stack_size(0)
+        cp.commit_soon()
+        cp.flush()
+        assert codec.decode(store.load("run")["a"].value) == {"n": 1}
+    assert not left_over("run")
+
+
+def test_fault_97_a_lease_without_a_thread_is_let_go(no_thread):
+    store = MemoryStore()
+    with pytest.raises(RuntimeError, match="can't start new thread"), Checkpointer("run", store, exclusive=True):
+        pass
+    assert owner(store) is None
+    threading.stack_size(0)
+    with Checkpointer("run", store, exclusive=True):
+        assert owner(store) is not None
+    assert owner(store) is None
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_fault_97_asyncio_is_told_and_holds_nothing(no_thread, exclusive):
+    store = MemoryStore()
+
+    async def job():
+        async with AsyncCheckpointer("run", store, exclusive=exclusive) as cp:
+            cp["a"] = {"n": 1}
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        asyncio.run(job())
+    assert owner(store) is None
+    threading.stack_size(0)
+    asyncio.run(job())
+    assert codec.decode(store.load("run")["a"].value) == {"n": 1}
+    assert not left_over("run")
+
+
+def test_fault_97_http_without_a_thread_is_told(api, no_thread):
+    with closing(TrutoStore(api.url, api.token)) as store:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            store.load("run")
+        threading.stack_size(0)
+        assert store.load("run") == {}
+        threading.stack_size(1 << 46)  # now it is the threads for many keys that cannot start
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            store.commit("run", dict.fromkeys("abcdef", "x"))
+        threading.stack_size(0)
+        store.commit("run", dict.fromkeys("abcdef", "y"))
+        assert {entry.value for entry in store.load("run").values()} == {"y"}

@@ -235,7 +235,7 @@ def test_fault_97_is_found_where_a_thread_is_kept_too_early(monkeypatch):
     def submit(self, call):
         if self._running is None:
             calls = queue.SimpleQueue()
-            thread = threading.Thread(target=threads._run, args=[calls], name=self._name, daemon=True)
+            thread = threading.Thread(target=threads._run_calls, args=[calls], name=self._name, daemon=True)
             self._running = calls, thread
             thread.start()
         self._running[0].put(call)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from checkpoint.errors import CheckpointError
 from checkpoint.run.background import Background, add_note
-from checkpoint.run.flush import Flush, Pace
+from checkpoint.run.flush import Flush, MinInterval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +19,8 @@ class Commits:
     """The commits of one run. Claiming needs the lock of the layers; flushing must not have it."""
 
     def __init__(self, layers: Layers, *, min_interval: float, overwrite: bool, run_id: str | None) -> None:
-        self.pace = Pace(min_interval)
-        self.flush = Flush(layers, self.pace, overwrite=overwrite, run_id=run_id)
+        self.interval = MinInterval(min_interval)
+        self.flush = Flush(layers, self.interval, overwrite=overwrite, run_id=run_id)
         self.background = Background(layers.state_key, self.flush)
         self._layers = layers
 
@@ -29,8 +29,8 @@ class Commits:
         self.background.raise_failure()
         keys = self._layers.claim(only, by)
         self._need_transaction(keys)
-        self.pace.hold(keys)
-        return self.pace.let_go(self._layers.claims.waiting) if self.pace.due() else None
+        self.interval.hold(keys)
+        return self.interval.let_go(self._layers.claims.waiting) if self.interval.due() else None
 
     def claim_soon(self, only: tuple[object, ...], by: Caller) -> bool:
         """Claim, and tell whether a background flush is due.
@@ -43,7 +43,7 @@ class Commits:
         if self._layers.rollback is not None:
             raise ValueError("with connection= a commit belongs to the open transaction: use commit()")
         self._layers.claim(only, by)
-        return bool(self._layers.claims.waiting) and self.pace.due()
+        return bool(self._layers.claims.waiting) and self.interval.due()
 
     def waiting(self) -> frozenset[str]:
         """Return everything claimed so far, what was held back or had failed included."""

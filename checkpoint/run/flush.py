@@ -51,7 +51,7 @@ class Commit(NamedTuple):
         return bool(self.keys)
 
 
-class Pace:
+class MinInterval:
     """Holds commits back that come sooner than `min_interval` seconds after the last."""
 
     def __init__(self, min_interval: float) -> None:
@@ -106,7 +106,7 @@ class _Step:
 class Flush:
     """Sends claims to the store, one batch at a time."""
 
-    def __init__(self, layers: Layers, pace: Pace, *, overwrite: bool, run_id: str | None) -> None:
+    def __init__(self, layers: Layers, interval: MinInterval, *, overwrite: bool, run_id: str | None) -> None:
         self.lease: Lease | None = None
         self.lock = threading.Lock()
         """Held during a flush; taken before the claims' lock."""
@@ -114,7 +114,7 @@ class Flush:
         """Commits of the run that sent something."""
         self._layers = layers
         self._claims = layers.claims
-        self._pace = pace
+        self._interval = interval
         self._store: Store | None = None
         self._overwrite = overwrite
         self._run_id = run_id
@@ -142,12 +142,12 @@ class Flush:
             with self._claims.lock:
                 batch = self._claims.batch(only)
                 steps = self._layers.groups.steps(batch)
-                due_at = self._pace.claimed_at
+                due_at = self._interval.claimed_at
             if not batch:
                 return Commit()
             started = time.monotonic()
             requests, retries = self._send_all(batch, steps)
-            self._pace.flushed_at = due_at
+            self._interval.flushed_at = due_at
             self.commits += 1
             commit = Commit(tuple(batch), requests, retries, time.monotonic() - started)
             logger.debug(
@@ -283,23 +283,31 @@ class Flush:
         with claims.lock:
             claims.doubts.send({key: step.batch[key] for key in error.unsettled})
             self._confirm(step, error.committed)
-            left = step.batch.keys() - error.committed.keys()
-            errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(left, error)
             conflicts = _conflicts(error)
             found = {one.key: one.found for one in conflicts}
-            foreign = [one for one in conflicts if not self._is_ours(one, step.watched)]
-            nothing_else = all(isinstance(one, Conflict) for one in errors.values())
-            if step.rounds and nothing_else and all(self._takes_over(one) for one in foreign):
-                for one in foreign:
-                    step.whole[one.key] = self._layers.groups.over(one.key, step.whole[one.key], one.found)
+            if step.rounds and len(conflicts) == len(_errors(error)) and self._passes_over(step, conflicts):
                 claims.know(found)
                 step.leave_out(error.committed, found)
                 return True
             claims.doubts.find(found)
-            # A store's error that is of no kind we know leaves open whether anything was written.
-            unknown = {key for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}} & left
-            claims.doubts.send({key: step.batch[key] for key in unknown}, unknown=unknown | (error.unsettled & left))
+            self._doubt(step, error)
         return False
+
+    def _doubt(self, step: _Step, error: CheckpointError) -> None:
+        """Remember which keys may hold what was sent; an error of no kind that we know leaves open whether they do."""
+        left = step.batch.keys() - error.committed.keys()
+        errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(left, error)
+        unknown = {key for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}} & left
+        self._claims.doubts.send({key: step.batch[key] for key in unknown}, unknown=unknown | (error.unsettled & left))
+
+    def _passes_over(self, step: _Step, conflicts: list[Conflict]) -> bool:
+        """Tell whether conflicts are with own writes or members to take over; those are then among what is written."""
+        foreign = [one for one in conflicts if not self._is_ours(one, step.watched)]
+        if not all(self._takes_over(one) for one in foreign):
+            return False
+        for one in foreign:
+            step.whole[one.key] = self._layers.groups.over(one.key, step.whole[one.key], one.found)
+        return True
 
     def _takes_over(self, conflict: Conflict) -> bool:
         """Tell whether a conflict is with members that others packed, beside which a run that overwrites writes."""
@@ -317,9 +325,12 @@ class Flush:
         return versions <= {None} and key in watched and value_of(found) == watched[key]
 
 
+def _errors(error: CheckpointError) -> list[CheckpointError]:
+    return [*error.errors.values()] if isinstance(error, PartialCommit) else [error]
+
+
 def _conflicts(error: CheckpointError) -> list[Conflict]:
-    errors = error.errors.values() if isinstance(error, PartialCommit) else [error]
-    return [one for one in errors if isinstance(one, Conflict)]
+    return [one for one in _errors(error) if isinstance(one, Conflict)]
 
 
 def _partial(error: CheckpointError, batch: Changes, landed: Mapping[str, Entry | None]) -> CheckpointError:

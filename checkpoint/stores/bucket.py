@@ -15,6 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from checkpoint.errors import StoreError
+from checkpoint.stores.threads import is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +174,8 @@ class Bucket:
         try:
             return request()
         except (self._library.exceptions.BaseError, OSError, ValueError) as error:
+            if is_of_handler(error):
+                raise
             failed = _failed(error)
         raise failed  # outside of the block: what obstore said may hold credentials, and would be its context
 

@@ -31,7 +31,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from checkpoint.errors import StoreUnavailable
-from checkpoint.stores.threads import start
+from checkpoint.stores.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,5 +226,5 @@ def _load_tenacity() -> None:
     """
     if "tenacity" not in sys.modules:
         loading = threading.Thread(target=import_module, args=("tenacity",))
-        start(loading)
+        start_thread(loading)
         loading.join()

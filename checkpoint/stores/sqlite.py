@@ -19,6 +19,7 @@ from checkpoint.stores.base import check_base, check_changes, check_name, entrie
 from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, check_reasons, told
 from checkpoint.stores.retrying import DEADLINE
 from checkpoint.stores.sqlite_file import BUSY, READING, WRITING, File, Patience, code_of, default_path, transact
+from checkpoint.stores.threads import is_of_handler
 from checkpoint.stores.urls import check_seconds, positive
 
 if TYPE_CHECKING:
@@ -322,8 +323,8 @@ class _Translated:
     ) -> None:
         if isinstance(error, sqlite3.Error):
             raise self._of_sqlite(error) from error
-        # What a signal handler raises, such as the built-in TimeoutError, is an OSError too: without a number.
-        if isinstance(error, OSError) and error.errno is not None:
+        # One without a number is the job's own too: of a handler that is none any more.
+        if isinstance(error, OSError) and error.errno is not None and not is_of_handler(error):
             raise StoreError(f"{self._name} cannot be used: {error.strerror}") from error
 
     def _of_sqlite(self, error: sqlite3.Error) -> CheckpointError | RuntimeError:

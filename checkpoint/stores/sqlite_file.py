@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from checkpoint.errors import StoreError
 from checkpoint.stores import sqlite_tables
 from checkpoint.stores.retrying import SILENCE, Again, Deadline, Operation, Policy
+from checkpoint.stores.threads import is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,7 +222,7 @@ def _remove(path: Path) -> None:
     try:
         path.unlink()
     except OSError as error:
-        if error.errno is None:  # a signal handler's, such as the built-in TimeoutError
+        if error.errno is None or is_of_handler(error):
             raise
 
 
@@ -241,7 +242,7 @@ def default_path() -> Path:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return folder / "state.db"
     except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # as in _remove
+        if isinstance(error, OSError) and (error.errno is None or is_of_handler(error)):
             raise
         raise StoreError(f"the user state folder cannot be created ({error}): {advice}") from error
     raise StoreError(f"this user has no home folder ({folder}): {advice}")  # older platformdirs say so with a "~"

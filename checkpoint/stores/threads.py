@@ -8,6 +8,7 @@ Event or a Future locked for ever, and a client in the middle of a request. So t
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
@@ -61,10 +62,10 @@ class Worker:
 
     def _start(self) -> Calls:
         calls: Calls = SimpleQueue()
-        thread = threading.Thread(target=_run, args=[calls], name=self._name, daemon=True)
+        thread = threading.Thread(target=_run_calls, args=[calls], name=self._name, daemon=True)
         finalize(self, calls.put, None).atexit = False
         try:
-            start(thread)
+            start_thread(thread)
         except BaseException:
             calls.put(None)  # interrupted, it may have started all the same
             raise
@@ -72,7 +73,7 @@ class Worker:
         return calls
 
 
-def start(thread: threading.Thread) -> None:
+def start_thread(thread: threading.Thread) -> None:
     """Start a thread; interrupted, it may run or not.
 
     Raises:
@@ -89,6 +90,19 @@ def start(thread: threading.Thread) -> None:
         raise error
 
 
+def is_of_handler(error: BaseException) -> bool:
+    """Tell whether a signal handler raised an error, which looks like one of a file or a library but is the job's."""
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    functions = [one if hasattr(one, "__code__") else type(one).__call__ for one in handlers if callable(one)]
+    codes = {getattr(one, "__code__", None) for one in functions}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
 def _start(thread: threading.Thread, told: SimpleQueue[BaseException | None]) -> None:
     try:
         thread.start()
@@ -98,7 +112,7 @@ def _start(thread: threading.Thread, told: SimpleQueue[BaseException | None]) ->
         told.put(None)
 
 
-def _run(calls: Calls) -> None:
+def _run_calls(calls: Calls) -> None:
     while (call := calls.get()) is not None:
         call()
         del call  # it holds what it is about, and must not until the next one comes
