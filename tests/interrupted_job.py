@@ -184,10 +184,10 @@ def main(scenario: str, url: str, token: str, times: int, seed: int) -> None:
         faulthandler.dump_traceback_later(HANG, exit=True)
         kind = dice.choice(KINDS)
         caught = None
-        job.alarm.set(dice.uniform(0, takes), kind)
-        stubborn = dice.random() < 0.5
+        delay, stubborn = dice.uniform(0, takes), dice.random() < 0.5
         try:
             try:
+                job.alarm.set(delay, kind)
                 job.work(stubborn=stubborn)
             finally:
                 job.alarm.off()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import itertools
 import json
 import os
@@ -366,3 +367,59 @@ def test_fault_97_http_without_a_thread_is_told(api, no_thread):
         threading.stack_size(0)
         store.commit("run", dict.fromkeys("abcdef", "y"))
         assert {entry.value for entry in store.load("run").values()} == {"y"}
+
+
+# An event loop that is given up
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_fault_95_an_abandoned_event_loop_leaves_nothing():
+    """Its task is destroyed, and nobody can await anything any more."""
+    store = MemoryStore()
+
+    async def job():
+        async with AsyncCheckpointer("run", store, exclusive=True) as cp:
+            cp["a"] = {"n": 1}
+            await cp.commit()
+            loop.stop()
+            cp["a"] = {"n": 2}
+            await asyncio.sleep(60)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(job())
+    loop.run_forever()
+    loop.close()
+    del task
+    gc.collect()
+    assert not left_over("run")
+    assert owner(store) is None
+    assert codec.decode(store.load("run")["a"].value) == {"n": 1}
+
+
+def test_fault_95_an_answer_lost_by_the_event_loop_is_no_hang():
+    """What ends `asyncio.run` may take the answer of a call with it; cancelling the task is enough to go on."""
+    store, lost = MemoryStore(), threading.Event()
+
+    async def job():
+        loop = asyncio.get_running_loop()
+        tell = loop.call_soon_threadsafe
+
+        def lose(*_):
+            loop.call_soon_threadsafe = tell
+            lost.set()
+
+        async with AsyncCheckpointer("run", store) as cp:
+            cp["a"] = {"n": 1}
+            loop.call_soon_threadsafe = lose
+            await cp.commit()
+
+    async def main():
+        task = asyncio.ensure_future(job())
+        await asyncio.to_thread(lost.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+
+    asyncio.run(main())
+    assert codec.decode(store.load("run")["a"].value) == {"n": 1}
+    assert not left_over("run")
