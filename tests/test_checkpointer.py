@@ -843,7 +843,7 @@ def test_only_a_store_of_its_own_is_closed_and_after_the_last_write(monkeypatch)
     with Checkpointer("run", store):
         pass
     assert store.closed is False
-    monkeypatch.setattr("checkpoint.run.checkpointer.open_store", lambda url: store)
+    monkeypatch.setattr("checkpoint.run.block.open_store", lambda url: store)
     with Checkpointer("run", "fake://") as cp:
         cp["a"] = A
         cp.commit_soon()
@@ -855,7 +855,7 @@ def test_a_store_that_cannot_be_closed_leaves_no_handler_and_no_open_run(monkeyp
         def close(self):
             raise StoreError("cannot close")
 
-    monkeypatch.setattr("checkpoint.run.checkpointer.open_store", lambda url: Unclosable())
+    monkeypatch.setattr("checkpoint.run.block.open_store", lambda url: Unclosable())
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StoreError, match="cannot close"), Checkpointer("run", "x://", stop_signals=[15]) as cp:
         pass

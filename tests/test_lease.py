@@ -446,7 +446,7 @@ def test_a_lease_whose_last_renewal_was_not_answered_is_released(caplog):
 def test_leaving_lets_go_of_everything_whatever_the_store_raises(monkeypatch):
     closed = []
     store = Lossy()
-    monkeypatch.setattr("checkpoint.run.checkpointer.open_store", lambda _url: store)
+    monkeypatch.setattr("checkpoint.run.block.open_store", lambda _url: store)
     monkeypatch.setattr(store, "close", lambda: closed.append(store))
     with pytest.raises(OSError, match="gone"), Checkpointer("run", "memory://any", exclusive=True) as cp:
 

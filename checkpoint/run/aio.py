@@ -74,6 +74,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         if joined(store) is not None:
             raise ValueError("with connection= a commit runs in the calling thread: use a Checkpointer")
         self._cp = Checkpointer(state_key, store, **options)
+        self._block = self._cp._block
 
     def __repr__(self) -> str:
         return f"Async{self._cp!r}"
@@ -81,8 +82,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     async def __aenter__(self) -> Self:
         self._cp._enter_once()
         try:
-            self._cp._take()
-            await self._hop(self._cp._load)
+            self._block.enter()
+            await self._hop(self._block.load)
         except BaseException:
             await self._end()
             raise
@@ -93,11 +94,11 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     ) -> None:
         try:
             try:
-                await self._hop(self._cp._leave, exc, caller())
+                await self._hop(self._block.leave, exc, caller())
             finally:
                 await self._end()
         except BaseException:
-            self._cp._end()  # what an interruption left
+            self._block.end()  # what an interruption left
             raise
 
     if not TYPE_CHECKING:  # type checkers say it by themselves
@@ -110,9 +111,9 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     async def _end(self) -> None:
         try:
-            await self._hop(self._cp._release)  # which may wait for the store
+            await self._hop(self._block.release)  # which may wait for the store
         finally:
-            self._cp._end()
+            self._block.end()
 
     @property
     def state_key(self) -> str:

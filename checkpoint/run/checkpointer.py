@@ -1,36 +1,31 @@
 """One run over one namespace: load its cursors, change them, commit what changed.
 
-`Checkpointer` is the face. What a run holds is in `Layers`, the way to the store in `Flush`, the background thread in
-`Background`, the stop signals in `Stops`.
+`Checkpointer` is the face. What a run holds is in `Layers`; entering and leaving are in `Block`, commits in `Commits`,
+the stop signals in `Stops`.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from checkpoint import codec
 from checkpoint.codec import Cursor
 from checkpoint.entries import RUN_KEY
-from checkpoint.errors import CorruptState, StateMissing, listed
+from checkpoint.errors import CorruptState, listed
+from checkpoint.run.block import Block, Settings
 from checkpoint.run.commits import Commits
+from checkpoint.run.conflicts import policy
 from checkpoint.run.flush import Commit
 from checkpoint.run.forms import check_shards
 from checkpoint.run.holders import caller
 from checkpoint.run.layers import Layers
-from checkpoint.run.lease import check_exclusive
-from checkpoint.run.raw import Raw
-from checkpoint.run.rollback import Rollback
-from checkpoint.run.runs import Record, Run, recorded, run_id_of
+from checkpoint.run.raw import Values
+from checkpoint.run.runs import Run, recorded, run_id_of
 from checkpoint.run.stopping import Stops
-from checkpoint.run.taken import Taken
-from checkpoint.stores import open_store, shown
-from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, check_changes, check_name, joined
+from checkpoint.stores import shown
+from checkpoint.stores.base import KeepsHistory, Store, check_changes, check_name, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,15 +36,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from checkpoint.entries import Change, Entry
+    from checkpoint.run.conflicts import OnConflict
     from checkpoint.run.groups import Group
-    from checkpoint.streams.holding import Caller
     from checkpoint.streams.incremental import Incremental
     from checkpoint.streams.options import Options
     from checkpoint.streams.spellings import CursorFormat
 
 __all__ = ["Checkpointer", "Commit"]
-
-logger = logging.getLogger("checkpoint")
 
 SHOWN = 5
 """How many streams a repr shows."""
@@ -68,18 +61,6 @@ def inside(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concat
             return method(cp, *args, **kwargs)
 
     return call
-
-
-class _Settings(NamedTuple):
-    """What a run was made with."""
-
-    store: Store | str | None
-    missing: Literal["new", "raise"]
-    exclusive: bool | float
-    record_run: bool
-
-    def __repr__(self) -> str:
-        return "_Settings()"  # the store's URL may hold a password, and a rendered traceback shows locals
 
 
 class Checkpointer(MutableMapping[str, Cursor]):
@@ -124,7 +105,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         state_key: str,
         store: Store | str | None = None,
         *,
-        on_conflict: Literal["raise", "overwrite"] = "raise",
+        on_conflict: OnConflict = "raise",
         missing: Literal["new", "raise"] = "new",
         exclusive: bool | float = False,
         min_interval: float = 0.0,
@@ -137,30 +118,28 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise TypeError(
                 f"store must be a Store, a URL such as 'sqlite:///state.db', or None, not {type(store).__name__}"
             )
-        if on_conflict not in ("raise", "overwrite"):
-            raise ValueError(f"on_conflict must be 'raise' or 'overwrite', not {on_conflict!r}")
         if missing not in ("new", "raise"):
             raise ValueError(f"missing must be 'new' or 'raise', not {missing!r}")
         if not min_interval >= 0:
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
         self.state_key = state_key
         """The namespace of this run."""
-        check_exclusive(exclusive)
+        if exclusive is not False:
+            from checkpoint.run.lease import check_exclusive  # most runs need none
+
+            check_exclusive(exclusive)
         if joined(store) is not None and (exclusive is not False or min_interval):
             raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
         self.run_id = run_id_of(run_id)
         """The id of this run, recorded with every written entry where the store can."""
-        self._settings = _Settings(store, missing, exclusive, record_run)
         self._stops = Stops(stop_signals)
         self._layers = Layers(state_key, self.run_id)
-        self._commits = Commits(
-            self._layers, min_interval=min_interval, overwrite=on_conflict == "overwrite", run_id=self.run_id
-        )
-        self._taken = Taken()
-        self._record: Record | None = None
+        self._commits = Commits(self._layers, policy(on_conflict), min_interval=min_interval, run_id=self.run_id)
+        settings = Settings(store, missing, exclusive, record_run, self.run_id)
+        self._block = Block(settings, self._layers, self._commits, self._stops)
 
     def __repr__(self) -> str:
-        given = self._settings.store
+        given = self._block.settings.store
         with self._layers.lock:
             if self._layers.phase != "open":
                 where = shown(given) if isinstance(given, str) else repr(given)
@@ -184,13 +163,13 @@ class Checkpointer(MutableMapping[str, Cursor]):
         self._enter_once()
         try:
             try:
-                self._take()
-                self._load()
+                self._block.enter()
+                self._block.load()
             except BaseException:
-                self._end()
+                self._block.end()
                 raise
         except BaseException:
-            self._end()  # what an interruption left
+            self._block.end()  # what an interruption left
             raise
         return self
 
@@ -199,91 +178,17 @@ class Checkpointer(MutableMapping[str, Cursor]):
     ) -> None:
         try:
             try:
-                self._leave(exc, caller())
+                self._block.leave(exc, caller())
             finally:
-                self._end()
+                self._block.end()
         except BaseException:
-            self._end()  # what an interruption left
+            self._block.end()  # what an interruption left
             raise
 
     def _enter_once(self) -> None:
         if self._layers.phase != "new":
             raise RuntimeError("a Checkpointer is entered once: make a new one for the next run")
         self._layers.phase = "open"
-
-    def _take(self) -> None:
-        """Take what belongs to the process: signals, and a place in the list that a fork looks at."""
-        _entered[id(self)] = self
-        self._stops.watch()
-
-    def _load(self) -> None:
-        started = time.monotonic()
-        settings, layers = self._settings, self._layers
-        store = settings.store if isinstance(settings.store, Store) else open_store(settings.store)
-        if store is not settings.store:
-            self._taken.add(store.close)
-        self._commits.flush.open(store)
-        layers.groups.key_by_key = not isinstance(store, Atomic)
-        if isinstance(store, HasDeadline):
-            layers.claims.doubts.lasting = 2 * store.deadline
-        if (transactions := joined(store)) is not None:
-            layers.rollback = Rollback(transactions, self.state_key)
-        if settings.exclusive is not False:
-            self._acquire(store, check_exclusive(settings.exclusive))
-        layers.claims.known = store.load(self.state_key)
-        if settings.missing == "raise" and not len(self):
-            raise StateMissing(self.state_key, repr(store))
-        if settings.record_run and isinstance(store, KeepsHistory) and layers.rollback is None:
-            self._record = Record(store, self.state_key, self.run_id)
-            self._record.begin()
-        if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
-            seconds = time.monotonic() - started
-            logger.info("%r: loaded keys=%d seconds=%.3f store=%r", self.state_key, len(self), seconds, store)
-
-    def _acquire(self, store: Store, seconds: float | None) -> None:
-        from checkpoint.run.lease import Lease  # most runs need none
-
-        lease = Lease(store, self.state_key, self.run_id, seconds)
-        self._taken.add(lease.release)
-        weakref.finalize(self, lease.abandon).atexit = False  # where leaving was interrupted before it began
-        lease.acquire()
-        self._commits.flush.lease = lease
-
-    def _leave(self, error: BaseException | None, by: Caller) -> None:
-        """Commit or drop what is left, raise a background failure that nobody has seen, and record the run's end."""
-        background = self._commits.background
-        try:
-            self._commits.leave(error, by)
-            background.wait()  # a background flush may fail a moment before its thread ends
-            if error is None:
-                background.raise_failure()
-            else:
-                background.tell_failure(error)
-        except BaseException as failure:
-            background.tell_failure(failure)
-            self._record_end(failure)
-            raise
-        self._record_end(error)
-
-    def _record_end(self, error: BaseException | None) -> None:
-        if self._record is not None:
-            commits, streams = self._commits.flush.commits, self._layers.holders.counts()
-            self._record.end(error, stopped=self.stopping, commits=commits, streams=streams)
-
-    def _end(self) -> None:
-        """Let go of everything that entering took; called twice where it is interrupted."""
-        try:
-            self._layers.phase = "closed"
-            self._layers.holders.end()
-            self._commits.background.stop()
-            self._release()
-        finally:
-            self._stops.restore()
-            _entered.pop(id(self), None)
-
-    def _release(self) -> None:
-        """Let go of lease and store, which may wait for the store."""
-        self._taken.let_go()
 
     # The mapping
 
@@ -339,7 +244,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
     @property
     def raw(self) -> MutableMapping[str, str]:
         """The same namespace as value strings: for entries that are not cursors, such as a sync job's placeholders."""
-        return Raw(self, self._value, self._set_raw)
+        return Values(self, self._value, self._set_raw)
 
     @inside
     def _value(self, key: str) -> str | None:
@@ -607,22 +512,3 @@ class Checkpointer(MutableMapping[str, Cursor]):
     @inside
     def _begin_commit(self, only: tuple[str | Incremental[Any] | Group, ...]) -> frozenset[str] | None:
         return self._commits.claim(only, caller())
-
-    def _forked(self) -> None:
-        """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""
-        self._stops.restore()
-        self._layers.claims.forked()
-        self._commits.forked()
-
-
-# Runs under way, so that a fork finds them. By identity: a mapping has no hash.
-_entered: weakref.WeakValueDictionary[int, Checkpointer] = weakref.WeakValueDictionary()
-
-
-def _after_fork() -> None:
-    for cp in list(_entered.values()):
-        cp._forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

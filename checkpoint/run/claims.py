@@ -13,7 +13,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, TypeAlias
 
+from checkpoint import codec
 from checkpoint.entries import Entry
+from checkpoint.errors import CorruptState
 from checkpoint.run.doubts import Doubts
 
 if TYPE_CHECKING:
@@ -155,3 +157,16 @@ class Claims:
 def value_of(entry: Entry | None) -> str | None:
     """Return the value of an entry, None for none."""
     return entry.value if entry is not None else None
+
+
+def decoded(state_key: str, key: str, value: str) -> codec.Cursor:
+    """Return the JSON object in a value.
+
+    Raises:
+        CorruptState: there is none.
+
+    """
+    try:
+        return codec.decode(value)
+    except ValueError as reason:
+        raise CorruptState(state_key, key, value) from reason

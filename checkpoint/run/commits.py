@@ -11,6 +11,7 @@ from checkpoint.run.flush import Flush, MinInterval
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from checkpoint.run.conflicts import ConflictPolicy
     from checkpoint.run.layers import Layers
     from checkpoint.streams.holding import Caller
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 class Commits:
     """The commits of one run. Claiming needs the lock of the layers; flushing must not have it."""
 
-    def __init__(self, layers: Layers, *, min_interval: float, overwrite: bool, run_id: str | None) -> None:
+    def __init__(self, layers: Layers, on_conflict: ConflictPolicy, *, min_interval: float, run_id: str | None) -> None:
         self.interval = MinInterval(min_interval)
-        self.flush = Flush(layers, self.interval, overwrite=overwrite, run_id=run_id)
+        self.flush = Flush(layers, self.interval, on_conflict, run_id=run_id)
         self.background = Background(layers.state_key, self.flush)
         self._layers = layers
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Entry, Receipt
     from checkpoint.run.claims import Changes
+    from checkpoint.run.conflicts import ConflictPolicy
     from checkpoint.run.layers import Layers
     from checkpoint.run.lease import Lease
     from checkpoint.stores.base import Store
@@ -106,7 +107,9 @@ class _Step:
 class Flush:
     """Sends claims to the store, one batch at a time."""
 
-    def __init__(self, layers: Layers, interval: MinInterval, *, overwrite: bool, run_id: str | None) -> None:
+    def __init__(
+        self, layers: Layers, interval: MinInterval, on_conflict: ConflictPolicy, *, run_id: str | None
+    ) -> None:
         self.lease: Lease | None = None
         self.lock = threading.Lock()
         """Held during a flush; taken before the claims' lock."""
@@ -116,7 +119,7 @@ class Flush:
         self._claims = layers.claims
         self._interval = interval
         self._store: Store | None = None
-        self._overwrite = overwrite
+        self._on_conflict = on_conflict
         self._run_id = run_id
 
     @property
@@ -236,8 +239,7 @@ class Flush:
         groups = self._layers.groups
         with self._claims.lock:
             keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
-            if self._overwrite:  # but not what another run packed: members that this one never touched would be lost
-                keys &= groups.packed()
+            keys = self._on_conflict.compared(keys, groups)
             return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
 
     def _told(self, error: CheckpointError) -> CheckpointError:
@@ -302,16 +304,13 @@ class Flush:
 
     def _passes_over(self, step: _Step, conflicts: list[Conflict]) -> bool:
         """Tell whether conflicts are with own writes or members to take over; those are then among what is written."""
+        groups = self._layers.groups
         foreign = [one for one in conflicts if not self._is_ours(one, step.watched)]
-        if not all(self._takes_over(one) for one in foreign):
+        if not all(self._on_conflict.takes_over(one, groups) for one in foreign):
             return False
         for one in foreign:
-            step.whole[one.key] = self._layers.groups.over(one.key, step.whole[one.key], one.found)
+            step.whole[one.key] = groups.over(one.key, step.whole[one.key], one.found)
         return True
-
-    def _takes_over(self, conflict: Conflict) -> bool:
-        """Tell whether a conflict is with members that others packed, beside which a run that overwrites writes."""
-        return self._overwrite and self._layers.groups.is_shard(conflict.key)
 
     def _is_ours(self, conflict: Conflict, watched: Changes) -> bool:
         """Tell whether a conflict is with an own write that landed late.

@@ -22,6 +22,7 @@ from zlib import crc32
 from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, head_key, named
 from checkpoint.errors import CorruptState
+from checkpoint.run.claims import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -130,19 +131,6 @@ def packed_members(state_key: str, name: str, values: Mapping[str, str], shards:
             found = unpack(state_key, key, values[key])
             members |= {member: value for member, value in found.items() if index_of(member, shards) == index}
     return members
-
-
-def decoded(state_key: str, key: str, value: str) -> dict[str, Any]:
-    """Return the JSON object in a value.
-
-    Raises:
-        CorruptState: there is none.
-
-    """
-    try:
-        return codec.decode(value)
-    except ValueError as reason:
-        raise CorruptState(state_key, key, value) from reason
 
 
 # Version 1

@@ -41,8 +41,8 @@ class Keys(Protocol):
         ...
 
 
-class Stored(Protocol):
-    """How the members of a group are stored."""
+class Members(Protocol):
+    """The members of a group, as they are stored."""
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class Group(MutableMapping[str, Cursor]):
     stored whole or not at all; elsewhere each member is an entry of its own.
     """
 
-    def __init__(self, keys: Keys, form: Stored) -> None:
+    def __init__(self, keys: Keys, form: Members) -> None:
         self.name = form.name
         """The name of the group."""
         self._keys = keys
@@ -100,7 +100,7 @@ class Group(MutableMapping[str, Cursor]):
         """Refuse to be used any more."""
         self._detached = True
 
-    def store_as(self, form: Stored) -> None:
+    def store_as(self, form: Members) -> None:
         """Take another form as the one that the members are stored in: it was looked at again."""
         self._form = form
 

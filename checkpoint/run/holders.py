@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from checkpoint import codec
 from checkpoint.entries import named
 from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.run.claims import decoded
 from checkpoint.streams.holding import here as caller
 from checkpoint.streams.stored import WrongShapeError
 
@@ -22,37 +23,14 @@ if TYPE_CHECKING:
 
     from checkpoint.codec import Cursor
     from checkpoint.streams.holding import Caller
+    from checkpoint.streams.reading import Stats
     from checkpoint.streams.telling import Ending
 
-__all__ = ["Holder", "Holders", "Scope", "Stream", "caller", "decoded"]
+__all__ = ["Holders", "KeyHolder", "Scope", "Stream", "caller"]
 
 
 ROWS = ("seen", "delivered", "dropped", "late")
 """What is counted of a stream's rows."""
-
-
-class Stats(Protocol):
-    """Rows of a stream in this run."""
-
-    @property
-    def seen(self) -> int:
-        """All that were fed."""
-        ...
-
-    @property
-    def delivered(self) -> int:
-        """Handed out."""
-        ...
-
-    @property
-    def dropped(self) -> int:
-        """Not handed out."""
-        ...
-
-    @property
-    def late(self) -> int:
-        """Of the dropped ones, those before the beginning."""
-        ...
 
 
 class Stream(Protocol):
@@ -115,7 +93,7 @@ class Stream(Protocol):
         ...
 
 
-class Holder:
+class KeyHolder:
     """A stream, and the key of the layers that it holds: a key of the mapping, or a member of a group."""
 
     def __init__(
@@ -146,7 +124,7 @@ class Holder:
         try:
             value = self._below(self.key)
             try:
-                self.stream.back(decoded(self._state_key, self.key, value))
+                self.stream.back(None if value is None else decoded(self._state_key, self.key, value))
             except WrongShapeError as reason:
                 raise CorruptState(self._state_key, self.key, value or "") from reason
         except BaseException:
@@ -161,7 +139,7 @@ class Scope(NamedTuple):
     """Who asks."""
     keys: set[str] | None
     """Keys and members; None: all."""
-    holders: list[Holder]
+    holders: list[KeyHolder]
     """Streams to claim."""
     groups: set[str]
     """Names of groups that go out with all that they had claimed before."""
@@ -171,23 +149,23 @@ class Holders:
     """The streams of a run by the keys that they hold."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, Holder] = {}
-        self._by_stream: dict[Stream, Holder] = {}
+        self._by_key: dict[str, KeyHolder] = {}
+        self._by_stream: dict[Stream, KeyHolder] = {}
         self._touched: dict[str, None] = {}  # keys of streams that changed since they were claimed, in order
         self._counts: dict[str, Counter[str]] = {}  # rows of streams that are not held any more
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def live(self, prefix: str = "") -> list[Holder]:
+    def live(self, prefix: str = "") -> list[KeyHolder]:
         """Return the streams that commits claim, of the keys that begin with a text."""
         for holder in [holder for holder in self._by_key.values() if not holder.stream.live]:
             self._forget(holder)
         return [holder for key, holder in self._by_key.items() if key.startswith(prefix)]
 
-    def touched(self) -> list[Holder]:
+    def touched(self) -> list[KeyHolder]:
         """Return the streams that changed since they were claimed, those that were held elsewhere then among them."""
-        found: list[Holder] = []
+        found: list[KeyHolder] = []
         for key in [*self._touched]:
             if (holder := self.get(key)) is None:
                 self.untouch(key)
@@ -195,7 +173,7 @@ class Holders:
                 found.append(holder)
         return found
 
-    def untouched(self) -> list[Holder]:
+    def untouched(self) -> list[KeyHolder]:
         """Return the other streams: what they claim is claimed."""
         return [holder for holder in self.live() if holder.key not in self._touched]
 
@@ -211,12 +189,12 @@ class Holders:
         """Note that the stream of a key is being claimed: what it takes in from here on touches it again."""
         self._touched.pop(key, None)
 
-    def get(self, key: object) -> Holder | None:
+    def get(self, key: object) -> KeyHolder | None:
         """Return what holds a key, None where nothing live does."""
         holder = self._by_key.get(key) if isinstance(key, str) else None
         return holder if holder is not None and holder.stream.live else None
 
-    def of(self, stream: object) -> Holder | None:
+    def of(self, stream: object) -> KeyHolder | None:
         """Return by what a live stream of this run holds its key, None for anything else."""
         if not isinstance(stream, Hashable):
             return None
@@ -227,7 +205,7 @@ class Holders:
         """Return the live streams."""
         return [holder.stream for holder in self.live()]
 
-    def open(self, holder: Holder) -> None:
+    def open(self, holder: KeyHolder) -> None:
         """Let a stream hold its key, in the place of an earlier one."""
         if earlier := self._by_key.get(holder.key):
             earlier.stream.detach()
@@ -274,7 +252,7 @@ class Holders:
             tell_of_holders(held)
 
     @staticmethod
-    def _tell_of_groups(holders: list[Holder], *, failed: bool) -> None:
+    def _tell_of_groups(holders: list[KeyHolder], *, failed: bool) -> None:
         """Log what is to be known of the streams of each group, together."""
         groups: dict[str, list[Ending]] = {}
         for holder in holders:
@@ -294,26 +272,13 @@ class Holders:
             _count(counts, holder)
         return {name: {what: rows[what] for what in ROWS} for name, rows in counts.items()}
 
-    def _forget(self, holder: Holder) -> None:
+    def _forget(self, holder: KeyHolder) -> None:
         _count(self._counts, holder)
         if self._by_key.get(holder.key) is holder:
             del self._by_key[holder.key]
         self._by_stream.pop(holder.stream, None)
 
 
-def _count(counts: dict[str, Counter[str]], holder: Holder) -> None:
+def _count(counts: dict[str, Counter[str]], holder: KeyHolder) -> None:
     stats = holder.stream.stats
     counts.setdefault(named(holder.key)[0], Counter()).update({what: getattr(stats, what) for what in ROWS})
-
-
-def decoded(state_key: str, key: str, value: str | None) -> Cursor | None:
-    """Return the cursor in a value, None for None.
-
-    Raises:
-        CorruptState: the value is not a cursor.
-
-    """
-    try:
-        return None if value is None else codec.decode(value)
-    except ValueError as reason:
-        raise CorruptState(state_key, key, value or "") from reason

@@ -16,10 +16,10 @@ import logging
 from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 
 from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, member_key, named
-from checkpoint.run.claims import Claims
+from checkpoint.run.claims import Claims, decoded
 from checkpoint.run.drafts import Drafts
 from checkpoint.run.groups import Group
-from checkpoint.run.holders import Holder, Holders, Scope, decoded
+from checkpoint.run.holders import Holders, KeyHolder, Scope
 from checkpoint.run.packing import Groups
 from checkpoint.stores.base import check_name
 
@@ -95,9 +95,10 @@ class Layers:
         """
         if (live := self.drafts.live(key)) is not None:
             return live
-        cursor = decoded(self.state_key, key, self.drafts.value(key))
-        if cursor is None:
+        value = self.drafts.value(key)
+        if value is None:
             raise KeyError(key)
+        cursor = decoded(self.state_key, key, value)
         if self.holders.get(key) is None:  # else this is a copy of the stream's
             self.drafts.hand_out(key, cursor)
         return cursor
@@ -151,12 +152,13 @@ class Layers:
     def stored_cursor(self, key: str) -> Cursor | None:
         """Return the cursor that a stream starts from; what was read of it is a copy from here on."""
         self.drafts.freeze(key)
-        return decoded(self.state_key, key, self.drafts.value(key))
+        value = self.drafts.value(key)
+        return None if value is None else decoded(self.state_key, key, value)
 
     def hold(self, stream: Stream, key: str) -> None:
         """Let a stream hold a key."""
         group = named(key)[0] if key.startswith(GROUP_PREFIX) else None
-        self.holders.open(Holder(stream, key, group, self.state_key, self.groups.below))
+        self.holders.open(KeyHolder(stream, key, group, self.state_key, self.groups.below))
 
     def open_group(self, name: str, shards: int | None) -> Group:
         """Open a group, in the place of one of its name."""
@@ -256,7 +258,7 @@ class Layers:
             if one.key.startswith(prefix) and not one.stream.held_elsewhere(scope.by)
         )
 
-    def _add_key(self, scope: Scope, key: str, holder: Holder | None) -> None:
+    def _add_key(self, scope: Scope, key: str, holder: KeyHolder | None) -> None:
         if holder is not None:
             if holder.stream.held_elsewhere(scope.by):
                 raise RuntimeError(

@@ -13,7 +13,7 @@ from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, head_key, named
 from checkpoint.errors import Conflict, CorruptState, listed
 from checkpoint.run import forms
-from checkpoint.run.claims import value_of
+from checkpoint.run.claims import decoded, value_of
 from checkpoint.run.groups import Group
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Packed(Form):
             return {}
         read = self._read.get(key)
         if read is None or read[0] != value:
-            items = forms.decoded(self._state_key, key, value)
+            items = decoded(self._state_key, key, value)
             # What belongs to another shard was left over where `checkpoint reshard` was killed.
             own = {member: item for member, item in items.items() if self._entry(member) == key}
             read = self._read[key] = value, own
@@ -265,12 +265,13 @@ class Groups:
         """
         if not self.key_by_key:
             return [batch]
-        heads = {head: form for head, form in self._forms.items() if head in batch}
-        moved = {key for form in heads.values() if form.old_keys for key in forms.shard_keys(form.name, batch)}
-        first = {key: value for key, value in batch.items() if key in moved}
-        second = {head: batch[head] for head in heads}
-        rest = {key: value for key, value in batch.items() if key not in first and key not in second}
-        return [step for step in (first, second, rest) if step]
+        heads = self._forms.keys() & batch.keys()
+        moved = [form.name for form in self._forms.values() if form.head in heads and form.old_keys]
+        first = {key for name in moved for key in forms.shard_keys(name, batch)}
+        steps: list[Changes] = [{}, {}, {}]
+        for key, value in batch.items():
+            steps[0 if key in first else 1 if key in heads else 2][key] = value
+        return [step for step in steps if step]
 
     def uncompared(self) -> set[str]:
         """Return the heads whose content is always the same: whoever else writes them writes the same."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from checkpoint.codec import Cursor
 
 
-class Raw(MutableMapping[str, str]):
+class Values(MutableMapping[str, str]):
     """The value strings of a run's mapping."""
 
     def __init__(

@@ -31,11 +31,11 @@ def reshard(store: Store, state_key: str, name: str, shards: int) -> tuple[int, 
 
     """
     forms.check_shards(shards)
-    _shards_of(state_key, name, _values(store, state_key))  # before the lease is taken
+    _shards_of(state_key, name, _loaded(store, state_key))  # before the lease is taken
     lease = Lease(store, state_key, RUN_ID)
     try:
         lease.acquire()
-        values = _values(store, state_key)
+        values = _loaded(store, state_key)
         before = _shards_of(state_key, name, values)
         members = forms.packed_members(state_key, name, values, before)
         packs: dict[int, dict[str, str | None]] = {index: {} for index in range(shards)}
@@ -49,13 +49,13 @@ def reshard(store: Store, state_key: str, name: str, shards: int) -> tuple[int, 
             grown[key] = forms.pack({**pack, **{m: v for m, v in old.items() if index < before and m not in pack}})
             trimmed[key] = forms.pack(pack)
         for changes in (grown, {head_key(name): forms.packed_head(shards)}, trimmed):
-            _commit(store, state_key, name, changes)
+            _write_differing(store, state_key, name, changes)
         return before, len(members)
     finally:
         lease.release()
 
 
-def _values(store: Store, state_key: str) -> dict[str, str]:
+def _loaded(store: Store, state_key: str) -> dict[str, str]:
     return {key: entry.value for key, entry in store.load(state_key).items()}
 
 
@@ -69,7 +69,7 @@ def _shards_of(state_key: str, name: str, values: Mapping[str, str]) -> int:
     return shards
 
 
-def _commit(store: Store, state_key: str, name: str, changes: Mapping[str, str | None]) -> None:
+def _write_differing(store: Store, state_key: str, name: str, changes: Mapping[str, str | None]) -> None:
     """Write what differs, on the base of what is stored of the group now."""
     stored = store.load(state_key)
     differing = {

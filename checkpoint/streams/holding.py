@@ -18,7 +18,7 @@ class _Life:
 
 
 class _Here(threading.local):
-    """The holder that the current thread is."""
+    """The caller that the current thread is."""
 
     def __init__(self) -> None:
         self.life = _Life()
@@ -29,7 +29,7 @@ local = _Here()
 
 
 def here() -> Caller:
-    """Return the holder that is running: the asyncio task, else the thread."""
+    """Return the caller that is running: the asyncio task, else the thread."""
     asyncio = sys.modules.get("asyncio")  # where nobody imported it, there is no task
     if asyncio is not None and asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented for this: costs 30 ns
         task = asyncio.current_task()

@@ -1,0 +1,149 @@
+"""The with block of a run: what entering it takes and loads, what leaving it sends, and what it lets go of."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from checkpoint.errors import StateMissing
+from checkpoint.run.rollback import Rollback
+from checkpoint.run.runs import Record
+from checkpoint.run.taken import Taken
+from checkpoint.stores import open_store
+from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, joined
+
+if TYPE_CHECKING:
+    from checkpoint.run.commits import Commits
+    from checkpoint.run.layers import Layers
+    from checkpoint.run.stopping import Stops
+    from checkpoint.streams.holding import Caller
+
+logger = logging.getLogger("checkpoint")
+
+
+class Settings(NamedTuple):
+    """What a run was made with."""
+
+    store: Store | str | None
+    missing: Literal["new", "raise"]
+    exclusive: bool | float
+    record_run: bool
+    run_id: str
+
+    def __repr__(self) -> str:
+        return "Settings()"  # the store's URL may hold a password, and a rendered traceback shows locals
+
+
+class Block:
+    """The one block of a run. An asyncio run loads, leaves and releases on its worker thread."""
+
+    def __init__(self, settings: Settings, layers: Layers, commits: Commits, stops: Stops) -> None:
+        self.settings = settings
+        self._layers = layers
+        self._commits = commits
+        self._stops = stops
+        self._taken = Taken()
+        self._record: Record | None = None
+
+    def enter(self) -> None:
+        """Take what belongs to the process: signals, and a place in the list that a fork looks at.
+
+        Raises:
+            ValueError: there are signals to watch, and this is not the main thread.
+
+        """
+        _entered[id(self)] = self
+        self._stops.watch()
+
+    def load(self) -> None:
+        """Open the store, take the lease, load the namespace and record that the run has begun."""
+        started = time.monotonic()
+        settings, layers = self.settings, self._layers
+        store = settings.store if isinstance(settings.store, Store) else open_store(settings.store)
+        if store is not settings.store:
+            self._taken.add(store.close)
+        self._commits.flush.open(store)
+        layers.groups.key_by_key = not isinstance(store, Atomic)
+        if isinstance(store, HasDeadline):
+            layers.claims.doubts.lasting = 2 * store.deadline
+        if (transactions := joined(store)) is not None:
+            layers.rollback = Rollback(transactions, layers.state_key)
+        if settings.exclusive is not False:
+            self._acquire(store)
+        layers.claims.known = store.load(layers.state_key)
+        if settings.missing == "raise" and not layers.keys():
+            raise StateMissing(layers.state_key, repr(store))
+        if settings.record_run and isinstance(store, KeepsHistory) and layers.rollback is None:
+            self._record = Record(store, layers.state_key, settings.run_id)
+            self._record.begin()
+        if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
+            seconds, count = time.monotonic() - started, len(layers.keys())
+            logger.info("%r: loaded keys=%d seconds=%.3f store=%r", layers.state_key, count, seconds, store)
+
+    def _acquire(self, store: Store) -> None:
+        from checkpoint.run.lease import Lease, check_exclusive  # most runs need none
+
+        seconds = check_exclusive(self.settings.exclusive)
+        lease = Lease(store, self._layers.state_key, self.settings.run_id, seconds)
+        self._taken.add(lease.release)
+        weakref.finalize(self, lease.abandon).atexit = False  # where leaving was interrupted before it began
+        lease.acquire()
+        self._commits.flush.lease = lease
+
+    def leave(self, error: BaseException | None, by: Caller) -> None:
+        """Commit or drop what is left, raise a background failure that nobody has seen, and record the run's end."""
+        background = self._commits.background
+        try:
+            self._commits.leave(error, by)
+            background.wait()  # a background flush may fail a moment before its thread ends
+            if error is None:
+                background.raise_failure()
+            else:
+                background.tell_failure(error)
+        except BaseException as failure:
+            background.tell_failure(failure)
+            self._record_end(failure)
+            raise
+        self._record_end(error)
+
+    def _record_end(self, error: BaseException | None) -> None:
+        if self._record is not None:
+            commits, streams = self._commits.flush.commits, self._layers.holders.counts()
+            self._record.end(error, stopped=bool(self._stops.came), commits=commits, streams=streams)
+
+    def end(self) -> None:
+        """Let go of everything that entering took; called twice where it is interrupted."""
+        try:
+            self._layers.phase = "closed"
+            self._layers.holders.end()
+            self._commits.background.stop()
+            self.release()
+        finally:
+            self._stops.restore()
+            _entered.pop(id(self), None)
+
+    def release(self) -> None:
+        """Let go of lease and store, which may wait for the store."""
+        self._taken.let_go()
+
+    def forked(self) -> None:
+        """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""
+        self._stops.restore()
+        self._layers.claims.forked()
+        self._commits.forked()
+
+
+# Of runs under way, so that a fork finds them.
+_entered: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
+
+
+def _fork_runs() -> None:
+    for block in list(_entered.values()):
+        block.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork_runs)
