@@ -118,9 +118,14 @@ class Source:
             disable_nagle_algorithm = True
 
             def do_GET(self):
-                url = urlsplit(self.path)
+                self.respond(dict(parse_qsl(urlsplit(self.path).query)))
+
+            def do_POST(self):
+                self.respond(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def respond(self, query):
                 with source.lock:
-                    status, body = source.answer(url.path, dict(parse_qsl(url.query)))
+                    status, body = source.answer(urlsplit(self.path).path, query)
                 data = json.dumps(body).encode()
                 with suppress(ConnectionError):
                     self.send_response(status)

@@ -1,11 +1,14 @@
-"""Connectors for three APIs that the guide does not speak of, written with nothing but the guide; killed and resumed.
+"""Connectors for six APIs that the guide does not speak of, written with nothing but the guide; killed and resumed.
 
 GitLab pages merge requests by number and takes `updated_after`; Twilio gives messages newest first, with RFC 2822 dates
 and a link to the next page, and their status changes later; ServiceNow takes a query over naive UTC times, by offset.
+Square sorts orders and refuses a cursor beside another query; Intercom searches contacts after an epoch second, sorted;
+Linear gives issues newest first, and its cursor is the id of an issue, which moves when that is changed.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import datetime, timedelta, timezone
 from urllib.parse import urlencode
@@ -93,11 +96,95 @@ with Checkpointer("servicenow", STORE) as cp:
         cp.commit()
 """
 
-CONNECTORS = {"gitlab": GITLAB, "twilio": TWILIO, "servicenow": SERVICENOW}
+POST = """
+def post(path, body):
+    while (answer := client.post(path, json=body)).status_code == 429:
+        time.sleep(float(answer.headers.get("Retry-After", "1")))
+    return answer.raise_for_status().json()
+"""
+
+SQUARE = """
+from checkpoint import Checkpointer
+
+with Checkpointer("square", STORE) as cp:
+    orders = cp.incremental(
+        "orders", "updated_at", initial_value="1970-01-01T00:00:00Z", row_order="asc", primary_key="id"
+    )
+
+    def page(cursor):
+        body = {
+            "location_ids": ["L1"], "limit": 100,
+            "query": {
+                "filter": {"date_time_filter": {"updated_at": {"start_at": orders.start_value}}},
+                "sort": {"sort_field": "UPDATED_AT", "sort_order": "ASC"},
+            },
+        }
+        answer = post("/v2/orders/search", body | ({"cursor": cursor} if cursor else {}))
+        return answer.get("orders", []), answer.get("cursor")
+
+    for rows in orders.fetch(page):
+        sink.write(rows)
+        cp.commit()
+"""
+
+INTERCOM = """
+from checkpoint import Checkpointer
+
+with Checkpointer("intercom", STORE) as cp:
+    contacts = cp.incremental(
+        "contacts", "updated_at", cursor_format="epoch_s", initial_value=1, row_order="asc", primary_key="id"
+    )
+
+    def page(after):
+        body = {
+            "query": {"field": "updated_at", "operator": ">", "value": contacts.start_value - 1},
+            "sort": {"field": "updated_at", "order": "ascending"},
+            "pagination": {"per_page": 150} | ({"starting_after": after} if after else {}),
+        }
+        answer = post("/contacts/search", body)
+        following = answer["pages"].get("next")
+        return answer["data"], following and following["starting_after"]
+
+    for rows in contacts.fetch(page):
+        sink.write(rows)
+        cp.commit()
+"""
+
+LINEAR = """
+from checkpoint import Checkpointer
+
+QUERY = (
+    "query($after: String, $since: DateTimeOrDuration) { issues(first: 50, after: $after, orderBy: updatedAt, "
+    "filter: {updatedAt: {gte: $since}}) { nodes { id version updatedAt } pageInfo { hasNextPage endCursor } } }"
+)
+
+with Checkpointer("linear", STORE) as cp:
+    issues = cp.incremental(
+        "issues", "updatedAt", initial_value="1970-01-01T00:00:00.000Z", row_order="desc", primary_key="id"
+    )
+
+    def page(after):
+        answer = post("/graphql", {"query": QUERY, "variables": {"after": after, "since": issues.start_value}})
+        found = answer["data"]["issues"]
+        return found["nodes"], found["pageInfo"]["endCursor"] if found["pageInfo"]["hasNextPage"] else None
+
+    for rows in issues.fetch(page):
+        sink.write(rows)
+        cp.commit()
+"""
+
+CONNECTORS = {
+    "gitlab": GITLAB,
+    "twilio": TWILIO,
+    "servicenow": SERVICENOW,
+    "square": POST + SQUARE,
+    "intercom": POST + INTERCOM,
+    "linear": POST + LINEAR,
+}
 
 
-class Three(Source):
-    """The three APIs, as far as the connectors ask."""
+class Six(Source):
+    """The six APIs, as far as the connectors ask."""
 
     def __init__(self, seed, count):
         super().__init__(seed, count)
@@ -123,6 +210,12 @@ class Three(Source):
             return 200, [self.row(row) for row in rows[: int(query["per_page"])]]
         if path.startswith("/2010-04-01"):
             return self.messages(path, **query)
+        if path == "/v2/orders/search":
+            return self.square_orders(**query)
+        if path == "/contacts/search":
+            return self.intercom_contacts(**query)
+        if path == "/graphql":
+            return self.linear_issues(**query["variables"])
         return self.incidents(**query)
 
     def messages(self, path, **query):
@@ -143,6 +236,42 @@ class Three(Source):
             following = f"{path}?{urlencode({**query, 'PageToken': token})}"
         return 200, {"messages": rows, "next_page_uri": following}
 
+    def square_orders(self, location_ids, limit, query, cursor=None):
+        """A cursor is given for one query, and for no other."""
+        since = query["filter"]["date_time_filter"]["updated_at"]["start_at"]
+        rows, asked = self.table.sorted(instant(since)), json.dumps([location_ids, query])
+        if cursor:
+            *after, made_for = json.loads(cursor)
+            if made_for != asked:
+                return 400, {"errors": [{"code": "INVALID_CURSOR", "detail": "made for another query"}]}
+            rows = [row for row in rows if list(row[:2]) > after]
+        found = [self.row(row) for row in rows[:limit]]
+        if len(rows) <= limit:
+            return 200, {"orders": found} if found else {}
+        return 200, {"orders": found, "cursor": json.dumps([*rows[limit - 1][:2], asked])}
+
+    def intercom_contacts(self, query, sort, pagination):
+        """Whole seconds, after the one that is asked for; the place of the next page is where the last row was."""
+        assert (query["operator"], sort["order"]) == (">", "ascending")
+        rows, size = self.table.sorted((query["value"] + 1) * 1_000_000), pagination["per_page"]
+        if after := pagination.get("starting_after"):
+            rows = [row for row in rows if list(row[:2]) > json.loads(after)]
+        data = [{**self.row(row), "updated_at": row[0] // 1_000_000} for row in rows[:size]]
+        following = {"next": {"starting_after": json.dumps(rows[size - 1][:2])}} if len(rows) > size else {}
+        return 200, {"data": data, "pages": following}
+
+    def linear_issues(self, since, after=None):
+        """Newest first; a cursor is an issue, which may have moved to the top since."""
+        rows = self.table.sorted(instant(since))[::-1]
+        if after is not None:
+            rows = rows[[number for _, number, _ in rows].index(int(after)) + 1 :]
+        nodes = [
+            {"id": number, "version": version, "updatedAt": seconds(at)[:-1] + ".000Z"}
+            for at, number, version in rows[:50]
+        ]
+        info = {"hasNextPage": len(rows) > 50, "endCursor": str(nodes[-1]["id"]) if nodes else None}
+        return 200, {"data": {"issues": {"nodes": nodes, "pageInfo": info}}}
+
     def incidents(self, sysparm_query, sysparm_limit, sysparm_offset):
         since = instant(sysparm_query.partition(">=")[2].partition("^")[0] + "+00:00")
         begin = int(sysparm_offset)
@@ -160,7 +289,7 @@ class Three(Source):
 @pytest.mark.parametrize("name", CONNECTORS)
 def test_a_connector_written_from_the_guide_misses_nothing(name, tmp_path):
     rng = random.Random(f"{name} {SEED}")
-    with Three(SEED, ROWS) as source, Runner(tmp_path, source.url, SETUP + CONNECTORS[name]) as runner:
+    with Six(SEED, ROWS) as source, Runner(tmp_path, source.url, SETUP + CONNECTORS[name]) as runner:
         source.heard = runner.event
         killed = 0
         for _ in range(KILLS * 2):

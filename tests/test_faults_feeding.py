@@ -564,6 +564,31 @@ def test_a_resumed_newest_first_reading_ends_at_its_first_top(memory):
     assert stored(memory)["at"] == max(source)
 
 
+def test_a_cursor_that_moves_to_the_top_costs_a_run_and_no_row(memory):
+    """Newest first, after the id of the last row: that row changes, and another one just before it."""
+    table, sink, regressed = {number: number for number in range(1, 10)}, {}, 0
+
+    def page(after):
+        newest = sorted(((at, number) for number, at in table.items()), reverse=True)
+        first = 0 if after is None else [number for _, number in newest].index(after) + 1
+        found = [{"id": number, "at": at} for at, number in newest[first : first + 3]]
+        return found, found[-1]["id"] if first + 3 < len(newest) else None
+
+    for _ in range(4):
+        try:
+            with Checkpointer("run", memory) as cp:
+                for found in cp.incremental("s", "at", primary_key="id", row_order="desc").fetch(page):
+                    sink |= {record["id"]: record["at"] for record in found}
+                    cp.commit()
+                    if table[7] == 7:
+                        table |= {2: 10, 7: 11}
+        except CursorRegressed:
+            regressed += 1
+    assert sink == table
+    assert regressed == 1
+    assert stored(memory)["at"] == 11
+
+
 def test_more_new_rows_than_a_page_while_interrupted_are_not_lost(memory):
     source, sink = list(range(1, 10)), set()
 
