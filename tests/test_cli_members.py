@@ -303,3 +303,23 @@ def test_a_group_that_cannot_be_read_hides_no_other_namespace(url):
     assert (done.exit_code, done.stdout.splitlines()[1].split()[0]) == (1, "good")
     assert done.stderr.startswith("Error: the group 'accounts' in 'bad' cannot be read (")
     assert decode(store.load("bad")["key"].value) == {"id": 1}
+
+
+@pytest.mark.parametrize("kind", ["entries", "packed"], indirect=True)
+def test_a_copy_that_differs_names_the_member_or_its_group(store, tmp_path):
+    there = f"sqlite:///{tmp_path}/state.db"
+    run("copy", "crm", "--to", there)
+    run("set", "crm", "accounts", '{"id": 1}', "--member", "a2", "--store", there)
+    assert error("copy", "crm", "--to", there) == (
+        "Error: the target holds 'a2' of 'accounts' in 'crm' otherwise, and nothing of it was written: overwrite, or "
+        "take another name"
+    )
+
+
+def test_edit_of_a_member(store, tmp_path, monkeypatch):
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsed -i s/05-02/05-09/ "$1"\n')
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    assert screen("edit", "crm", "accounts", "--member", "a2").splitlines()[-1] == "1 member of 'crm' changed."
+    assert members(store)["a2"] == {"updated_at": "2024-05-09T00:00:00Z"}

@@ -23,10 +23,10 @@ from checkpoint.cli import (
     singer,
     status,
 )
-from checkpoint.cli.namespaces import said_of
 from checkpoint.cli.options import store_option
 from checkpoint.entries import GROUP_PREFIX
 from checkpoint.errors import CheckpointError, Conflict, CorruptState
+from checkpoint.neighbours.copying import said_of
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C: what a shell reports of a program that a signal ended."""

@@ -331,17 +331,6 @@ def cursor_in(namespace: str, name: Name, entry: Entry) -> codec.Cursor:
         raise CorruptState(namespace, name.said, entry.value) from reason
 
 
-def said_of(key: str) -> str:
-    """Return what the entry of a key is called in a sentence: never by the spelling in which groups are stored."""
-    group, member = named(key)
-    if member is not None:
-        return Name(group, member).quoted
-    if not key.startswith(GROUP_PREFIX):
-        return repr(key)
-    head, _, number = key.rpartition(".")
-    return f"the group {named(f'{head if number.isdecimal() and head.startswith(GROUP_PREFIX) else key}/')[0]!r}"
-
-
 # Namespaces
 
 

@@ -14,7 +14,7 @@ from itertools import chain
 from secrets import token_hex
 from typing import TYPE_CHECKING, NamedTuple
 
-from checkpoint.entries import GROUP_PREFIX, RESERVED
+from checkpoint.entries import GROUP_PREFIX, RESERVED, named
 from checkpoint.errors import StoreError
 from checkpoint.run import forms
 from checkpoint.stores import open_store
@@ -230,11 +230,13 @@ def _verify(target: Store, found: _Compared) -> None:
     there = target.load(found.copy.name)
     for key, value in found.values.items():
         if key not in there or there[key].value != value:
-            raise StoreError(f"{key!r} in {found.copy.name!r} is not what was written to {target!r}: copy it again")
+            raise StoreError(
+                f"{said_of(key)} in {found.copy.name!r} is not what was written to {target!r}: copy it again"
+            )
 
 
 def _check_nothing_differs(plans: list[Copy]) -> None:
-    differing = [f"{key!r} in {each.name!r}" for each in plans for key in each.replaced]
+    differing = [f"{said_of(key)} in {each.name!r}" for each in plans for key in each.replaced]
     if differing:
         others = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ValueError(
@@ -261,3 +263,15 @@ def chunks(store: Store, keys: Sequence[str]) -> Iterator[Sequence[str]]:
     """Divide the keys of a namespace into commits: one where the store writes it whole."""
     size = len(keys) if isinstance(store, Atomic) else CHUNK
     return (keys[start : start + size] for start in range(0, len(keys), size or 1))
+
+
+def said_of(key: str) -> str:
+    """Return what the entry of a key is called in a sentence: never by the spelling in which groups are stored."""
+    group, member = named(key)
+    if member is not None:
+        return f"{member!r} of {group!r}"
+    if not key.startswith(GROUP_PREFIX):
+        return repr(key)
+    head, _, number = key.rpartition(".")
+    is_shard = number.isdecimal() and head.startswith(GROUP_PREFIX)
+    return f"the group {named(f'{head if is_shard else key}/')[0]!r}"

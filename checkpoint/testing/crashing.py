@@ -222,37 +222,67 @@ def crash_and_resume(
     if kill and (store.startswith("memory:") or not hasattr(os, "fork")):
         raise ValueError("kill=True needs a system that forks, and a store outside of the process")
 
-    def delivered(run: Attempt) -> dict[Hashable, list[Any]]:
-        found: dict[Hashable, list[Any]] = {}
-        for row in rows(run):
-            found.setdefault(_told_apart_by(row, primary_key), []).append(row)
-        return found
+    trial = _Trial(job, folder, rows, primary_key, store, kill)
+    truth, places = trial.whole()
+    count = min(len(places), limit or len(places))
+    points = [1 + index * len(places) // count for index in range(count)]
+    return Crashes(count, max(trial.crash(point, truth, places) for point in points))
 
-    with _place(folder / "whole", store) as url:
-        whole = Attempt(folder / "whole", url)
-        _attempt(job, whole)
-        truth = delivered(whole)
-    if not truth:
-        raise AssertionError("the job wrote no rows: give them to run.write, or tell by rows= how to read them back")
-    total = len(whole.places)
-    if not total:
-        raise AssertionError("the job passed no point where it could die: read through run.records, open run.store")
-    count = min(total, limit or total)
-    worst = 0
-    for point in [1 + index * total // count for index in range(count)]:
-        place = folder / f"crash-{point}"
-        with _place(place, store) as url:
-            crashed = Attempt(place, url, point=point, kill=kill)
-            (_run_and_kill if kill else _attempt)(job, crashed)
+
+class _Trial(NamedTuple):
+    """The job, and what its runs have in common."""
+
+    job: Callable[[Attempt], object]
+    folder: Path
+    rows: Callable[[Attempt], Iterable[Any]]
+    primary_key: str | Callable[[Any], Hashable] | None
+    store: str
+    kill: bool
+
+    def whole(self) -> tuple[dict[Hashable, list[Any]], list[str]]:
+        """Run the job to its end; return its rows by what tells them apart, and the places where it could die.
+
+        Raises:
+            AssertionError: there are no rows, or no such places.
+
+        """
+        with _place(self.folder / "whole", self.store) as url:
+            run = Attempt(self.folder / "whole", url)
+            _attempt(self.job, run)
+            truth = self._delivered(run)
+        if not truth:
+            raise AssertionError(
+                "the job wrote no rows: give them to run.write, or tell by rows= how to read them back"
+            )
+        if not run.places:
+            raise AssertionError("the job passed no point where it could die: read through run.records, open run.store")
+        return truth, run.places
+
+    def crash(self, point: int, truth: dict[Hashable, list[Any]], places: list[str]) -> int:
+        """Crash the job at a point, resume it, and return how many rows came twice.
+
+        Raises:
+            AssertionError: rows are missing, or the job could not be resumed.
+
+        """
+        place = self.folder / f"crash-{point}"
+        with _place(place, self.store) as url:
+            crashed = Attempt(place, url, point=point, kill=self.kill)
+            (_run_and_kill if self.kill else _attempt)(self.job, crashed)
             resumed = Attempt(place, url)
             try:
-                _attempt(job, resumed)
+                _attempt(self.job, resumed)
             except Exception as error:
-                raise AssertionError(f"crashed {whole.places[point - 1]}, the job could not be resumed") from error
-            found = delivered(resumed)
-        where = f"crashed {crashed.crashed or whole.places[point - 1]} (point {point} of {total}) and resumed"
-        worst = max(worst, _check_rows(truth, found, where))
-    return Crashes(count, worst)
+                raise AssertionError(f"crashed {places[point - 1]}, the job could not be resumed") from error
+            found = self._delivered(resumed)
+        where = f"crashed {crashed.crashed or places[point - 1]} (point {point} of {len(places)}) and resumed"
+        return _check_rows(truth, found, where)
+
+    def _delivered(self, run: Attempt) -> dict[Hashable, list[Any]]:
+        found: dict[Hashable, list[Any]] = {}
+        for row in self.rows(run):
+            found.setdefault(_told_apart_by(row, self.primary_key), []).append(row)
+        return found
 
 
 def _check_rows(truth: dict[Hashable, list[Any]], found: dict[Hashable, list[Any]], where: str) -> int:
