@@ -36,6 +36,7 @@ STEPS = int(os.environ.get("CHECKPOINT_MODEL_STEPS", "3000"))
 SHARE = {"memory": 0.47, "sqlite": 0.25, "truto": 0.1, "network": 0.1, "postgres": 0.05, "objects": 0.03}
 A_RUN = 50
 NAMESPACE = "run"
+STREAM = "s"
 
 keys = st.sampled_from(["a", "b", "c"])
 members = st.sampled_from(["m", "n", "o"])
@@ -81,6 +82,7 @@ class Model(RuleBasedStateMachine):
         self.known, self.view = dict(self.stored), dict(self.stored)
         self.touched: set[str] = set()  # by the other writer, since this run knew them
         self.group, self.group_view = None, dict(self.group_stored)
+        self.stream, self.handed = None, None
 
     def teardown(self):
         if hasattr(self, "store"):
@@ -138,7 +140,33 @@ class Model(RuleBasedStateMachine):
             del self.group[member]
             del self.group_view[member]
 
+    @rule()
+    def open_stream(self):
+        """Beside the keys that are set: its key is set by commits alone."""
+        done[self.name] += 1
+        self.stream = self.cp.incremental(STREAM, "n", row_order="asc")
+        self.handed = None
+
+    @precondition(lambda self: getattr(self, "stream", None) is not None)
+    @rule(steps=st.lists(st.integers(0, 2), min_size=1, max_size=3), how=st.sampled_from(["filter", "pages", "track"]))
+    def feed(self, steps, how):
+        """Rows in order; of a `track` that is broken off, a claim covers those before the one in hand."""
+        done[self.name] += 1
+        last = self.handed if self.handed is not None else self.view.get(STREAM, {"n": 0})["n"]
+        rows = [{"n": number} for number in itertools.accumulate(steps, initial=last)][1:]
+        if how == "filter":
+            self.stream.filter(rows)
+        elif how == "pages":
+            next(self.stream.pages([rows]))
+        else:
+            assert [*self.stream.track(rows)] == rows
+        self.handed = rows[-1]["n"]
+
     # Committing
+
+    def claim_stream(self):
+        if self.handed is not None:
+            self.view[STREAM], self.handed = {"n": self.handed}, None
 
     def conflicts(self, changed):
         return {
@@ -167,6 +195,8 @@ class Model(RuleBasedStateMachine):
 
     def try_to(self, commit, only=None):
         """Commit; where another writer was first, see that nothing was written, and adopt it. Return which it was."""
+        if only is None or STREAM in only:
+            self.claim_stream()
         changed = self.changed(only)
         conflicts = self.conflicts(changed)
         if not conflicts:
@@ -183,7 +213,7 @@ class Model(RuleBasedStateMachine):
         self.known.pop(found, None)
         if found in self.stored:
             self.known[found] = self.stored[found]
-        self.view = dict(self.known)
+        self.view, self.handed = dict(self.known), None
         self.group_view = dict(self.group_stored)
         return False
 
@@ -196,6 +226,12 @@ class Model(RuleBasedStateMachine):
     def commit_one(self, key):
         done[self.name] += 1
         self.try_to(lambda: self.cp.commit(key), {key})
+
+    @precondition(lambda self: getattr(self, "stream", None) is not None)
+    @rule()
+    def commit_stream(self):
+        done[self.name] += 1
+        self.try_to(lambda: self.cp.commit(self.stream), {STREAM})
 
     @rule()
     def commit_soon(self):
@@ -235,14 +271,14 @@ class Model(RuleBasedStateMachine):
     def discard(self):
         done[self.name] += 1
         self.cp.discard()
-        self.view, self.group_view = dict(self.known), dict(self.group_stored)
+        self.view, self.group_view, self.handed = dict(self.known), dict(self.group_stored), None
 
     @rule()
     def reload(self):
         done[self.name] += 1
         self.cp.reload()
         self.known, self.view = dict(self.stored), dict(self.stored)
-        self.touched, self.group_view = set(), dict(self.group_stored)
+        self.touched, self.group_view, self.handed = set(), dict(self.group_stored), None
 
     # What happens to the job
 
@@ -259,6 +295,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def leave_and_come_back(self):
         done[self.name] += 1
+        self.claim_stream()
         changed = self.changed()
         if self.conflicts(changed):
             with pytest.raises(Conflict):
@@ -423,6 +460,11 @@ class NetworkModel(RuleBasedStateMachine):
         assert self.cp.changed == set()
         truth = {key: codec.decode(entry.value) for key, entry in self.server.store.load(NAMESPACE).items()}
         assert {key: same(truth.get(key), self.view.get(key)) for key in changed} == dict.fromkeys(changed, True)
+
+    @invariant()
+    def each_layer_is_in_a_legal_state(self):
+        if hasattr(self, "store"):
+            self.cp._layers.check()
 
     @invariant()
     def nothing_is_stored_that_was_not_said(self):

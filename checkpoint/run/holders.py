@@ -106,9 +106,13 @@ class KeyHolder:
         self._state_key = state_key
         self._below = below
 
+    def below(self) -> str | None:
+        """Return the value of the key as last claimed or stored."""
+        return self._below(self.key)
+
     def claim(self) -> str | None:
         """Return the value that the key is to hold, None for none; where that is no change, as it is spelled."""
-        cursor, below = self.stream.claim(), self._below(self.key)
+        cursor, below = self.stream.claim(), self.below()
         if cursor is None:
             return None
         value = codec.encode(cursor)
@@ -122,7 +126,7 @@ class KeyHolder:
 
         """
         try:
-            value = self._below(self.key)
+            value = self.below()
             try:
                 self.stream.back(None if value is None else decoded(self._state_key, self.key, value))
             except WrongShapeError as reason:
@@ -146,7 +150,16 @@ class Scope(NamedTuple):
 
 
 class Holders:
-    """The streams of a run by the keys that they hold."""
+    """The streams of a run by the keys that they hold, and which of them the next commit asks.
+
+    held   touched   the stream of a key
+    yes    yes       was opened, fed, finished or taken back since it was claimed
+    yes    no        claims what lies below already
+    no     yes       was detached after that; the next commit drops the mark
+    no     no        does not exist, or was detached; its rows stay counted
+
+    One that was detached counts as held until somebody looks.
+    """
 
     def __init__(self) -> None:
         self._by_key: dict[str, KeyHolder] = {}
@@ -172,10 +185,6 @@ class Holders:
             else:
                 found.append(holder)
         return found
-
-    def untouched(self) -> list[KeyHolder]:
-        """Return the other streams: what they claim is claimed."""
-        return [holder for holder in self.live() if holder.key not in self._touched]
 
     def touch(self, key: str) -> None:
         """Note that what the stream of a key claims may have changed. May be called by any thread, without the lock."""
@@ -271,6 +280,16 @@ class Holders:
         for holder in self._by_key.values():
             _count(counts, holder)
         return {name: {what: rows[what] for what in ROWS} for name, rows in counts.items()}
+
+    def check(self) -> None:
+        """Raise AssertionError where something is not as the table above says; for tests."""
+        if wrong := [key for key, holder in self._by_key.items() if self._by_stream.get(holder.stream) is not holder]:
+            raise AssertionError(f"held by streams that do not know it: {wrong}")
+        if len(self._by_stream) != len(self._by_key):
+            raise AssertionError("streams that hold no key")
+        quiet = [holder for holder in self.live() if holder.key not in self._touched]
+        if lost := [holder.key for holder in quiet if holder.claim() != holder.below()]:
+            raise AssertionError(f"changed since they were claimed, and the next commit does not ask them: {lost}")
 
     def _forget(self, holder: KeyHolder) -> None:
         _count(self._counts, holder)
