@@ -266,6 +266,8 @@ def test_fault_83_urls_with_control_characters_are_refused(url, text, tmp_path, 
     with pytest.raises(ValueError, match="control characters") as caught:
         open_store(url)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="control characters"):
+        Checkpointer("run", url)
     monkeypatch.setenv("CHECKPOINT_STORE", url.replace("\x00", "\x01"))
     with pytest.raises(ValueError, match="control characters"), Checkpointer("run"):
         pass

@@ -61,7 +61,17 @@ def test_fault_52_text_that_does_not_say_what_it_is(value):
         ValueError, match="here: .* is text that does not say how it compares. Say what it is: "
     ) as caught:
         key(value)
-    assert "cursor_format='text' (by code point), or a CursorFormat(parse, format)" in str(caught.value)
+    assert str(caught.value).endswith("or a CursorFormat(parse, format)")
+
+
+@pytest.mark.parametrize(
+    ("value", "sorts"),
+    [("v1.9", True), ("2024-05", True), ("12", False), ("12/31/2025", False), ("May 1, 2024", False)],
+)
+def test_fault_52_text_is_advised_where_it_may_sort(value, sorts):
+    with pytest.raises(ValueError, match="does not say how it compares") as caught:
+        key(value)
+    assert ("cursor_format='text'" in str(caught.value)) is sorts
 
 
 @pytest.mark.parametrize("value", [True, b"x", [1], {}, object(), timedelta(1), 1j])

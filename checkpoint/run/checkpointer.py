@@ -24,7 +24,7 @@ from checkpoint.run.layers import Layers
 from checkpoint.run.raw import Values
 from checkpoint.run.runs import Run, recorded, run_id_of
 from checkpoint.run.stopping import Stops
-from checkpoint.stores import shown
+from checkpoint.stores import check_url, shown
 from checkpoint.stores.base import KeepsHistory, Store, check_changes, check_name, joined
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ class Checkpointer(MutableMapping[str, Cursor]):
             raise ValueError(f"missing must be 'new' or 'raise', not {missing!r}")
         if not min_interval >= 0:
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
+        if isinstance(store, str):
+            check_url(store)
         self.state_key = state_key
         """The namespace of this run."""
         if exclusive is not False:

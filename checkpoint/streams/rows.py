@@ -156,7 +156,7 @@ def check_primary(primary: Primary, record: Any) -> None:
         ValueError: it lacks the field, or one of several; or the key is None.
 
     """
-    lacking = [] if callable(primary) else [name for name in _names(primary) if _lacks(record, name)]
+    lacking = [] if callable(primary) else [name for name in _primary_names(primary) if _lacks(record, name)]
     if lacking or primary_getter(primary, record)(record) is None:
         name = repr(lacking[0]) if lacking else "primary key" if callable(primary) else repr(primary)
         raise ValueError(
@@ -165,7 +165,7 @@ def check_primary(primary: Primary, record: Any) -> None:
         )
 
 
-def _names(primary: str | Sequence[str]) -> Sequence[str]:
+def _primary_names(primary: str | Sequence[str]) -> Sequence[str]:
     return [primary] if isinstance(primary, str) else primary
 
 

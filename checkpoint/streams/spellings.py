@@ -347,17 +347,22 @@ _NOBODYS = Clock(None)
 
 
 def formats_for(text: str) -> list[str]:
-    """Return the cursor formats that would read a text, as a job writes them, the likeliest first."""
-    found = [
-        f"cursor_format={pattern!r}" + (", timezone='UTC'" if pattern.endswith(("GMT", "Z")) else "")
-        for pattern in _COMMON
-        if Pattern(pattern, _NOBODYS).matches(text)
-    ]
+    """Return the cursor formats that would read a text, as a job writes them, the likeliest first.
+
+    "text" reads everything, and is not named where it may sort otherwise: "9" comes after "10" there, and the first of
+    February after the second of January of the next year.
+    """
+    patterns = [pattern for pattern in _COMMON if Pattern(pattern, _NOBODYS).matches(text)]
+    found = [repr(pattern) + (", timezone='UTC'" if pattern.endswith(("GMT", "Z")) else "") for pattern in patterns]
+    sorts = all(pattern.startswith(("%Y", "%G")) for pattern in patterns)
     if _NUMBER.fullmatch(text):
         digits = len(text.partition(".")[0].lstrip("+-"))
         likely = {10: "epoch_s", 13: "epoch_ms", 16: "epoch_us", 19: "epoch_ns"}.get(digits)
-        found = [f"cursor_format={name!r}" for name in (likely, "number") if name] + found
-    return [*found, "cursor_format='text' (by code point)", "a CursorFormat(parse, format)"]
+        found = [repr(name) for name in (likely, "number") if name] + found
+        sorts = False
+    if sorts:
+        found.append("'text' (by code point)")
+    return [*(f"cursor_format={each}" for each in found), "a CursorFormat(parse, format)"]
 
 
 _COMMON = (
