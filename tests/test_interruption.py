@@ -291,12 +291,32 @@ def test_fault_96_a_handlers_own_error_is_told_from_others(handler):
 # Threads that cannot start
 
 
-@pytest.fixture
-def no_thread() -> Iterator[None]:
-    """Ask for a stack that no thread can have."""
-    threading.stack_size(1 << 46)
-    yield
-    threading.stack_size(0)
+class Threads:
+    """Whether threads can start: not with a stack that none can have, nor where `Thread.start` fails."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self._start = threading.Thread.start
+
+    def stop(self) -> None:
+        if self._how == "stack":
+            threading.stack_size(1 << 46)
+        else:
+            threading.Thread.start = self._fail
+
+    def go_on(self) -> None:
+        threading.stack_size(0)
+        threading.Thread.start = self._start
+
+    def _fail(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.fixture(params=["stack", "start"])
+def threads(request) -> Iterator[Threads]:
+    threads = Threads(request.param)
+    yield threads
+    threads.go_on()
 
 
 def left_over(state_key: str) -> list[str]:
@@ -314,33 +334,36 @@ def owner(store) -> object:
     return entry and codec.decode(entry.value)["owner"]
 
 
-def test_fault_97_commit_soon_tells_and_the_next_commit_works(no_thread):
+def test_fault_97_commit_soon_tells_and_the_next_commit_works(threads):
     store = MemoryStore()
+    threads.stop()
     with Checkpointer("run", store) as cp:
         cp["a"] = {"n": 1}
         with pytest.raises(RuntimeError, match="can't start new thread"):
             cp.commit_soon()
-        threading.stack_size(0)
+        threads.go_on()
         cp.commit_soon()
-        cp.flush()
+        cp._commits.background.wait()
         assert codec.decode(store.load("run")["a"].value) == {"n": 1}
     assert not left_over("run")
 
 
-def test_fault_97_a_lease_without_a_thread_is_let_go(no_thread):
+def test_fault_97_a_lease_without_a_thread_is_let_go(threads):
     store = MemoryStore()
+    threads.stop()
     with pytest.raises(RuntimeError, match="can't start new thread"), Checkpointer("run", store, exclusive=True):
         pass
     assert owner(store) is None
-    threading.stack_size(0)
+    threads.go_on()
     with Checkpointer("run", store, exclusive=True):
         assert owner(store) is not None
     assert owner(store) is None
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_fault_97_asyncio_is_told_and_holds_nothing(no_thread, exclusive):
+def test_fault_97_asyncio_is_told_and_holds_nothing(threads, exclusive):
     store = MemoryStore()
+    threads.stop()
 
     async def job():
         async with AsyncCheckpointer("run", store, exclusive=exclusive) as cp:
@@ -349,22 +372,23 @@ def test_fault_97_asyncio_is_told_and_holds_nothing(no_thread, exclusive):
     with pytest.raises(RuntimeError, match="can't start new thread"):
         asyncio.run(job())
     assert owner(store) is None
-    threading.stack_size(0)
+    threads.go_on()
     asyncio.run(job())
     assert codec.decode(store.load("run")["a"].value) == {"n": 1}
     assert not left_over("run")
 
 
-def test_fault_97_http_without_a_thread_is_told(api, no_thread):
+def test_fault_97_http_without_a_thread_is_told(api, threads):
     with closing(TrutoStore(api.url, api.token)) as store:
+        threads.stop()
         with pytest.raises(RuntimeError, match="can't start new thread"):
             store.load("run")
-        threading.stack_size(0)
+        threads.go_on()
         assert store.load("run") == {}
-        threading.stack_size(1 << 46)  # now it is the threads for many keys that cannot start
+        threads.stop()  # now it is the threads for many keys that cannot start
         with pytest.raises(RuntimeError, match="can't start new thread"):
             store.commit("run", dict.fromkeys("abcdef", "x"))
-        threading.stack_size(0)
+        threads.go_on()
         store.commit("run", dict.fromkeys("abcdef", "y"))
         assert {entry.value for entry in store.load("run").values()} == {"y"}
 
