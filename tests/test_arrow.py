@@ -158,8 +158,8 @@ def test_only_the_cursor_column_and_boundary_rows_become_objects(monkeypatch):
     from checkpoint.streams import arrow
 
     looked = []
-    values = arrow._values
-    monkeypatch.setattr(arrow, "_values", lambda column: looked.append(len(column)) or values(column))
+    values = arrow._python_values
+    monkeypatch.setattr(arrow, "_python_values", lambda column: looked.append(len(column)) or values(column))
     whole = pa.table({"id": range(1000), "at": range(1000), "more": ["x"] * 1000})
     with Checkpointer("run", MemoryStore()) as cp:
         stream = cp.incremental("s", "at", row_order="asc", primary_key="id")
@@ -222,6 +222,6 @@ def test_tables_and_rows_of_one_stream_are_remembered_alike():
 
 
 def whole_rows(batch):
-    from checkpoint.streams.arrow import Page
+    from checkpoint.streams.arrow import TablePage
 
-    return Page(batch)
+    return TablePage(batch)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint.streams.keys import moment_of
-from checkpoint.streams.values import Scale, clock, is_missing, wire
+from checkpoint.streams.values import Scale, clock, is_missing_value, wire
 
 UTC = timezone.utc
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -346,7 +346,7 @@ def test_quick_keys_compare_as_exact_values_do(shape, zone):
         key = outcome(lambda: scale.key(value))  # noqa: B023 - called at once
         if isinstance(key, tuple):
             assert key == outcome(lambda: exact.key(value))  # noqa: B023 - as above
-        elif is_missing(value):
+        elif is_missing_value(value):
             assert key is None
         else:
             now = exact._exact(value)

@@ -20,7 +20,7 @@ pa: Any = pyarrow  # which has no types
 pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType] - as above
 
 
-class Page(Sequence["Row"]):
+class TablePage(Sequence["Row"]):
     """The rows of a table, which are read when they are looked at.
 
     Args:
@@ -52,7 +52,7 @@ class Page(Sequence["Row"]):
         if callable(field):
             return [field(row) for row in self]
         column = self._column(field)
-        return [None] * len(self) if column is None else _values(column)
+        return [None] * len(self) if column is None else _python_values(column)
 
     def _column(self, field: str) -> Any:
         if field in self.places:
@@ -92,13 +92,13 @@ class Row(Mapping[str, Any]):
 
     __slots__ = ("_index", "_page")
 
-    def __init__(self, page: Page, index: int) -> None:
+    def __init__(self, page: TablePage, index: int) -> None:
         self._page = page
         self._index = index
 
     def __getitem__(self, name: str) -> Any:
         column = self._page.table.column(self._page.places[name])
-        [value] = _values(column.slice(self._index, 1))
+        [value] = _python_values(column.slice(self._index, 1))
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -117,7 +117,7 @@ def _table(batch: Any) -> Any:
         raise TypeError(f"a {type(batch).__name__} is no table of rows: {error}") from error
 
 
-def _values(column: Any) -> list[Any]:
+def _python_values(column: Any) -> list[Any]:
     """Return a column as Python has it; times of nanoseconds, for which it has no type, as text."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -6,14 +6,15 @@ A row is kept as a snapshot while the run goes on, and digested when a claim ask
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from checkpoint.streams.ranges import LOWEST
+from checkpoint.streams.keys import LOWEST
 from checkpoint.streams.rows import IDENTITY, Fingerprint
 from checkpoint.streams.stored import NOTHING_SEEN, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.ranges import Range
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Memo: TypeAlias = Any
 """What a row is remembered by: a snapshot, or its digest once that was made; None where nothing is remembered."""
+Mark: TypeAlias = "tuple[Key, Any, Memo]"
+"""A row that was handed out: the key of its value, the value as it came, and what the row is remembered by."""
+NO_MARK: Mark = (LOWEST, None, None)
 
 
 class Boundary:
@@ -31,8 +35,8 @@ class Boundary:
     """
 
     __slots__ = (
-        "_ahead", "_beyond", "_known", "_legacy", "_limit", "_old", "_options", "_print", "_range", "_thinned",
-        "_thinned_top", "_ties", "_top", "_under", "deep", "keyed", "seen",
+        "_ahead", "_beyond", "_known", "_legacy", "_old", "_options", "_print", "_range", "_thinned", "_thinned_top",
+        "_ties", "_under", "deep", "keyed", "seen",
     )  # fmt: skip
 
     def __init__(self, options: Options, span: Range, seen: Seen) -> None:
@@ -43,32 +47,27 @@ class Boundary:
         self.seen = seen if self.keyed else NOTHING_SEEN
         """Rows that were delivered before the stream was opened."""
         self._known = frozenset((*self.seen.rows, *self.seen.ahead))
-        self._print = (
-            None
-            if options.primary_key is None
-            else Fingerprint(options.primary_key, options.version_fields, span.scale.where)
-        )
+        self._print = Fingerprint(options.primary_key or "", options.version_fields, span.scale.where)
         self._legacy = any(len(digest) == 2 * IDENTITY for digest in self._known)  # as version 1 stored them
-        self._limit = options.max_seen
         self._options = options
         self._range = span
-        self._ties: list[tuple[Key, Memo]] = []
-        self._top: Key = LOWEST  # the highest value of the ties
-        self._under: list[tuple[Key, Memo]] = []  # ties of the highest value but one, where the range is open
-        self._old: list[tuple[Key, Memo]] = []  # at the position the stream was opened with, or before it
+        self._ties: list[Mark] = []
+        self._under: list[Mark] = []  # ties of the highest value but one, where the range is open
+        self._old: list[Mark] = []  # at the position the stream was opened with, or before it
         self._thinned = 0  # how many rows were too many to be kept, and the highest value of them
         self._thinned_top: Key = LOWEST
         self._beyond = 0  # rows above the ceiling that were too many to be kept
-        self._ahead: list[tuple[Key, Any, Memo]] = []  # above the ceiling
+        self._ahead: list[Mark] = []  # above the ceiling
 
     @property
     def empty(self) -> bool:
         """Whether no row was remembered since the stream was opened."""
         return not (self._ties or self._old or self._ahead)
 
-    def take(self, record: Any) -> Memo:
-        """Return a snapshot of a row, which stays as it is when the job changes the row."""
-        return cast("Fingerprint", self._print).snapshot(record)
+    @property
+    def take(self) -> Callable[[Any], Memo]:
+        """What takes a snapshot of a row, which stays as it is when the job changes the row; see `Fingerprint`."""
+        return self._print.snapshot
 
     def settle(self, value: Any) -> None:
         """Look at the first cursor value: `start_value` may lie before the position that it is made of.
@@ -91,68 +90,74 @@ class Boundary:
         if not self._known:
             return memo, False
         instant = self._range.scale.digestible(key)
-        fingerprint = cast("Fingerprint", self._print)
-        found = fingerprint.digest(memo, instant)
+        found = self._print.digest(memo, instant)
         known = found in self._known
         if self._legacy and not known:
             known = not self._known.isdisjoint(
-                fingerprint.legacy(memo, self._range.scale.digestible_before(value, key))
+                self._print.legacy(memo, self._range.scale.digestible_before(value, key))
             )
         return found, known
 
     # What this run delivered
 
-    def add(self, key: Key, memo: Memo) -> None:
+    def add(self, row: Mark) -> None:
         """Remember a row at the highest value so far, which it may raise; where the memory is deep, at any."""
         if self.deep:
-            self._ties.append((key, memo))
-            if len(self._ties) > 4 * self._limit + 1_000:
+            self._ties.append(row)
+            if len(self._ties) > 4 * self._options.max_seen + 1_000:
                 self._thin()
-        elif key > self._top:
+        elif not self._ties or row[0] > self._ties[0][0]:
             if self._options.range_start == "open":
                 self._under = self._ties
-            self._ties = [(key, memo)]
-            self._top = key
-        elif key == self._top and len(self._ties) <= self._limit:
-            self._ties.append((key, memo))
+            self._ties = [row]
+        elif row[0] == self._ties[0][0] and len(self._ties) <= self._options.max_seen:
+            self._ties.append(row)
 
-    def add_page(self, keys: list[Key], rows: Sequence[Any], highest: Key) -> None:
+    def add_page(self, keys: list[Key], values: list[Any], rows: Sequence[Any], highest: Key) -> None:
         """Remember rows of a page; `highest` is the highest of their keys."""
         if self.deep:
-            self._ties.extend((key, self.take(row)) for key, row in zip(keys, rows, strict=True))
-            self._thin()
+            self.take(rows[0])  # which chooses how the others are taken
+            self._ties.extend(zip(keys, values, map(self.take, rows), strict=True))
+            if len(self._ties) > 4 * self._options.max_seen + 1_000:
+                self._thin()
             return
-        if self._options.range_start == "open" and (lower := [key for key in keys if self._top < key < highest]):
-            self._add_at(max(lower), keys, rows)
-        self._add_at(highest, keys, rows)
+        top = self._ties[0][0] if self._ties else LOWEST
+        if self._options.range_start == "open" and (lower := [key for key in keys if top < key < highest]):
+            self._add_at(max(lower), keys, values, rows)
+        self._add_at(highest, keys, values, rows)
 
-    def _add_at(self, at: Key, keys: list[Key], rows: Sequence[Any]) -> None:
-        if at >= self._top:
-            found = [row for key, row in zip(keys, rows, strict=True) if key == at]
-            for row in found[: self._limit + 1]:
-                self.add(at, self.take(row))
+    def _add_at(self, at: Key, keys: list[Key], values: list[Any], rows: Sequence[Any]) -> None:
+        if not self._ties or at >= self._ties[0][0]:
+            found = [(value, row) for key, value, row in zip(keys, values, rows, strict=True) if key == at]
+            for value, row in found[: self._options.max_seen + 1]:
+                self.add((at, value, self.take(row)))
 
-    def add_old(self, key: Key, memo: Memo) -> None:
+    def add_old(self, row: Mark) -> None:
         """Remember a row at the position that the stream was opened with, or before it."""
-        if memo is not None and len(self._old) <= self._limit:
-            self._old.append((key, memo))
+        if len(self._old) <= self._options.max_seen:
+            self._old.append(row)
 
-    def add_ahead(self, key: Key, value: Any, memo: Memo) -> None:
+    def add_ahead(self, row: Mark) -> None:
         """Remember a row above the ceiling."""
-        if memo is not None and len(self._ahead) <= self._limit:
-            self._ahead.append((key, value, memo))
-        elif memo is not None:
+        if len(self._ahead) <= self._options.max_seen:
+            self._ahead.append(row)
+        else:
             self._beyond += 1
 
     def take_over(self, other: Boundary) -> None:
         """Remember the rows of a window that is finished, too, where the memory reaches back into it."""
         if self.keyed:
             self.deep = self.deep or other.deep
-            self._ahead += other._ahead
+            self._ahead += self._adopted(other, other._ahead)
             if self.deep:
-                self._old += other._old
-                self._ties += other._ties
+                self._old += self._adopted(other, other._old)
+                self._ties += self._adopted(other, other._ties)
                 self._thin()
+
+    def _adopted(self, other: Boundary, rows: Iterable[Mark]) -> Iterator[Mark]:
+        """Return rows of another memory, with keys that compare with ours."""
+        adopt = self._range.scale.adopted
+        return ((adopt(key, other._range.scale), value, memo) for key, value, memo in rows)
 
     def forgotten(self, position: Any) -> int:
         """Return how many rows that are asked for again from a position were too many to be kept."""
@@ -173,16 +178,16 @@ class Boundary:
         span = self._range
         key = span.key_of(position)
         floor = span.key_of(span.floor(position)) if self.deep else key
+        if self.deep:
+            self._thin()
         found: list[tuple[Key, str]] = []
-        for ties in (self._old, self._under, self._ties):
-            for index, (at, memo) in enumerate(ties):
+        for ties in (self._old, self._under, self._ties, self._ahead):
+            for index, (at, value, memo) in enumerate(ties):
                 if floor <= at <= key:
-                    if not isinstance(memo, str):
-                        memo = self._digest(memo, at)  # noqa: PLW2901 - kept, so that it is made once
-                        ties[index] = at, memo
-                    found.append((at, memo))
-        found.extend((at, self._digest(memo, at)) for at, _, memo in self._ahead if floor <= at <= key)
-        found.sort(key=lambda pair: pair[0])
+                    digest = self._digest(memo, at)
+                    ties[index] = at, value, digest  # kept, so that it is made once
+                    found.append((at, digest))
+        found.sort(key=itemgetter(0))
         return [digest for _, digest in found]
 
     def digests_ahead(self, position: Any) -> Seen:
@@ -190,23 +195,24 @@ class Boundary:
         if not self._ahead:
             return NOTHING_SEEN
         key = LOWEST if position is None else self._range.key_of(position)
-        found = sorted((one for one in self._ahead if one[0] > key), key=lambda one: one[0])
+        found = sorted((one for one in self._ahead if one[0] > key), key=itemgetter(0))
         if not found:
             return NOTHING_SEEN
         return Seen([], [self._digest(memo, at) for at, _, memo in found], (found[0][1], found[-1][1]))
 
     def _thin(self) -> None:
         """Keep the highest rows."""
-        self._ties.sort(key=lambda tie: tie[0])
-        if len(self._ties) > self._limit + 1:
-            self._thinned += len(self._ties) - self._limit - 1
-            self._thinned_top = self._ties[-self._limit - 2][0]
-            del self._ties[: -self._limit - 1]
+        self._ties.sort(key=itemgetter(0))
+        beyond = len(self._ties) - self._options.max_seen - 1
+        if beyond > 0:
+            self._thinned += beyond
+            self._thinned_top = self._ties[beyond - 1][0]
+            del self._ties[:beyond]
 
     def _digest(self, memo: Memo, key: Key) -> str:
         if isinstance(memo, str):
             return memo
-        return cast("Fingerprint", self._print).digest(memo, self._range.scale.digestible(key))
+        return self._print.digest(memo, self._range.scale.digestible(key))
 
 
 def merged(*digests: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
-from checkpoint.streams import iterating
+from checkpoint.streams import iterating, paging
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -82,7 +82,7 @@ class Feeding(Generic[T]):
             RuntimeError: the stream is detached, its run has ended, or it is cut into windows.
 
         """
-        return self._scan.filter(batch)
+        return paging.filter_page(self._scan, batch)
 
     @overload
     def track(self, records: AsyncIterable[T]) -> AsyncIterator[T]: ...

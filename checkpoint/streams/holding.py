@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Caller: TypeAlias = Any
 """An asyncio task, or a weak reference to what dies with a thread; compared by identity."""
@@ -36,6 +40,19 @@ def here() -> Caller:
         if task is not None:
             return task
     return local.holder
+
+
+def asking(holder: Caller) -> Callable[[], Caller]:
+    """Return what tells quickly who is running, as long as that is a task of the same loop; None for threads."""
+    return (
+        _nobody
+        if isinstance(holder, weakref.ref) or holder is None
+        else partial(sys.modules["asyncio"].current_task, holder.get_loop())
+    )
+
+
+def _nobody() -> Caller:
+    return None
 
 
 def is_over(holder: Caller) -> bool:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from checkpoint.streams import telling
 from checkpoint.streams.claiming import Claimed, Said, claim, claim_windows, differs
+from checkpoint.streams.counts import NO_ROWS, Stats
 from checkpoint.streams.feeding import Feeding, T
 from checkpoint.streams.holding import here
 from checkpoint.streams.options import Options, check_options
-from checkpoint.streams.reading import NO_ROWS, Scan, Stats, nobody
+from checkpoint.streams.reading import Scan, nobody
 from checkpoint.streams.stored import RESUME, read_state
 from checkpoint.streams.values import Step, wire
 from checkpoint.streams.windows import Frontier, Window, frontier_of

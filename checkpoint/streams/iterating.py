@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from checkpoint.streams import paging
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
@@ -21,7 +23,7 @@ def pages(scan_of: Callable[[], Scan], batches: Iterable[Any]) -> Iterator[Any]:
     reading = scan.begin()
     try:
         for batch in batches:
-            rows = scan.page(batch, reading)
+            rows = paging.feed(scan, batch, reading)
             some = len(rows) > 0
             scan.torn = False  # no handler runs between this and handing them out
             if some:
@@ -39,7 +41,7 @@ async def pages_async(scan_of: Callable[[], Scan], batches: AsyncIterable[Any]) 
     reading = scan.begin()
     try:
         async for batch in batches:
-            rows = scan.page(batch, reading)
+            rows = paging.feed(scan, batch, reading)
             some = len(rows) > 0
             scan.torn = False  # no handler runs between this and handing them out
             if some:
@@ -55,7 +57,7 @@ def track(scan_of: Callable[[], Scan], records: Iterable[Any]) -> Iterator[Any]:
     """Yield what is new, one by one."""
     scan = scan_of()
     reading = scan.begin()
-    step = scan.tracker(reading)
+    step = scan.taker(reading)
     try:
         for record in records:
             if step(record):
@@ -71,7 +73,7 @@ async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) 
     """Yield what is new, one by one."""
     scan = scan_of()
     reading = scan.begin()
-    step = scan.tracker(reading)
+    step = scan.taker(reading)
     try:
         async for record in records:
             if step(record):
@@ -89,7 +91,7 @@ def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], p
     reading = scan.begin_fetch(resume_of())
     try:
         while not reading.closed:
-            rows = scan.answered(page(reading.place), reading)
+            rows = paging.answered(scan, page(reading.place), reading)
             some = len(rows) > 0
             scan.torn = False  # no handler runs between this and handing them out
             if some:
@@ -109,7 +111,7 @@ async def fetch_async(
     reading = scan.begin_fetch(resume_of())
     try:
         while not reading.closed:
-            rows = scan.answered(await page(reading.place), reading)
+            rows = paging.answered(scan, await page(reading.place), reading)
             some = len(rows) > 0
             scan.torn = False  # no handler runs between this and handing them out
             if some:

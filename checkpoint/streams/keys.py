@@ -12,10 +12,12 @@ speed, and gives every other value to `slow`, which returns the same keys, or No
 
 from __future__ import annotations
 
+import re
 from calendar import monthrange
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
+from functools import total_ordering
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
@@ -33,6 +35,26 @@ UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - of a wall clock
 _FIRST_DAY, _LAST_DAY = date.min.toordinal() - EPOCH_DAY, date.max.toordinal() - EPOCH_DAY
 YEAR_ONE = _FIRST_DAY * DAY
+
+
+@total_ordering
+class _Least:
+    """Below every key, so that a bound that does not exist needs no case of its own."""
+
+    def __lt__(self, other: object) -> bool:
+        return self is not other
+
+
+@total_ordering
+class _Greatest:
+    """Above every key."""
+
+    def __gt__(self, other: object) -> bool:
+        return self is not other
+
+
+LOWEST: Any = _Least()
+HIGHEST: Any = _Greatest()
 
 
 def write_day(days: int) -> str:
@@ -167,7 +189,20 @@ def _is_repeated(local: int, zone: tzinfo) -> bool:
 
 
 class KeyForm(Protocol):
-    """What the keys of moments are."""
+    """What the keys of moments are.
+
+    Between `low` and `high` lie all keys but those of years that nobody means.
+    """
+
+    @property
+    def low(self) -> Any:
+        """A key below the usual ones."""
+        ...
+
+    @property
+    def high(self) -> Any:
+        """A key above the usual ones."""
+        ...
 
     def key(self, moment: Moment) -> Any:
         """Return the key of a moment."""
@@ -178,8 +213,13 @@ class KeyForm(Protocol):
         ...
 
 
+LAST_TEXT = "\U0010ffff"
+
+
 class Texts:
     """Keys that are text."""
+
+    low, high = "", LAST_TEXT
 
     def key(self, moment: Moment) -> str:
         """See `KeyForm`."""
@@ -197,6 +237,16 @@ class Datetimes(NamedTuple):
     """Keys that are datetimes of one zone; None: naive ones."""
 
     zone: tzinfo | None
+
+    @property
+    def low(self) -> datetime:
+        """See `KeyForm`."""
+        return datetime.min.replace(tzinfo=self.zone)
+
+    @property
+    def high(self) -> datetime:
+        """See `KeyForm`."""
+        return datetime.max.replace(tzinfo=self.zone)
 
     def key(self, moment: Moment) -> datetime:
         """See `KeyForm`."""
@@ -342,17 +392,17 @@ def of_numbers(slow: ToKey, first: Any) -> ToKey:
 
 def _of_digits(slow: ToKey) -> ToKey:
     def digits(value: Any) -> Any:
-        if type(value) is str and value.isascii():
-            if value.isdecimal() and len(value) < _LONG:
+        if type(value) is str:
+            if value.isdecimal() and value.isascii() and len(value) < _LONG:
                 return int(value)
-            whole, point, places = value.partition(".")
-            if point and whole.isdecimal() and places.isdecimal():
+            if _WITH_POINT(value):
                 return Decimal(value)
         return slow(value)
 
     return digits
 
 
+_WITH_POINT = re.compile(r"\d+\.\d+", re.ASCII).fullmatch
 _LONG = 1_000
 """Digits from which on a number is read as a Decimal, for which Python has no limit."""
 

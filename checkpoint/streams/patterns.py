@@ -45,6 +45,10 @@ _WIDTHS = {"Y": 4, "G": 4, "j": 3, "f": 6} | dict.fromkeys("dmyHIMSUWV", 2)
 _CLOCK = frozenset("HIMSfp")
 
 
+Cut: TypeAlias = tuple[int, int, int]
+"""Where the minutes of a text begin, its seconds end and their fraction ends, counted from its end."""
+
+
 class _Read(NamedTuple):
     """What a text says."""
 
@@ -62,9 +66,9 @@ class Pattern:
     def __init__(self, pattern: str, clock: Clock) -> None:
         self.name = pattern
         self._clock = clock
-        self._parts = _parts(pattern)
+        self._parts = _directives(pattern)
         letters = [letter for letter, _ in self._parts if letter]
-        _check(pattern, letters)
+        _check_directives(pattern, letters)
         self._letters = frozenset(letters)
         self._is_day = not _CLOCK & self._letters
         self._tight = any(
@@ -151,14 +155,18 @@ class Pattern:
         if self._is_day or "M" not in self._letters:
             return keys.remembering(slow, str)
 
-        def is_whole(value: str) -> bool:
+        cut = self._cut(first)
+
+        def is_cut_so(value: Any) -> bool:
+            if not isinstance(value, str) or self._cut(value) != cut:
+                return False
             read = self._parse(value)
             offset = _steady_offset(read.local, read.offset, self._clock.zone)
             return offset is not None and offset % HOUR == 0
 
-        return _of_split_text(slow, first, self._span, is_whole)
+        return slow if cut is None else _of_split_text(slow, first, cut, is_cut_so)
 
-    def _span(self, value: str) -> tuple[int, int, int] | None:
+    def _cut(self, value: str) -> Cut | None:
         """Return where the minutes begin, the seconds end and the fraction ends, counted from the end of a value.
 
         None where these do not stand side by side, or where digits beside each other leave room for two readings.
@@ -187,7 +195,6 @@ class Pattern:
 
 
 _MINUTES = len("00")
-Span: TypeAlias = "Callable[[str], tuple[int, int, int] | None]"
 
 
 @lru_cache(maxsize=64)
@@ -210,73 +217,68 @@ def _steady_offset(local: int, offset: int | None, zone: tzinfo | None) -> int |
     return shift.days * DAY + shift.seconds if same and not shift.microseconds else None
 
 
-def _of_split_text(slow: ToKey, first: Any, span: Span, is_whole: Callable[[str], bool]) -> ToKey:
+def _of_split_text(slow: ToKey, first: str, cut: Cut, is_cut_so: Callable[[Any], bool]) -> ToKey:
     """Return what makes the keys of times whose minutes and seconds stand side by side.
 
-    `span` tells of a value where its minutes begin, its seconds end and their fraction ends, counted from the end;
-    None where that is in doubt. What stands around them is remembered as an hour, where `is_whole` tells that the
-    offset is whole hours for all of it.
+    What stands around them is remembered as an hour, where `is_cut_so` tells that a value is cut as the first one is,
+    and that its offset is whole hours for all of the hour.
     """
-    found = span(first)
-    if found is None:
-        return slow
-    begin, end, last = found
-    heads: dict[str, str] = {}
+    begin, end, last = cut
+    hours: dict[str, str] = {}
     clock = first[-begin : len(first) - end]
     clocks = _clocks(clock[2:-2] if len(clock) > _MINUTES else None)
 
     def learn(value: Any) -> Any:
         key = slow(value)
-        if key is not None and isinstance(value, str) and span(value) == found and is_whole(value):
-            if len(heads) >= REMEMBERED:
-                heads.clear()
-            heads[value[:-begin] + value[len(value) - last :]] = key[:_TO_HOUR]
+        if key is not None and is_cut_so(value):
+            if len(hours) >= REMEMBERED:
+                hours.clear()
+            hours[value[:-begin] + value[len(value) - last :]] = key[:_TO_HOUR]
         return key
 
     def ending(value: Any) -> Any:
         """Make the key of a time at whose end the seconds stand."""
         try:
-            return heads[value[:-begin]] + clocks[value[-begin:]]
+            return hours[value[:-begin]] + clocks[value[-begin:]]
         except (LookupError, TypeError):
             return learn(value)
 
     def split(value: Any) -> Any:
         try:
             size = len(value)
-            key = heads[value[:-begin] + value[size - last :]] + clocks[value[-begin : size - end]]
-            if last == end:
-                return key
-            digits = value[size - end + 1 : size - last]
-            if value[size - end] == "." and digits.isdecimal() and digits.isascii():
-                return f"{key}.{digits}".rstrip("0").rstrip(".")
+            key = hours[value[:-begin] + value[size - last :]] + clocks[value[-begin : size - end]]
+            fraction = value[size - end : size - last]
         except (LookupError, TypeError):
-            pass
-        return learn(value)
+            return learn(value)
+        if not fraction:
+            return key
+        return f"{key}{fraction}".rstrip("0").rstrip(".") if _FRACTION(fraction) else learn(value)
 
     learn(first)
     return split if end else ending
 
 
+_FRACTION = re.compile(r"\.\d+", re.ASCII).fullmatch
 _TO_HOUR = len("2024-05-01T10")
 
 
 # Patterns
 
 
-def _parts(pattern: str) -> list[tuple[str, str]]:
+def _directives(pattern: str) -> list[tuple[str, str]]:
     """Return a pattern as directives, by their letter, and text between them."""
     parts: list[tuple[str, str]] = []
     for directive, text in re.findall(r"%(.|$)|([^%]+)", pattern, re.DOTALL):
         if text:
             parts.append(("", text))
         elif directive in _LONGHAND:
-            parts += _parts(_LONGHAND[directive])
+            parts += _directives(_LONGHAND[directive])
         else:
             parts.append(("", "%") if directive == "%" else (directive or " ", ""))
     return parts
 
 
-def _check(pattern: str, letters: list[str]) -> None:
+def _check_directives(pattern: str, letters: list[str]) -> None:
     unknown = [letter for letter in letters if letter not in _READS and letter != "Z"]
     if unknown:
         raise ValueError(f"cursor_format {pattern!r}: datetime.strptime has no %{unknown[0]}")

@@ -71,17 +71,15 @@ def read_time(text: str) -> Written | None:
     match = _TIME.fullmatch(text)
     if match is None:
         return None
-    day, separator, hour, minute, second, point, fraction, zone = match.groups()
-    that_day = read_day(day)
-    hours, minutes, seconds = int(hour), int(minute), int(second or 0)
-    if that_day is None or not _on_a_clock(hours, minutes, seconds, fraction):
+    day, separator, hour, minute, second, point, fraction, zone = match.groups("")
+    that_day, offset = read_day(day), _seconds_east(zone)
+    clock = _seconds_of(int(hour), int(minute), int(second or 0), fraction)
+    if that_day is None or clock is None or (zone and offset is None):
         return None
-    offset = _seconds_east(zone) if zone else None
-    if zone and offset is None:
-        return None
-    local = (that_day.toordinal() - EPOCH_DAY) * DAY + hours * HOUR + minutes * MINUTE + seconds
-    digits = None if second is None else len(fraction or "")
-    return Written(local, (fraction or "").rstrip("0"), offset, separator, point or ".", digits, zone or "")
+    local = (that_day.toordinal() - EPOCH_DAY) * DAY + clock
+    return Written(
+        local, fraction.rstrip("0"), offset, separator, point or ".", len(fraction) if second else None, zone
+    )
 
 
 def write_time(local: int, fraction: str, like: Written) -> str:
@@ -109,11 +107,13 @@ def read_day(text: str) -> date | None:
     return None
 
 
-def _on_a_clock(hours: int, minutes: int, seconds: int, fraction: str | None) -> bool:
-    """Tell whether there is such a time of day; 60 is a leap second, and 24:00 the end of the day."""
-    if hours == 24:
-        return not (minutes or seconds or (fraction or "").strip("0"))
-    return hours < 24 and minutes < MINUTE and seconds <= MINUTE
+def _seconds_of(hours: int, minutes: int, seconds: int, fraction: str) -> int | None:
+    """Return the seconds of a time of day; 60 is a leap second, and 24:00 the end of the day. None: there is none."""
+    if hours == 24 and (minutes or seconds or fraction.strip("0")):
+        return None
+    if hours > 24 or minutes >= MINUTE or seconds > MINUTE:
+        return None
+    return hours * HOUR + minutes * MINUTE + seconds
 
 
 def _seconds_east(zone: str) -> int | None:
@@ -159,11 +159,10 @@ def of_times(slow: ToKey, first: str, written: Written, zone: tzinfo | None) -> 
     if (written.digits or 0) > MICRO:
         return _of_fine_text(slow, mark, zoned=bool(written.zone)) if written.zone or zone is None else slow
     if written.zone:
-        return _of_utc_text(slow, mark) if written.zone == "Z" else _of_offset_text(slow, len(written.zone))
+        return _of_utc_text(slow, mark) if written.zone == "Z" else _of_offset_text(slow, mark, len(written.zone))
     return _of_naive_text(slow, mark, zone)
 
 
-_SECONDS = "--T::"
 _FINE = "--T::."
 
 
@@ -188,18 +187,19 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
             return slow(value)
         return key.replace(tzinfo=UTC) if isinstance(key, datetime) and key.tzinfo is None else key
 
-    naive_of = _of_offset_text(slow, len("+00:00"))
+    naive_of = _of_offset_text(slow, mark, len("+00:00"))
     return utc
 
 
-def _of_offset_text(slow: ToKey, width: int) -> ToKey:
+def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
     """Return what makes naive keys in UTC, of times with offsets of this width."""
     offsets: dict[str, timedelta] = {}
+    seconds = f"--{mark[2]}::"
 
     def offset(value: Any) -> Any:
         try:
             known = offsets.get(value[_TO_SECOND:])
-            if known is not None and value[4:17:3] == _SECONDS:
+            if known is not None and value[4:17:3] == seconds:
                 return _parse(value[:_TO_SECOND]) - known
             return fraction(value)
         except (TypeError, ValueError, LookupError, OverflowError):

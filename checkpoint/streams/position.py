@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from bisect import insort
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
+from checkpoint.streams.boundary import NO_MARK
 from checkpoint.streams.holding import is_over
-from checkpoint.streams.ranges import LOWEST
+from checkpoint.streams.keys import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from checkpoint.streams.boundary import Boundary, Memo
+    from checkpoint.streams.boundary import Boundary, Mark
     from checkpoint.streams.holding import Caller
     from checkpoint.streams.options import Options
     from checkpoint.streams.ranges import Range
     from checkpoint.streams.values import Key
-
-Mark: TypeAlias = tuple["Key", Any, "Memo"]
-"""A value that was handed out: its key, the value as it came, and what the row is remembered by."""
-
-NO_MARK: Mark = (LOWEST, None, None)
-
-
-class Marked(NamedTuple):
-    """A row that counts for the position."""
-
-    key: Key
-    value: Any
-    memo: Memo
 
 
 class Reading:
@@ -40,11 +29,16 @@ class Reading:
     exhausted   held by nobody, and forgotten: its highest value goes to the loose one
     """
 
-    __slots__ = ("closed", "echo", "fetches", "hand", "high", "holder", "last", "pins", "place", "recent")
+    __slots__ = (
+        "closed", "echo", "fetches", "hand", "high", "holder", "last", "low", "pins", "place", "recent", "top",
+    )  # fmt: skip
 
     def __init__(self, high: Mark) -> None:
         self.high = high
-        """The highest row that a claim covers, as far as this reading knows."""
+        """The highest row that a claim covers, as far as this reading knows; its memo is not yet in the memory."""
+        self.low: Key = LOWEST
+        self.top: Key = LOWEST
+        """Between `low` and `top` a row needs no judging; see `reading`."""
         self.hand: Mark | None = None
         """The row in hand, which no claim covers yet."""
         self.last: Mark | None = None
@@ -114,7 +108,7 @@ class Position:
         self.bound = NO_MARK
         """What this run last claimed of a sorted stream, less the lookback, which no row may go behind."""
         self.finished = False
-        self._ahead: list[Marked] = []  # above the ceiling, lowest first
+        self._ahead: list[Mark] = []  # above the ceiling, lowest first
         self.under = NO_MARK  # the highest value but one
 
     # What readings covered
@@ -154,24 +148,52 @@ class Position:
         """Cover the row in hand: the next one was asked for."""
         hand, reading.hand = reading.hand, None
         if hand is not None:
-            self.cover(Marked(*hand), reading)
+            reading.last = hand
+            self.cover(hand, reading)
 
-    def cover(self, row: Marked, reading: Reading) -> None:
+    def cover_passed(self, row: Mark, reading: Reading) -> None:
+        """Cover a row that passed unjudged."""
+        if self._boundary.deep and row[2] is not None:
+            self._boundary.add(row)
+        if row[0] >= reading.high[0]:
+            self.remember(reading)
+        if row[0] > reading.high[0]:
+            self.under, reading.high = reading.high, row
+        elif row[0] == reading.high[0] and row[2] is not None and not self._boundary.deep:
+            self._boundary.add(row)
+
+    def remember(self, reading: Reading) -> None:
+        """Take the highest row of a reading to the memory: of rows that passed only the last of these is taken there.
+
+        Where the memory is deep all of them are taken, as they are covered.
+        """
+        if reading.high[2] is not None:
+            if not self._boundary.deep:
+                self._boundary.add(reading.high)
+            reading.high = (*reading.high[:2], None)
+
+    def cover(self, row: Mark, reading: Reading) -> None:
         """Count a row for the position: a claim says that it is delivered."""
-        if row.memo is not None and row.key <= self._range.opened_key:
-            self._boundary.add_old(row.key, row.memo)
-        elif row.key > self._range.ceiling():
-            self._boundary.add_ahead(row.key, row.value, row.memo)
-            if row.key > self.above[0]:
-                self.above = row
-            if self.lowest_above is None or row.key < self.lowest_above[0]:
-                self.lowest_above = row
-            if self._options.row_order is not None and len(self._ahead) < max(self._options.max_seen, 1):
-                insort(self._ahead, row, key=lambda one: one.key)
+        key, _, memo = row
+        if memo is not None and key <= self._range.opened_key:
+            self._boundary.add_old(row)
+        elif key > self._range.ceiling():
+            self._cover_above(row)
             return
-        elif row.memo is not None:
-            self._boundary.add(row.key, row.memo)
-        self.rise(row, reading)
+        elif memo is not None:
+            self._boundary.add(row)
+        self.rise((*row[:2], None), reading)
+
+    def _cover_above(self, row: Mark) -> None:
+        """Count a row above the ceiling."""
+        if row[2] is not None:
+            self._boundary.add_ahead(row)
+        if row[0] > self.above[0]:
+            self.above = row
+        if self.lowest_above is None or row[0] < self.lowest_above[0]:
+            self.lowest_above = row
+        if self._options.row_order is not None and len(self._ahead) < max(self._options.max_seen, 1):
+            insort(self._ahead, row, key=itemgetter(0))
 
     def rise(self, row: Mark, reading: Reading) -> None:
         """Take a covered row for the highest one, where it is."""
@@ -235,5 +257,5 @@ class Position:
 
     def _cover_ahead(self) -> None:
         """Count rows that were above the ceiling when they came, and are not any more."""
-        while self._ahead and self._ahead[0].key <= self._range.ceiling():
-            self.rise(self._ahead.pop(0), self.loose)
+        while self._ahead and self._ahead[0][0] <= self._range.ceiling():
+            self.rise((*self._ahead.pop(0)[:2], None), self.loose)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import total_ordering
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import CursorExpired
+from checkpoint.streams.keys import HIGHEST, LOWEST
 from checkpoint.streams.values import Scale, clock, wire
 
 if TYPE_CHECKING:
@@ -19,26 +19,6 @@ SKEW = 300
 """Seconds that a source's clock may be away from ours."""
 DAY = timedelta(days=1)
 INSTANT = timedelta(microseconds=1)
-
-
-@total_ordering
-class _Least:
-    """Below every key, so that a bound that does not exist needs no case of its own."""
-
-    def __lt__(self, other: object) -> bool:
-        return self is not other
-
-
-@total_ordering
-class _Greatest:
-    """Above every key."""
-
-    def __gt__(self, other: object) -> bool:
-        return self is not other
-
-
-LOWEST: Any = _Least()
-HIGHEST: Any = _Greatest()
 
 
 class Range:

@@ -11,7 +11,7 @@ import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from secrets import token_hex
 from typing import Any, TypeAlias, cast
 
@@ -47,9 +47,16 @@ def getter(field: Field, first: Any = _NOTHING) -> Get:
     if first is _NOTHING or _has_names(first):
         get = _by_name(field) if len(path) == 1 else _by_path(field, path)
     else:
-        _read(first, field)  # or it is no row
+        _read_any(first, field)  # or it is no row
         get = _by_attribute(field, first)
     return get
+
+
+def quick_getter(field: Field, first: Any) -> Get:
+    """Return what reads a field of rows like `first`, and raises where a row has none or is another kind of row."""
+    if callable(field) or (_has_names(first) and "." in field):
+        return getter(field, first)
+    return itemgetter(field) if _has_names(first) else attrgetter(field)
 
 
 def _by_name(field: str) -> Get:
@@ -59,26 +66,31 @@ def _by_name(field: str) -> Get:
         except KeyError:
             return None
         except (TypeError, LookupError):
-            return _read(row, field)
+            return _read_any(row, field)
 
     return get
 
 
 def _by_path(field: str, path: list[str]) -> Get:
     head, *rest = path
+    follow = _follow(rest)
 
     def get(row: Any) -> Any:
         try:
-            if field in row:
-                return row[field]
-            value = row[head]
-            for name in rest:
-                value = value[name]
+            return row[field] if field in row else follow(row[head])
         except (TypeError, LookupError):
-            return _read(row, field)
-        return value
+            return _read_any(row, field)
 
     return get
+
+
+def _follow(path: list[str]) -> Get:
+    """Return what reads a path of names, which all are there."""
+    step = itemgetter(path[0])
+    if len(path) == 1:
+        return step
+    follow = _follow(path[1:])
+    return lambda value: follow(step(value))
 
 
 def _by_attribute(field: str, first: Any) -> Get:
@@ -89,12 +101,12 @@ def _by_attribute(field: str, first: Any) -> Get:
         try:
             return read(row)
         except AttributeError:
-            return _read(row, field, known=of)
+            return _read_any(row, field, known=of)
 
     return get
 
 
-def _read(row: Any, field: str, known: Any = None) -> Any:
+def _read_any(row: Any, field: str, known: Any = None) -> Any:
     """Read a field of a row of any kind; one of a `known` type is a row, though it may not have the field."""
     value = _step(row, field)
     if value is not _NOTHING:
@@ -173,6 +185,69 @@ def _lacks(record: Any, name: str) -> bool:
     return _step(record, name) is _NOTHING and getter(name, record)(record) is None
 
 
+UNREAD = (LookupError, TypeError, AttributeError)
+"""What `FieldReader.quick` raises where a row has to be read with care."""
+
+
+class FieldReader:
+    """Reads the cursor field of a stream's rows; the first row decides how.
+
+    Args:
+        field: a name, a path, or a callable of the row.
+        where: the stream, as errors name it.
+        primary: what tells rows apart, which the first row must have; None: nothing.
+
+    """
+
+    __slots__ = ("_field", "_primary", "_read", "_where", "quick")
+
+    def __init__(self, field: Field, where: str, primary: Primary | None = None) -> None:
+        self._field = field
+        self._where = where
+        self._primary = primary
+        self._read: Get | None = None
+        self.quick: Any = None
+        """Reads rows like the first one, and raises one of `UNREAD` for others; None until there was one."""
+
+    def read(self, row: Any) -> Any:
+        """Return the field of a row of any kind; None: it has none.
+
+        Raises:
+            TypeError: it is no row.
+            ValueError: it is the first one, and has no primary key.
+
+        """
+        try:
+            if self._read is not None:
+                return self._read(row)
+            read = getter(self._field, row)
+            value = read(row)
+        except TypeError as error:
+            if callable(self._field):
+                raise
+            raise TypeError(f"{self._where}: {error}") from error
+        self._check(row)
+        self._read, self.quick = read, quick_getter(self._field, row)
+        return value
+
+    def _check(self, row: Any) -> None:
+        """Refuse a first row that has no primary key."""
+        if self._primary is not None:
+            try:
+                check_primary(self._primary, row)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self._where}: {error}") from error
+
+    def read_all(self, rows: Sequence[Any]) -> list[Any]:
+        """Return the field of each row; raises as `read`."""
+        if rows and self._read is None:
+            self.read(rows[0])
+        try:
+            return list(map(self.quick, rows))
+        except UNREAD:
+            return [self.read(row) for row in rows]
+
+
 # Listing the fields of a row
 
 
@@ -198,14 +273,12 @@ def _declared(row: Any) -> list[str] | None:
     of = cast("Any", type(row))
     if dataclasses.is_dataclass(of):
         return [field.name for field in dataclasses.fields(of)]
-    mapper = getattr(of, "__mapper__", None)  # SQLAlchemy
-    if mapper is not None:
-        return [str(column.key) for column in mapper.column_attrs]
-    meta = getattr(of, "_meta", None)  # Django
-    if hasattr(meta, "concrete_fields"):
-        return [str(field.attname) for field in cast("Any", meta).concrete_fields]
-    if hasattr(of, "__attrs_attrs__"):  # attrs
-        return [str(attribute.name) for attribute in of.__attrs_attrs__]
+    for where, name in _DECLARATIONS.items():
+        try:
+            fields = attrgetter(where)(of)
+        except AttributeError:
+            continue
+        return [str(getattr(field, name)) for field in fields]
     # named tuples; msgspec; pydantic, of version 2 and 1
     for attribute in ("_fields", "__struct_fields__", "model_fields", "__fields__"):
         names = getattr(of, attribute, None)
@@ -214,6 +287,14 @@ def _declared(row: Any) -> list[str] | None:
         if isinstance(names, Mapping | tuple | list):
             return [*map(str, cast("Sequence[Any]", names)), *(getattr(row, "model_extra", None) or ())]
     return None
+
+
+_DECLARATIONS = {
+    "__mapper__.column_attrs": "key",  # SQLAlchemy
+    "_meta.concrete_fields": "attname",  # Django
+    "__attrs_attrs__": "name",  # attrs
+}
+"""Where classes list their fields, and what a field has its name as."""
 
 
 def _attributes(row: Any) -> list[str]:
@@ -238,35 +319,39 @@ class Fingerprint:
 
     """
 
-    __slots__ = ("_get_primary", "_primary", "_take", "_version_fields", "_where")
+    __slots__ = ("_primary", "_read_primary", "_version_fields", "_where", "snapshot")
+
+    snapshot: Callable[[Any], Snapshot]
+    """Returns what is to be kept of a row that is handed out, as it is now; the job may change the row.
+
+    It raises TypeError where the first row's kind does not tell its fields, and no `version_fields` do, or where what
+    it holds cannot be compared, and ValueError where the first row has no primary key.
+    """
 
     def __init__(self, primary: Primary, version_fields: Sequence[str] | None = None, where: str = "") -> None:
         self._where = where
         self._primary = primary
         self._version_fields = version_fields
-        self._get_primary = primary_getter(primary)
-        self._take: Callable[[Any], Snapshot] | None = None
+        self._read_primary = primary_getter(primary)
+        self.snapshot = self._first
 
-    def snapshot(self, record: Any) -> Snapshot:
-        """Return what is to be kept of a row that is handed out, as it is now; the job may change the row.
-
-        Raises:
-            TypeError: what kind of row the first one is does not tell its fields, and no `version_fields` do, or what
-                it holds cannot be compared.
-            ValueError: the first one has no primary key.
-
-        """
+    def _first(self, record: Any) -> Snapshot:
+        """Take the first snapshot, and choose by the row how they are taken; or refuse it."""
         try:
-            if self._take is None:
-                self._take = self._decide(record)
-            return self._take(record)
+            check_primary(self._primary, record)
+            take = self._decide(record)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self._where}: {error}") from error
+        snapshot = take(record)
+        try:
+            _content(self._compared(snapshot), strict=True)
+        except TypeError as error:
+            raise TypeError(f"{self._where}: {error}") from error
+        self.snapshot = take
+        return snapshot
 
     def _decide(self, record: Any) -> Callable[[Any], Snapshot]:
-        """Choose by the first row how snapshots are taken, and refuse it where that is not possible."""
-        check_primary(self._primary, record)
-        self._get_primary = primary = primary_getter(self._primary, record)
+        self._read_primary = primary = primary_getter(self._primary, record)
         versions = None if self._version_fields is None else [getter(name, record) for name in self._version_fields]
 
         def compared(row: Any) -> Snapshot:
@@ -276,26 +361,30 @@ class Fingerprint:
             return key, [get(row) for get in versions or ()]
 
         def listed(row: Any) -> Snapshot:
-            return primary(row), _listed(row)
+            try:
+                return primary(row), _listed(row)
+            except TypeError as error:
+                raise TypeError(f"{self._where}: {error}") from error
 
         def copied(row: Any) -> Snapshot:
-            return cast("Any", row).copy() if type(row) is dict else listed(row)
+            of: Any = type(row)  # pyright: ignore[reportUnknownVariableType] - what a dict holds is not known
+            return row.copy() if of is dict else listed(row)
 
-        take = compared if versions is not None else copied if type(record) is dict else listed
-        _content(self._parts(take(record)), strict=True)
-        return take
+        if versions is not None:
+            return compared
+        return copied if type(record) is dict else listed
 
-    def _parts(self, snapshot: Snapshot) -> Any:
-        return (self._get_primary(snapshot), snapshot) if isinstance(snapshot, dict) else snapshot
+    def _compared(self, snapshot: Snapshot) -> Any:
+        return (self._read_primary(snapshot), snapshot) if isinstance(snapshot, dict) else snapshot
 
     def digest(self, snapshot: Snapshot, instant: str) -> str:
         """Return 8 bytes of BLAKE2b over primary key and cursor instant, and 4 over what is compared, in hex."""
-        primary, content = self._parts(snapshot)
+        primary, content = self._compared(snapshot)
         return _hash([primary, instant], IDENTITY) + _hash(content, CONTENT)
 
     def legacy(self, snapshot: Snapshot, instants: Sequence[str]) -> set[str]:
         """Return the digests that version 1 may have stored of a row: 8 bytes over all, in hex."""
-        primary, content = self._parts(snapshot)
+        primary, content = self._compared(snapshot)
         return {_hash([primary, instant, content], IDENTITY) for instant in instants}
 
 
@@ -324,12 +413,12 @@ def _content(content: Any, *, strict: bool = False) -> bytes:
     `strict` refuses what has no such bytes; otherwise its bytes are those of no other object.
     """
     try:
-        return orjson.dumps(content, _plain, orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(content, _as_json, orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except TypeError:  # integers beyond 64 bits, cycles, or what has no plain form
         return repr(_canonical(content, (), strict=strict)).encode("utf-8", "surrogatepass")
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """Return a value as JSON can have it."""
     if isinstance(value, memoryview | bytearray):
         return str(bytes(cast("Any", value)))
@@ -361,7 +450,7 @@ def _canonical(value: Any, inside: tuple[int, ...], *, strict: bool) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(item, inside, strict=strict) for item in cast("list[Any]", value)]
     try:
-        plain = _plain(value)
+        plain = _as_json(value)
     except TypeError:
         if strict:
             raise

@@ -126,6 +126,7 @@ class Epoch(_Writes):
     """Numbers, or digits as text, since 1970 in UTC."""
 
     kind: Kind | None = "instant"
+    low, high = -math.inf, math.inf
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name

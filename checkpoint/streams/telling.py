@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.streams.reading import NO_ROWS, Stats
+from checkpoint.streams.counts import NO_ROWS, Stats
 from checkpoint.streams.values import epoch_named
 
 if TYPE_CHECKING:

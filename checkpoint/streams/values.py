@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 
 from checkpoint.streams.keys import (
     DAY,
+    LAST_TEXT,
     MICRO,
     TEXTS,
     Clock,
@@ -104,7 +105,7 @@ class Scale:
 
         Keys of before do not compare with those from here on.
         """
-        if is_missing(value):
+        if is_missing_value(value):
             return False
         self._exact(value)  # settles the kind, or refuses
         self._form = self._spelling.form(value)
@@ -112,7 +113,7 @@ class Scale:
         return True
 
     def _row_key(self, value: Any) -> Key:
-        return None if is_missing(value) else self.key_of(value)
+        return None if is_missing_value(value) else self.key_of(value)
 
     def key_of(self, value: Any, *, written: bool = False) -> Key:
         """Return the key of a value, whatever it is spelled like.
@@ -121,6 +122,19 @@ class Scale:
         """
         exact = self._exact(value, written=written)
         return self._form.key(exact) if self.has_clock else exact
+
+    def adopted(self, key: Key, other: Scale) -> Key:
+        """Return a key of another scale of the same column as one of this scale's."""
+        if not self.has_clock or self._form == other._form:
+            return key
+        return self._form.key(other._form.moment(key))
+
+    @property
+    def limits(self) -> tuple[Key, Key]:
+        """Keys below and above those that rows usually have."""
+        if self.has_clock:
+            return self._form.low, self._form.high
+        return ("", LAST_TEXT) if self.kind == "text" else (-math.inf, math.inf)
 
     @property
     def has_clock(self) -> bool:
@@ -206,7 +220,7 @@ class Scale:
             raise TypeError(f"{self.where}: {self._named(value)} ({_type_of(value)}) cannot be moved by {step!r}")
         if not isinstance(step, timedelta):
             return self._spelling.write(Fraction(exact) + times * Fraction(step), value)
-        moved = _moved(exact, times * step)
+        moved = _moment_after(exact, times * step)
         try:
             return self._spelling.write(moved, value)
         except (ValueError, OverflowError) as error:
@@ -280,7 +294,7 @@ class Scale:
         return found
 
 
-def is_missing(value: Any) -> bool:
+def is_missing_value(value: Any) -> bool:
     """Tell whether a row has no cursor value: None, NaN, NaT, pandas' NA, or empty text."""
     if value is None:
         return True
@@ -295,7 +309,7 @@ def is_missing(value: Any) -> bool:
     )
 
 
-def _moved(moment: Moment, by: timedelta) -> Moment:
+def _moment_after(moment: Moment, by: timedelta) -> Moment:
     seconds, fraction = moment
     digits = max(len(fraction), MICRO)
     micros = (by.days * DAY + by.seconds) * 10**MICRO + by.microseconds

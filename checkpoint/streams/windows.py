@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+from checkpoint.streams.counts import NO_ROWS
 from checkpoint.streams.feeding import Feeding, T
-from checkpoint.streams.reading import NO_ROWS, Scan
-from checkpoint.streams.stored import NOTHING_SEEN
 from checkpoint.streams.values import wire
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from checkpoint.streams.options import Options
+    from checkpoint.streams.reading import Scan
     from checkpoint.streams.values import Key, Scale, Step
 
 MINUTE = 60
@@ -161,7 +161,7 @@ class Frontier:
         self.refusal: str | None = None
         """Why no more windows are entered."""
         self._unfinished: dict[tuple[Key, Key], str] = {}  # windows that were left, and why they are not finished
-        self.idle = Scan(scan.name, replace(self._options, initial_value=None, end_value=None), None, NOTHING_SEEN)
+        self.idle = scan.part(replace(self._options, initial_value=None, end_value=None))
         """What a window is fed to outside its block: nothing."""
         self.idle.close(f"{scan.name!r}: a window is fed inside its with block")
         for first, after in islands:
@@ -174,10 +174,7 @@ class Frontier:
         """Return what the rows of a window are fed to."""
         if self.refusal is not None:
             raise RuntimeError(self.refusal)
-        scan = Scan(
-            self._scan.name, replace(self._options, initial_value=start, end_value=end), None, self._scan.boundary.seen
-        )
-        scan.recall(self._scan)
+        scan = self._scan.part(replace(self._options, initial_value=start, end_value=end))
         self._open.add(scan)
         return scan
 
