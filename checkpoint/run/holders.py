@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from checkpoint.codec import Cursor
+    from checkpoint.streams.counts import Stats
     from checkpoint.streams.holding import Caller
-    from checkpoint.streams.reading import Stats
     from checkpoint.streams.telling import Ending
 
 __all__ = ["Holders", "KeyHolder", "Scope", "Stream", "caller"]
