@@ -247,6 +247,16 @@ def test_the_file_is_bounded_too(path: Path, keep: int) -> None:
             assert rows(path) <= keep * 1.5  # what is dropped may wait for another change
 
 
+def test_the_file_stops_growing(path: Path) -> None:
+    sizes: list[int] = []
+    with closing(SQLiteStore(path, keep=20)) as store, freeze_time("2024-05-01T10:00:00Z"):
+        for number in range(240):
+            store.commit("job", {"a": f"{number:0300}", "b" if number % 2 else "c": str(number)})
+            sizes.append(path.stat().st_size)
+        assert len(store.history("job", "a")) == len(store.history("job", "b")) == 20
+    assert sizes[-1] <= sizes[60] * 1.3
+
+
 def test_what_a_commit_adds_grows_with_what_it_changes(path: Path) -> None:
     """A group of 2 000 members, one of which is changed by each commit."""
     cursor = codec.encode({"updated_at": "2024-05-01T10:00:00.000000+00:00"})

@@ -9,16 +9,19 @@ import os
 import pickle
 import re
 import ssl
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from hashlib import sha1
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -662,6 +665,84 @@ def test_the_profile_of_boto3_gives_the_credentials(
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(Unauthorized, match="the AWS profile cannot be used: .*nobody"):
         ObjectStore(s3).load("job")
+
+
+class Portal(BaseHTTPRequestHandler):
+    """The portal of an AWS single sign-on: it gives the credentials of a role to whoever has signed in."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        signed_in = self.headers["x-amz-sso_bearer_token"] == "signed-in"
+        role = {"accessKeyId": "thesso", "secretAccessKey": "secret", "sessionToken": "session", "expiration": 4e12}
+        body = json.dumps({"roleCredentials": role} if signed_in else {"message": "Session token not found"}).encode()
+        self.send_response(200 if signed_in else 401)
+        self.send_header("Content-Type", "application/json")
+        if not signed_in:
+            self.send_header("x-amzn-ErrorType", "UnauthorizedException")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def portal() -> Iterator[str]:
+    Portal.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("token", ["signed-in", "ended", None])
+def test_a_single_sign_on_gives_the_credentials(
+    s3: str, proxy: Proxy, portal: str, tmp_path: Path, token: str | None
+) -> None:
+    """In a process of its own: botocore remembers the home folder from when it is imported."""
+    pytest.importorskip("boto3")
+    cache = tmp_path / ".aws" / "sso" / "cache"
+    cache.mkdir(parents=True)
+    (tmp_path / ".aws" / "config").write_text(
+        "[profile work]\nsso_session = company\nsso_account_id = 111122223333\nsso_role_name = Sync\n"
+        "[sso-session company]\nsso_start_url = https://company.awsapps.com/start\nsso_region = us-east-1\n"
+        "sso_registration_scopes = sso:account:access\n"
+    )
+    if token is not None:
+        name = sha1(b"company", usedforsecurity=False).hexdigest()
+        session = {"accessToken": token, "expiresAt": "2999-01-01T00:00:00Z"}
+        (cache / f"{name}.json").write_text(json.dumps(session))
+    environment = {name: value for name, value in os.environ.items() if "ACCESS_KEY" not in name}
+    environment |= {"HOME": str(tmp_path), "AWS_PROFILE": "work", "AWS_ENDPOINT_URL_SSO": portal}
+    job = """
+        import sys
+        from checkpoint import ObjectStore, Unauthorized
+        try:
+            ObjectStore(sys.argv[1]).commit("job", {"a": "1"})
+        except Unauthorized as error:
+            print(error)
+        else:
+            print("committed")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(job), s3],
+        env=environment, check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    if token == "signed-in":
+        assert done.stdout == "committed\n"
+        assert Portal.asked == ["/federation/credentials?role_name=Sync&account_id=111122223333"]
+        assert proxy.signed
+        assert all("Credential=thesso/" in request for request in proxy.signed)
+    else:
+        assert re.search("the credential provider failed with (Unauthorized)?SSOToken.*`aws sso login`", done.stdout)
+        assert not proxy.signed
+    assert "secret" not in done.stdout + done.stderr
+    assert "ended" not in done.stdout
 
 
 def test_a_profile_without_boto3_says_what_to_install(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,8 @@ def _failed(error: Exception) -> Failed:
     """Judge what obstore said: "… non-2xx status code: 404 Not Found: the body", or why there was no answer."""
     head, _, debug = str(error).partition("\n\nDebug source:")
     if asked := re.search(r"External \w+ credential provider: (\w+)", head):
-        said = f"the credential provider failed with {asked[1]}; it is called again with the next request"
+        then = "sign in with `aws sso login`" if "SSO" in asked[1] else "it is called again with the next request"
+        said = f"the credential provider failed with {asked[1]}; {then}"
         return Failed(said, 401, again=False)
     found = re.search(r"non-2xx status code: (\d{3})[^:]*:? ?", head)
     if found is None:
