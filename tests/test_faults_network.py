@@ -9,21 +9,27 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
 from checkpoint import Checkpointer, Conflict, StoreError, StoreUnavailable, Unauthorized
 from checkpoint.codec import encode
 from checkpoint.stores import open_store
+from checkpoint.stores.network import resolve
+from checkpoint.stores.route import route_to
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Answer, ApiServer, Delay, Hang
 
 A, B = {"at": 1}, {"at": 2}
+EMPTY = (
+    b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 13\r\n\r\n{"result":[]}'
+)
 REWRITES = "a gateway or proxy answers in the API's place, or rewrites paths"
 
 
@@ -169,6 +175,51 @@ def test_fault_81_a_gateway_that_decodes_twice_is_found(stores):
         assert held(upstream) == {"a%2Fb": encode(A), "a/b": encode(A)}
 
 
+@pytest.mark.parametrize(
+    ("change", "key", "other"),
+    [
+        (bytes.lower, "Deals", "deals"),
+        (lambda line: line.replace(b".?", b"?"), "deals.", "deals"),
+        (lambda line: line.replace(b"%20?", b"?"), "deals ", "deals"),
+        (lambda line: line.replace(b"%2B", b"%20"), "a+b", "a b"),
+        (lambda line: line.replace(b"%3Bx", b""), "a;x", "a"),
+        (lambda line: line.replace(b"%3F", b"?"), "a?b", "a"),
+        (lambda line: line.replace(b"%EF%AC%81", b"fi"), "\ufb01", "fi"),
+    ],
+    ids=["case", "dot", "blank", "plus", "semicolon", "question mark", "ligature"],
+)
+@pytest.mark.parametrize("deletes", [False, True])
+def test_fault_81_a_key_taken_for_another_is_not_written(stores, change, key, other, deletes):
+    def careless(request):
+        line, rest = request.split(b"\r\n", 1)
+        method, path, version = line.split(b" ", 2)
+        path, mark, query = path.partition(b"?")
+        return method + b" " + change(path + mark) + query + b" " + version + b"\r\n" + rest
+
+    with gateway(careless) as (upstream, url):
+        before = {key: encode(A), other: encode(A), "x": encode(A), "y": encode(A)}
+        upstream.store.commit("run", before)
+        with Checkpointer("run", stores(url), on_conflict="overwrite") as cp:
+            cp["x"], cp["y"] = B, B
+            cp[key] = B
+            if deletes:
+                del cp[key]
+            with pytest.raises(StoreError, match=f"{REWRITES}|state_key is required"):
+                cp.commit()
+            cp.discard()
+        assert held(upstream) == before
+
+
+def test_fault_81_keys_that_look_alike_are_read_once_in_a_run(api, stores):
+    api.store.commit("run", {"A": encode(A), "a": encode(A), "b": encode(A)})
+    with Checkpointer("run", stores(), on_conflict="overwrite") as cp:
+        for cursor in (B, A, B):
+            for key in cp:
+                cp[key] = cursor
+            cp.commit()
+    assert [asked(api).count(f"GET {key}") for key in ("A", "a", "b")] == [1, 1, 0]
+
+
 def test_fault_81_other_keys_go_through_a_rewriting_nginx(api, nginx, stores):
     seed(api, a=A)
     with Checkpointer("run", stores(nginx)) as cp:
@@ -229,7 +280,17 @@ def test_fault_82_a_gateways_404_is_tried_again(api, stores):
 
 
 @pytest.mark.parametrize(
-    "answer", [GATEWAY, Answer(404, "not here"), Answer(404, b""), Answer(404, [1]), Answer(404, {"status": 404})]
+    "answer",
+    [
+        GATEWAY,
+        Answer(404, "not here"),
+        Answer(404, b""),
+        Answer(404, [1]),
+        Answer(404, {"status": 404}),
+        Answer(404, {"statusCode": None}),
+        Answer(404, {"statusCode": 502, "message": "upstream"}),
+        Answer(404, {"error": {"statusCode": 404}}),
+    ],
 )
 def test_fault_82_a_gateways_404_is_never_a_fresh_start(api, stores, answer):
     seed(api, a=A)
@@ -281,12 +342,36 @@ def test_fault_83_the_stores_own_constructor_refuses_them_too(text):
 
 
 @pytest.mark.parametrize(
-    "host", ["a..b", "x" * 64 + ".com", "\u2603\ufdd0.com", "xn--\u00fc.com", ".example", "\u0640\u0640", "a\u200bb..c"]
+    "host",
+    [
+        *["a..b", "x" * 64 + ".com", "\u2603\ufdd0.com", "xn--\u00fc.com", ".example", "\u0640\u0640", "a\u200bb..c"],
+        *["h;x", "h,x", "h|x", "<h>", "h%20x", "h%2fx", "h\\x", "h x", "[::1", "[fe80::g]", "999.1.1.1"],
+        *["h:0", "h:99999", "h:-1", "h:80x", "user:hidden-word@h", "user@h", "h?x", "h#x"],
+    ],
 )
 def test_fault_83_a_host_that_is_no_name_is_refused(host):
     for scheme in ("http", "https"):
-        with pytest.raises(ValueError, match=r"host|base URL"):
+        with pytest.raises(ValueError, match=r"host|base URL") as caught:
             TrutoStore(f"{scheme}://{host}", "token")
+        assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "LOCALHOST"])
+def test_fault_83_hosts_of_unusual_spelling_are_reached(stores, host):
+    def serve(connection):
+        if message(connection):
+            connection.sendall(EMPTY)
+
+    with between(serve, "::1" if host[0] == "[" else "127.0.0.1") as port:
+        assert stores(f"HTTP://{host}:{port}").load("run") == {}
+
+
+def test_fault_83_the_zone_of_an_address_is_looked_up(monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    for host in ("fe80::1%25eth0", "fe80::1%eth0"):
+        assert resolve(host, 80).result() == []
+    assert asked == ["fe80::1%eth0"] * 2
 
 
 def test_fault_83_options_of_a_url_reach_the_store(api, monkeypatch):
@@ -435,9 +520,10 @@ def message(connection):
 
 
 @contextmanager
-def between(serve):
+def between(serve, host="127.0.0.1"):
     """Listen, and call for each connection, in a thread of its own; yield the port."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=64) as listener:
 
         def served(connection):
             with connection:
@@ -489,7 +575,9 @@ def test_fault_92_a_server_that_closes_without_saying_so_works(stores):
 # 93: Retry-After
 
 
-@pytest.mark.parametrize("text", ["1e400", "inf", "nan", "-1", "0x10", "1_000", "1.5", "5 minutes", "Infinity", ""])
+@pytest.mark.parametrize(
+    "text", ["1e400", "inf", "nan", "-1", "0x10", "1_000", "1.5", "5 minutes", "Infinity", "-0", ""]
+)
 def test_fault_93_a_retry_after_that_is_no_number_is_ignored(api, stores, text):
     api.script(Answer(503, headers={"Retry-After": text}))
     began = time.monotonic()
@@ -566,7 +654,38 @@ def test_fault_94_no_proxy_names_addresses_and_networks(api, stores, no_proxies,
     assert stores().load("run") == {}
 
 
-@pytest.mark.parametrize("exempted", ["10.0.0.0/8", "128.0.0.0/1", "nonsense/8", "example.com"])
+@pytest.mark.parametrize(
+    ("url", "exempted"),
+    [
+        ("https://api.example", "api.example example .example *.example API.example api.example:443 example:443 *:443"),
+        ("https://api.example", "https://api.example all://example *"),
+        ("http://[fd00::5]:8080", "fd00::/8 [fd00::]/8 fd00::5 fd00:0::5 [fd00::5] [fd00::5]:8080"),
+        ("http://10.1.2.3", "10.0.0.0/8 10.1.2.3 10.1.2.3:80 http://10.1.2.3"),
+    ],
+)
+def test_fault_94_no_proxy_exempts_what_it_names(no_proxies, url, exempted):
+    no_proxies.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    for item in exempted.split():
+        no_proxies.setenv("NO_PROXY", f"other.example, {item}")
+        assert route_to(url).proxy is None, item
+
+
+@pytest.mark.parametrize(
+    ("url", "others"),
+    [
+        ("https://api.example", "xample i.example api.example:80 http://api.example fd00::/8 [::1] [ ] : :// , 0/0/0"),
+        ("http://[fd00::5]:8080", "[fd00::5]:80 fd01::/16 10.0.0.0/8 ::"),
+        ("http://10.1.2.3", "10. 10.1.2 10.1.2.3:81 10.0.0.0/99 https://10.1.2.3"),
+    ],
+)
+def test_fault_94_no_proxy_exempts_nothing_else(no_proxies, url, others):
+    no_proxies.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    for item in ["", *others.split()]:
+        no_proxies.setenv("NO_PROXY", item)
+        assert str(route_to(url).proxy) == "the proxy 127.0.0.1:9 ($ALL_PROXY)", item
+
+
+@pytest.mark.parametrize("exempted", ["10.0.0.0/8", "128.0.0.0/1", "nonsense/8", "example.com", "fd00::/8", "[::1]:80"])
 def test_fault_94_other_networks_exempt_nothing(stores, no_proxies, exempted):
     with proxy() as (port, heads):
         no_proxies.setenv("ALL_PROXY", f"http://127.0.0.1:{port}")
@@ -620,6 +739,30 @@ def test_fault_94_a_companys_certificate_names_the_variable(tmp_path, no_proxies
     no_proxies.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
     with pytest.raises(StoreError, match="SSL_CERT_FILE"):
         stores("https://api.example").load("run")
+
+
+def test_fault_94_a_proxys_own_certificate_names_the_proxy(tmp_path, no_proxies, stores):
+    trustme = pytest.importorskip("trustme")
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        no_proxies.delenv(name, raising=False)
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    def serve(connection):
+        with suppress(OSError), context.wrap_socket(connection, server_side=True) as wrapped:
+            if wrapped.recv(10_000):
+                wrapped.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    with between(serve) as port:
+        no_proxies.setenv("ALL_PROXY", f"https://127.0.0.1:{port}")
+        for scheme in ("http", "https"):
+            with pytest.raises(StoreError, match=rf"the certificate of the proxy 127\.0\.0\.1:{port} \(\$ALL_PROXY\)"):
+                stores(f"{scheme}://api.example").load("run")
+        no_proxies.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        for scheme in ("http", "https"):
+            with pytest.raises(StoreError, match="asks for a user and a password"):
+                stores(f"{scheme}://api.example").load("run")
 
 
 # 96, 97: signal handlers and threads

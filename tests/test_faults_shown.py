@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from base64 import b64encode, urlsafe_b64encode
 from urllib.parse import quote
 
 import pytest
@@ -39,6 +40,9 @@ ESCAPED = {
     "percent of all": "".join(f"%{ord(char):02x}" for char in TOKEN),
     "percent twice": quote(quote(TOKEN, safe=""), safe=""),
     "repr": repr(TOKEN)[1:-1],
+    "base64": b64encode(TOKEN.encode()).decode(),
+    "base64 of a header": b64encode(f"Bearer {TOKEN}".encode()).decode(),
+    "base64 for URLs": urlsafe_b64encode(f"x:{TOKEN}".encode()).decode(),
 }
 JSON = {"Content-Type": "application/json"}
 
@@ -117,11 +121,10 @@ def test_fault_98_what_the_http_libraries_log_has_no_token(served, store, log):
 
 @pytest.mark.parametrize("name", ESCAPED)
 def test_fault_98_every_way_of_writing_it_is_hidden(name):
-    assert Secret(TOKEN).hide(f"before {ESCAPED[name]} after {TOKEN[:-1]}") in {
-        f"before *** after {TOKEN[:-1]}",
-        f'before "***" after {TOKEN[:-1]}',
-        f'before "\\"***\\"" after {TOKEN[:-1]}',
-    }
+    said = Secret(TOKEN).hide(f"before {ESCAPED[name]} after {TOKEN[:-1]}")
+    before, _, after = said.partition("***")
+    assert after.strip('"\\') == f" after {TOKEN[:-1]}" or after.lstrip('\\"') == f" after {TOKEN[:-1]}"
+    assert before.strip('"\\') in {"before ", "before QmVhcmVyIH", "before eDp"}
 
 
 # 99: control characters
