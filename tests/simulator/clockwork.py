@@ -107,6 +107,8 @@ class Clockwork:
         self.locks: WeakSet[Lock] = WeakSet()
         """Those that somebody can still take: a lock may be held to its end by what is gone, as a signal is."""
         self.threads_made = 0
+        self.not_started = 0
+        """How many threads could not be started."""
         self.hung: list[str] = []
         """What each thread waited for when nobody could go on."""
         self.crashes: list[BaseException] = []
@@ -172,6 +174,7 @@ class Clockwork:
     def start(self, process: Process, name: str, body: Callable[[], None]) -> Task:
         """Start a thread, or fail to."""
         if self.choices.fault(("start", "no thread")) == "no thread":
+            self.not_started += 1
             raise RuntimeError("can't start new thread")
         task = Task(process, name)
         self._begin(task, body)
