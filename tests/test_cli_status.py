@@ -146,7 +146,7 @@ def test_epochs_lag_where_their_format_is_given(url):
 
 
 def test_status_and_list_say_who_holds_the_lease(store):
-    held = lease.Holder("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+    held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
     store.commit("crm", {lease.KEY: held.value()})
     said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z."
     for verb in (["status"], ["list"], ["list", "crm"]):
@@ -155,7 +155,7 @@ def test_status_and_list_say_who_holds_the_lease(store):
 
 
 def test_a_write_under_an_exclusive_runs_feet_says_so_first(store):
-    held = lease.Holder("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+    held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
     store.commit("crm", {lease.KEY: held.value()})
     said = (
         "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z. If that run is alive, its next commit "

@@ -1079,16 +1079,16 @@ def test_doctor_of_a_silent_server_is_done_within_five_seconds(monkeypatch, url)
 
 
 def test_unlock(store):
-    held = lease.Holder("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+    held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
     store.commit("job", {lease.KEY: held.value()})
     told = "held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
     assert screen("unlock", "job", "--dry-run") == f"'job' is {told}.\n"
     assert (
         error("unlock", "job", status=2) == f"Error: 'job' is {told}. Release it? Nobody can be asked here: add --yes."
     )
-    assert lease.holder("job", store.load("job")[lease.KEY]) == held
+    assert lease.lease_state("job", store.load("job")[lease.KEY]) == held
     assert screen("unlock", "job", "--yes") == f"'job' was {told}.\n"
-    assert lease.holder("job", store.load("job")[lease.KEY]) == lease.Holder(None, None, 5, 0)
+    assert lease.lease_state("job", store.load("job")[lease.KEY]) == lease.LeaseState(None, None, 5, 0)
     assert screen("unlock", "job") == "'job' is not held.\n"
     assert document("unlock", "job", "--json") == {
         "namespace": "job",
@@ -1100,7 +1100,7 @@ def test_unlock(store):
 
 def test_unlock_of_what_is_no_lease(store):
     assert screen("unlock", "job", "--yes") == "'job' was held by something that is no lease.\n"
-    assert lease.holder("job", store.load("job")[lease.KEY]).owner is None
+    assert lease.lease_state("job", store.load("job")[lease.KEY]).owner is None
 
 
 # What is documented

@@ -51,8 +51,8 @@ def quick(monkeypatch):
         monkeypatch.setattr(lease, name, seconds)
 
 
-def held(store: Store) -> lease.Holder:
-    return lease.holder("run", store.load("run").get(lease.KEY))
+def held(store: Store) -> lease.LeaseState:
+    return lease.lease_state("run", store.load("run").get(lease.KEY))
 
 
 def fenced(store: Store) -> bool:
@@ -117,7 +117,7 @@ def test_it_is_taken_when_its_time_is_over_and_soon(monkeypatch, seconds):
     store = MemoryStore()
     monkeypatch.setattr(lease, "LOOK", 1.0)
     monkeypatch.setattr(lease, "monotonic", lambda: moments[-1])
-    silent = lease.Holder("somebody who was stopped", "2024-05-01T10:00:00Z", 1, 0, seconds)
+    silent = lease.LeaseState("somebody who was stopped", "2024-05-01T10:00:00Z", 1, 0, seconds)
     store.commit("run", {lease.KEY: silent.value()})
     with monkeypatch.context() as patch:
         patch.setattr(lease.time, "sleep", lambda pause: moments.append(moments[-1] + pause))
@@ -168,7 +168,7 @@ def test_a_run_that_finds_its_lease_taken_commits_nothing_also_over_http(api, tr
     with caplog.at_level(logging.ERROR, "checkpoint"):
         cp = Checkpointer("run", truto, exclusive=True)
         cp.__enter__()
-        taken = lease.Holder("somebody else", "2024-05-01T10:00:00Z", 7, 0)
+        taken = lease.LeaseState("somebody else", "2024-05-01T10:00:00Z", 7, 0)
         truto.commit("run", {lease.KEY: taken.value()})
         while not caplog.messages:
             threading.Event().wait(0.01)

@@ -255,16 +255,16 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
         screen.say(f"{namespace!r} {'is' if dry_run else 'was'} held by {_holder_said(held)}.")
 
 
-def _holder_said(held: lease.Holder) -> str:
+def _holder_said(held: lease.LeaseState) -> str:
     return f"{held.owner} since {held.since}" if held.since else f"{held.owner}"
 
 
-def _held(store: Store, namespace: str) -> lease.Holder:
+def _held(store: Store, namespace: str) -> lease.LeaseState:
     entry = store.load(namespace).get(lease.KEY)
     try:
-        return lease.holder(namespace, entry)
+        return lease.lease_state(namespace, entry)
     except CorruptState:
-        return lease.Holder("something that is no lease", None, 0, 0)
+        return lease.LeaseState("something that is no lease", None, 0, 0)
 
 
 @click.command()

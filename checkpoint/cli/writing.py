@@ -162,7 +162,7 @@ def warn_of_lease(there: Namespace) -> None:
 def held_by(there: Namespace) -> str | None:
     """Return which exclusive run holds a namespace, and since when; None: none does, or what is stored is no lease."""
     try:
-        held = lease.holder(there.state_key, there.stored.get(lease.KEY))
+        held = lease.lease_state(there.state_key, there.stored.get(lease.KEY))
     except CorruptState:
         return None
     if held.owner is None:

@@ -44,7 +44,7 @@ LOOK = 1.0
 """Seconds between two looks at a lease that another run holds."""
 
 
-class Holder(NamedTuple):
+class LeaseState(NamedTuple):
     """What the entry says."""
 
     owner: str | None
@@ -63,7 +63,7 @@ class Holder(NamedTuple):
         return codec.encode(self._asdict())
 
 
-def holder(state_key: str, entry: Entry | None) -> Holder:
+def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
     """Return what a lease's entry says; where there is none, nobody ever held it.
 
     Raises:
@@ -71,7 +71,7 @@ def holder(state_key: str, entry: Entry | None) -> Holder:
 
     """
     if entry is None:
-        return Holder(None, None, 0, 0)
+        return LeaseState(None, None, 0, 0)
     try:
         told: dict[str, Any] = codec.decode(entry.value)
         owner, since, epoch, beat = told["owner"], told.get("since"), told["epoch"], told["beat"]
@@ -82,10 +82,10 @@ def holder(state_key: str, entry: Entry | None) -> Holder:
             raise ValueError("its time is no number of seconds")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason
-    return Holder(owner, since, epoch, beat, seconds)
+    return LeaseState(owner, since, epoch, beat, seconds)
 
 
-def unlock(store: Store, state_key: str) -> Holder:
+def unlock(store: Store, state_key: str) -> LeaseState:
     """Release the lease of a namespace, whoever holds it, and return who held it.
 
     A run that still holds it finds its lease lost: on a store that compares and swaps it commits nothing any more.
@@ -98,12 +98,12 @@ def unlock(store: Store, state_key: str) -> Holder:
     """
     entry = store.load(state_key).get(KEY)
     try:
-        held = holder(state_key, entry)
+        held = lease_state(state_key, entry)
     except CorruptState:
-        store.commit(state_key, {KEY: Holder(None, None, 1, 0).value()}, {KEY: entry})
+        store.commit(state_key, {KEY: LeaseState(None, None, 1, 0).value()}, {KEY: entry})
         raise
     if held.owner is not None:
-        store.commit(state_key, {KEY: Holder(None, None, held.epoch + 1, 0).value()}, {KEY: entry})
+        store.commit(state_key, {KEY: LeaseState(None, None, held.epoch + 1, 0).value()}, {KEY: entry})
     return held
 
 
@@ -122,7 +122,7 @@ class Lease:
         self._beat = BEAT if seconds is None else seconds / 3
         # Two runs of one id, in one process or in containers, may write their entries in the same millisecond.
         self._owner = ", ".join([platform.node(), f"process {os.getpid()}", f"run {run_id}", token_hex(4)])
-        self._mine: Holder | None = None
+        self._mine: LeaseState | None = None
         self._entry: Entry | None = None
         self._lost = False
         self._told: SimpleQueue[None] = SimpleQueue()  # something is in it: let go
@@ -139,12 +139,12 @@ class Lease:
             RuntimeError: the thread that renews it cannot be started.
 
         """
-        watched: Holder | None = None
+        watched: LeaseState | None = None
         since = 0.0
         while True:
             now = monotonic()  # before the look: the time counts from one look's end to another's beginning
             entry = self._look()
-            found = holder(self._state_key, entry)
+            found = lease_state(self._state_key, entry)
             if watched is None:
                 watched, since = found, monotonic()
                 if found.owner is not None:
@@ -199,9 +199,9 @@ class Lease:
             return self._store.read(self._state_key, [KEY]).get(KEY)
         return self._store.load(self._state_key).get(KEY)
 
-    def _take(self, found: Holder, entry: Entry | None) -> bool:
+    def _take(self, found: LeaseState, entry: Entry | None) -> bool:
         """Try to take a free lease; False: another run was first."""
-        self._mine = Holder(self._owner, utc_now(), found.epoch + 1, 0, self._seconds)
+        self._mine = LeaseState(self._owner, utc_now(), found.epoch + 1, 0, self._seconds)
         self._entry = entry
         try:
             self._write(self._mine)
@@ -264,13 +264,13 @@ class Lease:
             )
         self._mine = None
 
-    def _write(self, state: Holder) -> None:
+    def _write(self, state: LeaseState) -> None:
         receipt = self._store.commit(self._state_key, {KEY: state.value()}, {KEY: self._entry}, run_id=self._run_id)
         self._entry = receipt.entries[KEY]
 
     def _is_ours(self, found: Entry | None) -> bool:
         try:
-            mine, theirs = self._mine, holder(self._state_key, found)
+            mine, theirs = self._mine, lease_state(self._state_key, found)
         except CorruptState:
             return False
         return mine is not None and (theirs.owner, theirs.epoch) == (mine.owner, mine.epoch)
