@@ -20,6 +20,7 @@ import sqlite3
 import sys
 import threading
 import time
+import traceback
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
@@ -198,7 +199,8 @@ def main(scenario: str, url: str, token: str, times: int, seed: int) -> None:
         if caught is not None and caught is not raised:
             wrong.append(f"round {number}: {caught!r} came out of {raised!r}")
         if raised is not None and caught is None and not stubborn:
-            wrong.append(f"round {number}: {raised!r} was swallowed")
+            passed = "".join(traceback.format_tb(raised.__traceback__))
+            wrong.append(f"round {number}: {raised!r} was swallowed:\n{passed}")
         caught = raised = job.alarm.raised = None
         wrong += [f"round {number}: left {what}" for what in job.left_over()]
         if number == min(30, times // 2):
