@@ -6,6 +6,7 @@ The idea, in the order of the files:
               be chosen. The locks, threads, queues and clock that the library finds in `threading`, `queue` and `time`
               are the clockwork's, so that who waits for what is known: when nobody can go on, the clock moves to the
               next one that waits for it, and when nobody waits for the clock, that is a hang. Nothing sleeps.
+              Between two points a process goes on as long as one of its threads can: nobody else sees what it does.
 `choices`     Who goes on, and what fails, is asked of a list of numbers. 0 stands for "nothing special". Beyond its end
               the list is made longer with 0 (to enumerate: every other number is tried later) or at random. So the list
               *is* the schedule, and the same list makes the same schedule.
@@ -15,6 +16,7 @@ The idea, in the order of the files:
 `jobs`        What a run does: a few operations on a real `Checkpointer`, and what it was told: acknowledged or not.
 `verdict`     What must be true afterwards.
 `search`      All schedules of a plan; random plans; and the shortest form of one that went wrong.
+`parts`       A search in parts, for several processes.
 
 A `Plan` (which store, which runs with which options and operations) and its choices print as Python, and
 `search.replay` takes them: that is how a failure is repeated.
