@@ -191,6 +191,19 @@ def test_fault_59_no_row_of_the_repeated_hour_is_lost(zone, kind, order, key):
         assert len(got) == 36
 
 
+@pytest.mark.parametrize("position", ["2024-10-27T02:00:00", "2024-10-27T02:40:00"])
+def test_fault_59_an_open_range_is_asked_from_before_the_hour(position):
+    """The source leaves out rows at `start_value` itself, and the second pass may begin with one."""
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"at": position}
+    with Checkpointer("run", store) as cp:
+        stream = cp.incremental("s", "at", timezone="Europe/Berlin", range_start="open", row_order="asc")
+        assert stream.start_value == "2024-10-27T01:59:59"
+        row = {"id": 1, "at": "2024-10-27T02:00:00"}
+        assert [*stream.pages([[row]])] == [[row]]
+
+
 def test_a_zone_without_an_hour_shown_twice_is_asked_from_the_position():
     store = MemoryStore()
     repeated, after, before = (f"2024-10-27T{clock}" for clock in ("02:50:00", "03:00:00", "01:59:59"))

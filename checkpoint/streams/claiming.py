@@ -69,7 +69,7 @@ def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> C
     """
     reached = scan.reached()
     moved = reached is not None and (position is None or scan.range.key_of(reached) > scan.range.key_of(position))
-    place = _place(scan, options)
+    place = _place(scan, options, reached)
     ended = scan.fetched or (scan.position.finished and RESUME in (base or {}))
     if not (moved or place or ended or not scan.boundary.empty):
         return Claimed(base, position, reached)
@@ -170,7 +170,7 @@ def _ahead(scan: Scan, before: Seen, position: Any) -> Seen:
     return Seen([], merged(before.ahead, ahead.ahead), scan.range.joined(before.span, ahead.span))
 
 
-def _place(scan: Scan, options: Options) -> dict[str, Any] | None:
+def _place(scan: Scan, options: Options, reached: Any) -> dict[str, Any] | None:
     """Return where a `fetch` that is under way goes on, as it is stored; None: at the beginning."""
     at = next((one.place for one in reversed(scan.position.readings) if one.fetches), None)
     if at is None or scan.position.finished or (options.asc and options.lookback is not None):
@@ -185,7 +185,7 @@ def _place(scan: Scan, options: Options) -> dict[str, Any] | None:
         "end": wire(options.end_value),
         "ceiling": scan.range.ceiling_value(),
         "high": wire(high),
-        "rows": _at_the_top(scan, options, high) or None,
+        "rows": _at_the_top(scan, options, high, reached) or None,
     }
     return {name: value for name, value in place.items() if value is not None}
 
@@ -196,10 +196,12 @@ def _high(scan: Scan) -> Any:
     return high if scan.resumed is None else scan.range.highest(scan.resumed.high, high)
 
 
-def _at_the_top(scan: Scan, options: Options, high: Any) -> list[str]:
+def _at_the_top(scan: Scan, options: Options, high: Any, reached: Any) -> list[str]:
     """Return digests of the rows that are asked for again once the highest value is the position."""
     if high is None or not options.keyed:
         return []
+    if options.asc and reached is not None and scan.range.key_of(reached) == scan.range.key_of(high):
+        return []  # it is the position, which they are stored with
     return merged(_carried(scan, high), scan.boundary.digests(high))[-options.max_seen :]
 
 
