@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "checkpoint.stores"
 """The entry-point group for further URL schemes: name = scheme, object = a callable from URL to Store."""
 
-# Dotted names, resolved when a URL asks for them: no store is imported before it is used.
+# A new store is its file, and its scheme here. They are resolved when a URL asks for one: no store is imported before.
 _OPENERS = {
     "az": "checkpoint.stores.objects:ObjectStore",
     "gs": "checkpoint.stores.objects:ObjectStore",
