@@ -294,3 +294,15 @@ def test_a_commit_that_fails_is_not_told(path: Path) -> None:
         with pytest.raises(StoreError, match="full"):
             store.commit("job", {"a": "2", "b": "x" * 100_000})
         assert told(store) == [("a", None, "1")]
+
+
+def test_a_store_in_memory_tells_of_what_is_kept_at_every_commit():
+    """Those that are not kept are dropped now and then; the history never shows them."""
+    store = MemoryStore(keep=10, keep_days=0)
+    for number in range(1, 600):
+        store.commit("run", {"a": str(number)})
+        if number in {11, 255, 256, 257, 599}:
+            assert [change.after for change in store.history("run", "a")][:10] == [
+                str(number - before) for before in range(10)
+            ]
+            assert len(store.history("run", "a")) <= 11

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 
+THINNED_EVERY = 256
+"""The numbers of changes of a key at which those that are not kept are dropped: the multiples of this."""
+
+
 class _Cell(NamedTuple):
     """A key: its entry, None where it was deleted, and its history, the newest first."""
 
@@ -107,7 +111,7 @@ class MemoryStore:
             for key, before in past.items():
                 commit = (version, now, run_id, host(), os.getpid(), reasons.get(key), by)
                 changed = change_of((key, before, changes[key], *commit))
-                new[key] = new[key]._replace(changes=self._kept((changed, *new[key].changes)))
+                new[key] = new[key]._replace(changes=self._thinned((changed, *new[key].changes)))
             self._namespaces.setdefault(state_key, cells).update(new)
             return Receipt(written)
 
@@ -123,7 +127,7 @@ class MemoryStore:
             (-change.version, stored_key, change)
             for stored_key, cell in self._cells(state_key)
             if answers(stored_key, key)
-            for change in cell.changes
+            for change in self._kept(cell.changes)
         ]
         return [change for _, _, change in islice(sorted(changes), limit)]
 
@@ -133,8 +137,15 @@ class MemoryStore:
     def _cells(self, state_key: str) -> list[tuple[str, _Cell]]:
         return [*self._namespaces.get(state_key, {}).items()]  # copied in one step, while others write
 
+    def _thinned(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Drop the changes of a key that are not kept any more, now and then: judging them takes longer than a commit.
+
+        What is passed once is passed for good, so `history` tells of the same ones whenever they are dropped.
+        """
+        return changes if len(changes) % THINNED_EVERY else self._kept(changes)
+
     def _kept(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Return the changes of a key that are still kept after the first of them was added."""
+        """Return the changes of a key that are kept, the newest first."""
         if len(changes) <= self._keep:
             return changes
         gone = forgotten([(change.version, change.at) for change in changes], self._keep, self._keep_days)
