@@ -219,6 +219,17 @@ def test_restore_leaves_an_old_page_token_out_and_says_so(store):
     assert stored(store) == {name: value for name, value in STREAM.items() if name != "resume"}
 
 
+def test_restore_of_a_place_alone_says_that_the_stream_starts_over(store):
+    store.commit("crm", {"deals": encode({"resume": STREAM["resume"]})})
+    store.commit("crm", {"deals": encode({"updated_at": POSITION})})
+    shown = screen("restore", "crm", "deals", "--to", "2", "--yes")
+    assert shown.splitlines()[1:3] == [
+        "without the place of an interrupted reading (an old page token): deals",
+        "which was all there was, so the next run starts over: deals",
+    ]
+    assert "deals" not in store.load("crm")
+
+
 # What may be stored by hand
 
 

@@ -73,7 +73,7 @@ def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, momen
     values, dropped = _without_places({name: state.value for name, state in sorted(kept.items())})
     plan = planned(there, values, reason=f"restored to {moment.text}")
     beside = {name: {"as_of": {"version": kept[name].version, "at": kept[name].at}} for name in plan.changes}
-    said = [*_which({name: kept[name] for name in plan.changes}), *_places([n for n in dropped if n in plan.changes])]
+    said = [*_which({name: kept[name] for name in plan.changes}), *_places(plan, dropped)]
     return plan._replace(beside=beside, said=said, loss=_loss(plan, kept, moment))
 
 
@@ -107,11 +107,13 @@ def _without_places(values: Mapping[Name, str | None]) -> tuple[dict[Name, str |
     return kept, dropped
 
 
-def _places(names: Sequence[Name]) -> list[str]:
-    if not names:
-        return []
-    what = ", ".join(name.said for name in names)
-    return [f"without the place of an interrupted reading (an old page token): {what}"]
+def _places(plan: Plan, dropped: Sequence[Name]) -> list[str]:
+    """Return lines about the places that do not come back, and about streams that then have nothing to go on from."""
+    names = [name for name in dropped if name in plan.changes]
+    gone = [name for name in names if plan.changes[name] is None]
+    lines = [("without the place of an interrupted reading (an old page token): ", names)]
+    lines += [("which was all there was, so the next run starts over: ", gone)]
+    return [f"{line}{', '.join(name.said for name in found)}" for line, found in lines if found]
 
 
 def _which(kept: Mapping[Name, Kept]) -> list[str]:
