@@ -323,3 +323,12 @@ def test_edit_of_a_member(store, tmp_path, monkeypatch):
     monkeypatch.setenv("EDITOR", str(editor))
     assert screen("edit", "crm", "accounts", "--member", "a2").splitlines()[-1] == "1 member of 'crm' changed."
     assert members(store)["a2"] == {"updated_at": "2024-05-09T00:00:00Z"}
+
+
+@pytest.mark.parametrize("kind", ["version 1"], indirect=True)
+def test_an_entry_of_version_1_stays_where_its_last_member_goes(store):
+    """Without it the group would be taken for one that lost an entry."""
+    first = {member for member in MEMBERS if forms.index_of(member, 2) == forms.index_of("a1", 2)}
+    for member in first:
+        run("clear", "crm", "accounts", "--member", member, "--yes")
+    assert members(store) == {member: cursor for member, cursor in MEMBERS.items() if member not in first}
