@@ -375,3 +375,33 @@ def test_the_wire_keeps_every_digit():
 def test_the_clock_is_the_key_of_now():
     before, now, after = datetime.now(UTC), clock(), datetime.now(UTC)
     assert moment_of(keys(before)[0]) <= now <= moment_of(keys(after)[0])
+
+
+BROKEN = "0123456789-+:.,TZz Wtx\x00\u0663"
+
+
+def test_fault_52_quick_keys_refuse_the_text_that_slow_ones_do():
+    """Python parses more than we read, such as any character after the seconds: 2 000 broken times."""
+    rng = random.Random(52)
+    firsts = ["2024-05-01T10:00:00Z", "2024-05-01T10:00:00.5Z", "2024-05-01 10:00:00+02:00", "2024-05-01T10:00:00"]
+    firsts += ["2024-05-01T10:00Z", "2024-05-01T10:00:00.123456789Z", "2024-05-01T10:00:00.123-0500"]
+    for number in range(2_000):
+        first = firsts[number % len(firsts)]
+        scale = Scale("here", rng.choice([None, "Europe/Berlin"]))
+        assert scale.begin(first)
+        slow = Scale("here", scale._clock.zone)
+        slow.settle(first)
+        slow._form = scale._form
+        text = list(rng.choice(firsts))
+        for _ in range(rng.randint(1, 2)):
+            place = rng.randrange(len(text))
+            text[place : place + rng.randint(0, 1)] = rng.choice(["", *BROKEN])
+        value = "".join(text)
+        assert read_or_refuse(scale.key, value) == read_or_refuse(slow.key, value), (first, value)
+
+
+def read_or_refuse(key_of, value):
+    try:
+        return key_of(value)
+    except (TypeError, ValueError) as error:
+        return type(error)

@@ -249,6 +249,23 @@ def test_rows_of_windows_inside_the_lookback_are_remembered(memory):
         assert cp.incremental("s", "at", **options).filter([*page, late]) == []
 
 
+def test_windows_whose_rows_are_spelled_otherwise_are_remembered_together(memory):
+    """What makes keys is chosen for each window by its first row: `Z`, an offset, nanoseconds."""
+    options = {"primary_key": "id", "lookback": timedelta(days=2), "initial_value": "2024-05-01T00:00:00Z"}
+    until = "2024-05-04T00:00:00Z"
+    ats = ["2024-05-01T10:00:00Z", "2024-05-02T12:00:00+02:00", "2024-05-03T10:00:00.123456789Z"]
+    page = [{"id": number, "at": at} for number, at in enumerate(ats)]
+    with Checkpointer("run", memory) as cp:
+        for window in cp.incremental("s", "at", **options).windows(timedelta(days=1), until):
+            with window:
+                own = [row for row in page if row["at"][:10] == window.start[:10]]
+                assert [*window.pages([own])] == [own]
+    with Checkpointer("run", memory) as cp:
+        stream = cp.incremental("s", "at", **options)
+        assert stream.start_value == "2024-05-02T00:00:00Z"
+        assert [*stream.pages([page[1:]])] == []
+
+
 def test_windows_from_a_day_hold_times(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value="2024-05-01", timezone="UTC")

@@ -45,7 +45,7 @@ _WIDTHS = {"Y": 4, "G": 4, "j": 3, "f": 6} | dict.fromkeys("dmyHIMSUWV", 2)
 _CLOCK = frozenset("HIMSfp")
 
 
-Cut: TypeAlias = tuple[int, int, int]
+Edges: TypeAlias = tuple[int, int, int]
 """Where the minutes of a text begin, its seconds end and their fraction ends, counted from its end."""
 
 
@@ -166,7 +166,7 @@ class Pattern:
 
         return slow if cut is None else _of_split_text(slow, first, cut, is_cut_so)
 
-    def _cut(self, value: str) -> Cut | None:
+    def _cut(self, value: str) -> Edges | None:
         """Return where the minutes begin, the seconds end and the fraction ends, counted from the end of a value.
 
         None where these do not stand side by side, or where digits beside each other leave room for two readings.
@@ -217,7 +217,7 @@ def _steady_offset(local: int, offset: int | None, zone: tzinfo | None) -> int |
     return shift.days * DAY + shift.seconds if same and not shift.microseconds else None
 
 
-def _of_split_text(slow: ToKey, first: str, cut: Cut, is_cut_so: Callable[[Any], bool]) -> ToKey:
+def _of_split_text(slow: ToKey, first: str, cut: Edges, is_cut_so: Callable[[Any], bool]) -> ToKey:
     """Return what makes the keys of times whose minutes and seconds stand side by side.
 
     What stands around them is remembered as an hour, where `is_cut_so` tells that a value is cut as the first one is,
