@@ -509,6 +509,18 @@ def test_rows_at_the_top_of_an_interrupted_reading_stay_known(memory, order, opt
     assert stored(memory)["at"] == 6
 
 
+@pytest.mark.parametrize("order", ["asc", None, "desc"])
+def test_a_fetch_without_rows_commits_beside_a_stored_decimal(memory, order):
+    """Text that is a number is a Decimal of ours, where no row came that would say so."""
+    place = {"at": 1, "field": "at", "start": "10", "high": "12"}
+    for cursor, at in (({"at": "10"}, "10"), ({"at": "10", "resume": place}, "12")):
+        store = MemoryStore()
+        store.commit("run", {"s": encode(cursor)})
+        with Checkpointer("run", store) as cp:
+            assert list(cp.incremental("s", "at", row_order=order, primary_key="id").fetch(lambda _: ([], None))) == []
+        assert stored(store) == {"at": at}
+
+
 def test_rewinding_by_nothing_forgets_the_question_too(memory):
     place = {"at": 3, "field": "at", "start": 10, "high": 14}
     memory.commit("run", {"s": encode({"at": 14, "resume": place})})
