@@ -325,10 +325,13 @@ def test_edit_of_a_member(store, tmp_path, monkeypatch):
     assert members(store)["a2"] == {"updated_at": "2024-05-09T00:00:00Z"}
 
 
-@pytest.mark.parametrize("kind", ["version 1"], indirect=True)
-def test_an_entry_of_version_1_stays_where_its_last_member_goes(store):
+def test_an_entry_of_version_1_stays_where_its_last_member_goes(url):
     """Without it the group would be taken for one that lost an entry."""
-    first = {member for member in MEMBERS if forms.index_of(member, 2) == forms.index_of("a1", 2)}
+    both = {f"a{number}": {"id": number} for number in range(6)}
+    first = {member for member in both if forms.index_of(member, 2) == 0}
+    store = MemoryStore.from_url(url)
+    store.commit("crm", stored_as("version 1", both))
     for member in first:
         run("clear", "crm", "accounts", "--member", member, "--yes")
-    assert members(store) == {member: cursor for member, cursor in MEMBERS.items() if member not in first}
+    assert len(first) in range(1, 6)
+    assert members(store) == {member: cursor for member, cursor in both.items() if member not in first}
