@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from checkpoint.entries import Entry, Receipt
@@ -170,12 +170,8 @@ class TrutoStore:
     ) -> Receipt:
         reading = Deadline(self._deadline)
         stored = self._look(run, state_key, changes, base, reading)
-        check_base(state_key, changes, base, {key: entry for key, entry in stored.entries.items() if entry is not None})
-        landed = {
-            key: stored.entries[key]
-            for key, value in changes.items()
-            if key in stored.certain and holds(stored.entries[key], value)
-        }
+        check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
+        landed = {key: stored[key] for key, value in changes.items() if key in stored and holds(stored[key], value)}
         seconds = max(reading.left(), self._deadline / 10)  # one deadline, with what was read before
         missing = {key: value for key, value in changes.items() if key not in landed}
         writes = self._writes(run, state_key, missing, base, stored, seconds)
@@ -203,7 +199,7 @@ class TrutoStore:
         state_key: str,
         changes: Mapping[str, str | None],
         base: Mapping[str, Entry | None],
-        stored: _Stored,
+        stored: Mapping[str, Entry | None],
         seconds: float,
     ) -> dict[str, _Write]:
         seen = self._seen.setdefault(state_key, _Seen())
@@ -213,7 +209,7 @@ class TrutoStore:
                 key,
                 value,
                 base.get(key),
-                exists=stored.entries[key] is not None if key in stored.entries else key in seen.keys,
+                exists=stored[key] is not None if key in stored else key in seen.keys,
                 checked=key in base,
                 seconds=seconds,
                 last_look=min(self._timeout, seconds / 2),
@@ -253,7 +249,7 @@ class TrutoStore:
         changes: Mapping[str, str | None],
         base: Mapping[str, Entry | None],
         deadline: Deadline,
-    ) -> _Stored:
+    ) -> dict[str, Entry | None]:
         """Return what is stored under the keys of `base`, and under those whose path may be rewritten on the way.
 
         The keys of `base` by whichever costs less, one list or a GET for each. A list may be stale, and can miss a key
@@ -263,12 +259,13 @@ class TrutoStore:
             StoreError: a gateway rewrites paths; nothing was written.
 
         """
-        stored, doubtful = _Stored({}, set()), list(base)
+        stored: dict[str, Entry | None] = {}
+        doubtful = list(base)
         seen = self._seen.setdefault(state_key, _Seen())
         if len(base) > seen.pages + len(seen.keys) // ENTRIES_PER_GET:
             listed = self._list(run, state_key, deadline)
             seen = self._seen[state_key]
-            stored.entries.update((key, listed.get(key)) for key in base)
+            stored.update((key, listed.get(key)) for key in base)
             doubtful = [key for key in base if _is_doubtful(key, changes, base[key], listed.get(key), seen)]
         risky = seen.risky(changes)
         found = self._get_each(run, state_key, dict.fromkeys([*doubtful, *risky]), deadline)
@@ -277,9 +274,7 @@ class TrutoStore:
             listed = self._list(run, state_key, deadline)  # in which no path is rewritten
             _check_gone(StateApi(self._service, run, state_key), gone, listed)
         self._seen[state_key].reached.update(key for key, entry in found.items() if entry is not None)
-        stored.entries.update(found)
-        stored.certain.update(found)
-        return stored
+        return {**stored, **found}
 
     def _get_each(
         self, run: Requests, state_key: str, keys: Iterable[str], deadline: Deadline
@@ -337,14 +332,6 @@ class TrutoStore:
             raise api.rewritten(f"the list of {api.state_key!r} was answered {misses[-1]}, {LOST} times")
 
         return api.run.call(attempt, deadline, service.POLICY)
-
-
-class _Stored(NamedTuple):
-    """What was found before anything is written."""
-
-    entries: dict[str, Entry | None]
-    certain: set[str]
-    """Keys of which a GET said so."""
 
 
 @dataclass(slots=True)
