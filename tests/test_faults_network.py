@@ -444,16 +444,17 @@ def timed_out():
         one.recv(1)
 
 
-def test_fault_91_a_silent_address_leaves_time_for_the_next(api, stores, monkeypatch):
+def test_fault_91_silent_addresses_leave_time_for_the_last(api, stores, monkeypatch):
     port, real = int(api.url.rpartition(":")[2]), socket.socket.connect
 
     def connect(self, address):
-        if address[0] == "10.255.255.1":
+        if address[0].startswith("10."):
             time.sleep(self.gettimeout())
             timed_out()
         real(self, address)
 
-    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("10.255.255.1", "127.0.0.1")]
+    hosts = [*(f"10.255.255.{n}" for n in range(1, 9)), "127.0.0.1"]
+    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
     monkeypatch.setattr(socket, "getaddrinfo", addressed(addresses))
     store = stores(f"http://two.example:{port}", timeout=1.0, deadline=1.5)
     monkeypatch.setattr(socket.socket, "connect", connect)
@@ -845,6 +846,19 @@ def test_fault_97_a_thread_that_cannot_start_comes_out(api, stores, monkeypatch)
             stores("http://name.example").load("run")
     store.commit("run", {"a": "y", "b": "y"})
     assert held(api) == {"a": "y", "b": "y"}
+
+
+def test_fault_97_a_thread_for_a_name_that_cannot_start_comes_out(stores, monkeypatch):
+    real = threading.Thread.start
+
+    def start(thread):
+        if thread.name == "checkpoint-dns":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        stores("http://name.example", deadline=1.0).load("run")
 
 
 # Tokens that change
