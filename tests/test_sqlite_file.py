@@ -538,6 +538,13 @@ def test_fault_78_eight_processes_count_in_one_key(store: SQLiteStore) -> None:
     assert store.load("job")["count"].value == "120"
 
 
+def test_fault_78_who_writes_what_another_just_wrote_conflicts(store: SQLiteStore) -> None:
+    base = store.commit("job", {"count": "1"}).entries
+    store.commit("job", {"count": "2"}, base)
+    with pytest.raises(Conflict):
+        store.commit("job", {"count": "2"}, base)
+
+
 # Two releases over one file
 
 
