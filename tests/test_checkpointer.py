@@ -531,6 +531,28 @@ def test_commit_soon_returns_at_once_and_coalesces():
     assert stored(store) == {"a": {"at": 999}}
 
 
+def test_fault_95_flush_sees_a_signal_that_another_thread_got():
+    """It does not end the main thread's wait, and is noticed all the same."""
+
+    class Interrupting(SlowStore):
+        def commit(self, *args, **named):
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            return super().commit(*args, **named)
+
+    store = Interrupting()
+    released = threading.Timer(20, store.go.set)
+    released.start()
+    with Checkpointer("run", store) as cp:
+        cp["a"] = {"at": 0}
+        cp.commit_soon()
+        with pytest.raises(KeyboardInterrupt):
+            cp.flush()
+        assert not store.go.is_set()
+        store.go.set()
+    released.cancel()
+    assert stored(store) == {"a": {"at": 0}}
+
+
 def test_commit_soon_flushes_again_after_a_very_quick_flush(monkeypatch):
     """One that has run before `submit` returns is not taken for one that is still to come."""
     submit = Worker.submit

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from checkpoint.stores.threads import Worker
+from checkpoint.stores.threads import Worker, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +43,7 @@ class Aside:
         answers: Answers[T] = SimpleQueue()
         try:
             worker.submit(lambda: _answer(operation, call, answers))
-            result, error = _taken(answers)
+            result, error = take(answers)
         except BaseException:
             operation.stop()
             self._leave(worker, settles=settles)
@@ -78,17 +77,6 @@ class Aside:
             if not settled:
                 self._workers.pop(os.getpid(), None)
                 worker.abandon()
-
-
-def _taken(queue: SimpleQueue[T]) -> T:
-    """Take what comes next, and let signal handlers run meanwhile.
-
-    A signal that another thread got, or that came just before the wait, does not end the wait: CPython asks for signals
-    between bytecodes, of which there is one a second here.
-    """
-    while True:
-        with suppress(Empty):
-            return queue.get(timeout=1.0)
 
 
 def _answer(operation: Operation, call: Callable[[], T], answers: Answers[T]) -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from weakref import finalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 Calls: TypeAlias = "SimpleQueue[Callable[[], object] | None]"
 
@@ -47,7 +50,7 @@ class Worker:
         if self._running is not None and self._running[1] is not threading.current_thread():
             done: SimpleQueue[None] = SimpleQueue()
             self._running[0].put(lambda: done.put(None))
-            done.get()
+            take(done)
 
     def stop(self) -> None:
         """End the thread after the calls queued so far, and wait for it; may be called again."""
@@ -73,6 +76,17 @@ class Worker:
         return calls
 
 
+def take(queue: SimpleQueue[T]) -> T:
+    """Take what comes next, and let signal handlers run meanwhile.
+
+    A signal that another thread got, or that came just before the wait, does not end the wait: CPython asks for signals
+    between bytecodes, of which there is one a second here.
+    """
+    while True:
+        with suppress(Empty):
+            return queue.get(timeout=1.0)
+
+
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread; interrupted, it may run or not.
 
@@ -85,7 +99,7 @@ def start_thread(thread: threading.Thread) -> None:
         return
     told: SimpleQueue[BaseException | None] = SimpleQueue()
     _thread.start_new_thread(_start, (thread, told))  # `thread.start()` waits for an Event
-    error = told.get()
+    error = take(told)
     if error is not None:
         raise error
 
