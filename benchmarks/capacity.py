@@ -28,7 +28,7 @@ from served import NAMESPACE, TOKEN, server
 from checkpoint import Checkpointer, codec
 from checkpoint.run import forms
 from checkpoint.stores.memory import MemoryStore
-from checkpoint.stores.rate import Pace, simulate
+from checkpoint.stores.rate import Rate, simulate
 from checkpoint.stores.truto import CONCURRENCY, ENTRIES_PER_GET, TrutoStore
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def cost(job: Job, shards: int) -> Cost:
     entries = job.streams * entries_of_stream(job, shards)
     written = job.streams * touched(job, shards)
     looks = written if looks_one_by_one(written, entries) else 1
-    pace = Pace(*job.rate)
+    pace = Rate(*job.rate)
     seconds = commit(job, pace, looks, written)
     per_hour = commits_per_hour(job, pace, seconds, looks, written) * (looks + written)
     size = entry_size(job, shards)
@@ -123,13 +123,13 @@ def looks_one_by_one(written: int, entries: int) -> bool:
     return written <= 1 + entries // ENTRIES_PER_GET
 
 
-def commit(job: Job, pace: Pace, looks: int, writes: int, start: float = 0.0) -> float:
+def commit(job: Job, pace: Rate, looks: int, writes: int, start: float = 0.0) -> float:
     """Return the seconds from the start of a commit to its last answer; the pace counts its requests."""
     looked = answered(job, pace, looks, start)
     return answered(job, pace, writes, looked) - start
 
 
-def answered(job: Job, pace: Pace, requests: int, start: float) -> float:
+def answered(job: Job, pace: Rate, requests: int, start: float) -> float:
     """Return when the last of so many requests is answered."""
     some = min(requests, AT_ONCE)
     trips = simulate(pace, some, concurrency=job.concurrency, latency=job.latency, start=start, work=job.work)
@@ -140,7 +140,7 @@ def answered(job: Job, pace: Pace, requests: int, start: float) -> float:
     return last
 
 
-def commits_per_hour(job: Job, pace: Pace, first: float, looks: int, writes: int) -> float:
+def commits_per_hour(job: Job, pace: Rate, first: float, looks: int, writes: int) -> float:
     """Return how many commits end in an hour; a commit of an hour and more counts as a part."""
     if first >= HOUR / 10:
         return HOUR / max(first, job.interval)

@@ -272,7 +272,8 @@ def history(cursor: sqlite3.Cursor, form: int, state_key: str, key: str | None) 
     """Yield the changes of a namespace, or those that a key stands for, the newest first."""
     if form < _WITH_COMMITS:
         return
-    _, keep, keep_days = (cursor.execute(_COUNTED, (state_key,)).fetchone() if form == FORMAT else None) or (0, 0, 0)
+    bound = cursor.execute(_COUNTED, (state_key,)).fetchone() if form == FORMAT else None
+    keep, keep_days = (each or 0 for each in (bound or (0, 0, 0))[1:])
     if form == _WITH_COMMITS:
         rows: Iterable[Told] = _changes_of_2(cursor, state_key, key)
     elif key is None:
@@ -286,7 +287,7 @@ def history(cursor: sqlite3.Cursor, form: int, state_key: str, key: str | None) 
         for row in sorted(commit, key=itemgetter(0)):
             stored_key, at = row[0], row[4]
             if stored_key not in kept:
-                # 0: of a form without bounds, or of a commit that keeps none of its own.
+                # 0: of a form without bounds, of one that was brought up to date, or of a commit that keeps none.
                 kept[stored_key] = Memory(keep or sys.maxsize, keep_days, at).keeps
             if answers(stored_key, key) and kept[stored_key](at):
                 yield change_of(row)
