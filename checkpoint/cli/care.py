@@ -16,10 +16,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.options import as_json, confirm, dry_run, missing, namespace, reading, store_option, using, yes
+from checkpoint.cli.options import (
+    as_json,
+    confirm,
+    dry_run,
+    missing,
+    namespace,
+    opened,
+    reading,
+    store_option,
+    using,
+    yes,
+)
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
 from checkpoint.run import lease, resharding
-from checkpoint.stores import open_store
 from checkpoint.stores.base import Atomic, HasTables, KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
 
 if TYPE_CHECKING:
@@ -103,8 +113,8 @@ def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
 def _checks(url: str | None, *, write: bool) -> Iterator[Check]:
     yield Check("checkpoint", True, f"{version('checkpoint-store')}, Python {platform.python_version()}")
     try:
-        store = open_store(url)
-    except (CheckpointError, ValueError) as error:
+        store = opened(url)
+    except (CheckpointError, click.ClickException) as error:
         yield Check("store", False, str(error))
         return
     with closing(store):

@@ -48,8 +48,8 @@ def opened(url: str | None) -> Store:
     """Return the store that a URL names, or end with one sentence."""
     try:
         return open_store(url)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    except (ValueError, ImportError) as error:  # ImportError: the store's library is an extra
+        raise click.ClickException(" ".join(str(error).split())) from error  # of psycopg's, in several lines
 
 
 @contextmanager
