@@ -145,6 +145,21 @@ def test_epochs_lag_where_their_format_is_given(url):
     )
 
 
+@pytest.mark.parametrize("form", ["epoch_s", "epoch_ms", "number", "text", "%d/%m/%Y", "%Y-%m-%dT%H:%M:%SZ"])
+def test_iso_8601_lags_whatever_the_format_of_the_others_is(url, form):
+    store = MemoryStore.from_url(url)
+    store.commit("crm", {"contacts": encode({"updated_at": "2024-05-01T12:00:00Z"})})
+    store.commit("crm", {"deals": encode({"updated_at": "2024-05-03T11:00:00+00:00", "id": 7})})
+    for key, status in (("contacts", 1), ("deals", 0)):
+        assert exit_status("--max-lag", "1d", "--cursor-format", form) == 1
+        assert exit_status("crm", key, "--max-lag", "1d", "--cursor-format", form) == status
+    store.commit("crm", {"events": encode({"at": 1_714_730_400})})
+    told = document("status", "--max-lag", "1d", "--cursor-format", "epoch_s", "--json", status=1)
+    assert {one["key"]: one["lag"] for one in told["keys"]} == {"contacts": 172_800, "deals": 3_600, "events": 7_200}
+    store.commit("two", {"times": encode({"a": "2024-05-03T11:00:00Z", "b": "2020-05-03T11:00:00Z", "id": 7})})
+    assert exit_status("two", "times", "--max-lag", "1d", "--cursor-format", form) == 3
+
+
 def test_status_and_list_say_who_holds_the_lease(store):
     held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
     store.commit("crm", {lease.KEY: held.value()})

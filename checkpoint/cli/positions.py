@@ -94,9 +94,16 @@ def position_of(value: str | None, form: str | None = None) -> Measured | None:
 
 
 def lag_of(value: str | None, form: str | None = None) -> float | None:
-    """Return how many seconds a stored cursor's position is behind; None: it is no instant."""
-    position = position_of(value, form)
-    return None if position is None else position.lag
+    """Return how many seconds a stored cursor's position is behind; None: it is no instant, or there are several.
+
+    ISO 8601 with a zone says itself what it is; the format is of the cursors that have no such part.
+    """
+    cursor = None if value is None else screen.cursor_of(value)
+    for each in (None, form):
+        instants = [one for one in positions_in(cursor or {}, each) if one.kind == "instant"]
+        if instants:
+            return instants[0].lag if len(instants) == 1 else None
+    return None
 
 
 def epoch_hint(value: Any) -> str:

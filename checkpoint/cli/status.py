@@ -48,7 +48,7 @@ class Limits(NamedTuple):
     lag: float | None
     """Seconds between its position and now."""
     form: str | None
-    """The cursor format of positions that are no times by themselves."""
+    """The cursor format of positions that are not ISO 8601."""
     is_named: bool
     """Whether one key was named: then what cannot be told counts."""
 
