@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+
 import pytest
 from cli_screens import document, error, run, screen
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore
 from checkpoint.codec import encode
-from checkpoint.entries import head_key, member_key
+from checkpoint.entries import RUN_KEY, head_key, member_key
 from checkpoint.run import lease
+from checkpoint.run.runs import recorded
 
 
 @pytest.fixture
@@ -116,6 +121,126 @@ def test_a_run_that_found_nothing_keeps_its_streams_fresh(url):
     with freeze_time("2024-04-01T00:00:00Z"):
         store.commit("crm", {"never read": encode({"updated_at": "2024-04-01T00:00:00Z"})})
     assert exit_status("crm", "never read", "--max-age", "2h") == 1
+
+
+ROWS = [{"updated_at": "2024-05-01T10:00:00Z"}]
+
+
+def last_run(store):
+    return recorded(store.history("crm", RUN_KEY))[0]
+
+
+def read_it(stream, rows):
+    for _ in stream.pages([rows]):
+        pass
+
+
+def leave_it(stream, rows):
+    with suppress(OSError), stream:
+        for _ in stream.pages([rows, rows]):
+            raise OSError
+
+
+def break_off(stream, rows):
+    for _ in stream.pages([rows, rows]):
+        break
+
+
+def say_it_is_unfinished(stream, rows):
+    read_it(stream, rows)
+    stream.unfinished()
+
+
+def open_it(stream, rows):
+    pass
+
+
+def feed_it(stream, rows):
+    stream.filter(rows)
+
+
+def feed_it_and_finish(stream, rows):
+    stream.filter(rows)
+    stream.finish()
+
+
+def hold_it_elsewhere(stream, rows):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(next, stream.pages([rows, rows])).result()
+
+
+def cut_it(stream, rows, last=9):
+    for number, window in enumerate(stream.windows(timedelta(hours=1), until="2024-05-01T12:00:00Z")):
+        if number == last:
+            break
+        with window:
+            for _ in window.pages([rows]):
+                pass
+
+
+def cut_it_and_stop_early(stream, rows):
+    cut_it(stream, rows, last=1)
+
+
+@pytest.mark.parametrize("row_order", ["asc", None])
+@pytest.mark.parametrize(
+    ("read", "is_read"),
+    [
+        (read_it, True),
+        (feed_it_and_finish, True),
+        (leave_it, False),
+        (break_off, False),
+        (say_it_is_unfinished, False),
+        (open_it, False),
+        (feed_it, False),
+        (hold_it_elsewhere, False),
+    ],
+)
+def test_only_a_stream_that_was_read_to_its_end_is_fresh_without_a_write(url, row_order, read, is_read):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-01T12:00:00Z") as clock:
+        with Checkpointer("crm", store, record_run=True) as cp:
+            read_it(cp.incremental("contacts", "updated_at", row_order=row_order), ROWS)
+        clock.move_to("2024-05-03T11:00:00Z")
+        with Checkpointer("crm", store, record_run=True) as cp:
+            read(cp.incremental("contacts", "updated_at", row_order=row_order), ROWS)
+        done = last_run(store)
+    assert (done.outcome, done.read) == ("done", ("contacts",) if is_read else ())
+    assert exit_status("crm", "contacts", "--max-age", "2h") == (0 if is_read else 1)
+
+
+@pytest.mark.parametrize(("read", "is_read"), [(cut_it, True), (cut_it_and_stop_early, False)])
+def test_a_stream_in_windows_is_read_where_all_of_them_are(url, read, is_read):
+    store = MemoryStore.from_url(url)
+    with Checkpointer("crm", store, record_run=True) as cp:
+        read(cp.incremental("contacts", "updated_at", initial_value="2024-05-01T10:00:00Z"), [])
+    assert last_run(store).read == (("contacts",) if is_read else ())
+    with Checkpointer("crm", store, record_run=True) as cp:
+        cut_it(cp.incremental("contacts", "updated_at", initial_value="2024-05-01T10:00:00Z"), [])
+    with Checkpointer("crm", store, record_run=True) as cp:  # where nothing is left to cut
+        cut_it(cp.incremental("contacts", "updated_at", initial_value="2024-05-01T10:00:00Z"), [])
+    assert last_run(store).read == ("contacts",)
+
+
+def test_no_run_tells_that_a_member_or_a_key_of_the_jobs_own_was_read(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-01T12:00:00Z") as clock:
+        for day, members in ((1, ["alive", "dead"]), (3, ["alive"])):
+            clock.move_to(f"2024-05-0{day}T11:00:00Z")
+            with Checkpointer("crm", store, record_run=True) as cp:
+                for member in members:
+                    rows = [{"updated_at": f"2024-05-0{day}T10:00:00Z"}]
+                    read_it(cp.incremental(member, "updated_at", group="accounts"), rows)
+        with Checkpointer("own", store, record_run=True) as cp:
+            cp["cursor"] = {"page": 1}
+        old = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-03T11:30:00Z"}
+        ended = {"ended": "2024-05-03T11:40:00Z", "outcome": "done", "streams": {"cursor": {"seen": 1}}}
+        clock.move_to("2024-05-03T11:40:00Z")
+        store.commit("own", {"__run__": encode(old | ended)})
+    told = document("status", "crm", "--max-age", "2h", "--json", status=1)
+    assert {one["member"]: one["status"] for one in told["keys"]} == {"alive": "fresh", "dead": "stale"}
+    assert exit_status("own", "--max-age", "50 min") == 1
+    assert exit_status("own", "--max-age", "2h") == 0
 
 
 def test_members_are_named_where_they_are_stale(url):

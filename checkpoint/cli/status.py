@@ -44,7 +44,7 @@ class Limits(NamedTuple):
     """What is asked of each key."""
 
     age: float | None
-    """Seconds since it was last written, or read without anything new."""
+    """Seconds since it was last written, or read to its end without anything new."""
     lag: float | None
     """Seconds between its position and now."""
     form: str | None
@@ -74,7 +74,7 @@ class Judged(NamedTuple):
     "max_age",
     metavar="AGE",
     callback=age_given,
-    help="Stale if last written, or read by a run that ended well, longer ago than this: 90min, 1d.",
+    help="Stale if last written, or read to its end by a run that ended well, longer ago than this: 90min, 1d.",
 )
 @click.option(
     "--max-lag",
@@ -205,8 +205,8 @@ def _seconds_since(at: str | None) -> float | None:
 class _Done:
     """The runs of a namespace that ended well, asked for when the first key seems stale.
 
-    Such a run has read the streams that it records, also where nothing was new and so nothing was written. One that
-    records no streams is a job that sets its keys itself: it counts for all of them.
+    Such a run names the streams that it read to their end, also where nothing was new and so nothing was written. Of
+    members of groups, and of keys that a job sets itself, no run tells whether they were read: their writes count.
     """
 
     def __init__(self, there: Namespace) -> None:
@@ -214,14 +214,12 @@ class _Done:
         self._runs: list[Run] | None = None
 
     def read_since(self, name: Name) -> float:
-        """Return how many seconds ago a run ended well that read a key, or members of its group; endless: none did."""
+        """Return how many seconds ago a run ended well that read a key to its end; endless: none is known to have."""
+        if name.member is not None:
+            return inf
         if self._runs is None:
             self._runs = [run for run in runs_of(self._there) if run.outcome == "done"]
-        ages = [
-            age
-            for run in self._runs
-            if (not run.streams or name.key in run.streams) and (age := _seconds_since(run.ended)) is not None
-        ]
+        ages = [age for run in self._runs if name.key in run.read and (age := _seconds_since(run.ended)) is not None]
         return min(ages, default=inf)
 
 

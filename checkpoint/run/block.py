@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from checkpoint.errors import StateMissing
 from checkpoint.run.rollback import Rollback
-from checkpoint.run.runs import Record
+from checkpoint.run.runs import Did, Record
 from checkpoint.run.taken import Taken
 from checkpoint.stores import open_store
 from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, joined
@@ -111,8 +111,9 @@ class Block:
 
     def _record_end(self, error: BaseException | None) -> None:
         if self._record is not None:
-            commits, streams = self._commits.flush.commits, self._layers.holders.counts()
-            self._record.end(error, stopped=bool(self._stops.came), commits=commits, streams=streams)
+            holders = self._layers.holders
+            did = Did(self._commits.flush.commits, holders.counts(), holders.read())
+            self._record.end(error, did, stopped=bool(self._stops.came))
 
     def end(self) -> None:
         """Let go of everything that entering took; called twice where it is interrupted."""

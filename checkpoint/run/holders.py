@@ -52,6 +52,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def was_read(self) -> bool:
+        """Whether the source was read to its end; False also where that is not known."""
+        ...
+
+    @property
     def live(self) -> bool:
         """Whether commits claim it: not once it was left by an exception, or opened again."""
         ...
@@ -280,6 +285,14 @@ class Holders:
         for holder in self._by_key.values():
             _count(counts, holder)
         return {name: {what: rows[what] for what in ROWS} for name, rows in counts.items()}
+
+    def read(self) -> list[str]:
+        """Return the keys, not of members, whose streams were read to their end, and claimed since."""
+        return [
+            holder.key
+            for holder in self.live()
+            if holder.group is None and holder.stream.was_read and holder.key not in self._touched
+        ]
 
     def check(self) -> None:
         """Raise AssertionError where something is not as the table above says; for tests."""

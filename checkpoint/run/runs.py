@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoint import codec
 from checkpoint.entries import RUN_KEY
@@ -17,7 +17,7 @@ from checkpoint.errors import CheckpointError, StoreUnavailable
 from checkpoint.stores.base import check_text, host, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from checkpoint.entries import Change
     from checkpoint.stores.base import KeepsHistory
@@ -49,6 +49,16 @@ class Run(NamedTuple):
     """Commits that sent something."""
     streams: Mapping[str, Mapping[str, int]] = {}
     """By stream, and for all members of a group together: rows seen, delivered, dropped and late."""
+    read: Sequence[str] = ()
+    """Streams that were read to their end, where that is known; members of groups are not told."""
+
+
+class Did(NamedTuple):
+    """What a run did until its end, as it is recorded; see `Run`."""
+
+    commits: int
+    streams: Mapping[str, Mapping[str, int]]
+    read: Sequence[str]
 
 
 def run_id_of(given: str | None) -> str:
@@ -82,14 +92,14 @@ class Record:
         if self._run is not None:
             self._write(self._run)
 
-    def end(self, error: BaseException | None, *, stopped: bool, commits: int, streams: Mapping[str, Any]) -> None:
+    def end(self, error: BaseException | None, did: Did, *, stopped: bool) -> None:
         """Record how the run ended, once."""
         run, self._run = self._run, None
         if run is None or run.process != os.getpid():  # the child of a fork is not the run
             return
         outcome = "failed" if error is not None else "stopped" if stopped else "done"
         name = None if error is None else type(error).__name__
-        ended = run._replace(ended=utc_now(), outcome=outcome, error=name, commits=commits, streams=streams)
+        ended = run._replace(ended=utc_now(), outcome=outcome, error=name, **did._asdict())
         if isinstance(error, StoreUnavailable):
             logger.warning("%r: the end of the run was not recorded: %s", self._state_key, error)
         else:
@@ -114,6 +124,7 @@ def recorded(changes: Iterable[Change]) -> list[Run]:
         if cursor is None or not isinstance(cursor.get("run_id"), str) or not isinstance(cursor.get("started"), str):
             continue
         run = Run(**{name: cursor[name] for name in Run._fields if name in cursor})
+        run = run._replace(read=tuple(run.read))
         earlier = runs.get((run.run_id, run.started))
         if earlier is None or (earlier.ended is None and run.ended is not None):
             runs[run.run_id, run.started] = run

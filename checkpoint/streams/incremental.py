@@ -327,6 +327,13 @@ class Incremental(Feeding[T]):
             return None
         return self._why_unfinished()
 
+    @property
+    def was_read(self) -> bool:
+        """Whether the source was read to its end; False also where that is not known."""
+        if self._detached or self._scan.torn:
+            return False
+        return self._scan.position.finished if self._frontier is None else self._frontier.is_read()
+
     def _is_resumed_later(self) -> bool:
         """Tell whether the next run's `fetch` goes on where this one was left."""
         return RESUME in (self._said.last or {})

@@ -113,7 +113,7 @@ def frontier_of(
     _check_until(scan.name, scale, options, until)
     with suppress(OverflowError, ValueError):  # longer than there are years: one window
         scale.shift(start, step, written=True) if step != "month" else scale.months(start, 1)
-    return Frontier(scan, scale, options, islands, stops)
+    return Frontier(scan, scale, options, islands, until, stops)
 
 
 def _check_until(name: str, scale: Scale, options: Options, until: Any) -> None:
@@ -138,16 +138,23 @@ class Frontier:
         scale: what its bounds compare by.
         options: what the stream was opened with.
         islands: two values each, of what earlier runs finished.
+        until: where the last window ends.
         stops: not empty: the run is to stop.
 
     """
 
     def __init__(
-        self, scan: Scan, scale: Scale, options: Options, islands: list[list[Any]], stops: Sequence[object]
+        self,
+        scan: Scan,
+        scale: Scale,
+        options: Options,
+        islands: list[list[Any]],
+        until: Any,
+        stops: Sequence[object],
     ) -> None:
         self._scan = scan
         self._options = replace(options, lookback=None, oldest_available=None, range_start="closed")
-        self._start = scan.range.start
+        self._start, self._until = scan.range.start, until
         self._stops = stops
         self._scale = scale
         self._open: set[Scan] = set()
@@ -207,6 +214,12 @@ class Frontier:
         with self.lock:
             left = [why for (start, end), why in self._unfinished.items() if not self._is_done(start, end)]
         return f"{len(left)} windows: {'; '.join(dict.fromkeys(left))}" if left else None
+
+    def is_read(self) -> bool:
+        """Tell whether everything from the start to the end of the last window is finished."""
+        with self.lock:
+            first, last = self._key(self._start), self._key(self._until)
+            return last <= first or self._is_done(first, last)
 
     def _is_done(self, start: Key, end: Key) -> bool:
         index = bisect_right(self._starts, start) - 1
