@@ -332,10 +332,11 @@ def test_runs(url):
         cp.__enter__()
         shown = screen("runs", "crm")
         told = document("runs", "crm", "--json", "--limit", "2")
+        last = document("status", "crm", "--json")["namespaces"][0]["last_run"]
         cp.__exit__(None, None, None)
     assert shown == (
         "began              took  ended   commits  seen  delivered  run\n"
-        "2024-05-03 12:00      -  no end        0     0          0  killed\n"
+        "2024-05-03 12:00      -  no end        -     -          -  killed\n"
         "2024-05-03 11:00  1 min  done          1     1          1  nightly-2\n"
         "2024-05-03 10:00  1 min  failed        1     1          1  nightly-1, OSError\n"
         "2024-05-03 09:00  1 min  done          1     1          1  nightly-0\n"
@@ -343,6 +344,8 @@ def test_runs(url):
     )
     assert [run["run_id"] for run in told] == ["killed", "nightly-2"]
     assert told[1]["streams"]["contacts"]["seen"] == 1
+    assert [told[0][what] for what in ("ended", "commits", "streams", "read")] == [None] * 4
+    assert last == told[0]
     assert error("runs", "cmr") == "Error: 'cmr' holds nothing in MemoryStore(): did you mean 'crm'?"
     store.commit("other", {"key": "1"})
     assert screen("runs", "other") == "No runs of 'other' are recorded in MemoryStore().\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from checkpoint.cli.namespaces import Name, nothing, unfolded
 from checkpoint.entries import member_key
+from checkpoint.run.runs import Did
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from checkpoint.cli.moments import When
     from checkpoint.cli.namespaces import Layout, Namespace
     from checkpoint.entries import Change
+    from checkpoint.run.runs import Run
     from checkpoint.stores.base import Store
 
 
@@ -144,3 +146,8 @@ def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Ke
     raise click.ClickException(
         f"the history of {name.quoted} in {there.state_key!r} {reach}: {moment.text} is before that"
     )
+
+
+def fields_of(run: Run) -> dict[str, Any]:
+    """Return a run as documents have it: what it did is recorded at its end, and not known before."""
+    return run._asdict() | ({} if run.ended is not None else dict.fromkeys(Did._fields))

@@ -9,7 +9,7 @@ import click
 from checkpoint.cli import screen
 from checkpoint.cli.namespaces import Namespace, nothing
 from checkpoint.cli.options import as_json, namespace, reading, store_option
-from checkpoint.cli.past import keeping
+from checkpoint.cli.past import fields_of, keeping
 from checkpoint.entries import RUN_KEY
 from checkpoint.run.runs import recorded
 
@@ -28,14 +28,14 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
     """List the runs of a namespace, the latest first.
 
     When each began, how long it took, how it ended, its commits, and the rows that its streams saw and delivered. A run
-    without an end is still going, or was killed.
+    without an end is still going, or was killed; what it did is not recorded.
     """
     with reading(url) as store:
         found = recorded(keeping(store).history(namespace, RUN_KEY))[:limit]
         if not found and not (there := Namespace(store, namespace)).names:
             raise click.ClickException(nothing(there.store, namespace))
     if as_json:
-        screen.document([run._asdict() for run in found])
+        screen.document([fields_of(run) for run in found])
     elif found:
         columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
         right = ("took", "commits", "seen", "delivered")
@@ -51,7 +51,8 @@ def _run_row(run: Run) -> tuple[str, ...]:
     took = "-" if began is None or ended is None else screen.span((ended - began).total_seconds())
     outcome = run.outcome or "no end"
     rows = [f"{sum(stream.get(what, 0) for stream in run.streams.values()):,}" for what in ("seen", "delivered")]
-    return run.started[:16].replace("T", " "), took, outcome, f"{run.commits:,}", *rows, _who(run)
+    did = (f"{run.commits:,}", *rows) if run.ended is not None else ("-",) * 3
+    return run.started[:16].replace("T", " "), took, outcome, *did, _who(run)
 
 
 def _who(run: Run) -> str:

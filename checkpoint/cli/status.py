@@ -21,6 +21,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
+from checkpoint.cli.past import fields_of
 from checkpoint.cli.positions import cursor_format, lag_of
 from checkpoint.cli.writing import held_by
 from checkpoint.entries import RUN_KEY, Change
@@ -312,7 +313,7 @@ def _document(judged: list[Judged], beside: list[_Beside], code: int) -> dict[st
             for one in judged
         ],
         "namespaces": [
-            {"namespace": name, "held_by": holder, "last_run": None if run is None else run._asdict()}
+            {"namespace": name, "held_by": holder, "last_run": None if run is None else fields_of(run)}
             for name, holder, run in beside
         ],
     }
