@@ -81,7 +81,9 @@ def rewind(
     place where a reading was interrupted. --by 0 forgets that place alone, for one that the source refuses. A KEY that
     is a group stands for all of its members, NAMESPACE may be a pattern, 'crm_*': then it asks first.
     """
-    if (to is None) == (by is None):
+    if to is not None and by is not None:
+        raise click.UsageError("how far? Give --to VALUE or --by AMOUNT, not both")
+    if to is None and by is None:
         raise click.UsageError("how far? Give --to VALUE or --by AMOUNT")
     with reading(url) as store:
         how = _How(to, by, field, cursor_format)
