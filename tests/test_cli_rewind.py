@@ -134,7 +134,7 @@ def test_what_is_no_rewind_is_refused(url, position, arguments, said):
 def test_rewind_asks_how_far_and_of_what(store):
     far = "Error: how far? Give --to VALUE or --by AMOUNT"
     assert error("rewind", "crm", "contacts", status=2) == far
-    assert error("rewind", "crm", "contacts", "--by", "1d", "--to", "x", status=2) == far
+    assert error("rewind", "crm", "contacts", "--by", "1d", "--to", "x", status=2) == f"{far}, not both"
     assert error("rewind", "crm", "contacts", "--by", "-1d", status=2) == (
         "Error: Invalid value for '--by': '-1d' is no age (2d) and no number (1000) from 0 on."
     )
@@ -309,11 +309,34 @@ def test_export_and_import_of_namespaces_like_a_pattern(store, tmp_path):
         store.commit(name, {"contacts": encode({"name": name})})
     file = tmp_path / "all.json"
     run("export", "crm_*", str(file))
-    assert json.loads(file.read_text()) == {name: {"contacts": {"name": name}} for name in ("crm_a", "crm_b")}
+    namespaces = {name: {"contacts": {"name": name}} for name in ("crm_a", "crm_b")}
+    assert json.loads(file.read_text()) == {"__namespaces__": namespaces}
     run("clear", "crm_a", "--yes")
     assert [plan["namespace"] for plan in document("import", "crm_*", str(file), "--json")] == ["crm_a", "crm_b"]
     assert (stored(store, namespace="crm_a"), stored(store)) == ({"name": "crm_a"}, STREAM)
     assert error("import", "erp_*", str(file)) == "Error: the document has no namespace like 'erp_*'"
+    run("clear", "crm_a", "--yes")
+    file.write_text(json.dumps(namespaces))  # by hand
+    assert [plan["namespace"] for plan in document("import", "crm_*", str(file), "--json")] == ["crm_a", "crm_b"]
+    assert stored(store, namespace="crm_a") == {"name": "crm_a"}
+
+
+@pytest.mark.parametrize("form", ["json", "values", "singer", "airbyte", "meltano"])
+@pytest.mark.parametrize("names", [["crm_a"], ["crm_a", "crm_b"]])
+def test_a_document_of_several_namespaces_is_not_imported_as_one(url, form, names):
+    store = MemoryStore.from_url(url)
+    for name in names:
+        store.commit(name, {"contacts": encode({"name": name})})
+    written = run("export", "crm_*", "--format", form).stdout
+    assert error("import", "new", "--format", form, "--overwrite", "--delete", stdin=written) == (
+        f"Error: this is a document of namespaces ({', '.join(map(repr, names))}), not of one: import it with a "
+        "pattern of their names, such as '*'"
+    )
+    assert store.load("new") == {}
+    for name in names:
+        store.commit(name, {"contacts": None})
+    assert run("import", "*", "--format", form, stdin=written).exit_code == 0
+    assert [stored(store, namespace=name) for name in names] == [{"name": name} for name in names]
 
 
 def test_restore_of_namespaces_like_a_pattern(store):

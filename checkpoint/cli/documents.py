@@ -2,8 +2,10 @@
 
     json, values      {"contacts": …, "__group__": {"accounts": {"a17": …}}}
     the neighbours'   as `checkpoint.formats` has them; they have no place for groups
+    several           {"__namespaces__": {"crm_a": …, "crm_b": …}}, each in its format
 
-`__group__` is no key of a user's, so a group and a cursor that holds objects are never taken for each other.
+`__group__` is no key of a user's, so a group and a cursor that holds objects are never taken for each other; likewise
+`__namespaces__`, and namespaces.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ VALUES = "values"
 
 GROUPS = GROUP_PREFIX.rstrip(".")
 """The member of a document that holds the groups."""
+
+
+NAMESPACES = f"{RESERVED}namespaces__"
+"""The one member of a document that holds namespaces."""
 
 
 def document_of(there: Namespace, form: str) -> Any:

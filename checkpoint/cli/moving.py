@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.documents import VALUES, document_of, names_in
+from checkpoint.cli.documents import NAMESPACES, VALUES, document_of, names_in
 from checkpoint.cli.judging import check_settable
 from checkpoint.cli.namespaces import Namespace, is_pattern, matching, nothing
 from checkpoint.cli.options import (
@@ -177,12 +177,13 @@ def export(namespace: str, file: Path, form: str, url: str | None) -> None:
     """Write a namespace as a document.
 
     To FILE, or to standard output. Every key must hold a cursor, except with --format values. Groups are under the
-    member __group__, by member. Where NAMESPACE is a pattern, 'crm_*', the document has one member for each namespace.
+    member __group__, by member. Where NAMESPACE is a pattern, 'crm_*', the document has the namespaces under the member
+    __namespaces__, by name.
     """
     with reading(url) as store:
         names = matching(store, namespace)
         documents = {name: _exported(Namespace(store, name), form) for name in names}
-    text = screen.json_of(documents if names != [namespace] else documents[namespace], indent=2)
+    text = screen.json_of({NAMESPACES: documents} if names != [namespace] else documents[namespace], indent=2)
     if file == Path("-"):
         screen.write_text(text)
     else:
@@ -227,8 +228,8 @@ def import_(
     """Store a document in a namespace.
 
     From FILE, or from standard input. If a key holds something else, nothing is written, unless --overwrite is given.
-    Where NAMESPACE is a pattern, 'crm_*', the document has one member for each namespace, and those that it fits are
-    stored.
+    Where NAMESPACE is a pattern, 'crm_*', the document is one that `checkpoint export` wrote with a pattern, and the
+    namespaces that it fits are stored.
     """
     documents = _documents_in(file.read(), namespace, form)
     with using(url) as store:
@@ -255,8 +256,15 @@ def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
         document: Any = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise click.ClickException(f"this is no document of the format {form}: {error}") from error
+    several = _namespaces_in(document)
     if not is_pattern(namespace):
+        if several is not None:
+            raise click.ClickException(
+                f"this is a document of namespaces ({screen.some([*several])}), not of one: "
+                "import it with a pattern of their names, such as '*'"
+            )
         return {namespace: document}
+    document = document if several is None else several
     if not isinstance(document, dict):
         raise click.ClickException(f"this is no document of several namespaces, which {namespace!r} stands for")
     found = {name: each for name, each in cast("dict[str, Any]", document).items() if fnmatchcase(name, namespace)}
@@ -268,6 +276,14 @@ def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     return found
+
+
+def _namespaces_in(document: Any) -> dict[str, Any] | None:
+    """Return the namespaces of a document that was exported by a pattern; None: it is of one, or written by hand."""
+    if not isinstance(document, dict):
+        return None
+    found = cast("dict[str, Any]", document).get(NAMESPACES)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) and len(document) == 1 else None
 
 
 def _import_plan(there: Namespace, values: dict[Name, str], *, overwrite: bool, delete: bool) -> Plan:
