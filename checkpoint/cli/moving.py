@@ -282,8 +282,9 @@ def _namespaces_in(document: Any) -> dict[str, Any] | None:
     """Return the namespaces of a document that was exported by a pattern; None: it is of one, or written by hand."""
     if not isinstance(document, dict):
         return None
-    found = cast("dict[str, Any]", document).get(NAMESPACES)
-    return cast("dict[str, Any]", found) if isinstance(found, dict) and len(document) == 1 else None
+    members = cast("dict[str, Any]", document)
+    found: Any = members.get(NAMESPACES)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) and len(members) == 1 else None
 
 
 def _import_plan(there: Namespace, values: dict[Name, str], *, overwrite: bool, delete: bool) -> Plan:
