@@ -511,6 +511,14 @@ def test_stop_signals_are_for_the_main_thread():
     assert errors == ["stop_signals work in the main thread only"]
 
 
+def test_flush_after_the_block_is_an_error():
+    with Checkpointer("run", MemoryStore()) as cp:
+        cp["a"] = A
+        cp.commit_soon()
+    with pytest.raises(RuntimeError, match="closed"):
+        cp.flush()
+
+
 def test_commit_soon_returns_at_once_and_coalesces():
     store = SlowStore()
     with Checkpointer("run", store) as cp:

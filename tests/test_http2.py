@@ -184,3 +184,20 @@ def test_fault_43_a_forked_child_has_a_connection_of_its_own(served, stores):
     store.commit("run", {"parent": "2"})
     assert served.held("run") == {"parent": "2", "child": "1"}
     assert connections(served) == 2
+
+
+def test_closing_the_store_ends_a_request_of_another_thread(served, stores):
+    """Its thread asks again over a new connection, as after every connection that was lost."""
+    store = stores(timeout=20.0, deadline=20.0)
+    store.load("run")
+    asked = len(served.seen())
+    served.hang(f"GET {STATE}")
+    loaded = []
+    thread = threading.Thread(target=lambda: loaded.append(store.load("run")), daemon=True)
+    thread.start()
+    while len(served.seen()) == asked:
+        time.sleep(0.01)
+    store.close()
+    served.hang()
+    thread.join(10)
+    assert loaded == [{}]

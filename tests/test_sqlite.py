@@ -1075,3 +1075,28 @@ def test_the_garbage_collector_is_left_as_it_was(path: Path, enabled: bool) -> N
             assert gc.isenabled() == enabled
         finally:
             gc.enable()
+
+
+def test_threads_that_wait_for_each_other_share_no_longer_wait(path: Path) -> None:
+    """The deadline of each begins when it is called, not when the others let go of the store."""
+    with (
+        closing(SQLiteStore(path, deadline=1.0)) as store,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        store.commit("run", {"a": "x"})
+        other.execute("BEGIN EXCLUSIVE")
+        waited: list[float] = []
+
+        def commit() -> None:
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                store.commit("run", {"b": "x"})
+            waited.append(time.monotonic() - began)
+
+        threads = [threading.Thread(target=commit) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(waited) == 6
+    assert max(waited) < 4  # one after the other they take six seconds

@@ -473,6 +473,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             As `commit`.
 
         """
+        self._check_open()
         self._commits.background.wait()  # else a failure of it might be raised once more, by a later commit
         self._commits.flush(self._to_flush())
 

@@ -102,14 +102,23 @@ class KeyHolder:
     """A stream, and the key of the layers that it holds: a key of the mapping, or a member of a group."""
 
     def __init__(
-        self, stream: Stream, key: str, group: str | None, state_key: str, below: Callable[[str], str | None]
+        self,
+        stream: Stream,
+        key: str,
+        group: str | None,
+        state_key: str,
+        below: Callable[[str], str | None],
+        *,
+        packed: bool = False,
     ) -> None:
         self.stream = stream
         self.key = key
         self.group = group
         """The group that the key is a member of; None: it is a key of the mapping."""
+        self._packed = packed  # with members that other runs may write into what is below
         self._state_key = state_key
         self._below = below
+        self._last = self._pending = below(key) if packed else None  # what it said last
 
     def below(self) -> str | None:
         """Return the value of the key as last claimed or stored."""
@@ -118,10 +127,19 @@ class KeyHolder:
     def claim(self) -> str | None:
         """Return the value that the key is to hold, None for none; where that is no change, as it is spelled."""
         cursor, below = self.stream.claim(), self.below()
-        if cursor is None:
+        value = None if cursor is None else codec.encode(cursor)
+        if self._packed:
+            self._pending = value
+            if value == self._last or (value and self._last and codec.same(value, self._last)):
+                return below  # it says nothing new: what another run wrote meanwhile stays
+        if value is None:
             return None
-        value = codec.encode(cursor)
         return below if below is not None and codec.same(value, below) else value
+
+    def claimed(self) -> None:
+        """Take the claim for the last one."""
+        self._last = self._pending
+        self.stream.claimed()
 
     def back(self) -> None:
         """Let the stream go back to what the layers say; where that is no cursor, it is detached.
@@ -131,7 +149,7 @@ class KeyHolder:
 
         """
         try:
-            value = self.below()
+            value = self._last = self.below()
             try:
                 self.stream.back(None if value is None else decoded(self._state_key, self.key, value))
             except WrongShapeError as reason:

@@ -158,7 +158,8 @@ class Layers:
     def hold(self, stream: Stream, key: str) -> None:
         """Let a stream hold a key."""
         group = named(key)[0] if key.startswith(GROUP_PREFIX) else None
-        self.holders.open(KeyHolder(stream, key, group, self.state_key, self.groups.below))
+        packed = self.groups.key_by_key and group is not None
+        self.holders.open(KeyHolder(stream, key, group, self.state_key, self.groups.below, packed=packed))
 
     def open_group(self, name: str, shards: int | None) -> Group:
         """Open a group, in the place of one of its name."""
@@ -217,7 +218,7 @@ class Layers:
         for holder in scope.holders:
             if holder.stream.reason is not None and holder.key in lowered:
                 self.claims.reasons[holder.key] = holder.stream.reason
-            holder.stream.claimed()
+            holder.claimed()
             holder.stream.let_go(scope.by)
         self.drafts.drop(said)
         self.drafts.claimed(changes)

@@ -92,6 +92,10 @@ class Form:
         """The keys of the shards."""
         return []
 
+    def moved_into(self, key: str) -> dict[str, str]:
+        """Return the members that version 1 stored and that go into an entry."""
+        return {member: value for member, value in self._old.items() if self._entry(member) == key}
+
     def _entry(self, member: str) -> str:
         return f"{self.head}/{member}"
 
@@ -280,7 +284,8 @@ class Groups:
     def packed(self) -> set[str]:
         """Return the heads and shards of packed groups: nobody may write past what another run packed."""
         packed = [form for form in self._forms.values() if form.shards is not None]
-        return {key for form in packed for key in (form.head, *form.shard_entries)}
+        moved = {key for form in self._forms.values() for key in form.old_keys}  # whose members all are written
+        return {key for form in packed for key in (form.head, *form.shard_entries)} | moved
 
     def is_shard(self, key: str) -> bool:
         """Tell whether an entry is a shard of an open group."""
@@ -297,12 +302,20 @@ class Groups:
         """
         claims = self._claims
         theirs = {} if found is None else forms.unpack(self._state_key, key, found.value)
-        befores = [self._unpacked(key, each) for each in (value_of(claims.known.get(key)), *claims.doubts.sent(key))]
+        known, *sent = (self._unpacked(key, v) for v in (value_of(claims.known.get(key)), *claims.doubts.sent(key)))
+        for form in self._forms.values():
+            if key in form.shard_entries and form.head not in claims.known:
+                known = form.moved_into(key)  # this run moves them, and changes others
 
         def over_theirs(claimed: str | None) -> str:
             ours = self._unpacked(key, claimed)
-            members = {*ours, *(member for before in befores for member in before)}
-            changed = {m: ours.get(m) for m in members if any(ours.get(m) != before.get(m) for before in befores)}
+            members = {*ours, *(member for before in (known, *sent) for member in before)}
+            # Of what was sent counts what is still stored: of others' members it holds what they were before.
+            changed = {
+                m: ours.get(m)
+                for m in members
+                if ours.get(m) != known.get(m) or any(ours.get(m) != s.get(m) == theirs.get(m) for s in sent)
+            }
             return forms.pack({**theirs, **changed})
 
         if key in claims.waiting:

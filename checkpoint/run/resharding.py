@@ -11,6 +11,7 @@ from checkpoint.run.lease import Lease
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
 RUN_ID = "checkpoint reshard"
@@ -35,7 +36,8 @@ def reshard(store: Store, state_key: str, name: str, shards: int) -> tuple[int, 
     lease = Lease(store, state_key, RUN_ID)
     try:
         lease.acquire()
-        values = _loaded(store, state_key)
+        known = store.load(state_key)
+        values = {key: entry.value for key, entry in known.items()}
         before = _shards_of(state_key, name, values)
         members = forms.packed_members(state_key, name, values, before)
         packs: dict[int, dict[str, str | None]] = {index: {} for index in range(shards)}
@@ -49,7 +51,7 @@ def reshard(store: Store, state_key: str, name: str, shards: int) -> tuple[int, 
             grown[key] = forms.pack({**pack, **{m: v for m, v in old.items() if index < before and m not in pack}})
             trimmed[key] = forms.pack(pack)
         for changes in (grown, {head_key(name): forms.packed_head(shards)}, trimmed):
-            _write_differing(store, state_key, name, changes)
+            _write_differing(store, state_key, name, changes, known)
         return before, len(members)
     finally:
         lease.release()
@@ -69,12 +71,11 @@ def _shards_of(state_key: str, name: str, values: Mapping[str, str]) -> int:
     return shards
 
 
-def _write_differing(store: Store, state_key: str, name: str, changes: Mapping[str, str | None]) -> None:
-    """Write what differs, on the base of what is stored of the group now."""
-    stored = store.load(state_key)
-    differing = {
-        key: value for key, value in changes.items() if (stored[key].value if key in stored else None) != value
-    }
+def _write_differing(
+    store: Store, state_key: str, name: str, changes: Mapping[str, str | None], known: dict[str, Entry]
+) -> None:
+    """Write what differs, where the group still is as it was read and written: `known`, which is brought up to date."""
+    differing = {key: value for key, value in changes.items() if (known[key].value if key in known else None) != value}
     if differing:
-        base = {key: stored.get(key) for key in (*differing, head_key(name))}
-        store.commit(state_key, differing, base, run_id=RUN_ID)
+        base = {key: known.get(key) for key in {*differing, *forms.shard_keys(name, known), head_key(name)}}
+        known.update(store.commit(state_key, differing, base, run_id=RUN_ID).entries)

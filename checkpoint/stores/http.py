@@ -19,12 +19,13 @@ import re
 import sys
 import threading
 import zlib
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
@@ -32,7 +33,7 @@ from checkpoint.stores.network import Limit, Loop, LoopNetwork, Network
 from checkpoint.stores.route import PROXY_AUTHENTICATION_REQUIRED, Route, TransportError, failed, route_to
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     import httpx
 
@@ -45,6 +46,8 @@ else:
         import httpx
 
 __all__ = ["Clients", "Response", "TransportError", "check_host"]
+
+T = TypeVar("T")
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an answer, after decompression, from which on it is refused."""
@@ -208,14 +211,23 @@ class _Shared:
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         """Send a request; return the answer, and the version of HTTP that brought it."""
-        answer = asyncio.run_coroutine_threadsafe(self._send(request, limit), self._loop)
+        answer = self._begun(self._send(request, limit))
         try:
             if limit.quiet() < limit.deadline.left() and not wait([answer], limit.quiet()).done:
                 limit.tell()
             return answer.result()
+        except CancelledError:
+            raise TransportError("the connection was closed", reached=True) from None
         except BaseException:
             answer.cancel()
             raise
+
+    def _begun(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            return asyncio.run_coroutine_threadsafe(call, self._loop)
+        except RuntimeError:  # the loop is closed
+            call.close()
+            raise TransportError("the connection was closed", reached=False) from None
 
     def _made(self) -> httpx.AsyncHTTPTransport:
         transport: httpx.AsyncHTTPTransport = self._route.transport(
@@ -254,7 +266,8 @@ class _Shared:
     def close(self) -> None:
         """Close the connection, and end the thread."""
         if self._stop.alive:
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+            with suppress(CancelledError, TransportError):  # another thread closes it too
+                self._begun(self._close()).result()
             self._stop()
             self._thread.join()
 
@@ -268,6 +281,11 @@ def _turn_loop(loop: Loop) -> None:
     try:
         loop.run_forever()
     finally:
+        left = asyncio.all_tasks(loop)  # whoever waits for one would wait for ever
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
         loop.close()
 
 

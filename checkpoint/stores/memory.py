@@ -82,7 +82,8 @@ class MemoryStore:
         wanted = {*keys}
         for key in wanted:
             check_name("key", key)
-        return _entries_at(self._namespaces.get(state_key, {}), wanted)
+        with self._lock:  # no half of a commit
+            return _entries_at(self._namespaces.get(state_key, {}), wanted)
 
     def commit(
         self,

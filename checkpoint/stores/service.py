@@ -153,10 +153,15 @@ class Service:
                 for _ in range(min(self._concurrency, len(waiting))):
                     futures.append(pool.submit(_work_off, run, call, waiting, outcomes))  # noqa: PERF401 - what was submitted is to be waited for
                 wait(futures)
-            except BaseException:
-                run.stop()  # what is in flight is settled, nothing more is begun
+            except BaseException as error:
+                ending = isinstance(error, RuntimeError) and "shutdown" in str(error)
+                if ending:  # of the interpreter, or of the store: no thread begins any more, so this one does it
+                    _work_off(run, call, waiting, outcomes)
+                else:
+                    run.stop()  # what is in flight is settled, nothing more is begun
                 wait(futures)
-                raise
+                if not ending:
+                    raise
             for future in futures:
                 future.result()
         return outcomes

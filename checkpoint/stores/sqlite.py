@@ -228,8 +228,8 @@ class SQLiteStore:
         if self._joined is not None:
             with _Translated(name, joined=True):
                 return _join(self._joined, with_form)
+        patience = Patience(self._path, self._deadline)  # which waits for other threads too
         with self._lock, _Translated(name):
-            patience = Patience(self._path, self._deadline)
             try:
                 return transact(self._connected(patience), patience, begin, with_form)
             except Conflict:

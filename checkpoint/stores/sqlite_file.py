@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from checkpoint.errors import StoreError
 from checkpoint.stores import sqlite_tables
-from checkpoint.stores.retrying import SILENCE, Again, Deadline, Operation, Policy
+from checkpoint.stores.retrying import SILENCE, Again, Deadline, Operation, Policy, monotonic
 from checkpoint.stores.threads import is_of_handler
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Patience:
     def __init__(self, path: Path, seconds: float) -> None:
         self._path = path
         self._seconds = seconds
+        self._began = monotonic()
         self._waiting: tuple[Operation, Deadline] | None = None  # made when there is something to wait for
         self._has_locks = False  # whether the file system was found to have them
 
@@ -64,6 +65,7 @@ class Patience:
         """Call until it raises `Again` no longer."""
         if self._waiting is None:
             self._waiting = Operation(str(self._path)), Deadline(self._seconds)
+            self._waiting[1].at = self._began + self._seconds
         operation, deadline = self._waiting
 
         def next_attempt() -> T:

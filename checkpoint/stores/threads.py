@@ -33,6 +33,7 @@ class Worker:
         self._name = name
         self._running: tuple[Calls, threading.Thread] | None = None
         self._starting = threading.Lock()
+        self._ended = False  # the thread takes nothing more
 
     def submit(self, call: Callable[[], object]) -> None:
         """Queue a call, which must not raise.
@@ -42,15 +43,20 @@ class Worker:
 
         """
         with self._starting:
-            calls = self._start() if self._running is None else self._running[0]
-        calls.put(call)
+            calls = self._start() if self._running is None or self._ended else self._running[0]
+            calls.put(call)
 
     def drain(self) -> None:
         """Wait until the calls queued so far have run."""
         if self._running is not None and self._running[1] is not threading.current_thread():
             done: SimpleQueue[None] = SimpleQueue()
-            self._running[0].put(lambda: done.put(None))
-            take(done)
+            with self._starting:
+                (calls, thread), ended = self._running, self._ended
+                calls.put(lambda: done.put(None))
+            if ended:
+                thread.join()
+            else:
+                take(done)
 
     def stop(self) -> None:
         """End the thread after the calls queued so far, and wait for it; may be called again."""
@@ -60,8 +66,10 @@ class Worker:
 
     def abandon(self) -> None:
         """End the thread after the calls queued so far, and do not wait."""
-        if self._running is not None:
-            self._running[0].put(None)
+        with self._starting:
+            if self._running is not None:
+                self._ended = True
+                self._running[0].put(None)
 
     def _start(self) -> Calls:
         calls: Calls = SimpleQueue()
@@ -72,7 +80,7 @@ class Worker:
         except BaseException:
             calls.put(None)  # interrupted, it may have started all the same
             raise
-        self._running = calls, thread
+        self._running, self._ended = (calls, thread), False
         return calls
 
 
