@@ -215,3 +215,15 @@ def test_a_zone_without_an_hour_shown_twice_is_asked_from_the_position():
                 found = cp.incremental("s", "at", timezone=zone).start_value
             is_asked_before = position == repeated and zone == "Europe/Berlin"
             assert found == ("2024-10-27T02:00:00" if is_asked_before else position)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_fault_59_the_order_inside_a_repeated_hour_is_not_judged(order):
+    """A source that sorts by the true time shows the hour twice, and is sorted."""
+    shown = [f"2024-10-27 02:{minute:02}:00" for _ in range(2) for minute in range(0, 60, 10)]
+    rows = [{"id": number, "at": at} for number, at in enumerate(shown)]
+    if order == "desc":
+        rows.reverse()
+    with Checkpointer("run", MemoryStore()) as cp:
+        inc = cp.incremental("s", "at", row_order=order, timezone="Europe/Berlin", primary_key="id")
+        assert [row for page in inc.pages([rows[:7], rows[7:]]) for row in page] == rows

@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
@@ -1014,3 +1015,54 @@ def test_a_healthy_job_is_warned_of_nothing(memory, caplog, order, how):
                 inc.finish()
             assert "position=" in repr(inc)
     assert events(caplog) == []
+
+
+def test_fault_60_no_new_row_follows_a_late_one_of_a_page(memory):
+    """A pinned row does not end a reading whose page goes on with newer ones."""
+    with Checkpointer("run", memory) as cp:
+        list(cp.incremental("s", "at", row_order="desc").pages([rows(10)]))
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="desc")
+        with pytest.raises(CursorRegressed, match="18 came after 2"):
+            list(inc.pages([rows(20, 19, 2, 18), rows(17, 10)]))
+    assert stored(memory)["at"] == 10
+
+
+def test_fault_64_a_place_keeps_its_ceiling_over_a_run_without_rows(memory):
+    """Else rows that changed while the first part was read would be passed."""
+    pages = {None: (rows(5), "next"), "next": (rows(6), None)}
+
+    def read(broken):
+        with Checkpointer("run", memory) as cp:
+            inc = cp.incremental("s", "at", cursor_format="epoch_s")
+
+            def page(at):
+                if broken:
+                    raise ConnectionError
+                return pages[at]
+
+            with suppress(ConnectionError):
+                for _ in inc.fetch(page):
+                    cp.commit()
+                    break
+
+    read(broken=False)
+    ceiling = stored(memory)["resume"]["ceiling"]
+    read(broken=True)
+    assert stored(memory)["resume"]["ceiling"] == ceiling
+
+
+def test_fault_64_bounds_spelled_otherwise_are_the_same_question(memory):
+    asked = []
+
+    def page(at):
+        asked.append(at)
+        return [{"at": str(1_714_557_600 + len(asked))}], len(asked)
+
+    for _ in range(2):
+        with Checkpointer("run", memory) as cp:
+            start = datetime(2024, 1, 1, tzinfo=timezone.utc)
+            for _ in cp.incremental("s", "at", cursor_format="epoch_s", initial_value=start).fetch(page):
+                cp.commit()
+                break
+    assert asked == [None, 1]

@@ -1079,11 +1079,12 @@ def test_the_garbage_collector_is_left_as_it_was(path: Path, enabled: bool) -> N
 
 def test_threads_that_wait_for_each_other_share_no_longer_wait(path: Path) -> None:
     """The deadline of each begins when it is called, not when the others let go of the store."""
+    with closing(SQLiteStore(path)) as before:
+        before.commit("run", {"a": "x"})
     with (
         closing(SQLiteStore(path, deadline=1.0)) as store,
         closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
-        store.commit("run", {"a": "x"})
         other.execute("BEGIN EXCLUSIVE")
         waited: list[float] = []
 

@@ -113,24 +113,29 @@ class Boundary:
         elif row[0] == self._ties[0][0] and len(self._ties) <= self._options.max_seen:
             self._ties.append(row)
 
-    def add_page(self, keys: list[Key], values: list[Any], rows: Sequence[Any], highest: Key) -> None:
-        """Remember rows of a page; `highest` is the highest of their keys."""
+    def taken(self, keys: list[Key], values: list[Any], rows: Sequence[Any], highest: Key) -> list[Mark]:
+        """Return what `add_page` is to remember of a page; nothing is remembered yet, for a row may be refused."""
         if self.deep:
             self.take(rows[0])  # which chooses how the others are taken
-            self._ties.extend(zip(keys, values, map(self.take, rows), strict=True))
-            if len(self._ties) > 4 * self._options.max_seen + 1_000:
-                self._thin()
-            return
+            return [*zip(keys, values, map(self.take, rows), strict=True)]
         top = self._ties[0][0] if self._ties else LOWEST
         if self._options.range_start == "open" and (lower := [key for key in keys if top < key < highest]):
-            self._add_at(max(lower), keys, values, rows)
-        self._add_at(highest, keys, values, rows)
+            return [*self._taken_at(max(lower), keys, values, rows), *self._taken_at(highest, keys, values, rows)]
+        return self._taken_at(highest, keys, values, rows) if highest >= top else []
 
-    def _add_at(self, at: Key, keys: list[Key], values: list[Any], rows: Sequence[Any]) -> None:
-        if not self._ties or at >= self._ties[0][0]:
-            found = [(value, row) for key, value, row in zip(keys, values, rows, strict=True) if key == at]
-            for value, row in found[: self._options.max_seen + 1]:
-                self.add((at, value, self.take(row)))
+    def _taken_at(self, at: Key, keys: list[Key], values: list[Any], rows: Sequence[Any]) -> list[Mark]:
+        found = [(value, row) for key, value, row in zip(keys, values, rows, strict=True) if key == at]
+        return [(at, value, self.take(row)) for value, row in found[: self._options.max_seen + 1]]
+
+    def add_page(self, marks: list[Mark]) -> None:
+        """Remember rows of a page, in the order of their keys or, where the memory is deep, in any."""
+        if self.deep:
+            self._ties.extend(marks)
+            if len(self._ties) > 4 * self._options.max_seen + 1_000:
+                self._thin()
+        else:
+            for mark in marks:
+                self.add(mark)
 
     def add_old(self, row: Mark) -> None:
         """Remember a row at the position that the stream was opened with, or before it."""

@@ -214,12 +214,22 @@ def _beyond(scan: Scan, islands: Iterable[Any], position: Any) -> list[Any]:
 def differs(place: Resume, scan: Scan, options: Options) -> str | None:
     """Return which argument has another value now than in the question that a place belongs to; None: none has."""
     span = scan.range
+
+    def same(stored: Any, now: Any) -> bool:
+        if stored is None or now is None or stored == now:
+            return bool(stored == now)
+        try:
+            return span.compare(stored, now) == 0
+        except (TypeError, ValueError):
+            return False
+
+    if place.field != options.field:
+        return "cursor_field"
     follows = options.asc and span.position is not None  # the position, which moved since that question
     for what, stored, now in (
-        ("cursor_field", place.field, options.field),
         ("start_value", place.start, place.start if follows else wire(span.start)),
         ("end_value", place.end, wire(options.end_value)),
     ):
-        if stored != now:
+        if not same(stored, now):
             return what
     return None

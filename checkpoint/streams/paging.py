@@ -14,6 +14,7 @@ from checkpoint.streams.holding import here
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from checkpoint.streams.boundary import Mark
     from checkpoint.streams.position import Reading, Recent
     from checkpoint.streams.reading import Judgement, Scan
     from checkpoint.streams.values import Key
@@ -91,10 +92,11 @@ def _feed(scan: Scan, rows: Sequence[Any], values: list[Any], reading: Reading) 
     scan.torn = True
     scan.touch()  # a commit is to tell of it, should it stay so
     try:
-        _cover(scan, rows, values, keys, highest, reading)
-    except (TypeError, ValueError):  # it has no key to be remembered by, and was not covered
+        marks = scan.boundary.taken(keys, values, rows, highest) if scan.boundary.keyed else []
+    except Exception:  # a row is refused, and nothing was covered
         scan.torn = False
         raise
+    _cover(scan, values, keys, highest, marks, reading)
     scan.position.finished = False
     scan.delivered += len(rows)
     scan.touch()
@@ -147,11 +149,10 @@ def _are_fresh(scan: Scan, keys: list[Key], rows: Sequence[Any], recent: Recent)
     return True
 
 
-def _cover(scan: Scan, rows: Sequence[Any], values: list[Any], keys: list[Key], highest: Key, reading: Reading) -> None:
+def _cover(scan: Scan, values: list[Any], keys: list[Key], highest: Key, marks: list[Mark], reading: Reading) -> None:
     """Cover a page whose rows all passed."""
     asc, position = scan.options.asc, scan.position
-    if scan.boundary.keyed:  # which may refuse the first row
-        scan.boundary.add_page(keys, values, rows, highest)
+    scan.boundary.add_page(marks)
     first = bisect_left(keys, highest) if asc else keys.index(highest)
     if asc:
         position.pass_by(keys[0], reading)
@@ -181,6 +182,8 @@ def _judge_all(
         judgements.append(judgement)
         if in_order and judgement.row is not None:
             last = judgement.row
+        elif in_order and scan.ends(judgement):
+            last = judgement.late  # no new row may follow it
     return judgements
 
 

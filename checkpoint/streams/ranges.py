@@ -158,7 +158,11 @@ class Range:
 
     def ceiling_value(self) -> Any:
         """Return the ceiling of an unsorted stream as it is stored; None: there is none, or no row yet."""
-        if self._options.row_order is not None or not self.bound or self.ceiling() is HIGHEST:
+        if self._options.row_order is not None:
+            return None
+        if not self.bound:
+            return self._cap
+        if self.ceiling() is HIGHEST:
             return None
         return wire(self.scale.spell(self.ceiling(), self.sample))
 

@@ -356,10 +356,17 @@ class Scan:
         """Raise CursorRegressed where a sorted stream went back."""
         if self.options.asc:
             for mark in (self.position.bound, last or NO_MARK):
-                if key < mark[0]:
+                if key < mark[0] and not self._share_a_repeated_hour(value, mark[1]):
                     raise CursorRegressed(self.name, mark[1], value)
-        elif self.options.row_order == "desc" and last is not None and key > last[0]:
+        elif self.options.row_order != "desc" or last is None or key <= last[0]:
+            return
+        elif not self._share_a_repeated_hour(value, last[1]):
             raise CursorRegressed(self.name, last[1], value, "desc")
+
+    def _share_a_repeated_hour(self, one: Any, other: Any) -> bool:
+        """Tell whether a clock shows both values twice, so that nothing tells which came first."""
+        begins = [None if value is None else self.range.scale.first_pass(value) for value in (one, other)]
+        return None not in begins and bool(self.range.key_of(begins[0]) == self.range.key_of(begins[1]))
 
     def count(self, judgement: Judgement) -> None:
         """Count a row; that there is one means that what was finished is not any longer."""
