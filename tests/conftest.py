@@ -11,6 +11,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, Request, build_opener
 
+import freezegun
 import pytest
 from hypothesis import settings
 from postgres_server import PostgresServer
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 settings.register_profile("short", deadline=None, database=None)
 settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
 settings.load_profile("short")
+
+# It waits for connections by the clock, and with a frozen one for ever.
+freezegun.configure(extend_ignore_list=["psycopg"])
 
 # Screens are compared without colors, in this process and in those that it starts.
 os.environ.pop("FORCE_COLOR", None)

@@ -470,7 +470,7 @@ def test_fault_66_missing_values_go_by_the_policy(policy, name, first):
         pandas = pytest.importorskip("pandas")
         import numpy as np
 
-        values = {"pandas.NaT": pandas.NaT, "pandas.NA": pandas.NA, "numpy.NaT": np.datetime64("NaT")}
+        values = {"pandas.NaT": pandas.NaT, "pandas.NA": pandas.NA, "numpy.NaT": np.datetime64("NaT", "ns")}
     is_number = name in ("nan", "Decimal")
     there = 5 if is_number else datetime(2024, 5, 1, tzinfo=UTC)
     page = rows_of(*((values[name], there) if first else (there, values[name])))
