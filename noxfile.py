@@ -88,9 +88,16 @@ def short(session: nox.Session) -> None:
     pytest(session, *SAME_ON_EVERY_PYTHON)
 
 
+@nox.session(python=PYTHONS)
+def core(session: nox.Session) -> None:
+    """The core's own tests on any Python."""
+    session.install("-e", ".[all]", *group("test"))
+    pytest(session, *AREA)
+
+
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """The same with the lowest release that pyproject.toml allows of each library."""
+    """The core's own tests with the lowest release that pyproject.toml allows of each library."""
     session.install("uv")
     pins = Path(session.create_tmp(), "lowest.txt")
     extras = [word for extra in EXTRAS.split(",") for word in ("--extra", extra)]
@@ -99,7 +106,7 @@ def lowest(session: nox.Session) -> None:
     session.run(*resolve, *extras, "-o", str(pins), "pyproject.toml", silent=True)
     tools = [each for each in group("test") if not each.startswith("schemathesis")]  # it needs newer releases itself
     session.install("-e", f".[{EXTRAS}]", "-c", str(pins), *tools)
-    pytest(session, *SAME_ON_EVERY_PYTHON)
+    pytest(session, *AREA)
 
 
 @nox.session(python=NEWEST)
