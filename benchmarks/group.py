@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from harness import OURS, Case, case, fail, main
 
 from checkpoint import Checkpointer
-from checkpoint.stores.rate import Pace, simulate
+from checkpoint.stores.rate import Rate, simulate
 from checkpoint.stores.truto import CONCURRENCY, TrutoStore
 from checkpoint.testing import ApiServer
 
@@ -49,7 +49,7 @@ def cases(quick: bool) -> list[Case]:
             if len(seconds) == rounds:
                 break
             time.sleep(SHARDS * RATE[1] / RATE[0] * 1.1)  # a round that waited for the rate would measure the wait
-    each = simulate(Pace(*RATE), partitions, concurrency=CONCURRENCY, latency=LATENCY)[-1].answered
+    each = simulate(Rate(*RATE), partitions, concurrency=CONCURRENCY, latency=LATENCY)[-1].answered
     counts = {OURS: {"writes": writes, "status 429": refused}, ONE_EACH: {"writes": partitions}}
     return [
         case(
