@@ -209,9 +209,6 @@ class Wire:
         self._world = world
         self._process = process
 
-    def lacking(self, count: int) -> list[Any]:
-        return []
-
     def close(self) -> None:
         pass
 
