@@ -40,12 +40,13 @@ def replay(plan: Plan, given: Sequence[int] = (), dice: random.Random | None = N
     world = World(clockwork, plan.store)
     jobs = [Job(world, name, run) for name, run in zip("ABC", plan.runs, strict=False)]
     random.seed(7)  # the jitter of the retry policy
-    disabled, logging.root.manager.disable = logging.root.manager.disable, logging.CRITICAL
+    disabled = logging.root.manager.disable
+    logging.disable()
     try:
         clockwork.run([(job.process, job.main) for job in jobs])
         wrong = list(violations(clockwork, world, jobs))
     finally:
-        logging.root.manager.disable = disabled
+        logging.disable(disabled)
     wrong += [f"a thread died of {error!r}" for error in clockwork.crashes]
     return Outcome(plan, choices, wrong, all(job.process.bytecodes is None for job in jobs))
 
