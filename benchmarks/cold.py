@@ -39,7 +39,7 @@ SERVER = """
 import asyncio, json, sys
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from checkpoint.server.vendor import Switches, create_app
+from checkpoint.server import Switches, create_app
 from checkpoint.stores.memory import MemoryStore
 namespace, token, delay, certfile, keyfile, protocols, entries = sys.argv[1:]
 store = MemoryStore()

@@ -68,7 +68,7 @@ async def main(certfile, keyfile, *protocols):
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
-    from checkpoint.server.vendor import Switches, create_app
+    from checkpoint.server import Switches, create_app
     from checkpoint.stores.memory import MemoryStore
 
     store, seen, hanging, gathering = MemoryStore(), [], [], {}

@@ -8,48 +8,42 @@ testing clients.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import logging
 import re
-import signal
-import socket
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-from urllib.parse import unquote_to_bytes
 from zlib import crc32
 
-import orjson
-import uvicorn
-from fastapi import Depends, FastAPI
-from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations of the calls
 from starlette.responses import Response
 
-from checkpoint.errors import CheckpointError, Conflict, StoreUnavailable, ValueTooLarge
-from checkpoint.stores.base import check_name
+from checkpoint.errors import Conflict, ValueTooLarge
+from checkpoint.server.messages import (
+    Problem,
+    Refusal,
+    asked_state_key,
+    decoded,
+    json_object,
+    json_response,
+    query_of,
+    valid_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
-    from types import FrameType
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from fastapi import FastAPI
 
     from checkpoint.entries import Entry
+    from checkpoint.server.access import Access
     from checkpoint.stores.base import Store
 
     Result = TypeVar("Result")
 
-logger = logging.getLogger("checkpoint")
-
 PATH = "/sync-job-run-state"
-DOCUMENT = "/openapi.json"
 NOT_FOUND: Final = 404
 
 
@@ -98,138 +92,21 @@ class Switches:
 DEFAULTS = Switches()
 
 
-class Refusal(Exception):
-    """An error answer in the API's own form."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(status, message, headers)
-        self.status = status
-        self.message = message
-        self.headers = headers
-
-    def response(self) -> Response:
-        """Return the answer, such as `{"statusCode": 400, "error": "Bad Request", "message": "key is required"}`."""
-        error = HTTPStatus(self.status).phrase
-        body = {"statusCode": self.status, "error": error, "message": self.message}
-        return _json_response(body, self.status, self.headers)
-
-
-def create_app(store: Store, token: str, options: Switches = DEFAULTS) -> FastAPI:
-    """Return the ASGI application that serves a store to whoever bears the token.
-
-    The options can be replaced while it runs: `app.state.api.options = ...`. The caller closes the store.
-
-    Raises:
-        ValueError: the token is empty, or holds what a header cannot carry.
-
-    """
-    api = Api(store, token, options)
-    app = FastAPI(
-        title="Sync Job Run State",
-        version="1",
-        openapi_url=DOCUMENT,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        # For the document only: the gate has let nobody else in.
-        dependencies=[Depends(HTTPBearer(auto_error=False))],
-        exception_handlers=dict.fromkeys(
-            (Refusal, HTTPException, CheckpointError, ClientDisconnect, Exception), _on_error
-        ),
-    )
-    app.state.api = api
-    app.router.route_class = _ApiRoute
-    _add_calls(app, api)
-    app.add_middleware(_Gate, api=api)
-    return app
-
-
-def serve(
-    store: Store,
-    token: str,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    options: Switches = DEFAULTS,
-    *,
-    ready: Callable[[str], None] | None = None,
-) -> None:
-    """Serve a store until SIGTERM or SIGINT: requests in flight are finished, then the store is closed.
-
-    To be called in the main thread. Port 0 takes a free one; `ready` is given the base URL once the socket listens.
-
-    Raises:
-        OSError: host and port cannot be listened on.
-        ValueError: as `create_app`.
-
-    """
-    try:
-        app = create_app(store, token, options)
-        with _listening(host, port) as listener:
-            config = uvicorn.Config(
-                app,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                timeout_keep_alive=75,  # longer than clients keep one, so that none writes to a closed connection
-                timeout_graceful_shutdown=30,
-            )
-            server = uvicorn.Server(config)
-            _run_until_signalled(server, listener, lambda: ready(_base_url(listener)) if ready else None)
-    finally:
-        store.close()
-
-
-def _run_until_signalled(server: uvicorn.Server, listener: socket.socket, started: Callable[[], None]) -> None:
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    # uvicorn has handlers of its own while it runs, and raises what they caught again afterwards: these keep a signal
-    # that comes just before from being lost, and the repeated one from ending the process with another code than 0.
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        started()
-        server.run(sockets=[listener])
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family)
-    # asyncio does so only where a socket names its protocol, which this one does not: without it every answer waits
-    # 40 ms for a delayed acknowledgement. Accepted sockets inherit it.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def _base_url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 class Api:
     """The five calls over one store; `options` may be replaced at any time."""
 
-    def __init__(self, store: Store, token: str, options: Switches = DEFAULTS) -> None:
-        if not (token and token.isascii() and token.isprintable() and " " not in token):
-            raise ValueError("the token must be printable ASCII without spaces, and not empty")
+    def __init__(self, store: Store, access: Access, options: Switches = DEFAULTS) -> None:
         self.store = store
         self.options = options
-        self._token = token.encode()
+        self._access = access
         self._admitted: deque[float] = deque()
         self._stale: dict[str, dict[str, Entry]] = {}
 
-    def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a request without the token, or beyond the rate."""
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if not (hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"):
-            raise Refusal(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
-        if self.options.rate is not None:
-            self._count(*self.options.rate)
-
-    def _count(self, most: int, seconds: float) -> None:
+    def count(self) -> None:
+        """Refuse a request beyond the rate."""
+        if self.options.rate is None:
+            return
+        most, seconds = self.options.rate
         now = asyncio.get_running_loop().time()
         while self._admitted and self._admitted[0] <= now - seconds:
             self._admitted.popleft()
@@ -240,8 +117,8 @@ class Api:
 
     async def list_entries(self, request: Request) -> Response:
         """Return the entries of a namespace, or a page of them."""
-        options, query = self.options, _query(request)
-        state_key = _asked_state_key(query)
+        options, query = self.options, query_of(request)
+        state_key = asked_state_key(query)
         entries = await self._call(self.store.load, state_key)
         if options.stale_list:
             entries = self._stale.setdefault(state_key, entries)
@@ -250,7 +127,7 @@ class Api:
         if not entries and options.unknown_namespace == NOT_FOUND:
             raise Refusal(404, f"{state_key!r} holds no entries")
         page = _page(_arranged(list(entries.values()), options), query, options)
-        return _json_response(page if options.envelope is ... else options.envelope)
+        return json_response(page if options.envelope is ... else options.envelope)
 
     async def get_entry(self, request: Request) -> Response:
         """Return one entry."""
@@ -258,13 +135,13 @@ class Api:
         entries = await self._call(self.store.load, state_key)
         if key not in entries:
             raise _missing(key)
-        return _json_response(_fields(entries[key], self.options))
+        return json_response(_fields(entries[key], self.options))
 
     async def create_entry(self, request: Request) -> Response:
         """Write an entry under the key that the body names."""
-        options, state_key = self.options, _asked_state_key(_query(request))
+        options, state_key = self.options, asked_state_key(query_of(request))
         key, value = await _strings(request, options, "key", "value")
-        _check_size(_valid_name("key", key), value, options)
+        _check_size(valid_name("key", key), value, options)
         entry = await self._call(self._create, state_key, key, value, options.post_existing)
         return _answer_to_write(entry, options)
 
@@ -313,143 +190,24 @@ class Api:
                 continue
 
 
-class _Gate:
-    """The outermost layer: lets nobody in without the token, and leaves the path as it was sent."""
-
-    def __init__(self, app: ASGIApp, api: Api) -> None:
-        self._app = app
-        self._api = api
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if self._api.options.latency:
-            send = _late(send, self._api.options.latency)
-        # Routed undecoded: in the decoded path `a/b` and `a%2Fb` are the same.
-        scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
-        try:
-            if scope["path"] != DOCUMENT:
-                self._api.admit(dict(scope["headers"]))
-        except Refusal as refusal:
-            await refusal.response()(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-def _late(send: Send, seconds: float) -> Send:
-    async def late(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            await asyncio.sleep(seconds)
-        await send(message)
-
-    return late
-
-
-class _ApiRoute(APIRoute):
-    """A route whose endpoint takes the request and returns the response: nothing is injected or validated."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    refusal = _refusal(request, error)
-    if isinstance(error, CheckpointError) and refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s %s: %s", request.method, refusal.status, error)
-    return refusal.response()
-
-
-_STATUSES = ((ClientDisconnect, 400), (ValueTooLarge, 413), (StoreUnavailable, 503), (CheckpointError, 500))
-
-
-def _refusal(request: Request, error: Exception) -> Refusal:
-    if isinstance(error, Refusal):
-        return error
-    if isinstance(error, HTTPException):
-        allow = {"Allow": "GET, POST" if request.scope["path"] == PATH else "DELETE, GET, PATCH"}
-        wrong_method = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
-        return Refusal(error.status_code, error.detail, allow if wrong_method else None)
-    for kind, status in _STATUSES:
-        if isinstance(error, kind):
-            return Refusal(status, str(error))
-    return Refusal(500, "the server failed")
-
-
 def _missing(key: str) -> Refusal:
     return Refusal(404, f"{key!r} does not exist")
 
 
 def _names(request: Request) -> tuple[str, str]:
     """Return the state_key and the key that a request is about."""
-    return _asked_state_key(_query(request)), _valid_name("key", _decoded(request.path_params["id"].encode("latin-1")))
-
-
-def _asked_state_key(query: Mapping[str, str]) -> str:
-    if "state_key" not in query:
-        raise Refusal(400, "state_key is required")
-    return _valid_name("state_key", query["state_key"])
-
-
-def _valid_name(what: str, name: str) -> str:
-    try:
-        check_name(what, name)
-    except ValueError as error:
-        raise Refusal(400, str(error)) from error
-    return name
-
-
-def _query(request: Request) -> dict[str, str]:
-    """Return the parameters of a query, each given once; `+` is a space, as forms encode it."""
-    query: dict[str, str] = {}
-    for pair in filter(None, request.scope["query_string"].split(b"&")):
-        name, _, value = (_decoded(part) for part in pair.replace(b"+", b" ").partition(b"="))
-        if name in query:
-            raise Refusal(400, f"{name} is given twice")
-        query[name] = value
-    return query
-
-
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-
-
-def _decoded(raw: bytes) -> str:
-    """Undo percent-encoding (RFC 3986, section 2.1), exactly: two encoded texts never become one."""
-    if _BAD_ESCAPE.search(raw):
-        raise Refusal(400, "the URL is not percent-encoded")
-    try:
-        return unquote_to_bytes(raw).decode()
-    except UnicodeDecodeError as error:
-        raise Refusal(400, "the URL is not percent-encoded UTF-8") from error
+    return asked_state_key(query_of(request)), valid_name("key", decoded(request.path_params["id"].encode("latin-1")))
 
 
 async def _strings(request: Request, options: Switches, *names: str) -> list[str]:
     """Return the named fields of a JSON body."""
-    try:
-        fields: Any = orjson.loads(await _body(request, options.max_body))
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, "the body must be JSON") from error
-    if not isinstance(fields, dict):
-        raise Refusal(400, "the body must be a JSON object")
+    fields = await json_object(request, options.max_body)
     for name in names:
         if name not in fields:
             raise Refusal(400, f"{name} is required")
         if not isinstance(fields[name], str):
             raise Refusal(422, f"{name} must be a string")
     return [fields[name] for name in names]
-
-
-async def _body(request: Request, most: int) -> bytes:
-    too_long = Refusal(413, f"the body must not be longer than {most} bytes")
-    if int(request.headers.get("content-length", 0)) > most:
-        raise too_long
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > most:
-            raise too_long
-        body += chunk
-    return bytes(body)
 
 
 def _check_size(key: str, value: str, options: Switches) -> None:
@@ -501,9 +259,9 @@ def _answer_to_write(entry: Entry | None, options: Switches) -> Response:
         case "empty":
             return Response()
         case "wrong key" | "wrong value" as wrong:
-            return _json_response({**fields, wrong.removeprefix("wrong "): "wrong"})
+            return json_response({**fields, wrong.removeprefix("wrong "): "wrong"})
         case status:
-            return _json_response(fields, status)
+            return json_response(fields, status)
 
 
 def _fields(entry: Entry, options: Switches) -> dict[str, Any]:
@@ -519,10 +277,6 @@ def _fields(entry: Entry, options: Switches) -> dict[str, Any]:
         for stamp in ("created_at", "updated_at"):
             fields[stamp] = fields[stamp] and fields[stamp].replace("Z", "+00:00")
     return fields
-
-
-def _json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 class StateEntry(BaseModel):
@@ -542,14 +296,6 @@ class StatePage(BaseModel):
     next_cursor: str | None = None
 
 
-class Problem(BaseModel):
-    """An error; `error` is the status in words."""
-
-    statusCode: int  # noqa: N815 - the API's spelling
-    error: str
-    message: str
-
-
 _NAME = {"type": "string", "minLength": 1, "pattern": r"^(?!\.\.?$)[^\u0000-\u001f\u007f-\u009f]+$"}
 _TEXT = {"type": "string"}
 _STATE_KEY = {"name": "state_key", "in": "query", "required": True, "schema": _NAME, "description": "The namespace."}
@@ -560,7 +306,8 @@ _LISTED: list[dict[str, Any]] = [_STATE_KEY, _LIMIT, _CURSOR]
 _ONE: list[dict[str, Any]] = [_ID, _STATE_KEY]
 
 
-def _add_calls(app: FastAPI, api: Api) -> None:
+def add_calls(app: FastAPI, api: Api) -> None:
+    """Add the five calls to an application."""
     one, every = PATH + "/{id}", (400, 401, 429, 500, 503)
     add = partial(_add_call, app)
     add("GET", PATH, api.list_entries, _LISTED, StatePage, (*every, 404))
