@@ -3,7 +3,7 @@
     python .ci/house.py                    this checkout
     python .ci/house.py ec72e3c .          a git revision beside it
     python .ci/house.py --details          and what is behind each figure
-    python .ci/house.py --check            fails where a suppression has no reason behind it
+    python .ci/house.py --check            fails at a suppression without a reason, and at a long name of a test
 
 The limits are aims. A miss is explained, and not forced: a function that is split to please a script is worse.
 """
@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "checkpoint"
+NAME = 60
+"""The most characters that the name of a test may have."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SUPPRESSION = re.compile(r"(?:ruff: )?noqa\b|type: ignore|pyright: ignore|pragma: no cover")
 REASON = re.compile(
@@ -343,16 +345,33 @@ def opened(what: str, scratch: Path) -> House:
     return House(scratch / what)
 
 
+def long_names(texts: dict[Path, str], root: Path) -> list[str]:
+    """Return the tests whose names are longer than a line of a report shows."""
+    return [
+        f"{path.relative_to(root)}:{node.lineno}: {node.name}"
+        for path, text in texts.items()
+        if "test_" in text
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, FUNCTIONS) and node.name.startswith("test_") and len(node.name) > NAME
+    ]
+
+
 def check() -> int:
-    """Return 1 where a suppression has no reason; types that a test expects to be wrong are their own reason."""
+    """Return 1 where a suppression has no reason or the name of a test is too long.
+
+    Types that a test expects to be wrong are their own reason.
+    """
     folders = [ROOT / name for name in (PACKAGE, "tests", "benchmarks", ".ci")]
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
     texts = {path: path.read_text("utf-8") for path in paths if path.parent != ROOT / "tests" / "typing"}
     found, bare = suppressions(texts, ROOT)
     for line in bare:
         print(f"{line}: say why, behind ` - ` (a `type: ignore`: behind `  # `)")
-    print(f"{len(found)} suppressions, {len(bare)} without a reason")
-    return bool(bare)
+    long = long_names(texts, ROOT)
+    for line in long:
+        print(f"{line}: name it in at most {NAME} characters, and say the rest in a docstring")
+    print(f"{len(found)} suppressions, {len(bare)} without a reason; {len(long)} long names of tests")
+    return bool(bare or long)
 
 
 def table(houses: list[tuple[str, House]]) -> str:
@@ -372,7 +391,7 @@ def main() -> int:
     """Print what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", nargs="*", default=["."], metavar="PLACE", help="a folder, or a revision of git")
-    parser.add_argument("--check", action="store_true", help="only: has each suppression a reason?")
+    parser.add_argument("--check", action="store_true", help="only what must hold, and fails where it does not")
     parser.add_argument("--details", action="store_true", help="show what is behind each figure of the last place")
     asked = parser.parse_args()
     if asked.check:

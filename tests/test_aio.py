@@ -129,7 +129,7 @@ def test_a_commit_is_a_snapshot_taken_at_the_call(api, truto):
     assert stored(api.store) == {"a": A}
 
 
-def test_a_commit_claims_what_streams_handed_out_until_the_call_and_no_more(store):
+def test_a_commit_claims_what_was_handed_out_until_the_call(store):
     async def job():
         async with AsyncCheckpointer("run", store) as cp:
             stream = cp.incremental("s", "at", row_order="asc")

@@ -81,7 +81,7 @@ def test_names_of_fields_are_judged_at_opening(options, error):
         cp.incremental("s", "at", **options)
 
 
-def test_fault_67_a_row_without_fields_is_refused_before_it_is_handed_out():
+def test_fault_67_a_row_without_fields_is_refused_at_once():
     class Opaque:
         __slots__ = ()
         at, id = AT, 1

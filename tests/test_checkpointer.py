@@ -365,7 +365,7 @@ def test_a_store_given_is_left_open_and_one_opened_is_closed(tmp_path):
     assert stored(store) == {"a": A}
 
 
-def test_the_store_defaults_to_the_environment_and_then_to_the_state_folder(tmp_path, monkeypatch, caplog):
+def test_the_store_defaults_to_environment_then_state_folder(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/mine.db")
     with Checkpointer("run") as cp:
@@ -423,7 +423,7 @@ def test_bad_arguments_are_refused_at_construction(arguments, error, text):
         Checkpointer("run", **arguments)
 
 
-def test_fault_49_nothing_is_committed_by_a_destructor_or_at_interpreter_exit(tmp_path):
+def test_fault_49_no_destructor_or_interpreter_exit_commits(tmp_path):
     url = f"sqlite:///{tmp_path}/state.db"
     abandoned = f"""
 from checkpoint import Checkpointer
@@ -443,7 +443,7 @@ for key in "bc":  # the first of them is collected, the second ends with the int
         assert dict(cp) == {"a": A}
 
 
-def test_fault_49_an_abandoned_generator_commits_nothing_by_itself():
+def test_fault_49_an_abandoned_generator_commits_nothing():
     store = MemoryStore()
 
     def job():
@@ -484,7 +484,7 @@ def test_commits_closer_together_than_min_interval_are_held_back():
         assert stored(store) == {"a": C, "b": B}
 
 
-def test_fault_46_the_first_stop_signal_asks_to_stop_and_the_second_interrupts():
+def test_fault_46_one_stop_signal_asks_and_a_second_interrupts():
     before = signal.getsignal(signal.SIGTERM)
     with Checkpointer("run", MemoryStore(), stop_signals=(signal.SIGTERM,)) as cp:
         assert cp.stopping is False
@@ -620,7 +620,7 @@ def test_an_exception_and_a_failing_flush_are_both_told(caplog):
     assert caplog.messages == [note]
 
 
-def test_a_cursor_spoilt_in_place_still_lets_the_held_back_commit_out_at_exit():
+def test_a_spoilt_cursor_lets_the_held_back_commit_out():
     store = MemoryStore()
     with pytest.raises(TypeError, match="keys must be str"), Checkpointer("run", store, min_interval=60) as cp:
         cp["a"] = A
@@ -653,7 +653,7 @@ def test_fault_44_sixteen_threads_on_one_checkpointer(store):
     assert stored(store) == {f"t{n}": {"at": 11} for n in range(16)}
 
 
-def test_a_commit_of_one_thread_does_not_hide_the_failure_of_another():
+def test_a_commit_of_one_thread_hides_no_failure_of_another():
     store = SlowStore()
     outcomes = {}
 
@@ -681,7 +681,7 @@ def test_a_commit_of_one_thread_does_not_hide_the_failure_of_another():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fault_43_a_forked_child_commits_nothing_that_the_parent_queued(tmp_path):
+def test_fault_43_a_forked_child_commits_nothing_of_its_parent(tmp_path):
     job = f"""
 import os, sys
 from checkpoint import Checkpointer
@@ -768,7 +768,7 @@ def test_going_back_after_discarding_an_unknown_write_is_sent():
     assert stored(store) == {"a": A}
 
 
-def test_an_error_that_promises_that_nothing_was_written_leaves_no_value_of_ours_to_accept():
+def test_nothing_written_leaves_no_value_of_ours_to_accept():
     store = FaultyStore()
     seed(store, a=A)
     store.errors = [(False, StoreUnavailable("down"))]
@@ -783,7 +783,7 @@ def test_an_error_that_promises_that_nothing_was_written_leaves_no_value_of_ours
         cp.discard()
 
 
-def test_a_failed_commit_is_sent_again_although_min_interval_holds_others_back():
+def test_a_failed_commit_is_resent_despite_min_interval():
     store = FaultyStore()
     with Checkpointer("run", store, min_interval=3600) as cp:
         cp["a"] = A
@@ -813,7 +813,7 @@ def test_flush_sends_again_what_failed_in_the_background():
         assert (stored(store), cp.changed) == ({"a": A}, set())
 
 
-def test_what_was_held_back_goes_out_with_the_next_and_its_conflict_does_not_stay_in_the_way(store):
+def test_a_held_back_conflict_does_not_block_later_commits(store):
     seed(store, a=A, b=A)
     with Checkpointer("run", store, min_interval=3600) as cp:
         cp["z"] = A
@@ -857,7 +857,7 @@ def test_a_later_background_failure_is_told_with_the_first():
         assert caught.value.__notes__ == ["checkpoint: 'run' failed again: second"]
 
 
-def test_a_background_failure_is_told_beside_the_exception_that_ends_the_block():
+def test_a_background_failure_is_noted_on_the_blocks_exception():
     store = FaultyStore()
     store.errors = [(False, StoreError("disk on fire"))]
     with pytest.raises(ZeroDivisionError) as caught, Checkpointer("run", store) as cp:
@@ -868,7 +868,7 @@ def test_a_background_failure_is_told_beside_the_exception_that_ends_the_block()
     assert caught.value.__notes__ == ["checkpoint: 'run' was not committed either: disk on fire"]
 
 
-def test_only_a_store_of_its_own_is_closed_and_after_the_last_write(monkeypatch):
+def test_only_its_own_store_is_closed_after_the_last_write(monkeypatch):
     store = FaultyStore()
     with Checkpointer("run", store):
         pass
@@ -880,7 +880,7 @@ def test_only_a_store_of_its_own_is_closed_and_after_the_last_write(monkeypatch)
     assert (store.closed, stored(store)) == (True, {"a": A})
 
 
-def test_a_store_that_cannot_be_closed_leaves_no_handler_and_no_open_run(monkeypatch):
+def test_a_store_that_cannot_close_leaves_no_handler_or_run(monkeypatch):
     class Unclosable(MemoryStore):
         def close(self):
             raise StoreError("cannot close")
@@ -945,7 +945,7 @@ def test_what_is_no_signal_is_refused_at_construction(signals):
         Checkpointer("run", stop_signals=signals)
 
 
-def test_a_clean_exit_that_cannot_claim_sends_what_was_claimed_before(store):
+def test_an_exit_that_cannot_claim_sends_earlier_claims(store):
     store.commit("run", {"g": "opaque!"})
     with pytest.raises(CorruptState), Checkpointer("run", store, min_interval=3600) as cp:
         cp["z"] = A
@@ -972,7 +972,7 @@ def test_a_forked_child_does_not_send_what_was_in_doubt(tmp_path):
             raise
 
 
-def test_setting_a_key_back_to_what_is_stored_is_no_change_though_it_was_read_between(store):
+def test_setting_a_key_back_to_the_stored_value_is_no_change(store):
     store.commit("run", {"a": "eyAieCI6IDEgfQ=="})  # { "x": 1 }
     with Checkpointer("run", store) as cp:
         for number in (2, 1):
@@ -1004,7 +1004,7 @@ def test_a_stream_that_cannot_go_back_commits_nothing_more(store):
     assert store.load("run")["s"].value == "opaque!"
 
 
-def test_a_claim_that_waits_keeps_its_base_when_a_conflict_of_the_key_is_adopted(store):
+def test_a_waiting_claim_keeps_its_base_in_a_conflict(store):
     seed(store, a=A)
     with freeze_time("2024-05-01"), Checkpointer("run", store, min_interval=10) as cp:
         seed(store, a=C)
@@ -1024,7 +1024,7 @@ def test_a_claim_that_waits_keeps_its_base_when_a_conflict_of_the_key_is_adopted
     assert stored(store) == {"a": C, "b": B}
 
 
-def test_a_background_failure_that_is_told_late_is_told_beside_the_exception_that_ends_the_block(monkeypatch):
+def test_a_late_background_failure_is_noted_on_the_exception(monkeypatch):
     store, stopping = FaultyStore(), Event()
     store.errors = [(False, StoreError("disk on fire"))]
     drain = Worker.drain

@@ -33,7 +33,7 @@ def stored(store: MemoryStore, key: str = "contacts", namespace: str = "crm") ->
     return None if entry is None else decode(entry.value)
 
 
-def test_rewind_by_an_age_keeps_the_spelling_and_drops_what_belongs_to_the_old_position(store):
+def test_rewind_by_age_keeps_spelling_and_drops_old_memory(store):
     shown = screen("rewind", "crm", "contacts", "--by", "2d", "--reason", "the source lost rows")
     assert shown.splitlines()[1:] == [
         '+ contacts  {"updated_at":"2024-05-01T10:00:00.000Z"}',
@@ -219,7 +219,7 @@ def test_restore_leaves_an_old_page_token_out_and_says_so(store):
     assert stored(store) == {name: value for name, value in STREAM.items() if name != "resume"}
 
 
-def test_restore_of_a_place_alone_says_that_the_stream_starts_over(store):
+def test_restore_of_a_place_alone_says_it_starts_over(store):
     store.commit("crm", {"deals": encode({"resume": STREAM["resume"]})})
     store.commit("crm", {"deals": encode({"updated_at": POSITION})})
     shown = screen("restore", "crm", "deals", "--to", "2", "--yes")

@@ -196,7 +196,7 @@ def cut_it_and_stop_early(stream, rows):
         (hold_it_elsewhere, False),
     ],
 )
-def test_only_a_stream_that_was_read_to_its_end_is_fresh_without_a_write(url, row_order, read, is_read):
+def test_only_a_stream_read_to_its_end_is_fresh_unwritten(url, row_order, read, is_read):
     store = MemoryStore.from_url(url)
     with freeze_time("2024-05-01T12:00:00Z") as clock:
         with Checkpointer("crm", store, record_run=True) as cp:
@@ -222,7 +222,7 @@ def test_a_stream_in_windows_is_read_where_all_of_them_are(url, read, is_read):
     assert last_run(store).read == ("contacts",)
 
 
-def test_no_run_tells_that_a_member_or_a_key_of_the_jobs_own_was_read(url):
+def test_no_run_tells_that_a_member_or_plain_key_was_read(url):
     store = MemoryStore.from_url(url)
     with freeze_time("2024-05-01T12:00:00Z") as clock:
         for day, members in ((1, ["alive", "dead"]), (3, ["alive"])):

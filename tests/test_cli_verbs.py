@@ -1147,7 +1147,7 @@ def test_the_options_in_common_are_where_the_page_says():
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_every_help_fits_the_screen_and_says_what_each_option_is_for(name):
+def test_every_help_fits_the_screen_and_explains_each_option(name):
     shown = screen(name, "--help")
     assert shown.startswith(f"Usage: checkpoint {name} [OPTIONS]")
     for param in VERBS[name].params:

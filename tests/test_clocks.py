@@ -204,7 +204,7 @@ def test_fault_59_an_open_range_is_asked_from_before_the_hour(position):
         assert [*stream.pages([[row]])] == [[row]]
 
 
-def test_a_zone_without_an_hour_shown_twice_is_asked_from_the_position():
+def test_a_zone_without_a_repeated_hour_asks_from_position():
     store = MemoryStore()
     repeated, after, before = (f"2024-10-27T{clock}" for clock in ("02:50:00", "03:00:00", "01:59:59"))
     for zone in ("Europe/Berlin", "Asia/Kolkata", "UTC"):

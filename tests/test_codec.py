@@ -51,7 +51,7 @@ def test_what_is_written_is_read_back_exactly(cursor: dict[str, Any]) -> None:
 
 
 @given(cursors)
-def test_a_value_is_plain_base64_of_compact_json_in_the_order_given(cursor: dict[str, Any]) -> None:
+def test_a_value_is_base64_of_compact_json_in_given_order(cursor: dict[str, Any]) -> None:
     text = b64decode(encode(cursor), validate=True).decode()
     assert repr(json.loads(text)) == repr(cursor)
     assert json.loads(text, parse_float=Decimal) == json.loads(json.dumps(cursor), parse_float=Decimal)

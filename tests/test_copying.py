@@ -201,7 +201,7 @@ class Forgetful(MemoryStore):
         return {key: entry for key, entry in super().load(state_key).items() if key != "spaced"}
 
 
-def test_what_is_not_there_afterwards_is_an_error_and_stays_at_the_source(source: MemoryStore) -> None:
+def test_what_did_not_arrive_is_an_error_and_stays_put(source: MemoryStore) -> None:
     with pytest.raises(StoreError, match="^'spaced' in 'job' is not what was written to "):
         move(source, Forgetful(), "job")
     assert values(source) == {**VALUES, "__lease__": "held"}

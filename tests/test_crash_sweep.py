@@ -191,7 +191,7 @@ def test_fault_37_sqlite_is_whole_wherever_its_writer_is_killed(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_fault_37_over_http_each_key_is_whole_between_any_two_requests(when: str, zygote: Zygote):
+def test_fault_37_each_key_is_whole_between_two_requests(when: str, zygote: Zygote):
     wanted = POINTS * 15 // 100
     points = torn = lost = 0
     with ApiServer() as api:
@@ -229,9 +229,7 @@ def test_fault_37_over_http_each_key_is_whole_between_any_two_requests(when: str
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3)])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_fault_37_a_group_that_moves_loses_no_member_between_any_two_requests(
-    before: int, after: int, when: str, zygote: Zygote
-):
+def test_fault_37_a_moving_group_loses_no_member(before: int, after: int, when: str, zygote: Zygote):
     members = {member: {"n": 5} for member in "uvwxyz"}
     points = 0
     with ApiServer() as api:

@@ -120,7 +120,7 @@ def test_a_job_that_swallows_its_crash_dies_where_it_reads_on(tmp_path):
     assert read[:4] == [3, 0, 3, 1]  # whole; crashed before record 1, resumed; crashed before write 1
 
 
-def test_a_job_that_writes_what_is_in_hand_when_it_dies_is_a_good_one(tmp_path):
+def test_a_job_that_writes_its_rows_as_it_dies_is_good(tmp_path):
     def job(run):
         buffer = []
         with Checkpointer("crm", run.store) as cp:

@@ -170,7 +170,7 @@ def commit(names):
 
 
 @pytest.mark.parametrize("theirs", [at(3), at(2), at(1), None])
-def test_the_commit_shown_goes_on_from_another_runs_later_position(commit, names, theirs):
+def test_the_commit_shown_takes_another_runs_later_position(commit, names, theirs):
     server = names["server"]
     server.store.commit("job", {"a": encode(at(0))})
     with Checkpointer("job", server.url) as cp:
@@ -198,7 +198,7 @@ def test_the_commit_shown_sends_less_of_what_is_too_large(commit, names):
 
 
 @pytest.mark.parametrize("applied", [True, False])
-def test_the_commit_shown_finds_out_what_became_of_an_unanswered_write(commit, names, applied):
+def test_the_commit_shown_settles_an_unanswered_write(commit, names, applied):
     server = names["server"]
     server.script(Drop(applied=applied), method="POST")
     server.script(None, Answer(400), method="GET", key="a")  # looked at, sent, and refused to be read back

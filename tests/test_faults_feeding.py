@@ -207,7 +207,7 @@ def test_fault_63_what_a_break_may_have_cut_is_not_finished(memory, caplog, orde
     assert "call finish()" in caplog.text
 
 
-def test_fault_63_a_window_in_which_nothing_was_fed_is_not_finished(memory, caplog):
+def test_fault_63_a_window_that_was_not_fed_is_not_finished(memory, caplog):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=0)
         for window in inc.windows(5, until=10):
@@ -602,7 +602,7 @@ def test_a_cursor_that_moves_to_the_top_costs_a_run_and_no_row(memory):
     assert stored(memory)["at"] == 11
 
 
-def test_more_new_rows_than_a_page_while_interrupted_are_not_lost(memory):
+def test_more_new_rows_than_a_page_meanwhile_are_not_lost(memory):
     source, sink = list(range(1, 10)), set()
 
     def page(offset):
@@ -1028,7 +1028,7 @@ def test_fault_60_no_new_row_follows_a_late_one_of_a_page(memory):
     assert stored(memory)["at"] == 10
 
 
-def test_fault_64_a_place_keeps_its_ceiling_over_a_run_without_rows(memory):
+def test_fault_64_a_place_keeps_its_ceiling_without_rows(memory):
     """Else rows that changed while the first part was read would be passed."""
     pages = {None: (rows(5), "next"), "next": (rows(6), None)}
 

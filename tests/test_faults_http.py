@@ -62,7 +62,7 @@ def job(request, tmp_path):
 # 1, 2: no answer, or half of one
 
 
-def test_fault_01_a_refused_connection_is_tried_again_and_nothing_is_lost(job):
+def test_fault_01_a_refused_connection_is_tried_again(job):
     job.seed(a=A)
     with job.run() as cp:
         cp["a"] = B
@@ -81,7 +81,7 @@ def test_fault_01_a_refused_connection_is_tried_again_and_nothing_is_lost(job):
     assert job.calls() == ["GET a", "PATCH a"]
 
 
-def test_fault_01_a_service_that_stays_away_is_told_of_once_in_each_load_and_commit(job):
+def test_fault_01_an_absent_service_is_told_once_in_each_call(job):
     job.seed(a=A, b=A)
     told = []
     job.patch.setattr(retrying.logger, "warning", lambda text, *values: told.append(text % values))
@@ -105,7 +105,7 @@ def test_fault_01_a_service_that_stays_away_is_told_of_once_in_each_load_and_com
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_fault_01_a_connection_closed_before_the_answer_is_tried_again(job, reset):
+def test_fault_01_a_connection_closed_early_is_tried_again(job, reset):
     job.seed(a=A)
     job.api.script(Drop(reset=reset), method="GET")
     job.api.script(Drop(reset=reset), method="PATCH")
@@ -141,7 +141,7 @@ def test_fault_01_after_a_close_nobody_elses_write_is_erased(job, reset):
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("then", ["close", "reset"])
-def test_fault_02_a_body_cut_off_is_asked_for_again_and_a_write_read_back(job, chunked, then):
+def test_fault_02_a_cut_off_list_is_reread_a_write_read_back(job, chunked, then):
     job.seed(a=A, b=A)
     job.api.script(Cut(40, chunked, then), method="GET")
     job.api.script(Cut(20, chunked, then), method="PATCH")
@@ -169,7 +169,7 @@ def test_fault_02_a_body_cut_off_is_asked_for_again_and_a_write_read_back(job, c
         (Answer(204), "204 (application/json, empty), not the JSON object"),
     ],
 )
-def test_fault_03_what_is_no_json_object_is_an_error_that_says_what_came(job, answer, said):
+def test_fault_03_what_is_no_json_object_is_shown_in_the_error(job, answer, said):
     job.seed(a=A)
     job.api.script(answer)
     with job.fails(StoreError, f"URL answered {said} that was expected"), job.run():
@@ -200,7 +200,7 @@ def test_fault_03_a_wrong_envelope_is_an_error_and_never_empty(job, envelope, sa
 
 
 @pytest.mark.parametrize("applied", [False, True])
-def test_fault_03_a_write_answered_by_a_login_page_is_not_done_and_no_conflict_later(job, applied):
+def test_fault_03_a_login_page_is_no_success_and_no_conflict(job, applied):
     job.seed(a=A)
     job.api.script(Answer(200, "<html>log in</html>", HTML, applied=applied), method="PATCH")
     with job.run() as cp:
@@ -222,7 +222,7 @@ def test_fault_03_a_write_answered_by_a_login_page_is_not_done_and_no_conflict_l
 
 @pytest.mark.parametrize("fault", [Drop(applied=True), Drop(applied=True, reset=True), Answer(502, applied=True)])
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
-def test_fault_04_a_write_that_was_applied_and_not_answered_is_confirmed(job, fault, method):
+def test_fault_04_an_applied_unanswered_write_is_confirmed(job, fault, method):
     job.seed(a=A)
     job.api.script(fault, method=method)
     key = "new" if method == "POST" else "a"
@@ -237,7 +237,7 @@ def test_fault_04_a_write_that_was_applied_and_not_answered_is_confirmed(job, fa
     assert job.calls() == ["GET", f"GET {key}", f"{method} {key}", f"GET {key}"]
 
 
-def test_fault_04_a_write_that_was_applied_and_hangs_is_confirmed(job):
+def test_fault_04_an_applied_hanging_write_is_confirmed(job):
     job.seed(a=A)
     job.api.script(Hang(applied=True), method="PATCH")
     with job.run(job.store(timeout=1.0)) as cp:
@@ -246,7 +246,7 @@ def test_fault_04_a_write_that_was_applied_and_hangs_is_confirmed(job):
     assert job.held() == {"a": B}
 
 
-def test_fault_05_a_write_that_lands_after_it_was_read_back_is_unknown_and_never_failed(job):
+def test_fault_05_a_write_landing_after_its_check_is_unknown(job):
     job.seed(a=A)
     lands, landed = Event(), Event()
 
@@ -314,7 +314,7 @@ def test_fault_06_a_dripping_answer_meets_the_deadline(job, part):
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_fault_06_a_write_whose_answer_drips_is_read_back_in_time(job, part):
+def test_fault_06_a_write_with_a_slow_answer_is_read_back(job, part):
     job.seed(a=A)
     job.api.script(Drip(0.2, part), method="PATCH")
     with job.run(job.store(deadline=2.0)) as cp:
@@ -456,7 +456,7 @@ def test_fault_10_what_is_refused_for_good_is_not_tried_again(job, status):
 
 
 @pytest.mark.parametrize(("status", "phrase"), [(401, "Unauthorized"), (403, "Forbidden")])
-def test_fault_11_a_refused_token_stops_everything_and_is_not_shown(job, status, phrase):
+def test_fault_11_a_refused_token_stops_all_and_is_hidden(job, status, phrase):
     job.seed(**{f"k{n}": {"n": n} for n in range(5)})
     refusal = Answer(status, {"statusCode": status, "error": phrase, "message": f"who is {TOKEN}?"})
     said = f"URL refused the token: {status} {phrase}: who is ***?"
@@ -490,7 +490,7 @@ REWRITTEN = (
 )
 
 
-def test_fault_12_a_404_as_json_is_a_missing_entry_and_as_a_page_an_error(job):
+def test_fault_12_a_json_404_is_missing_an_html_404_an_error(job):
     job.seed(a=A)
     page, said = Answer(404, "<html>not here</html>", HTML), "404 (text/html) '<html>not here</html>'"
     with job.run() as cp:
@@ -529,7 +529,7 @@ def test_fault_13_a_patch_that_finds_nothing_is_a_conflict(job):
     assert job.held() == {}
 
 
-def test_fault_13_a_patch_that_finds_nothing_has_landed_where_the_value_is_ours(job):
+def test_fault_13_a_patch_404_has_landed_if_the_value_is_ours(job):
     job.seed(a=A)
     with job.run() as cp:
         cp["a"] = B
@@ -539,7 +539,7 @@ def test_fault_13_a_patch_that_finds_nothing_has_landed_where_the_value_is_ours(
     assert job.held() == {"a": B}
 
 
-def test_fault_13_a_patch_refused_by_404_although_the_key_is_there_is_not_tried_again(job):
+def test_fault_13_a_patch_404_of_a_present_key_is_not_retried(job):
     job.seed(a=A)
     with job.run() as cp:
         cp["a"] = B
@@ -552,7 +552,7 @@ def test_fault_13_a_patch_refused_by_404_although_the_key_is_there_is_not_tried_
 
 
 @pytest.mark.parametrize("existing", [409, 400])
-def test_fault_13_a_refused_post_is_a_conflict_unless_the_value_is_ours(job, existing):
+def test_fault_13_a_refused_post_is_a_conflict_unless_ours(job, existing):
     job.api.set(post_existing=existing)
     with job.run() as cp:
         cp["a"] = A
@@ -601,7 +601,7 @@ def test_fault_13_overwriting_makes_the_other_call_once(job, existing):
 # 14: too large
 
 
-def test_fault_14_a_value_too_large_names_its_key_and_the_others_land(job):
+def test_fault_14_a_value_too_large_names_its_key_alone(job):
     job.api.set(max_value=200)
     large = {"x": "x" * 300}
     size = len(encode(large))
@@ -629,7 +629,7 @@ def test_fault_14_a_value_too_large_names_its_key_and_the_others_land(job):
     assert job.held() == {"a": A, "b": B, "c": C}
 
 
-def test_fault_14_a_limit_told_as_400_names_the_key_and_the_others_land(job):
+def test_fault_14_a_limit_told_as_400_names_its_key_alone(job):
     job.seed(a=A, b=A)
     told = Answer(400, {"statusCode": 400, "error": "Bad Request", "message": "value must be at most 200 characters"})
     job.api.script(told, method="PATCH", key="b")
@@ -649,7 +649,7 @@ def test_fault_14_a_limit_told_as_400_names_the_key_and_the_others_land(job):
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_fault_15_a_redirect_is_an_error_and_nothing_is_forwarded(job, status):
+def test_fault_15_a_redirect_is_an_error_and_not_followed(job, status):
     job.seed(a=A)
     said = f"URL redirects ({status}), which is not followed: correct the base URL"
     with ApiServer(token=TOKEN) as other:
@@ -724,7 +724,7 @@ def bomb(size):
     return gzip.compress(b" " * size)
 
 
-def test_fault_18_a_gzip_bomb_is_stopped_at_the_cap_and_takes_little_memory(job):
+def test_fault_18_a_gzip_bomb_is_stopped_at_the_cap(job):
     assert len(bomb(300_000_000)) < 310_000
     job.api.script(None, Answer(200, bomb(300_000_000), GZIP))
     child = [sys.executable, "-W", "ignore", "-c", CHILD, job.api.url, TOKEN]
@@ -736,7 +736,7 @@ def test_fault_18_a_gzip_bomb_is_stopped_at_the_cap_and_takes_little_memory(job)
     assert job.calls() == ["GET", "GET"]
 
 
-def test_fault_18_a_write_answered_by_a_gzip_bomb_is_no_conflict_later(job):
+def test_fault_18_a_write_met_by_a_bomb_is_no_conflict_later(job):
     job.seed(a=A)
     job.api.script(Answer(200, bomb(70_000_000), GZIP, applied=True), method="PATCH")
     with job.run() as cp:
@@ -796,7 +796,7 @@ def certificates(folder, authority, name, **options):
     ],
     ids=["self-signed", "expired", "wrong host"],
 )
-def test_fault_20_a_certificate_that_is_not_trusted_fails_at_once_and_says_why(job, name, trusted, expires, said):
+def test_fault_20_an_untrusted_certificate_fails_at_once(job, name, trusted, expires, said):
     authority = trustme.CA()
     trust = job.folder / "trusted.pem"
     (authority if trusted else trustme.CA()).cert_pem.write_to_path(str(trust))
@@ -850,7 +850,7 @@ def test_fault_21_a_name_that_is_not_known_is_tried_again(job):
     )
 
 
-def test_fault_21_an_own_late_write_over_a_newer_one_is_sent_over_again(job):
+def test_fault_21_an_own_late_write_is_overwritten_again(job):
     job.seed(a=A)
     with job.run() as cp:
         cp["a"] = B
@@ -864,7 +864,7 @@ def test_fault_21_an_own_late_write_over_a_newer_one_is_sent_over_again(job):
     assert job.held() == {"a": D}
 
 
-def test_fault_21_an_own_late_write_after_a_partial_commit_is_sent_over_again(job):
+def test_fault_21_a_late_write_of_a_partial_commit_is_resent(job):
     job.seed(a=A)
     job.api.set(max_value=200)
     with job.run() as cp:
@@ -886,7 +886,7 @@ def test_fault_21_an_own_late_write_after_a_partial_commit_is_sent_over_again(jo
 # 22, 23: several keys, several pages
 
 
-def test_fault_22_one_key_of_three_that_fails_for_good_is_a_partial_commit(job):
+def test_fault_22_one_failing_key_of_three_is_a_partial_commit(job):
     job.seed(a=A, b=A, c=A)
     job.api.script(Answer(422, {"statusCode": 422, "error": "Bad", "message": "b is odd"}), method="PATCH", key="b")
     with job.run() as cp:
@@ -926,7 +926,7 @@ def test_fault_22_each_key_that_fails_for_good_has_its_own_error(job):
     assert job.held() == {"a": B, "b": B, "c": B}
 
 
-def test_fault_23_pages_are_crossed_and_of_duplicates_the_newest_wins(job):
+def test_fault_23_pages_are_crossed_and_the_newest_copy_wins(job):
     cursors = {f"k{n}": {"n": n} for n in range(7)}
     job.seed(**cursors)
     job.api.set(page_size=3, empty_page=True, shuffled=True, duplicates=True, extra_fields=True)
@@ -962,7 +962,7 @@ def test_fault_23_a_page_that_repeats_itself_is_an_error(job):
     assert job.calls() == ["GET"] * 2
 
 
-def test_fault_23_a_key_that_a_paged_list_missed_is_confirmed_before_it_counts_as_new(job):
+def test_fault_23_a_key_that_a_list_missed_is_confirmed(job):
     job.seed(a=A, b=B, c=C)
     job.api.set(page_size=2)
     job.api.script(None, Answer(200, {"result": [], "next_cursor": None}))
@@ -980,7 +980,7 @@ def test_fault_23_a_key_that_a_paged_list_missed_is_confirmed_before_it_counts_a
     assert job.held() == {"a": A, "b": B, "c": C}
 
 
-def test_fault_23_a_key_that_the_look_missed_is_confirmed_when_many_are_committed(job):
+def test_fault_23_a_key_missed_among_many_is_confirmed(job):
     job.seed(**{f"k{n}": {"n": n} for n in range(9)})
     job.api.set(page_size=3)
     with job.run() as cp:

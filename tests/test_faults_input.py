@@ -101,7 +101,7 @@ def test_fault_24_a_bad_name_is_refused_before_any_request(store, api, name, sai
 
 
 @pytest.mark.parametrize(("name", "kind"), [(None, "NoneType"), (7, "int"), (b"a", "bytes"), (("a",), "tuple")])
-def test_fault_24_a_name_that_is_no_str_is_refused_before_any_request(store, api, name, kind):
+def test_fault_24_a_name_that_is_no_str_is_refused_at_once(store, api, name, kind):
     with Checkpointer("run", store) as cp:
         sent = len(api.requests)
         for touch in (lambda: cp.__setitem__(name, B), lambda: store.commit("run", {name: "x"})):
@@ -122,7 +122,7 @@ NAMES = (
 )
 
 
-def test_fault_25_names_of_any_characters_are_apart_and_come_back(store):
+def test_fault_25_names_of_any_characters_stay_apart(store):
     cursors = {name: {"name": name} for name in NAMES}
     for state_key in ("a/b?c", "a%2Fb%3Fc"):
         with Checkpointer(state_key, store) as cp:
@@ -215,7 +215,7 @@ def spoilt(cp, cursor):
 
 
 @pytest.mark.parametrize("depth", [255, 10_000, 100_000])
-def test_fault_29_a_stored_value_nested_too_deeply_is_corrupt_without_a_crash(store, depth):
+def test_fault_29_a_stored_value_too_deep_is_corrupt(store, depth):
     value = value_of('{"a":' * depth + "1" + "}" * depth)
     store.commit("run", {"deep": value, "a": encode(A)})
     with Checkpointer("run", store) as cp:
@@ -250,7 +250,7 @@ TAKES = "incremental() takes it as it is"
         (b"1", "bytes", "text, such as its hex()"),
     ],
 )
-def test_fault_31_what_json_has_no_form_for_is_refused_with_advice(store, item, kind, advice):
+def test_fault_31_what_json_cannot_hold_is_refused_with_advice(store, item, kind, advice):
     said = f"is a {kind}, which JSON has no form for: store {advice}"
     assert_refused(store, {"at": item}, TypeError, f"cursor['at'] {said}")
     assert_refused(store, {"at": [1, {"b": item}]}, TypeError, f"cursor['at'][1]['b'] {said}")
@@ -304,7 +304,7 @@ URLSAFE = urlsafe_b64encode(b64decode(STANDARD)).decode()
     [URLSAFE, STANDARD.rstrip("="), URLSAFE.rstrip("="), f" {STANDARD}\n", f"{STANDARD[:9]}\r\n {STANDARD[9:]}"],
     ids=["urlsafe", "unpadded", "urlsafe, unpadded", "white space around", "wrapped"],
 )
-def test_fault_33_other_spellings_of_base64_are_read_and_left_alone(store, value):
+def test_fault_33_other_base64_spellings_are_read_and_kept(store, value):
     assert "=" in STANDARD
     assert URLSAFE != STANDARD
     store.commit("run", {"a": value})
@@ -344,7 +344,7 @@ def test_fault_33_junk_after_the_padding_is_corrupt(store, junk, why):
         (value_of('"x"'), "it is a JSON string, not an object"),
     ],
 )
-def test_fault_34_an_opaque_value_is_an_error_only_where_it_is_read_as_a_cursor(store, value, why):
+def test_fault_34_an_opaque_value_fails_only_as_a_cursor(store, value, why):
     assert_corrupt(store, value, why)
 
 
@@ -423,7 +423,7 @@ def test_fault_36_a_cursor_of_100_mb_works_in_a_file(tmp_path, caplog):
     ]
 
 
-def test_fault_36_a_cursor_of_100_mb_is_too_large_for_the_service(api, truto):
+def test_fault_36_a_cursor_of_100_mb_is_too_large_over_http(api, truto):
     with Checkpointer("run", truto) as cp:
         cp["a"] = {"seen": "x" * LARGE}
         with pytest.raises(ValueTooLarge) as caught:

@@ -69,7 +69,7 @@ def held(api):
 # 79: only a GET may stand for a write
 
 
-def test_fault_79_taking_back_old_values_past_a_stale_list_is_sent(api, stores):
+def test_fault_79_setting_an_old_value_back_is_sent(api, stores):
     seed(api, **{f"k{n}": A for n in range(3)})
     api.set(stale_list=True)
     with Checkpointer("run", stores()) as cp:
@@ -267,7 +267,7 @@ def test_fault_81_a_missing_loaded_key_is_looked_up_in_a_list(api, stores):
 
 
 @pytest.mark.parametrize("on_conflict", ["raise", "overwrite"])
-def test_fault_81_a_deletion_that_led_nowhere_is_not_acknowledged(api, stores, on_conflict):
+def test_fault_81_a_delete_without_effect_is_not_acknowledged(api, stores, on_conflict):
     seed(api, a=A)
     with Checkpointer("run", stores(), on_conflict=on_conflict) as cp:
         del cp["a"]
@@ -461,7 +461,7 @@ def test_fault_91_silent_addresses_leave_time_for_the_last(api, stores, monkeypa
     assert store.load("run") == {}
 
 
-def test_fault_91_the_address_that_answers_is_found_behind_silent_ones(api, stores, monkeypatch):
+def test_fault_91_the_answering_address_is_found(api, stores, monkeypatch):
     port = int(api.url.rpartition(":")[2])
     closed = socket.create_server(("127.0.0.1", 0))
     closed.close()
@@ -647,7 +647,7 @@ def test_fault_94_a_407_is_tried_once_and_names_the_variable(stores, no_proxies,
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_fault_94_a_proxy_that_is_not_there_is_tried_once_and_named(stores, no_proxies, scheme):
+def test_fault_94_a_missing_proxy_is_tried_once_and_named(stores, no_proxies, scheme):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     no_proxies.setenv("ALL_PROXY", f"127.0.0.1:{port}")
@@ -665,7 +665,7 @@ def test_fault_94_a_proxy_that_refuses_the_host_is_tried_once(stores, no_proxies
     assert len(heads) == 1
 
 
-def test_fault_94_a_proxy_that_cannot_reach_it_now_is_asked_again(stores, no_proxies):
+def test_fault_94_a_proxy_that_cannot_reach_now_is_asked_again(stores, no_proxies):
     with proxy(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as (port, heads):
         no_proxies.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
         with pytest.raises(StoreUnavailable, match="502"):
@@ -734,7 +734,7 @@ def test_fault_94_socks_without_its_extra_says_what_to_install(stores, no_proxie
         assert "hidden-word" not in str(caught.value)
 
 
-def test_fault_94_a_socks_proxy_that_refuses_the_login_is_tried_once(stores, no_proxies):
+def test_fault_94_a_socks_proxy_refusing_login_is_tried_once(stores, no_proxies):
     pytest.importorskip("socksio")
     with proxy(b"\x05\xff") as (port, heads):
         no_proxies.setenv("ALL_PROXY", f"socks5://user:hidden-word@127.0.0.1:{port}")
@@ -822,7 +822,7 @@ def test_fault_96_what_a_handler_raises_comes_out(api, stores, error, writes):
     assert store.load("run") == base
 
 
-def test_fault_96_an_error_that_is_being_handled_is_not_taken_for_one(stores):
+def test_fault_96_an_error_being_handled_is_not_mistaken(stores):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     store = stores(f"http://127.0.0.1:{port}", deadline=0.3)
@@ -848,7 +848,7 @@ def test_fault_97_a_thread_that_cannot_start_comes_out(api, stores, monkeypatch)
     assert held(api) == {"a": "y", "b": "y"}
 
 
-def test_fault_97_a_thread_for_a_name_that_cannot_start_comes_out(stores, monkeypatch):
+def test_fault_97_a_resolver_thread_that_cannot_start_raises(stores, monkeypatch):
     real = threading.Thread.start
 
     def start(thread):

@@ -49,9 +49,7 @@ with Checkpointer("run", url) as cp:
 
 
 @pytest.mark.parametrize("pages", [1, 2, 4])
-def test_fault_38_killed_between_the_sinks_commit_and_ours_rows_come_again_and_none_is_missing(
-    pages: int, tmp_path: Path
-):
+def test_fault_38_killed_before_our_commit_rows_come_again(pages: int, tmp_path: Path):
     job = [sys.executable, "-c", JOB, f"sqlite:///{tmp_path}/state.db", str(tmp_path / "sink.db")]
     killed = subprocess.run([*job, str(pages)], check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL
@@ -170,7 +168,7 @@ def test_fault_42_of_eight_processes_no_update_is_lost_in_sqlite(tmp_path: Path)
 
 
 @pytest.mark.parametrize("fork_first", [True, False])
-def test_fault_43_after_a_fork_both_sides_use_the_run_and_get_their_own_answers(every_store, fork_first: bool):
+def test_fault_43_after_a_fork_both_sides_get_their_own_answers(every_store, fork_first: bool):
     store = every_store
     if isinstance(store, MemoryStore):
         pytest.skip("a store in memory is not shared by processes")
@@ -234,7 +232,7 @@ def hanging(asked: threading.Event):
     return hang
 
 
-def test_fault_45_ctrl_c_in_a_retrys_sleep_during_the_load_is_at_once():
+def test_fault_45_ctrl_c_in_a_retrys_sleep_ends_at_once():
     with ApiServer() as api:
         answered = threading.Event()
 
@@ -252,7 +250,7 @@ def test_fault_45_ctrl_c_in_a_retrys_sleep_during_the_load_is_at_once():
         store.close()
 
 
-def test_fault_45_ctrl_c_during_the_commit_at_exit_settles_the_write():
+def test_fault_45_ctrl_c_in_the_commit_at_exit_settles_it():
     with ApiServer() as api:
         store = TrutoStore(api.url, api.token)
         with pytest.raises(KeyboardInterrupt):  # noqa: SIM117 - the block's own end is what is interrupted
@@ -325,7 +323,7 @@ def test_fault_46_sigterm_ends_the_run_as_it_was_asked_to(how: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("jump", ["2024-04-30", "2024-05-02"])
-def test_fault_47_a_clock_that_jumps_a_day_disturbs_no_deadline_and_no_retry(jump: str):
+def test_fault_47_a_clock_that_jumps_disturbs_no_deadline(jump: str):
     with ApiServer() as api, freeze_time("2024-05-01") as clock:
         store = TrutoStore(api.url, api.token, deadline=30)
 
@@ -344,7 +342,7 @@ def test_fault_47_a_clock_that_jumps_a_day_disturbs_no_deadline_and_no_retry(jum
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-def test_fault_47_an_interval_does_not_go_by_the_clock_on_the_wall(days: int, monkeypatch: pytest.MonkeyPatch):
+def test_fault_47_an_interval_ignores_the_wall_clock(days: int, monkeypatch: pytest.MonkeyPatch):
     wall = time.time
     with Checkpointer("run", MemoryStore(), min_interval=3600) as cp:
         cp["a"] = A

@@ -117,7 +117,7 @@ def kept(thing):
         yield pickle.dumps(thing).decode("latin-1")
 
 
-def test_fault_50_the_token_is_in_nothing_that_any_http_row_leaves_behind(tmp_path, log, capfd):
+def test_fault_50_no_http_row_leaves_the_token_behind(tmp_path, log, capfd):
     rendered, errors, rows = set(), 0, set()
     for number, (name, test, arguments) in enumerate(scenarios()):
         folder = tmp_path / str(number)

@@ -164,7 +164,7 @@ def test_a_document_and_its_namespace(kind, document, cursors):
     assert cursors == before
 
 
-def test_airbyte_messages_keep_their_order_and_what_is_beside_the_states():
+def test_airbyte_messages_keep_their_order_and_extras():
     cursors = formats.load(AIRBYTE, "airbyte")
     assert {key: cursor for key, cursor in cursors.items() if key != "$airbyte"} == {
         "public/users": {"id": 2**70},
@@ -235,7 +235,7 @@ def test_legacy_state_takes_new_streams_but_no_namespaces():
         formats.dump({**cursors, "n/a": {}}, "airbyte")
 
 
-def test_a_cursor_changed_after_meltano_is_complete_and_nothing_partial_covers_it():
+def test_a_cursor_changed_after_meltano_is_complete():
     document = {
         "completed": {"singer_state": {"bookmarks": {"a": {"at": 1}, "d": {"at": 1}}}},
         "partial": {"singer_state": {"bookmarks": {"a": {"at": 2}, "b": {"at": 2}, "c": {"at": 2}, "d": None}}},

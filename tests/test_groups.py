@@ -60,7 +60,7 @@ def test_it_is_a_mutable_mapping():
         assert (len(group), dict(group)) == (0, {})
 
 
-def test_a_member_spoilt_in_place_is_refused_before_anything_is_sent(store):
+def test_a_member_spoilt_in_place_is_refused_unsent(store):
     with Checkpointer("run", store) as cp:
         group = cp.group("g", shards=4)
         group["x"] = A

@@ -254,7 +254,7 @@ def test_a_shard_that_another_run_changed_names_the_member():
 
 
 @pytest.mark.parametrize("on_conflict", ["raise", "overwrite"])
-def test_fault_77_a_group_created_with_other_shards_is_a_conflict(on_conflict):
+def test_fault_77_a_group_made_with_other_shards_conflicts(on_conflict):
     """Also to a run that overwrites: its head would hide the members of the other."""
     store = PerKey()
     with Checkpointer("run", store, on_conflict=on_conflict) as cp:
@@ -307,7 +307,7 @@ def test_fault_77_overwriting_keeps_members_packed_beside():
     assert members(store) == {**wanted, "mine": A}
 
 
-def test_fault_77_overwriting_also_takes_back_what_was_not_answered():
+def test_fault_77_overwriting_takes_back_unanswered_writes():
     """A member set in a write that was lost, and then set back, is one that the run changes."""
 
     class Lossy(PerKey):

@@ -100,7 +100,7 @@ def cp(memory):
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_rows_outside_the_range_are_dropped_and_those_before_it_are_late(memory, how):
+def test_rows_outside_the_range_drop_and_earlier_are_late(memory, how):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=10, end_value=20)
         assert feed_whole(inc, how, rows(10, 9, 15, 20, 19, 25, 3)) == [row(10, 0), row(15, 2), row(19, 4)]
@@ -189,7 +189,7 @@ def test_a_row_without_a_cursor_value(memory, bad):
             inc.observe(bad)
 
 
-def test_a_claim_covers_pages_handed_out_and_of_track_those_before_the_one_in_hand(memory):
+def test_a_claim_covers_pages_and_tracked_rows_before_in_hand(memory):
     for how in HOWS:
         seed(memory, s={"at": 0})
         with Checkpointer("run", memory, on_conflict="overwrite") as cp:
@@ -284,7 +284,7 @@ def test_an_unsorted_position_moves_when_the_stream_is_finished(memory, order, e
 
 
 @pytest.mark.parametrize("how", ["track", "iter", "pages"])
-def test_it_is_not_finished_while_something_begun_is_not_exhausted(memory, how):
+def test_it_is_unfinished_while_a_reading_is_not_exhausted(memory, how):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at")
         with inc:
@@ -358,7 +358,7 @@ def test_fault_58_unsorted_ceiling_is_opening_less_5_minutes(memory, how):
     assert at(memory) == "2024-05-01T11:55:00+02:00"
 
 
-def test_end_value_is_the_ceiling_and_values_without_a_clock_have_none(memory):
+def test_end_value_is_the_ceiling_and_clockless_have_none(memory):
     with freeze_time("2024-05-01"), Checkpointer("run", memory) as cp:
         read(cp.incremental("s", "at", end_value="2100-01-01T00:00:00Z"), rows("2099-01-01T00:00:00Z"))
         read(cp.incremental("n", "at"), rows(10**12))
@@ -368,7 +368,7 @@ def test_end_value_is_the_ceiling_and_values_without_a_clock_have_none(memory):
     ]  # fmt: skip
 
 
-def test_start_value_is_the_position_less_the_lookback_down_to_initial_value(memory):
+def test_start_value_is_position_less_lookback_to_the_initial(memory):
     with Checkpointer("run", memory) as cp:
         assert cp.incremental("s", "at").start_value is None
         assert cp.incremental("s", "at", initial_value=3).start_value == 3
@@ -381,7 +381,7 @@ def test_start_value_is_the_position_less_the_lookback_down_to_initial_value(mem
         assert cp.incremental("s", "at", initial_value=0).start_value == 10
 
 
-def test_an_end_value_behind_the_position_hands_out_nothing_and_keeps_it(memory):
+def test_an_end_value_behind_the_position_keeps_it(memory):
     seed(memory, s={"at": 10})
     with Checkpointer("run", memory) as cp:
         assert cp.incremental("s", "at", end_value=5).filter(rows(4, 5, 6, 10, 11)) == []
@@ -433,7 +433,7 @@ def test_rewind_and_reset_are_the_explicit_ways_back(memory, caplog):
     assert caplog.messages[-2:] == ["'s': rewound: bad rows", "'s': reset: once more"]
 
 
-def test_an_abandoned_track_holds_a_sorted_position_until_its_rest_is_read_again(memory):
+def test_an_abandoned_track_holds_a_sorted_position(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc")
         for record in inc.track(rows(1, 2, 3)):
@@ -458,7 +458,7 @@ def test_the_position_never_goes_back(memory, how):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_track_that_goes_on_after_others_passed_it_holds_the_position_again(memory, listed):
+def test_a_track_that_goes_on_holds_the_position_again(memory, listed):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc")
         page = rows(1, 1, 1, 4)
@@ -486,7 +486,7 @@ def test_a_row_after_finish_takes_it_back(memory, listed):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_row_behind_the_last_claim_is_regressed_in_a_track_under_way_too(memory, listed):
+def test_a_row_behind_the_claim_regresses_a_track_too(memory, listed):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc")
         records = inc.track(rows(1, 2, 3) if listed else iter(rows(1, 2, 3)))
@@ -500,7 +500,7 @@ def test_a_row_behind_the_last_claim_is_regressed_in_a_track_under_way_too(memor
 
 @pytest.mark.parametrize("how", ["filter", "observe", "pages"])
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_track_beside_others_leaves_the_memory_of_higher_rows_alone(memory, how, listed):
+def test_a_track_beside_others_keeps_memory_of_higher_rows(memory, how, listed):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", primary_key="id")
         page = rows(1, 2, 3, 4, 5)
@@ -569,7 +569,7 @@ def test_async_loops_end_where_plain_ones_do(memory):
     ],
 )
 @pytest.mark.parametrize("how", HOWS)
-def test_values_compare_as_what_they_are_and_are_stored_as_they_came(memory, values, highest, how):
+def test_values_compare_by_meaning_and_store_as_they_came(memory, values, highest, how):
     for batch in (values, values[::-1]):
         store = MemoryStore()
         with Checkpointer("run", store) as cp:
@@ -653,7 +653,7 @@ def test_kinds_that_do_not_compare_say_which_and_where(cp, initial, bad):
         inc.observe(row(bad))
 
 
-def test_start_value_comes_in_the_type_of_initial_value_rounded_down(memory):
+def test_start_value_has_the_type_of_initial_value(memory):
     berlin = ZoneInfo("Europe/Berlin")
     for position, initial, expected in (
         (
@@ -797,7 +797,7 @@ def test_the_memory_shrinks_when_the_position_moves(memory):
     assert len(stored(memory)["seen"]["rows"]) == 1
 
 
-def test_rows_changed_in_place_after_they_were_handed_out_are_remembered_as_they_came(memory):
+def test_rows_changed_in_place_are_remembered_as_they_came(memory):
     for how in HOWS:
         store = MemoryStore()
         for expected in (2, 0):
@@ -870,7 +870,7 @@ def test_a_primary_key_given_later_and_taken_away_again(memory):
             assert len(read(cp.incremental("s", "at", primary_key=primary), page)) == expected
 
 
-def test_a_lookback_given_later_hands_rows_before_the_position_out_once_more(memory):
+def test_a_later_lookback_repeats_rows_before_the_position(memory):
     page = rows(5, 8, 10)
     for lookback, expected in ((None, page), (3, page[1:2]), (3, []), (None, [])):
         with Checkpointer("run", memory) as cp:
@@ -1126,7 +1126,7 @@ def test_corrupt_state_is_no_fresh_start(memory):
             cp.incremental("empty", "at")
 
 
-def test_a_generator_of_the_source_that_fails_leaves_a_sorted_stream_at_what_was_claimed(memory):
+def test_a_failing_source_leaves_a_sorted_stream_at_its_claim(memory):
     def source():
         yield rows(1, 2)
         raise OSError
@@ -1138,7 +1138,7 @@ def test_a_generator_of_the_source_that_fails_leaves_a_sorted_stream_at_what_was
     assert at(memory) == 2
 
 
-def test_streams_import_no_store_and_importing_checkpoint_no_streams():
+def test_streams_import_no_store_and_the_package_no_streams():
     code = "import sys, checkpoint; print('checkpoint.streams.incremental' in sys.modules, 'pyarrow' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.split() == ["False", "False"]

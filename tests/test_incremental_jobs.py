@@ -43,7 +43,7 @@ class Sink:
         self.rows += batch
 
 
-def test_a_page_whose_write_failed_is_fed_again_and_handed_out_whole(memory):
+def test_a_page_whose_write_failed_is_handed_out_again_whole(memory):
     page, sink = rows(1, 2, 2), Sink(True, False)
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", row_order="asc", primary_key="id")
@@ -86,7 +86,7 @@ def test_a_page_in_which_one_row_is_bad_is_fed_again_without_it(memory):
     assert stored(memory) == {"s": {"at": 3}}
 
 
-def test_pages_and_track_stop_at_a_bad_row_with_what_came_before_it_covered(memory):
+def test_pages_and_track_cover_what_came_before_a_bad_row(memory):
     with Checkpointer("run", memory) as cp:
         paged = cp.incremental("paged", "at", row_order="asc")
         found = paged.pages([rows(1, 2), rows(3, True), rows(4)])
@@ -224,7 +224,7 @@ def test_a_cancelled_task_leaves_its_stream_at_the_last_claim(memory):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_consumer_that_reads_ahead_is_taken_to_have_all_but_the_last(memory, listed):
+def test_a_reader_ahead_is_taken_to_have_all_but_the_last(memory, listed):
     """`track` cannot see a buffer: such a job commits when its buffer is written."""
     page = rows(*range(10))
     with Checkpointer("run", memory) as cp:
@@ -250,7 +250,7 @@ def test_observe_lets_a_job_that_reads_ahead_say_when(memory):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("how", ["filter", "track", "windows"])
-def test_a_forked_child_has_the_stream_and_claims_nothing_that_the_parent_took(tmp_path, how):
+def test_a_forked_child_claims_nothing_the_parent_took(tmp_path, how):
     take = {
         "filter": "inc.filter(rows(2, 3))",
         "track": "tracked = inc.track(rows(2, 3, 4)); next(tracked); next(tracked)",
@@ -302,7 +302,7 @@ with Checkpointer("run", "sqlite:///{tmp_path}/state.db") as cp:
         (encode({"at": -1}), CursorExpired),
     ],
 )  # fmt: skip
-def test_where_one_stream_cannot_go_back_the_others_do_and_the_job_is_told(memory, way, foreign, error):
+def test_one_stream_that_cannot_go_back_stops_no_other(memory, way, foreign, error):
     with Checkpointer("run", memory) as cp:
         streams = [cp.incremental(key, "at", row_order="asc", oldest_available=0) for key in ("a", "b", "c")]
         for inc in streams:

@@ -96,7 +96,7 @@ def test_leaving_by_an_exception_writes_nothing(connection, path):
 
 
 @pytest.mark.parametrize("discard", [True, False], ids=["discard", "no discard"])
-def test_fault_39_after_a_rollback_the_same_rows_and_cursor_go_in_again(connection, path, discard):
+def test_fault_39_after_a_rollback_rows_and_cursor_go_in_again(connection, path, discard):
     with run(connection) as cp:
         connection.execute("BEGIN")
         cp["a"] = A
@@ -118,7 +118,7 @@ def test_fault_39_after_a_rollback_the_same_rows_and_cursor_go_in_again(connecti
     assert stored(path) == {"a": B}
 
 
-def test_a_cursor_changed_in_place_is_written_again_after_a_rollback(connection, path):
+def test_a_changed_cursor_is_written_again_after_rollback(connection, path):
     with run(connection) as cp:
         cp["a"] = {"at": 0}
         for end in ("ROLLBACK", "ROLLBACK", "COMMIT"):
@@ -206,7 +206,7 @@ def test_a_rollback_over_several_commits_is_seen(connection, path):
     assert stored(path) == {"a": {"at": 4}}
 
 
-def test_what_another_connection_wrote_is_a_conflict_and_the_transaction_goes_on(connection, path):
+def test_a_foreign_write_is_a_conflict_inside_a_transaction(connection, path):
     with run(connection) as cp:
         connection.execute("BEGIN")
         cp["a"] = A

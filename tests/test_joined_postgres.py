@@ -80,7 +80,7 @@ def test_a_commit_is_seen_when_the_caller_commits(connection, stored):
         assert stored() == ({"a": A}, [1])
 
 
-def test_in_autocommit_mode_nothing_is_committed_without_a_transaction(postgres_database):
+def test_autocommit_without_a_transaction_commits_nothing(postgres_database):
     with psycopg.connect(postgres_database, autocommit=True) as connection, run(connection) as cp:
         assert cp.commit() == Commit()
         cp["a"] = A
@@ -174,7 +174,7 @@ def test_a_stream_and_a_group_go_back_with_discard(connection, stored):
     )
 
 
-def test_what_another_connection_wrote_is_a_conflict_and_the_transaction_goes_on(connection, stored, postgres_database):
+def test_a_foreign_write_is_a_conflict_inside_a_transaction(connection, stored, postgres_database):
     with run(connection) as cp:
         with transaction(connection):
             cp["a"] = A
@@ -274,7 +274,7 @@ print(f"{points} kill points, 0 missing, 0 twice")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_the_recipe_killed_at_every_exchange_with_the_server_has_each_row_once(postgres_database: str):
+def test_the_recipe_killed_anywhere_has_each_row_once(postgres_database: str):
     """Exactly once: the rows of the sink and the cursor are of one transaction."""
     page = (Path(__file__).parent.parent / "docs" / "howto" / "recipes.md").read_text("utf-8")
     code = page.partition("## Exactly once, into PostgreSQL")[2].partition("```python")[2].partition("```")[0]

@@ -81,13 +81,13 @@ def test_the_lease_is_one_reserved_entry(store):
     assert set(store.load("run")) == {lease.KEY, "a"}
 
 
-def test_the_next_run_gets_in_at_once_and_counts_an_epoch_further(store):
+def test_the_next_run_enters_at_once_with_the_next_epoch(store):
     for epoch in (1, 2, 3):
         with Checkpointer("run", store, exclusive=True):
             assert held(store).epoch == epoch
 
 
-def test_a_second_run_is_locked_out_and_told_by_whom_and_since_when(store):
+def test_a_second_run_is_locked_and_told_by_whom_since_when(store):
     with Checkpointer("run", store, exclusive=True, run_id="first"):
         now = held(store)
         with pytest.raises(Locked) as caught, Checkpointer("run", store, exclusive=True, run_id="second"):
@@ -145,7 +145,7 @@ def test_it_is_renewed_while_the_run_goes_on(store):
         assert held(store).epoch == 1
 
 
-def test_a_run_that_was_silent_for_its_time_is_replaced_and_commits_nothing(store, monkeypatch):
+def test_a_run_silent_for_its_time_is_replaced(store, monkeypatch):
     late = abandon(store, monkeypatch)
     late["a"] = A
     with Checkpointer("run", store, exclusive=True) as cp:
@@ -164,7 +164,7 @@ def test_a_run_that_was_silent_for_its_time_is_replaced_and_commits_nothing(stor
     assert codec.decode(store.load("run")["a"].value) == B
 
 
-def test_a_run_that_finds_its_lease_taken_commits_nothing_also_over_http(api, truto, monkeypatch, caplog):
+def test_a_run_whose_lease_was_taken_commits_nothing_over_http(api, truto, monkeypatch, caplog):
     with caplog.at_level(logging.ERROR, "checkpoint"):
         cp = Checkpointer("run", truto, exclusive=True)
         cp.__enter__()
@@ -376,7 +376,7 @@ with Checkpointer("run", sys.argv[1], exclusive=True) as cp:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP here")
-def test_fault_48_a_run_stopped_past_its_lease_and_continued_commits_nothing(tmp_path: Path):
+def test_fault_48_a_run_stopped_past_its_lease_commits_nothing(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/state.db"
     with subprocess.Popen(
         [sys.executable, "-c", RUN, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

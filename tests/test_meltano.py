@@ -131,7 +131,7 @@ def test_completed_state_replaces_and_partial_state_is_merged(manager):
     manager.clear("job")
 
 
-def test_partial_state_set_while_another_run_sets_its_own_loses_neither(manager, uri):
+def test_partial_state_set_by_two_runs_loses_neither(manager, uri):
     manager.set(completed("job", a=1))
     with CheckpointStateStoreManager(uri=uri) as other:
         ours = manager.get("job")
@@ -146,7 +146,7 @@ def test_partial_state_set_while_another_run_sets_its_own_loses_neither(manager,
         assert stored(other) == {"job": {"completed": {}, "partial": bookmarks(d=1)}}
 
 
-def test_state_read_and_changed_otherwise_does_not_replace_what_another_run_wrote(manager, uri):
+def test_state_changed_otherwise_keeps_what_another_run_wrote(manager, uri):
     manager.set(completed("job", a=1))
     ours = manager.get("job")
     ours.completed_state = bookmarks(a=2)

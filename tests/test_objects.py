@@ -342,7 +342,7 @@ def test_every_namespace_has_an_object_of_its_own(store: ObjectStore, raw: Calla
     assert store.namespaces() == sorted(names)
 
 
-def test_a_name_too_long_for_an_object_is_refused_before_any_request(s3: str, proxy: Proxy) -> None:
+def test_a_name_too_long_for_an_object_is_refused_at_once(s3: str, proxy: Proxy) -> None:
     store = ObjectStore(f"{s3}/état")
     longest = "x" * (1024 - len("état/.json".encode()))
     store.commit(longest, {"a": "1"})
@@ -509,7 +509,7 @@ def test_a_large_namespace_is_listed_without_being_read(s3: str, proxy: Proxy) -
     assert proxy.calls == ["GET"] * 2
 
 
-def test_the_first_namespace_that_cannot_be_looked_at_ends_the_list(
+def test_a_namespace_that_cannot_be_read_ends_the_list(
     store: ObjectStore, proxy: Proxy, raw: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = Event()
@@ -1200,7 +1200,7 @@ def test_credentials_are_shown_nowhere(
 # Forks
 
 
-def test_fault_43_after_a_fork_each_process_has_its_own_connections(store: ObjectStore) -> None:
+def test_fault_43_each_forked_process_has_its_connections(store: ObjectStore) -> None:
     store.commit("job", {"parent": "1"})
 
     def grandchild(number: int) -> None:

@@ -110,7 +110,7 @@ def in_children(count: int, work: Callable[[int], object]) -> None:
 # What it is called
 
 
-def test_a_url_and_a_connection_string_name_the_server_and_neither_shows_a_password() -> None:
+def test_url_and_dsn_name_the_server_and_hide_the_password() -> None:
     url = f"postgresql://me:{SECRET}?schema=@db.example:5433/app?schema=s%20x&sslmode=require"
     name = "host=db.example port=5433 dbname=app user=me"
     assert repr(PostgresStore(url)) == f"PostgresStore('{name}', schema='s x')"
@@ -152,7 +152,7 @@ def test_without_a_connection_string_libpqs_environment_counts(
         SECRET,
     ],
 )
-def test_a_connection_string_that_cannot_be_read_is_refused_and_not_shown(dsn: str) -> None:
+def test_an_unreadable_dsn_is_refused_and_not_shown(dsn: str) -> None:
     with pytest.raises(ValueError, match="it is not shown here") as caught:
         PostgresStore(dsn)
     shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -299,7 +299,7 @@ def test_a_commit_in_many_statements_is_one(postgres: PostgresStore, monkeypatch
     assert len(postgres.history("job")) == 40
 
 
-def test_a_value_that_is_too_large_is_refused_and_nothing_is_written(
+def test_a_value_too_large_is_refused_and_nothing_written(
     postgres: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_VALUE", 10)
@@ -352,7 +352,7 @@ def test_what_is_no_longer_kept_leaves_the_tables(postgres_url: str, other: Any,
 # Servers and connections that end
 
 
-def test_a_restart_of_the_server_between_two_calls_is_not_noticed(
+def test_a_server_restart_between_two_calls_is_not_noticed(
     postgres_server: PostgresServer, postgres: PostgresStore
 ) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
@@ -604,7 +604,7 @@ def test_the_first_commit_of_all_lands_once_too(proxy: Proxy, through: PostgresS
 
 
 @pytest.mark.parametrize(("keep", "changes"), [(100, {"__lease__": "2"}), (100, {"__lease__": None}), (0, {"a": "2"})])
-def test_a_commit_without_a_trace_whose_answer_is_lost_lands_once(
+def test_a_traceless_commit_whose_answer_is_lost_lands_once(
     proxy: Proxy, through: PostgresStore, keep: int, changes: dict[str, str | None]
 ) -> None:
     through._keep = keep, 90
@@ -653,7 +653,7 @@ def test_a_commit_whose_answer_nobody_can_have_is_unknown(
         postgres.commit("job", {"a": "2", "b": "1"}, {**base, "b": None})
 
 
-def test_a_commit_that_was_found_not_to_have_landed_is_not_unknown(
+def test_a_commit_found_not_to_have_landed_is_not_unknown(
     proxy: Proxy, through: PostgresStore, postgres: PostgresStore, other: Any, schema: str
 ) -> None:
     base = through.commit("job", {"a": "1"}).entries
@@ -721,7 +721,7 @@ def test_fault_42_eight_processes_count_without_a_lost_update(
     logging.getLogger("tests").info("8 processes, %g s: %d increments, %d conflicts", SECONDS, done, conflicts)
 
 
-def test_fault_43_after_a_fork_each_process_has_connections_of_its_own(postgres: PostgresStore, other: Any) -> None:
+def test_fault_43_each_forked_process_has_own_connections(postgres: PostgresStore, other: Any) -> None:
     postgres.commit("job", {"a": "1"})
     (mine,) = backends(postgres)
     (inherited,) = postgres._server._idle[os.getpid()]
@@ -939,7 +939,7 @@ def test_rows_and_cursor_become_visible_together(
     assert connection.execute("SELECT 1 AS one").fetchone() == {"one": 1}
 
 
-def test_fault_39_a_rollback_takes_both_back_and_the_same_goes_in_again(
+def test_fault_39_a_rollback_takes_rows_and_cursor_back(
     connection: Any, schema: str, postgres: PostgresStore, sink: Callable[[], list[int]]
 ) -> None:
     store = joined(connection, schema)
@@ -1099,7 +1099,7 @@ def test_a_commit_begins_the_transaction_that_psycopg_would(
     assert values(postgres) == {"a": "theirs"}
 
 
-def test_a_backend_that_ends_before_a_commit_begins_is_told_as_ours(plain_url: str, schema: str, other: Any) -> None:
+def test_a_backend_that_ends_before_a_commit_is_our_error(plain_url: str, schema: str, other: Any) -> None:
     with closing(psycopg.connect(plain_url)) as connection:
         store = joined(connection, schema)
         other.execute("SELECT pg_terminate_backend(%s, 30000)", [connection.info.backend_pid])

@@ -33,7 +33,7 @@ def test_every_error_is_exported():
     assert tree <= set(checkpoint.__all__)
 
 
-def test_every_public_name_and_method_says_in_a_sentence_what_it_is():
+def test_every_public_name_has_a_sentence():
     said = {}
     for name in checkpoint.__all__:
         said[name] = home = getattr(checkpoint, name)
@@ -48,7 +48,7 @@ def test_every_public_name_and_method_says_in_a_sentence_what_it_is():
 
 
 @pytest.mark.parametrize(("name", "library"), EXTRAS.items())
-def test_a_store_without_its_extra_says_so_when_it_is_made_and_not_when_it_is_looked_up(name, library):
+def test_a_store_without_its_extra_says_so_when_made(name, library):
     code = f"""
 import inspect, pydoc, sys
 sys.modules[{library!r}] = None
@@ -72,7 +72,7 @@ def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(checkpoint, "Nothing")
 
 
-def test_importing_it_imports_no_client_no_server_and_no_database():
+def test_importing_it_imports_no_client_server_or_database():
     code = "import sys, checkpoint; print(*sys.modules)"
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     printed = subprocess.run(

@@ -63,7 +63,7 @@ def run(pytester, monkeypatch):
     return run
 
 
-def test_a_good_connector_passes_and_one_that_loses_rows_fails_and_says_where(run):
+def test_a_connector_that_loses_rows_fails_and_says_where(run):
     done = run("""
 def test_good(crash_and_resume):
     assert crash_and_resume(good) == crash_and_resume(good, limit=None) == (16, 4)
@@ -84,7 +84,7 @@ def test_in_finally(crash_and_resume):
     ]
 
 
-def test_without_configuration_the_store_is_a_fresh_file_and_the_server_runs_with_its_token(run):
+def test_unconfigured_store_is_a_file_and_the_server_runs(run):
     done = run("""
 def test_it_is_empty_at_first(checkpoint_store):
     assert type(checkpoint_store).__name__ == "SQLiteStore"

@@ -84,7 +84,7 @@ def test_a_simulated_flush_works_on_one_request_at_a_time():
     assert trips == [Trip(1.0, 1.5), Trip(1.5, 2.0), Trip(2.0, 2.5)]
 
 
-def test_a_simulated_flush_keeps_the_pace_which_goes_on_to_the_next():
+def test_a_simulated_flush_hands_its_pace_to_the_next():
     pace = Rate(3, 10.0)
     assert simulate(pace, 4, concurrency=8, latency=1.0) == [*[Trip(0.0, 1.0)] * 3, Trip(11.0, 12.0)]
     assert [trip.sent for trip in simulate(pace, 3, concurrency=8, latency=1.0, start=13.0)] == [13.0, 13.0, 22.0]

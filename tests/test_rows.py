@@ -219,7 +219,7 @@ def test_relations_and_private_attributes_are_not_the_rows():
 
 
 @pytest.mark.parametrize("row", [{"id": 1, "x": object()}, {"id": 1, "x": [object]}, {"id": 1, "x": iter(())}])
-def test_fault_67_what_cannot_be_compared_is_refused_at_the_first_row(row):
+def test_fault_67_incomparable_values_are_refused_at_once(row):
     if row["x"] == [object]:
         assert Fingerprint("id").snapshot(row)  # a class tells what it is
         return
@@ -230,7 +230,7 @@ def test_fault_67_what_cannot_be_compared_is_refused_at_the_first_row(row):
     assert mark.digest(mark.snapshot(row), "")  # later ones: such a row is never the same
 
 
-def test_fault_67_a_row_that_cannot_list_its_fields_needs_version_fields():
+def test_fault_67_a_row_without_a_list_needs_version_fields():
     class Opaque:
         def __init__(self, columns):
             self._columns = columns

@@ -629,7 +629,7 @@ def test_a_connection_may_be_dropped(server, client, applied, reset, error):
     assert [call.status for call in server.requests] == [None, 200]
 
 
-def test_a_request_may_be_applied_after_its_connection_was_dropped(server, client):
+def test_a_request_may_be_applied_after_its_drop(server, client):
     server.script(Drop(late=0.05))
     with pytest.raises(httpx.RemoteProtocolError):
         client.post(PATH, json={"key": "a", "value": "1"})

@@ -206,7 +206,7 @@ def test_fault_95_a_page_that_was_not_handed_out_is_not_claimed():
     assert [str(outcome) for outcome in told.values() if outcome.wrong] == []
 
 
-def test_fault_97_a_lease_is_let_go_where_its_thread_cannot_start():
+def test_fault_97_a_lease_without_its_thread_is_let_go():
     """Also where an exception comes while entering lets go of everything."""
     step = 1 if SCHEDULES >= LONG else 3
     plans = [RunPlan((), exclusive=True, bytecodes=place) for place in range(120 + SEED % step, 360, step)]

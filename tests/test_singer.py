@@ -288,7 +288,7 @@ def test_what_is_no_state_is_told_and_not_committed(job, rows):
     assert job.state == at(55 if rows == 55 else 10)
 
 
-def test_a_state_without_streams_does_not_replace_one_that_has_some(job):
+def test_a_state_without_streams_replaces_no_full_one(job):
     states = {"30": {}, "40": {"bookmarks": {}}, "50": {"currently_syncing": "orders"}}
     assert job.run(rows=50, tap={"states": states}) == (
         0,
@@ -305,7 +305,7 @@ def test_streams_that_the_state_no_longer_names_are_deleted(job):
     assert job.state == {"people": {"id": 1}}
 
 
-def test_a_full_refresh_gives_no_state_and_keeps_what_is_stored_until_there_is_another(job):
+def test_a_full_refresh_keeps_the_stored_state_until_another(job):
     assert job.run() == (0, "")
     assert job.run("--full-refresh", tap={"end": 5, "status": 3})[0] == 3
     assert job.state == at(55)
@@ -313,7 +313,7 @@ def test_a_full_refresh_gives_no_state_and_keeps_what_is_stored_until_there_is_a
     assert (job.calls, job.state) == (["no state"] * 3, at(40))
 
 
-def test_a_job_that_runs_twice_is_a_conflict_and_both_processes_end(job):
+def test_a_job_run_twice_is_a_conflict_and_both_end(job):
     with job.start(tap={"hold": 37}) as process:
         tap = said(process)
         with closing(open_store(job.store)) as store, Checkpointer("job", store, on_conflict="overwrite") as cp:
@@ -326,7 +326,7 @@ def test_a_job_that_runs_twice_is_a_conflict_and_both_processes_end(job):
     assert job.state["orders"] == {"id": 99}
 
 
-def test_what_is_stored_and_no_state_is_told_before_anything_runs(job):
+def test_a_stored_value_that_is_no_state_is_told_first(job):
     with closing(open_store(job.store)) as store, Checkpointer("job", store) as cp:
         cp["$airbyte"] = {}
     sentence = "'$airbyte' holds no stream, and a singer document has no place for it: delete it first"

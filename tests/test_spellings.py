@@ -282,7 +282,7 @@ def test_quick_keys_of_formats_refuse_what_slow_ones_do(shape):
             assert of.key(broken) == wanted or not broken
 
 
-def test_a_parse_that_fails_is_named_and_its_values_keep_their_keys():
+def test_a_failing_parse_is_named_and_values_keep_their_keys():
     of = scale(CursorFormat(lambda text: {"a": 1, "b": 2.5, "c": "2024-05-01T10:00:00Z"}[text]))
     of.begin("a")
     assert [of.key("a"), of.key("b")] == [1, 2.5]
@@ -426,7 +426,7 @@ def test_fault_52_text_bounds_are_refused_at_opening(argument, text):
         cp.incremental("s", "at", **{argument: text})
 
 
-def test_fault_52_stored_text_is_refused_at_opening_and_a_number_at_the_first_row():
+def test_fault_52_stored_text_fails_at_opening_a_number_later():
     store = MemoryStore()
     for stored, page in (("v1.9", None), ("9", "10")):
         with Checkpointer("run", store) as cp:

@@ -622,7 +622,7 @@ def whole(path: Path) -> int:
     return found == NEW_TABLES
 
 
-def test_a_migration_killed_at_any_instruction_leaves_a_whole_file(old: Path) -> None:
+def test_a_migration_killed_anywhere_leaves_a_whole_file(old: Path) -> None:
     def child(number: int) -> None:
         store = SQLiteStore(old)
         counter = itertools.count(1)
@@ -845,7 +845,7 @@ def test_a_wait_for_others_is_told_of_once(
     assert [found.name for found in path.parent.iterdir() if found.name.endswith(".lock")] == []
 
 
-def test_a_reader_that_stays_delays_the_commit_and_undoes_nothing_else(path: Path, impatient: SQLiteStore) -> None:
+def test_a_reader_that_stays_only_delays_the_commit(path: Path, impatient: SQLiteStore) -> None:
     store = impatient
     store.commit("job", {"a": "1"})
     with closing(connect(path)) as other:
@@ -906,7 +906,7 @@ def test_fault_43_parent_and_child_use_it_after_a_fork(path: Path, store: SQLite
     assert max(entry.version for entry in store.load("job").values()) == 22
 
 
-def test_fault_43_no_connection_and_no_lock_is_carried_into_a_child(store: SQLiteStore) -> None:
+def test_fault_43_a_child_gets_no_connection_and_no_lock(store: SQLiteStore) -> None:
     def child(number: int) -> None:
         assert store._connection is None
         thread = threading.Thread(target=store.load, args=("job",), daemon=True)
@@ -919,7 +919,7 @@ def test_fault_43_no_connection_and_no_lock_is_carried_into_a_child(store: SQLit
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_fork_in_the_middle_of_other_threads_commits_harms_nothing(path: Path, store: SQLiteStore) -> None:
+def test_a_fork_amid_other_threads_commits_harms_nothing(path: Path, store: SQLiteStore) -> None:
     stop = threading.Event()
 
     def write() -> None:
@@ -1036,7 +1036,7 @@ def test_missing_tables_are_an_error_not_a_fresh_start(path: Path) -> None:
     assert str(caught.value) == f"{path}: no such table: main.checkpoint_entries"
 
 
-def test_tables_without_their_version_are_an_error_not_a_fresh_start(path: Path) -> None:
+def test_tables_without_a_version_are_no_fresh_start(path: Path) -> None:
     make(path)
     with closing(connect(path)) as connection:
         connection.execute("DELETE FROM checkpoint_schema")

@@ -479,9 +479,7 @@ def test_closing_the_store_does_nothing_to_it(plain: sqlite3.Connection) -> None
     assert values(store) == {"a": "1"}
 
 
-def test_a_temporary_or_attached_table_of_the_same_name_is_not_taken_for_ours(
-    path: Path, plain: sqlite3.Connection, tmp_path: Path
-) -> None:
+def test_a_temporary_or_attached_table_is_not_ours(path: Path, plain: sqlite3.Connection, tmp_path: Path) -> None:
     with closing(SQLiteStore(tmp_path / "other.db")) as other:
         other.commit("job", {"a": "of the other file"})
     plain.execute("ATTACH ? AS other", (str(tmp_path / "other.db"),))
@@ -595,7 +593,7 @@ def old(tmp_path: Path, kept: Path = OLD) -> Path:
     return path
 
 
-def test_an_old_file_is_brought_up_to_date_in_the_callers_transaction(tmp_path: Path) -> None:
+def test_an_old_file_is_upgraded_in_the_callers_transaction(tmp_path: Path) -> None:
     path = old(tmp_path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         store = SQLiteStore(connection=connection)

@@ -125,7 +125,7 @@ def test_many_keys_are_looked_at_with_one_list(api, truto):
     assert methods(api).count("GET") == 2
 
 
-def test_requests_of_a_commit_go_in_parallel_and_never_more_than_concurrency_at_once(api):
+def test_requests_go_in_parallel_up_to_concurrency(api):
     seed(api, **{f"k{n}": {"n": n} for n in range(12)})
     together = threading.Barrier(4, timeout=10)
     api.script(Hook(before=together.wait), method="PATCH", forever=True)
@@ -157,7 +157,7 @@ def test_connections_are_kept(api, truto):
         assert len(api._transports) - accepted == 1
 
 
-def test_a_commit_takes_as_many_connections_as_it_has_keys_and_keeps_them(api, truto):
+def test_a_commit_opens_a_connection_a_key_and_keeps_them(api, truto):
     seed(api, **{f"k{n}": {"n": n} for n in range(4)})
     accepted = len(api._transports)
     together = threading.Barrier(4, timeout=10)
@@ -170,7 +170,7 @@ def test_a_commit_takes_as_many_connections_as_it_has_keys_and_keeps_them(api, t
     assert len(api._transports) - accepted == 4
 
 
-def test_an_idle_connection_that_the_service_has_closed_is_not_written_to(api, truto):
+def test_a_closed_idle_connection_is_not_written_to(api, truto):
     seed(api, a=A)
     with Checkpointer("run", truto) as cp:
         cp["a"] = B
@@ -287,7 +287,7 @@ def test_a_write_without_an_answer_is_read_back_first(api, truto, method, fault)
     assert after == (["GET"] if landed else ["GET", method])
 
 
-def test_overwriting_sends_an_unanswered_write_again_whatever_is_found(api, truto):
+def test_overwriting_resends_an_unanswered_write_anyway(api, truto):
     seed(api, a=A)
     with Checkpointer("run", truto, on_conflict="overwrite") as cp:
         cp["a"] = B
@@ -296,7 +296,7 @@ def test_overwriting_sends_an_unanswered_write_again_whatever_is_found(api, trut
     assert held(api) == {"a": B}
 
 
-def test_a_service_that_never_answers_is_given_up_within_the_deadline(api, impatient):
+def test_a_silent_service_is_given_up_within_the_deadline(api, impatient):
     store = impatient()
     api.script(Hang(), forever=True)
     began = time.monotonic()
@@ -390,7 +390,7 @@ class TrutoStoreAt(TrutoStore):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_fault_43_a_child_forked_while_requests_are_counted_can_count_its_own(truto):
+def test_fault_43_a_child_forked_mid_count_counts_its_own(truto):
     throttle = truto._service._pace(truto._service._token.current())
     with throttle._lock:
         child = os.fork()
@@ -400,7 +400,7 @@ def test_fault_43_a_child_forked_while_requests_are_counted_can_count_its_own(tr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fault_43_after_a_fork_both_have_connections_of_their_own(tmp_path):
+def test_fault_43_after_a_fork_both_have_own_connections(tmp_path):
     job = """
 import os
 from checkpoint.stores import http
@@ -425,7 +425,7 @@ assert os.waitpid(child, 0)[1] == 0
         assert {entry.value for entry in api.store.load("child").values()} == {"child 19"}
 
 
-def test_fault_45_an_interrupted_commit_is_settled_and_can_be_repeated(api, truto):
+def test_fault_45_an_interrupted_commit_can_be_repeated(api, truto):
     seed(api, **{f"k{n}": {"n": n} for n in range(5)})
     with Checkpointer("run", truto) as cp:
         for key in cp:
@@ -646,7 +646,7 @@ def test_a_proxy_may_be_named_without_a_scheme(monkeypatch):
         ("https", b"CONNECT api.invalid:443 HTTP/1.1"),
     ],
 )
-def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch, scheme, line):
+def test_requests_go_through_the_environments_proxy(monkeypatch, scheme, line):
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv(f"{scheme}_proxy", f"http://user:word@127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "")

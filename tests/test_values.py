@@ -164,7 +164,7 @@ def test_naive_and_aware(naive):
         keys("2024-05-01T10:00:00Z", naive)
 
 
-def test_days_are_midnights_and_text_of_a_day_is_read_beside_times():
+def test_days_are_midnights_and_read_beside_times():
     assert keys(WALL, date(2024, 5, 1), "2024-05-01")[1:] == keys(datetime(2024, 5, 1)) * 2
 
 

@@ -55,7 +55,7 @@ def read(inc, numbers, step, until, skip=()):
     return [record["at"] for record in found]
 
 
-def test_windows_cut_the_range_half_open_and_end_at_until_exactly(memory):
+def test_windows_are_half_open_and_end_at_until_exactly(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=0, end_value=10)
         assert spans(inc.windows(4)) == [(0, 4), (4, 8), (8, 10)]
@@ -126,7 +126,7 @@ def test_the_position_is_the_end_of_the_first_contiguous_run(memory):
             assert stored(memory) == expected
 
 
-def test_the_next_run_skips_islands_and_cuts_windows_at_their_edges(memory):
+def test_the_next_run_skips_islands_and_cuts_at_their_edges(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=0)
         assert read(inc, range(50), 10, 50, skip=[1, 3]) == list(range(50))
@@ -163,7 +163,7 @@ def test_a_window_that_is_not_finished_is_read_again(memory, how):
     assert stored(memory) == (None if how == "stopping" else {"at": 10})
 
 
-def test_windows_are_fed_inside_their_block_and_the_stream_not_at_all(memory):
+def test_windows_are_fed_in_their_block_the_stream_never(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=0)
         [window] = inc.windows(10, until=10)
@@ -198,7 +198,7 @@ def test_going_on_row_by_row(memory):
     assert stored(memory) == {"at": 60}
 
 
-def test_windows_begin_at_the_position_less_the_lookback_and_drop_remembered_rows(memory):
+def test_windows_begin_at_the_position_less_the_lookback(memory):
     with Checkpointer("run", memory) as cp:
         whole(cp.incremental("s", "at", primary_key="id", lookback=3), rows(5, 8, 10))
     with Checkpointer("run", memory) as cp:
@@ -249,7 +249,7 @@ def test_rows_of_windows_inside_the_lookback_are_remembered(memory):
         assert cp.incremental("s", "at", **options).filter([*page, late]) == []
 
 
-def test_windows_whose_rows_are_spelled_otherwise_are_remembered_together(memory):
+def test_windows_of_other_spellings_are_remembered_together(memory):
     """What makes keys is chosen for each window by its first row: `Z`, an offset, nanoseconds."""
     options = {"primary_key": "id", "lookback": timedelta(days=2), "initial_value": "2024-05-01T00:00:00Z"}
     until = "2024-05-04T00:00:00Z"
@@ -276,7 +276,7 @@ def test_windows_from_a_day_hold_times(memory):
     assert stored(memory) == {"at": "2024-05-03"}
 
 
-def test_what_is_under_way_ends_where_the_stream_is_cut_into_windows(memory):
+def test_a_reading_ends_where_the_stream_is_cut_into_windows(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=0)
         for records in (inc.track(rows(1, 2, 3)), inc.track(iter(rows(1, 2, 3))), inc.pages([rows(1), rows(2)])):
@@ -289,7 +289,7 @@ def test_what_is_under_way_ends_where_the_stream_is_cut_into_windows(memory):
                 pass
 
 
-def test_a_window_left_after_its_stream_went_back_is_not_remembered(memory):
+def test_a_window_left_after_going_back_is_not_remembered(memory):
     options = {"primary_key": "id", "lookback": 5, "initial_value": 0}
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", **options)

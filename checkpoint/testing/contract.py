@@ -178,7 +178,7 @@ class StoreContract(ProtocolsContract):
         store.commit("job", {"a": None, "new": "2"}, base)
         assert values_of(store) == {"b": "1", "new": "2"}
 
-    def test_a_key_changed_elsewhere_is_a_conflict_and_nothing_is_written(self, store: Store) -> None:
+    def test_a_key_changed_elsewhere_conflicts_and_writes_nothing(self, store: Store) -> None:
         base = store.commit("job", {"a": "1", "b": "1"}).entries
         theirs = store.commit("job", {"b": "theirs"}).entries["b"]
         after = store.load("job")
@@ -218,7 +218,7 @@ class StoreContract(ProtocolsContract):
         assert values_of(store) == {"a": "ours again", "b": "theirs"}
         assert raised(Conflict, store.commit, "job", {"b": "ours"}, base).key in {"a", "b"}
 
-    def test_what_is_stored_already_is_a_conflict_where_there_are_versions(self, store: Store) -> None:
+    def test_what_is_stored_already_conflicts_with_versions(self, store: Store) -> None:
         base = store.commit("job", {"a": "1", "b": "1"}).entries
         store.commit("job", {"a": "same", "b": None, "c": "same"})
         after = store.load("job")
