@@ -249,7 +249,7 @@ def test_a_changed_shard_is_a_conflict_by_the_groups_name(api, url, monkeypatch)
     monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
     with closing(TrutoStore(api.url, api.token)) as truto:
         truto.commit("crm", stored_as("packed", MEMBERS))
-        from checkpoint.cli.namespaces import Name, Namespace
+        from checkpoint.overview.namespaces import Name, Namespace
 
         there = Namespace(truto, "crm")
         key = there.groups["accounts"].entry_key("a2")

@@ -29,6 +29,7 @@ from checkpoint.cli.options import (
     yes,
 )
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
+from checkpoint.overview import words
 from checkpoint.run import lease, resharding
 from checkpoint.stores.base import Atomic, HasTables, KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
 
@@ -236,7 +237,7 @@ def judged_clock(skew: float) -> Check:
         # The store tells whole seconds.
         return Check("clock", True, "as the store's, to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s apart")
     which = "behind" if skew > 0 else "ahead of"
-    return Check("clock", False, f"{screen.span(abs(skew))} {which} the store's: set this machine's clock")
+    return Check("clock", False, f"{words.span(abs(skew))} {which} the store's: set this machine's clock")
 
 
 @click.command()

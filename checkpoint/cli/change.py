@@ -15,10 +15,11 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.judging import check_settable
-from checkpoint.cli.namespaces import Name, Namespace, cursor_in, near_namespace
 from checkpoint.cli.options import as_json, dry_run, key, keys, member, namespace, reading, store_option, using, yes
 from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.errors import CheckpointError
+from checkpoint.overview import words
+from checkpoint.overview.namespaces import Name, Namespace, cursor_in, near_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -126,7 +127,7 @@ def edit(
         if raw:
             text = "" if entry is None else entry.value
         else:
-            text = screen.json_of({} if entry is None else cursor_in(namespace, name, entry), indent=2)
+            text = words.json_of({} if entry is None else cursor_in(namespace, name, entry), indent=2)
         draft = text.encode() + b"\n"
         file = _draft(name, draft, ".txt" if raw else ".json")
         try:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from checkpoint import codec
-from checkpoint.cli import screen
-from checkpoint.cli.namespaces import Name
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.neighbours import documents as formats
+from checkpoint.overview import words
+from checkpoint.overview.namespaces import Name
 from checkpoint.stores.base import check_changes, check_name
 
 if TYPE_CHECKING:
-    from checkpoint.cli.namespaces import Namespace
+    from checkpoint.overview.namespaces import Namespace
 
 VALUES = "values"
 """The format that holds every value, opaque ones too, as the stored text."""
@@ -40,7 +40,7 @@ def document_of(there: Namespace, form: str) -> Any:
     values = {name: entry.value for name, entry in sorted(there.names.items(), key=lambda item: item[0].said)}
     if form == VALUES:
         return _folded(values)
-    cursors = {name: cursor for name, value in values.items() if (cursor := screen.cursor_of(value)) is not None}
+    cursors = {name: cursor for name, value in values.items() if (cursor := words.cursor_of(value)) is not None}
     for name in values.keys() - cursors.keys():
         raise click.ClickException(
             f"{name.quoted} in {there.state_key!r} holds no cursor, which {form} has no place for: "

@@ -10,7 +10,6 @@ import click
 
 from checkpoint.cli import screen
 from checkpoint.cli.moments import when_given
-from checkpoint.cli.namespaces import Name, Namespace, near_namespace, unfolded
 from checkpoint.cli.options import (
     as_json,
     checked,
@@ -23,12 +22,14 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.past import changes_of, check_known, values_at
 from checkpoint.cli.writing import equal
+from checkpoint.overview import words
+from checkpoint.overview.namespaces import Name, Namespace, near_namespace, unfolded
+from checkpoint.overview.past import changes_of, check_known, values_at
 
 if TYPE_CHECKING:
-    from checkpoint.cli.moments import When
     from checkpoint.entries import Change
+    from checkpoint.overview.moments import When
 
 
 @click.command()
@@ -92,8 +93,8 @@ def _change_fields(change: Change) -> dict[str, Any]:
         "reason": change.reason,
         "by": change.by,
         "key": change.key,
-        "before": screen.told_value(change.before),
-        "after": screen.told_value(change.after),
+        "before": words.told_value(change.before),
+        "after": words.told_value(change.after),
     }
 
 
@@ -145,8 +146,7 @@ def diff(
 
 def _told_differences(changes: list[tuple[Name, str | None, str | None]]) -> list[dict[str, Any]]:
     return [
-        {**name.fields(), "before": screen.told_value(old), "after": screen.told_value(new)}
-        for name, old, new in changes
+        {**name.fields(), "before": words.told_value(old), "after": words.told_value(new)} for name, old, new in changes
     ]
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from checkpoint.cli import screen
-from checkpoint.cli.namespaces import Name, members_in
+from checkpoint.overview import words
+from checkpoint.overview.namespaces import Name, members_in
 from checkpoint.streams.stored import BESIDE, WrongShapeError, is_value, read_state
 from checkpoint.streams.values import Scale, shorten
 
 if TYPE_CHECKING:
     from checkpoint import codec
-    from checkpoint.cli.namespaces import Layout, Namespace
+    from checkpoint.overview.namespaces import Layout, Namespace
 
 
 def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool = False) -> None:
@@ -28,8 +28,8 @@ def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool
         refused = group is None and Name(name.key) in there.names
     if refused:
         raise click.ClickException(there.absent(*name))
-    cursor = None if value is None or raw else screen.cursor_of(value)
-    if cursor is not None and (why := unreadable(screen.cursor_of(there.value(name) or ""), cursor)):
+    cursor = None if value is None or raw else words.cursor_of(value)
+    if cursor is not None and (why := unreadable(words.cursor_of(there.value(name) or ""), cursor)):
         raise click.ClickException(f"a stream could not read this as {name.quoted}: {why}; nothing was written")
 
 

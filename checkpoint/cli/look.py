@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
 from checkpoint.cli.options import (
     as_json,
     checked,
@@ -21,17 +20,18 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.positions import lag_of, position_of
-from checkpoint.cli.writing import held_by
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
-from checkpoint.streams.stored import SEEN
+from checkpoint.overview import words
+from checkpoint.overview.freshness import Summary, ends_of, held_by, summary_of
+from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
+from checkpoint.overview.positions import lag_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from checkpoint.cli.namespaces import Layout
     from checkpoint.entries import Entry
+    from checkpoint.overview.namespaces import Layout
     from checkpoint.stores.base import Store
 
 
@@ -57,23 +57,9 @@ def list_(namespace: str | None, key: str | None, *, ours: bool, as_json: bool, 
             _list_members(Namespace(store, namespace), key, as_json=as_json)
 
 
-class _Summary(NamedTuple):
-    """What the list of namespaces tells of one."""
-
-    name: str
-    keys: int
-    """And members; reserved entries with `--all` only."""
-    last: Entry
-    """The one that was written last."""
-    lag: float | None
-    """Of the slowest one, in seconds."""
-    holder: str | None
-    """The exclusive run that holds it."""
-
-
 def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
     names = names_of_namespaces(store)
-    rows: list[_Summary] = []
+    rows: list[Summary] = []
     failure: CorruptState | None = None  # of one namespace, which is told when the others are shown
     with screen.progress("reading") as told:
         for done, name in enumerate(names):
@@ -87,33 +73,29 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
     if as_json:
         screen.document([_summary_fields(row) for row in rows])
     elif rows:
-        table = [
-            (row.name, f"{row.keys:,}", _lag(row.lag), screen.age(row.last.updated_at), row.last.sync_job_run_id or "-")
-            for row in rows
-        ]
+        table = [_summary_row(row) for row in rows]
         columns = ("namespace", "keys", "lag", "age", "last run")
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
         for row in rows:
-            _say_held(row.name, row.holder)
+            _say_held(row.state_key, row.holder)
     elif failure is None:
         screen.say(f"{store!r} holds nothing.")
     if failure is not None:
         raise failure
 
 
-def _summed(there: Namespace, *, ours: bool) -> _Summary | None:
-    shown = there.shown().values()
-    entries = [*shown, *(_reserved(there).values() if ours else ())]
-    if not entries:
-        return None
-    lags = [lag for entry in shown if (lag := lag_of(entry.value)) is not None]
-    last = max(entries, key=lambda entry: entry.updated_at or "")
-    return _Summary(there.state_key, len(entries), last, max(lags, default=None), held_by(there))
+def _summed(there: Namespace, *, ours: bool) -> Summary | None:
+    return summary_of(there, _reserved(there).values() if ours else ())
 
 
-def _summary_fields(row: _Summary) -> dict[str, Any]:
+def _summary_row(row: Summary) -> tuple[str, ...]:
+    age, run = words.age(row.last.updated_at), row.last.sync_job_run_id or "-"
+    return row.state_key, f"{row.keys:,}", _lag(row.lag), age, run
+
+
+def _summary_fields(row: Summary) -> dict[str, Any]:
     return {
-        "namespace": row.name,
+        "namespace": row.state_key,
         "keys": row.keys,
         "updated_at": row.last.updated_at,
         "run_id": row.last.sync_job_run_id,
@@ -130,7 +112,7 @@ def _list_keys(there: Namespace, *, ours: bool, as_json: bool) -> None:
     if as_json:
         screen.document(
             [
-                screen.told_entry(there.state_key, Name(key).fields(), plain[key])
+                words.told_entry(there.state_key, Name(key).fields(), plain[key])
                 if key in plain
                 else _group_fields(there.state_key, groups[key])
                 for key in keys
@@ -151,7 +133,7 @@ def _list_members(there: Namespace, key: str, *, as_json: bool) -> None:
         raise click.ClickException(there.absent(key))
     members = sorted(layout.members.items())
     if as_json:
-        screen.document([screen.told_entry(there.state_key, Name(key, m).fields(), entry) for m, entry in members])
+        screen.document([words.told_entry(there.state_key, Name(key, m).fields(), entry) for m, entry in members])
     elif members:
         _show_rows("member", [_entry_row(name, entry) for name, entry in members])
     else:
@@ -174,49 +156,12 @@ def _show_rows(first: str, rows: list[tuple[str, ...]]) -> None:
 
 
 def _entry_row(name: str, entry: Entry) -> tuple[str, ...]:
-    age, run = screen.age(entry.updated_at), entry.sync_job_run_id or "-"
-    return name, readable_in_short(entry.value), _lag(lag_of(entry.value)), age, run
-
-
-def readable_in_short(value: str) -> str:
-    """Return a value as people read it in a line: of the rows that a stream remembers only how many there are."""
-    cursor = screen.cursor_of(value)
-    seen: Any = None if cursor is None else cursor.get(SEEN)
-    try:
-        count = len(seen["rows"]) + (len(seen["ahead"]["rows"]) if "ahead" in seen else 0)
-        return screen.json_of({**(cursor or {}), SEEN: count})
-    except (TypeError, KeyError):  # none are remembered, or it is no stream's cursor
-        return screen.readable(value)
+    age, run = words.age(entry.updated_at), entry.sync_job_run_id or "-"
+    return name, words.readable_in_short(entry.value), _lag(lag_of(entry.value)), age, run
 
 
 def _lag(seconds: float | None) -> str:
-    return "-" if seconds is None else screen.span(seconds)
-
-
-class Ends(NamedTuple):
-    """The members of a group that are furthest behind, and furthest ahead."""
-
-    slowest: str
-    newest: str
-    lag: float | None
-    """Of the slowest one, in seconds; None: its position is no instant."""
-
-
-def ends_of(members: Mapping[str, Entry]) -> Ends | None:
-    """Return which members of a group are furthest behind and ahead, by position; None: there are no members.
-
-    Where their positions do not all compare, by when they were written.
-    """
-    if not members:
-        return None
-    positions = {member: position_of(entry.value) for member, entry in members.items()}
-    found = {member: position for member, position in positions.items() if position is not None}
-    if len(found) == len(members) and len({position.kind for position in found.values()}) == 1:
-        order = sorted(found, key=lambda member: found[member].scale)
-        return Ends(order[0], order[-1], found[order[0]].lag)
-    order = sorted(members, key=lambda member: members[member].updated_at or "")
-    slowest = positions[order[0]]
-    return Ends(order[0], order[-1], None if slowest is None else slowest.lag)
+    return "-" if seconds is None else words.span(seconds)
 
 
 def _group_row(layout: Layout) -> tuple[str, ...]:
@@ -224,8 +169,8 @@ def _group_row(layout: Layout) -> tuple[str, ...]:
     if ends is None:
         return layout.name, "no members", "-", "-", "-"
     last = _written_last(members.values())
-    said = f"{screen.count(len(members), 'member')}: slowest {ends.slowest}, newest {ends.newest}"
-    return layout.name, said, _lag(ends.lag), screen.age(last.updated_at), last.sync_job_run_id or "-"
+    said = f"{words.count(len(members), 'member')}: slowest {ends.slowest}, newest {ends.newest}"
+    return layout.name, said, _lag(ends.lag), words.age(last.updated_at), last.sync_job_run_id or "-"
 
 
 def _written_last(entries: Iterable[Entry]) -> Entry:
@@ -238,7 +183,7 @@ def _group_fields(namespace: str, layout: Layout) -> dict[str, Any]:
     for what, one in () if ends is None else (("slowest", ends.slowest), ("newest", ends.newest)):
         entry = members[one]
         told[what] = {
-            **screen.told_entry(namespace, Name(layout.name, one).fields(), entry),
+            **words.told_entry(namespace, Name(layout.name, one).fields(), entry),
             "lag": lag_of(entry.value),
         }
     return told
@@ -279,9 +224,9 @@ def get(
         is_stored = key in there.stored and name.member is None  # also what is the library's own
         entry = there.stored[key] if is_stored else there.existing(name)
     if as_json:
-        screen.document(screen.told_entry(namespace, name.fields(), entry))
+        screen.document(words.told_entry(namespace, name.fields(), entry))
     elif raw:
         screen.write_text(entry.value)
     else:
         cursor = cursor_in(namespace, name, entry)
-        screen.write_text(screen.json_of(cursor, indent=2 if sys.stdout.isatty() else None))
+        screen.write_text(words.json_of(cursor, indent=2 if sys.stdout.isatty() else None))

@@ -13,7 +13,6 @@ import click
 from checkpoint.cli import screen
 from checkpoint.cli.documents import NAMESPACES, VALUES, document_of, names_in
 from checkpoint.cli.judging import check_settable
-from checkpoint.cli.namespaces import Namespace, is_pattern, matching, nothing
 from checkpoint.cli.options import (
     as_json,
     checked,
@@ -29,15 +28,17 @@ from checkpoint.cli.options import (
 from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.neighbours import copying
 from checkpoint.neighbours.documents import FORMATS
+from checkpoint.overview import words
+from checkpoint.overview.namespaces import Namespace, is_pattern, matching, nothing
 from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from checkpoint.cli.namespaces import Name
     from checkpoint.cli.writing import Plan
     from checkpoint.copying import Copy
+    from checkpoint.overview.namespaces import Name
     from checkpoint.stores.base import Store
 
 
@@ -124,9 +125,9 @@ def _ask(verb: str, plans: list[Copy], *, overwrite: bool, yes: bool) -> None:
     total = sum(each.total for each in plans)
     replaced = sum(len(each.replaced) for each in plans)
     if overwrite and replaced:
-        confirm(f"Replace {screen.count(replaced, 'key')} there?", sure=yes)
+        confirm(f"Replace {words.count(replaced, 'key')} there?", sure=yes)
     if verb == "move":
-        confirm(f"Delete {screen.count(total, 'key')} here once copied?", sure=yes)
+        confirm(f"Delete {words.count(total, 'key')} here once copied?", sure=yes)
 
 
 def _report(verb: str, plans: list[Copy], *, dry_run: bool, as_json: bool) -> None:
@@ -149,7 +150,7 @@ def _report(verb: str, plans: list[Copy], *, dry_run: bool, as_json: bool) -> No
     ]
     columns = ("namespace", "there", "new", "replaced", "equal")
     screen.show_table(columns, rows, wide="there", right=columns[2:])
-    total = screen.count(sum(each.total for each in plans), "key")
+    total = words.count(sum(each.total for each in plans), "key")
     if dry_run:
         screen.say(f"{total} to {verb}; nothing was written.")
     elif verb == "move":
@@ -183,7 +184,7 @@ def export(namespace: str, file: Path, form: str, url: str | None) -> None:
     with reading(url) as store:
         names = matching(store, namespace)
         documents = {name: _exported(Namespace(store, name), form) for name in names}
-    text = screen.json_of({NAMESPACES: documents} if names != [namespace] else documents[namespace], indent=2)
+    text = words.json_of({NAMESPACES: documents} if names != [namespace] else documents[namespace], indent=2)
     if file == Path("-"):
         screen.write_text(text)
     else:
@@ -260,7 +261,7 @@ def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
     if not is_pattern(namespace):
         if several is not None:
             raise click.ClickException(
-                f"this is a document of namespaces ({screen.some([*several])}), not of one: "
+                f"this is a document of namespaces ({words.some([*several])}), not of one: "
                 "import it with a pattern of their names, such as '*'"
             )
         return {namespace: document}
@@ -291,7 +292,7 @@ def _import_plan(there: Namespace, values: dict[Name, str], *, overwrite: bool, 
     differing = [name for name in values if there.entry(name) and name in planned(there, values).changes]
     if differing and not overwrite:
         raise click.ClickException(
-            f"{there.state_key!r} holds {screen.some([name.said for name in differing])} otherwise, and nothing was "
+            f"{there.state_key!r} holds {words.some([name.said for name in differing])} otherwise, and nothing was "
             "written: --overwrite replaces, and shows what with --dry-run"
         )
     for name, value in values.items():

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 from click.core import ParameterSource
 
-from checkpoint.cli.namespaces import Namespace, names_of_namespaces
 from checkpoint.entries import GROUP_PREFIX, RESERVED, named
 from checkpoint.errors import CheckpointError
+from checkpoint.overview.namespaces import Namespace, names_of_namespaces
 from checkpoint.stores import open_store
 from checkpoint.stores.base import check_name
+from checkpoint.streams.keys import Clock
+from checkpoint.streams.spellings import UNITS, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -169,3 +171,24 @@ def confirm(question: str, *, sure: bool) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody can be asked here: add --yes.")
     click.confirm(question, abort=True, err=True)
+
+
+def format_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Return the name of a cursor format, or a pattern, as `cursor_format=` takes it."""
+    if value is not None:
+        try:
+            spelling(value, Clock(None))
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{value!r} is none of {', '.join(UNITS)}, number, text, and no pattern such as %m/%d/%Y."
+            ) from error
+    return value
+
+
+cursor_format = click.option(
+    "--cursor-format",
+    "cursor_format",
+    metavar="FORMAT",
+    callback=format_given,
+    help="What the values are, as the job's cursor_format says: epoch_s, epoch_ms, number, text, a pattern …",
+)

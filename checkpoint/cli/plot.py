@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
-from checkpoint.cli import chart, screen
-from checkpoint.cli.namespaces import Name, Namespace
-from checkpoint.cli.options import as_json, key, member, namespace, reading, store_option
-from checkpoint.cli.past import changes_of, check_known
-from checkpoint.cli.positions import cursor_format, epoch_hint, measured
+from checkpoint.cli import screen
+from checkpoint.cli.options import as_json, cursor_format, key, member, namespace, reading, store_option
 from checkpoint.errors import printable
-from checkpoint.streams.stored import BESIDE
+from checkpoint.overview import chart, words
+from checkpoint.overview.namespaces import Name, Namespace
+from checkpoint.overview.past import changes_of, check_known
+from checkpoint.overview.plotted import drawn_field, panels, plotted
+from checkpoint.overview.positions import epoch_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from checkpoint.entries import Change
-
-_LABEL = 24
-"""Characters of a text that a label shows."""
 
 
 @click.command()
@@ -54,7 +50,7 @@ def plot(
     name = Name(key, member)
     with reading(url) as store:
         changes = _changes_drawn(Namespace(store, namespace), name)
-    steps = _plotted(changes, _drawn_field(changes, name) if field is None else field, cursor_format)
+    steps = plotted(changes, drawn_field(changes, name) if field is None else field, cursor_format)
     if not steps:
         raise click.ClickException(f"the history of {name.quoted} in {namespace!r} has no position to draw")
     title = printable(f"{namespace} {name.said}")
@@ -64,11 +60,11 @@ def plot(
     if steps[-1].kind == "number" and (hint := epoch_hint(steps[-1].position)):
         screen.warn(f"{steps[-1].position} is drawn as a number{hint}")
     if out is not None:
-        screen.write_file(out, chart.svg(title, _panels(steps)).encode())
-        screen.say(f"{screen.count(len(steps), 'commit')} of {title} drawn in {out}.")
+        screen.write_file(out, chart.svg(title, panels(steps)).encode())
+        screen.say(f"{words.count(len(steps), 'commit')} of {title} drawn in {out}.")
     else:
         console = screen.console()
-        console.print(chart.text(title, _panels(steps), min(console.width, 120)), soft_wrap=False)
+        console.print(chart.text(title, panels(steps), min(console.width, 120)), soft_wrap=False)
 
 
 def _changes_drawn(there: Namespace, name: Name) -> list[Change]:
@@ -78,103 +74,3 @@ def _changes_drawn(there: Namespace, name: Name) -> list[Change]:
     changes = [change for change in changes_of(there, *name) if (change.key, change.member) == name]
     check_known(there, changes, *name)
     return changes
-
-
-class PlottedChange(NamedTuple):
-    """What one commit said of the position."""
-
-    version: int
-    at: str
-    position: Any
-    """As it is stored."""
-    scale: float
-    """As a number: seconds since 1970 of a time, the place in order of a text."""
-    kind: str
-    """`number`, `instant`, `wall` or `text`."""
-    lag: float | None
-    """Seconds between the position and the commit; None where it is no instant."""
-
-    def fields(self) -> dict[str, Any]:
-        """Return the change as documents have it."""
-        told = self._asdict()
-        return told | {"is_time": told.pop("kind") in {"instant", "wall"}}
-
-
-def _drawn_field(changes: list[Change], name: Name) -> str:
-    """Return the only part of the newest cursor that can be drawn: a number or a time, else a text."""
-    cursor = next((found for change in changes if (found := _cursor_after(change)) is not None), None)
-    if cursor is None:
-        raise click.ClickException(f"there is no cursor of {name.quoted} in the history")
-    fields = _drawable(cursor)
-    if len(fields) == 1:
-        return fields[0]
-    hint = f"it has {', '.join(fields)}: choose one with --field"
-    none = "none of its members is a number, a time or text"
-    raise click.ClickException(f"what of {name.quoted} is to be drawn? {hint if fields else none}")
-
-
-def _drawable(cursor: Mapping[str, Any]) -> list[str]:
-    """Return the parts of a cursor that are numbers or times; where there is none, those that are text."""
-    parts = {part: value for part, value in cursor.items() if part not in BESIDE}
-    fields = [part for part, value in parts.items() if measured(value) is not None]
-    return fields or [part for part, value in parts.items() if isinstance(value, str) and value]
-
-
-def _cursor_after(change: Change) -> Mapping[str, Any] | None:
-    return None if change.after is None else screen.cursor_of(change.after)
-
-
-def _field_values(changes: list[Change], field: str) -> Iterator[tuple[Change, float, Any]]:
-    """Yield the changes that have a value of a field, with the time of the commit, the oldest first."""
-    for change in reversed(changes):
-        cursor, at = _cursor_after(change), screen.instant(change.at)
-        if cursor is not None and cursor.get(field) is not None and at is not None:
-            yield change, at.timestamp(), cursor[field]
-
-
-def _plotted(changes: list[Change], field: str, form: str | None) -> list[PlottedChange]:
-    """Return the changes of a field in the kind that the newest one has."""
-    values = list(_field_values(changes, field))
-    found = _measures([value for _, _, value in values], form)
-    kind = next((one[1] for one in reversed(found) if one is not None), None)
-    return [
-        PlottedChange(change.version, change.at, value, one[0], one[1], at - one[0] if kind == "instant" else None)
-        for (change, at, value), one in zip(values, found, strict=True)
-        if one is not None and one[1] == kind
-    ]
-
-
-def _measures(values: list[Any], form: str | None) -> list[tuple[float, str] | None]:
-    """Return values as numbers, with their kinds: text that is no time by its order."""
-    found = [measured(value, form) for value in values]
-    is_text = not any(found) and form in {None, "text"} and all(isinstance(value, str) for value in values)
-    return _in_order(values) if is_text else found
-
-
-def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
-    """Return texts by their place in order: as numbers where all of them are written so, else by code point."""
-    numbers = [measured(text, "number") for text in texts]
-    if all(numbers):
-        return numbers
-    places = {text: place for place, text in enumerate(sorted({*texts}))}
-    return [(places[text], "text") for text in texts]
-
-
-def _panels(steps: list[PlottedChange]) -> list[chart.Panel]:
-    moments = [at.timestamp() for step in steps if (at := screen.instant(step.at)) is not None]
-    points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
-    panels = [chart.Panel("position", points, _axis_label(steps))]
-    lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
-    if lags:
-        panels.append(chart.Panel("lag", lags, screen.span))
-    return panels
-
-
-def _axis_label(steps: list[PlottedChange]) -> Callable[[float], str]:
-    """Return what writes the values of the position at the axis."""
-    if steps[0].kind == "number":
-        return chart.number_label
-    if steps[0].kind != "text":
-        return chart.time_label
-    texts = {step.scale: printable(str(step.position)) for step in steps}
-    return lambda place: texts[place] if len(texts[place]) <= _LABEL else f"{texts[place][: _LABEL - 1]}…"

@@ -9,17 +9,18 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.moments import when_given
-from checkpoint.cli.namespaces import Name, Namespace, chosen
 from checkpoint.cli.options import as_json, dry_run, keys, member, namespace, reading, store_option, yes
-from checkpoint.cli.past import kept_at, kept_of_member
 from checkpoint.cli.writing import Plan, carry_out, counted, planned
+from checkpoint.overview import words
+from checkpoint.overview.namespaces import Name, Namespace, chosen
+from checkpoint.overview.past import kept_at, kept_of_member
 from checkpoint.streams.stored import RESUME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from checkpoint.cli.moments import When
-    from checkpoint.cli.past import Kept
+    from checkpoint.overview.moments import When
+    from checkpoint.overview.past import Kept
 
 
 @click.command()
@@ -98,7 +99,7 @@ def _without_places(values: Mapping[Name, str | None]) -> tuple[dict[Name, str |
     kept: dict[Name, str | None] = {}
     dropped: list[Name] = []
     for name, value in values.items():
-        cursor = None if value is None else screen.cursor_of(value)
+        cursor = None if value is None else words.cursor_of(value)
         kept[name] = value
         if cursor is not None and isinstance(cursor.get(RESUME), dict):
             dropped.append(name)
@@ -136,4 +137,4 @@ def _loss(plan: Plan, kept: Mapping[Name, Kept], moment: When) -> str:
     what = f"{'all ' if len(gone) == len(plan.there.names) > 1 else ''}{counted(gone)}"
     if not any(state.version for state in kept.values()):
         return f"{moment.text} is before the first commit that history has: this deletes {what}."
-    return f"{screen.some([name.said for name in gone])} came after {moment.text}: this deletes {what}."
+    return f"{words.some([name.said for name in gone])} came after {moment.text}: this deletes {what}."

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from checkpoint import codec
-from checkpoint.cli import screen
-from checkpoint.cli.moments import seconds_in
-from checkpoint.cli.namespaces import Name, Namespace, chosen
 from checkpoint.cli.options import (
     as_json,
+    cursor_format,
     dry_run,
     key,
     member,
@@ -23,8 +21,10 @@ from checkpoint.cli.options import (
     store_option,
     yes,
 )
-from checkpoint.cli.positions import cursor_format
 from checkpoint.cli.writing import carry_out, counted, planned
+from checkpoint.overview import words
+from checkpoint.overview.moments import instant, seconds_in
+from checkpoint.overview.namespaces import Name, Namespace, chosen
 from checkpoint.streams.spellings import UNITS
 from checkpoint.streams.stored import BESIDE, RESUME, is_value
 from checkpoint.streams.values import Scale, Step, shorten, wire
@@ -117,7 +117,7 @@ class _How(NamedTuple):
 
 
 def _step_said(by: Step) -> str:
-    return screen.span(by.total_seconds()) if isinstance(by, timedelta) else str(by)
+    return words.span(by.total_seconds()) if isinstance(by, timedelta) else str(by)
 
 
 def _names_of(there: Namespace, key: str, member: str | None) -> list[Name]:
@@ -156,7 +156,7 @@ def _tried(there: Namespace, name: Name, how: _How) -> str | AheadError | None:
 def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
     """Return what a name is to hold, or end with the sentence that it cannot go back so."""
     where = f"{name.quoted} in {there.state_key!r}"
-    cursor = screen.cursor_of(there.value(name) or "")
+    cursor = words.cursor_of(there.value(name) or "")
     if cursor is None:
         raise click.ClickException(f"{where} holds no cursor, so there is no position to go back from")
     if how.by is not None and not how.by:
@@ -218,7 +218,7 @@ def _given(scale: Scale, position: Any, how: _How) -> Any:
     """
     text = how.to or ""
     value: Any = text
-    at = screen.instant(text)
+    at = instant(text)
     if at is not None and how.form in UNITS and not _is_decimal(text):
         value = wire(scale.spelled(at, position))
     elif isinstance(position, int | float):
@@ -247,7 +247,7 @@ def _check_zones(scale: Scale, position: Any, value: Any) -> None:
     try:
         scale.key_of(value)
     except TypeError as error:
-        if scale.has_clock and screen.instant(str(value)) is not None:
+        if scale.has_clock and instant(str(value)) is not None:
             which = "has a time zone" if scale.kind == "instant" else "has no time zone"
             raise ValueError(f"the position {shorten(position)} {which}: write {shorten(value)} like it") from error
         raise

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.namespaces import Namespace, nothing
 from checkpoint.cli.options import as_json, namespace, reading, store_option
-from checkpoint.cli.past import fields_of, keeping
 from checkpoint.entries import RUN_KEY
+from checkpoint.overview import words
+from checkpoint.overview.moments import instant
+from checkpoint.overview.namespaces import Namespace, nothing
+from checkpoint.overview.past import fields_of, keeping
 from checkpoint.run.runs import recorded
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
 
 
 def _run_row(run: Run) -> tuple[str, ...]:
-    began, ended = screen.instant(run.started), screen.instant(run.ended)
-    took = "-" if began is None or ended is None else screen.span((ended - began).total_seconds())
+    began, ended = instant(run.started), instant(run.ended)
+    took = "-" if began is None or ended is None else words.span((ended - began).total_seconds())
     outcome = run.outcome or "no end"
     rows = [f"{sum(stream.get(what, 0) for stream in run.streams.values()):,}" for what in ("seen", "delivered")]
     did = (f"{run.commits:,}", *rows) if run.ended is not None else ("-",) * 3

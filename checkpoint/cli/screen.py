@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from checkpoint import codec
 from checkpoint.errors import printable
+from checkpoint.overview import words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
     from rich.console import Console
     from rich.text import Text
 
-    from checkpoint.entries import Entry
 
 _WIDE = 10_000
 _LEAST = 10
@@ -68,7 +65,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
 
 def document(content: Any) -> None:
     """Write a document for a program: JSON in UTF-8."""
-    write_text(json_of(content, indent=2))
+    write_text(words.json_of(content, indent=2))
 
 
 def write_text(text: str) -> None:
@@ -97,44 +94,6 @@ def write_file(file: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def json_of(content: Any, indent: int | None = None) -> str:
-    """Return JSON, on one line or on lines of its own, in which nothing is left that a terminal would obey."""
-    text = json.dumps(content, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
-    return "\n".join(map(printable, text.split("\n")))  # the newlines between members
-
-
-def cursor_of(value: str) -> codec.Cursor | None:
-    """Return the cursor that a value is, None where it is opaque."""
-    try:
-        return codec.decode(value)
-    except ValueError:
-        return None
-
-
-def readable(value: str) -> str:
-    """Return a value as people read it: the cursor's JSON, or an opaque value as a JSON string."""
-    cursor = cursor_of(value)
-    return json_of(value if cursor is None else cursor)
-
-
-def told_value(value: str | None) -> dict[str, Any] | None:
-    """Return a value as programs read it; None where there is none."""
-    return None if value is None else {"value": value, "cursor": cursor_of(value)}
-
-
-def told_entry(namespace: str, name: Mapping[str, str], entry: Entry) -> dict[str, Any]:
-    """Return what is stored under a name, a key or a member of one, as programs read it."""
-    return {
-        "namespace": namespace,
-        **name,
-        **(told_value(entry.value) or {}),
-        "created_at": entry.created_at,
-        "updated_at": entry.updated_at,
-        "run_id": entry.sync_job_run_id,
-        "version": entry.version,
-    }
-
-
 Changed = tuple[str, "str | None", "str | None"]
 """What is changed, the value it had, and the value it gets; None: absent."""
 
@@ -149,46 +108,7 @@ def show_changes(changes: Iterable[Changed]) -> None:
     for key, before, after in changes:
         for sign, value, style in (("-", before, "red"), ("+", after, "green")):
             if value is not None:
-                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(readable(value))}", style=style))
-
-
-def count(number: int, what: str) -> str:
-    """Return a number and what it is of, such as `3 keys`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def some(keys: list[str], most: int = 3) -> str:
-    """Return the first of some keys, and how many more there are."""
-    more = [f"{len(keys) - most:,} more"] if len(keys) > most else []
-    return ", ".join([*(repr(key) for key in keys[:most]), *more])
-
-
-def age(moment: str | None) -> str:
-    """Return how long ago an ISO 8601 time was, in its largest unit; a dash where nobody told."""
-    then = instant(moment)
-    return "-" if then is None else span((now() - then).total_seconds())
-
-
-def now() -> datetime:
-    """Return the time, in UTC."""
-    return datetime.now(timezone.utc)
-
-
-def instant(moment: str | None) -> datetime | None:
-    """Return the time that a store told, None where it told none that can be read."""
-    try:
-        then = datetime.fromisoformat((moment or "").replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return then if then.tzinfo is not None else then.replace(tzinfo=timezone.utc)
-
-
-def span(seconds: float) -> str:
-    """Return a length of time in its largest whole unit, such as `3 min`; one of the future as `in 3 min`."""
-    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    unit, size = next((each for each in units if abs(seconds) >= each[1]), units[-1])
-    whole = f"{int(abs(seconds) / size):,} {unit}"
-    return f"in {whole}" if seconds <= -1 else whole
+                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(words.readable(value))}", style=style))
 
 
 @contextmanager

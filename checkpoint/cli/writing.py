@@ -9,14 +9,14 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.options import confirm
-from checkpoint.errors import CorruptState
-from checkpoint.run import lease
+from checkpoint.overview import words
+from checkpoint.overview.freshness import held_by
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from checkpoint.cli.namespaces import Changes, Name, Namespace
+    from checkpoint.overview.namespaces import Changes, Name, Namespace
 
 
 class Plan(NamedTuple):
@@ -110,8 +110,8 @@ def _changes(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             **name.fields(),
-            "before": screen.told_value(plan.there.value(name)),
-            "after": screen.told_value(value),
+            "before": words.told_value(plan.there.value(name)),
+            "after": words.told_value(value),
             **plan.beside.get(name, {}),
         }
         for name, value in plan.changes.items()
@@ -145,8 +145,8 @@ def counted(names: Sequence[Name] | Mapping[Name, object]) -> str:
     """Return how many keys and members there are, such as `2 keys and 1 member`."""
     members = sum(name.member is not None for name in names)
     keys = len(names) - members
-    parts = [screen.count(keys, "key")] if keys or not members else []
-    return " and ".join([*parts, screen.count(members, "member")] if members else parts)
+    parts = [words.count(keys, "key")] if keys or not members else []
+    return " and ".join([*parts, words.count(members, "member")] if members else parts)
 
 
 def warn_of_lease(there: Namespace) -> None:
@@ -157,14 +157,3 @@ def warn_of_lease(there: Namespace) -> None:
             f"{there.state_key!r} is held by {held}. If that run is alive, its next commit of what is changed here is "
             "a Conflict: stop it first."
         )
-
-
-def held_by(there: Namespace) -> str | None:
-    """Return which exclusive run holds a namespace, and since when; None: none does, or what is stored is no lease."""
-    try:
-        held = lease.lease_state(there.state_key, there.stored.get(lease.KEY))
-    except CorruptState:
-        return None
-    if held.owner is None:
-        return None
-    return f"{held.owner} since {held.since}" if held.since else held.owner

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from checkpoint.cli import screen
+from checkpoint.overview.moments import now
+from checkpoint.overview.words import cursor_of
 from checkpoint.streams.keys import Clock
-from checkpoint.streams.spellings import UNITS, Spelling, spelling
+from checkpoint.streams.spellings import Spelling, spelling
 from checkpoint.streams.stored import BESIDE
 from checkpoint.streams.values import epoch_named
 
@@ -33,28 +31,7 @@ class Measured(NamedTuple):
     @property
     def lag(self) -> float | None:
         """Seconds from the position to now; None: it is no instant."""
-        return datetime.now(timezone.utc).timestamp() - self.scale if self.kind == "instant" else None
-
-
-def format_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Return the name of a cursor format, or a pattern, as `cursor_format=` takes it."""
-    if value is not None:
-        try:
-            spelling(value, Clock(None))
-        except ValueError as error:
-            raise click.BadParameter(
-                f"{value!r} is none of {', '.join(UNITS)}, number, text, and no pattern such as %m/%d/%Y."
-            ) from error
-    return value
-
-
-cursor_format = click.option(
-    "--cursor-format",
-    "cursor_format",
-    metavar="FORMAT",
-    callback=format_given,
-    help="What the values are, as the job's cursor_format says: epoch_s, epoch_ms, number, text, a pattern …",
-)
+        return now().timestamp() - self.scale if self.kind == "instant" else None
 
 
 def measured(value: Any, form: str | None = None) -> tuple[float, str] | None:
@@ -87,7 +64,7 @@ def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Mea
 
 def position_of(value: str | None, form: str | None = None) -> Measured | None:
     """Return the position in a stored value; None: it is no cursor, or not just one part of it can be the position."""
-    cursor = None if value is None else screen.cursor_of(value)
+    cursor = None if value is None else cursor_of(value)
     found = [] if cursor is None else positions_in(cursor, form)
     instants = [one for one in found if one.kind == "instant"]
     return instants[0] if len(instants) == 1 else found[0] if len(found) == 1 else None
@@ -98,7 +75,7 @@ def lag_of(value: str | None, form: str | None = None) -> float | None:
 
     ISO 8601 with a zone says itself what it is; the format is of the cursors that have no such part.
     """
-    cursor = None if value is None else screen.cursor_of(value)
+    cursor = None if value is None else cursor_of(value)
     for each in (None, form):
         instants = [one for one in positions_in(cursor or {}, each) if one.kind == "instant"]
         if instants:

@@ -11,8 +11,6 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-import click
-
 from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, member_key, named
 from checkpoint.errors import CheckpointError, CorruptState
@@ -25,6 +23,10 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Change, Entry
     from checkpoint.stores.base import Store
+
+
+class AbsentError(CheckpointError):
+    """What was asked for is not there, or the store cannot tell; the text is a sentence for whoever asked."""
 
 
 class Name(NamedTuple):
@@ -136,10 +138,15 @@ class Namespace:
         return [Name(key)] if Name(key) in self.names else []
 
     def existing(self, name: Name) -> Entry:
-        """Return what is stored under a name, or end with the sentence that nothing is."""
+        """Return what is stored under a name.
+
+        Raises:
+            AbsentError: nothing is.
+
+        """
         entry = self.entry(name)
         if entry is None:
-            raise click.ClickException(self.absent(*name))
+            raise AbsentError(self.absent(*name))
         return entry
 
     def absent(self, key: str, member: str | None = None) -> str:
@@ -335,22 +342,31 @@ def cursor_in(namespace: str, name: Name, entry: Entry) -> codec.Cursor:
 
 
 def names_of_namespaces(store: Store) -> list[str]:
-    """Return the namespaces of a store, or end with the sentence that it cannot tell."""
+    """Return the namespaces of a store.
+
+    Raises:
+        AbsentError: it cannot tell.
+
+    """
     if isinstance(store, ListsNamespaces):
         return store.namespaces()
-    raise click.ClickException(f"{store!r} cannot list its namespaces: name one")
+    raise AbsentError(f"{store!r} cannot list its namespaces: name one")
 
 
 def matching(store: Store, namespace: str) -> list[str]:
-    """Return the namespaces that a name or a pattern such as `crm_*` stands for, or end with one sentence.
+    """Return the namespaces that a name or a pattern such as `crm_*` stands for.
 
     A name with such characters in it that is one is no pattern.
+
+    Raises:
+        AbsentError: no namespace is like the pattern.
+
     """
     if not is_pattern(namespace) or store.load(namespace):
         return [namespace]
     found = [name for name in names_of_namespaces(store) if fnmatchcase(name, namespace)]
     if not found:
-        raise click.ClickException(f"no namespace of {store!r} is like {namespace!r}: see `checkpoint list`")
+        raise AbsentError(f"no namespace of {store!r} is like {namespace!r}: see `checkpoint list`")
     return found
 
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
-from checkpoint.cli.namespaces import Name, nothing, unfolded
 from checkpoint.entries import member_key
+from checkpoint.overview.namespaces import AbsentError, Name, nothing, unfolded
 from checkpoint.run.runs import Did
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from checkpoint.cli.moments import When
-    from checkpoint.cli.namespaces import Layout, Namespace
     from checkpoint.entries import Change
+    from checkpoint.overview.moments import When
+    from checkpoint.overview.namespaces import Layout, Namespace
     from checkpoint.run.runs import Run
     from checkpoint.stores.base import Store
 
 
 def keeping(store: Store) -> KeepsHistory:
-    """Return a store that keeps history, or end with the sentence that it keeps none."""
+    """Return a store that keeps history.
+
+    Raises:
+        AbsentError: it keeps none.
+
+    """
     if isinstance(store, KeepsHistory):
         return store
-    raise click.ClickException(f"{store!r} keeps no history")
+    raise AbsentError(f"{store!r} keeps no history")
 
 
 def changes_of(there: Namespace, key: str | None = None, member: str | None = None) -> list[Change]:
@@ -62,13 +65,18 @@ def _shared(there: Namespace, layout: Layout) -> list[Change]:
 
 
 def check_known(there: Namespace, changes: list[Change], key: str | None, member: str | None = None) -> None:
-    """End with one sentence where neither the store nor the history knows of a key."""
+    """Look whether the store or the history knows of a key.
+
+    Raises:
+        AbsentError: neither does.
+
+    """
     if changes or (key is None and there.names):
         return
     if key is None:
-        raise click.ClickException(f"{nothing(there.store, there.state_key)}")
+        raise AbsentError(f"{nothing(there.store, there.state_key)}")
     if not there.under(key) or (member is not None and there.entry(Name(key, member)) is None):
-        raise click.ClickException(there.absent(key, member))
+        raise AbsentError(there.absent(key, member))
 
 
 class Kept(NamedTuple):
@@ -84,7 +92,9 @@ class Kept(NamedTuple):
 def values_at(there: Namespace, moment: When | None) -> dict[Name, str]:
     """Return the values of a namespace as they were at a moment, None: as they are.
 
-    Ends with one sentence where the history does not reach back so far.
+    Raises:
+        AbsentError: the history does not reach back so far.
+
     """
     if moment is None:
         return {name: entry.value for name, entry in there.names.items()}
@@ -115,15 +125,20 @@ def kept_of_member(there: Namespace, name: Name, moment: When) -> Kept:
 
 
 def _check_reached(there: Namespace, changes: list[Change], moment: When) -> None:
-    """End with one sentence where a namespace has no history, or a moment is a version that is not there yet."""
+    """Look whether a namespace has history, and had the version that a moment may be.
+
+    Raises:
+        AbsentError: it has none, or the version is not there yet.
+
+    """
     if not changes:
         where = f"{there.state_key!r} has no history in {there.store!r}, so what it was at {moment.text} is not known"
-        raise click.ClickException(
+        raise AbsentError(
             where if there.names else f"{nothing(there.store, there.state_key)}, and has no history there"
         )
     newest = max(changes[0].version, *(entry.version or 0 for entry in there.stored.values()), 0)
     if moment.version is not None and moment.version > newest:
-        raise click.ClickException(f"no version {moment.version} of {there.state_key!r}: the newest is {newest}")
+        raise AbsentError(f"no version {moment.version} of {there.state_key!r}: the newest is {newest}")
 
 
 def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Kept:
@@ -143,9 +158,7 @@ def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Ke
         return Kept(oldest.before, moment.version)  # what the next commit found
     else:
         reach = f"reaches back to version {oldest.version}, {oldest.at}"
-    raise click.ClickException(
-        f"the history of {name.quoted} in {there.state_key!r} {reach}: {moment.text} is before that"
-    )
+    raise AbsentError(f"the history of {name.quoted} in {there.state_key!r} {reach}: {moment.text} is before that")
 
 
 def fields_of(run: Run) -> dict[str, Any]:

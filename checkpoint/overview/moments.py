@@ -1,0 +1,50 @@
+"""Moments and lengths of time: `2024-05-01T10:00Z`, `2h`."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+class When(NamedTuple):
+    """A point in a namespace's history: after the commit of a version, or at a time."""
+
+    text: str
+    version: int | None = None
+    at: datetime | None = None
+
+    def is_reached_by(self, version: int | None, at: str | None) -> bool:
+        """Tell whether the commit of a version, made at a time, was made by then."""
+        if self.version is not None:
+            return (version or 0) <= self.version
+        then = instant(at)
+        return then is not None and self.at is not None and then <= self.at
+
+
+def seconds_in(text: str) -> int | None:
+    """Return the seconds of a length of time such as `2h`; None: it is none."""
+    found = re.fullmatch(rf"([0-9]{{1,6}}) ?({'|'.join(_UNITS)})", text)
+    return None if found is None else int(found[1]) * _UNITS[found[2]]
+
+
+def now() -> datetime:
+    """Return the time, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+def instant(moment: str | None) -> datetime | None:
+    """Return the time that a store told, None where it told none that can be read."""
+    try:
+        then = datetime.fromisoformat((moment or "").replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return then if then.tzinfo is not None else then.replace(tzinfo=timezone.utc)
+
+
+def seconds_since(moment: str | None) -> float | None:
+    """Return how many seconds ago an ISO 8601 time was; None where nobody told."""
+    then = instant(moment)
+    return None if then is None else (now() - then).total_seconds()

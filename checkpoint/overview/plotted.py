@@ -1,0 +1,128 @@
+"""A position over time, as the history has it, and how it is drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from checkpoint.errors import printable
+from checkpoint.overview import chart
+from checkpoint.overview.moments import instant
+from checkpoint.overview.namespaces import AbsentError
+from checkpoint.overview.positions import measured
+from checkpoint.overview.words import cursor_of, span
+from checkpoint.streams.stored import BESIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from checkpoint.entries import Change
+    from checkpoint.overview.namespaces import Name
+
+_LABEL = 24
+"""Characters of a text that a label shows."""
+
+
+class PlottedChange(NamedTuple):
+    """What one commit said of the position."""
+
+    version: int
+    at: str
+    position: Any
+    """As it is stored."""
+    scale: float
+    """As a number: seconds since 1970 of a time, the place in order of a text."""
+    kind: str
+    """`number`, `instant`, `wall` or `text`."""
+    lag: float | None
+    """Seconds between the position and the commit; None where it is no instant."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the change as documents have it."""
+        told = self._asdict()
+        return told | {"is_time": told.pop("kind") in {"instant", "wall"}}
+
+
+def drawn_field(changes: list[Change], name: Name) -> str:
+    """Return the only part of the newest cursor that can be drawn: a number or a time, else a text.
+
+    Raises:
+        AbsentError: there is no cursor, nothing in it can be drawn, or there is a choice.
+
+    """
+    cursor = next((found for change in changes if (found := _cursor_after(change)) is not None), None)
+    if cursor is None:
+        raise AbsentError(f"there is no cursor of {name.quoted} in the history")
+    fields = _drawable(cursor)
+    if len(fields) == 1:
+        return fields[0]
+    hint = f"it has {', '.join(fields)}: choose one with --field"
+    none = "none of its members is a number, a time or text"
+    raise AbsentError(f"what of {name.quoted} is to be drawn? {hint if fields else none}")
+
+
+def _drawable(cursor: Mapping[str, Any]) -> list[str]:
+    """Return the parts of a cursor that are numbers or times; where there is none, those that are text."""
+    parts = {part: value for part, value in cursor.items() if part not in BESIDE}
+    fields = [part for part, value in parts.items() if measured(value) is not None]
+    return fields or [part for part, value in parts.items() if isinstance(value, str) and value]
+
+
+def _cursor_after(change: Change) -> Mapping[str, Any] | None:
+    return None if change.after is None else cursor_of(change.after)
+
+
+def _field_values(changes: list[Change], field: str) -> Iterator[tuple[Change, float, Any]]:
+    """Yield the changes that have a value of a field, with the time of the commit, the oldest first."""
+    for change in reversed(changes):
+        cursor, at = _cursor_after(change), instant(change.at)
+        if cursor is not None and cursor.get(field) is not None and at is not None:
+            yield change, at.timestamp(), cursor[field]
+
+
+def plotted(changes: list[Change], field: str, form: str | None) -> list[PlottedChange]:
+    """Return the changes of a field in the kind that the newest one has."""
+    values = list(_field_values(changes, field))
+    found = _measures([value for _, _, value in values], form)
+    kind = next((one[1] for one in reversed(found) if one is not None), None)
+    return [
+        PlottedChange(change.version, change.at, value, one[0], one[1], at - one[0] if kind == "instant" else None)
+        for (change, at, value), one in zip(values, found, strict=True)
+        if one is not None and one[1] == kind
+    ]
+
+
+def _measures(values: list[Any], form: str | None) -> list[tuple[float, str] | None]:
+    """Return values as numbers, with their kinds: text that is no time by its order."""
+    found = [measured(value, form) for value in values]
+    is_text = not any(found) and form in {None, "text"} and all(isinstance(value, str) for value in values)
+    return _in_order(values) if is_text else found
+
+
+def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
+    """Return texts by their place in order: as numbers where all of them are written so, else by code point."""
+    numbers = [measured(text, "number") for text in texts]
+    if all(numbers):
+        return numbers
+    places = {text: place for place, text in enumerate(sorted({*texts}))}
+    return [(places[text], "text") for text in texts]
+
+
+def panels(steps: list[PlottedChange]) -> list[chart.Panel]:
+    """Return the charts of changes, at least one: their position, and where it is a time their lag."""
+    moments = [at.timestamp() for step in steps if (at := instant(step.at)) is not None]
+    points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
+    drawn = [chart.Panel("position", points, _axis_label(steps))]
+    lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
+    if lags:
+        drawn.append(chart.Panel("lag", lags, span))
+    return drawn
+
+
+def _axis_label(steps: list[PlottedChange]) -> Callable[[float], str]:
+    """Return what writes the values of the position at the axis."""
+    if steps[0].kind == "number":
+        return chart.number_label
+    if steps[0].kind != "text":
+        return chart.time_label
+    texts = {step.scale: printable(str(step.position)) for step in steps}
+    return lambda place: texts[place] if len(texts[place]) <= _LABEL else f"{texts[place][: _LABEL - 1]}…"
