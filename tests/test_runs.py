@@ -239,3 +239,72 @@ def test_the_reason_of_a_rewind_is_kept_in_the_history(store):
         assert [(change.member, change.reason) for change in cp.history()] == [
             ("s", None), ("s", "rows came late"), ("s", None), (None, None), (None, "rows came late"), (None, None),
         ]  # fmt: skip
+
+
+# What is known of streams
+
+
+def known(store):
+    return runs.Known.of(store.load("run").get("__run__"))
+
+
+def read_to_the_end(cp, key, at, **options):
+    for _ in cp.incremental(key, "at", row_order="asc", **options).pages([[{"at": at}]]):
+        pass
+
+
+def test_a_record_tells_the_formats_of_streams_and_the_next_one_takes_them_over(store):
+    with Checkpointer("run", store) as cp:
+        read_to_the_end(cp, "epochs", 1_714_557_600, cursor_format="epoch_s")
+        read_to_the_end(cp, "other", 7, cursor_format="number")
+        read_to_the_end(cp, "member", "01/02/2024", cursor_format="%d/%m/%Y", group="g")
+    formats = {"epochs": "epoch_s", "other": "number", "g": "%d/%m/%Y"}
+    assert known(store).formats == formats
+    with Checkpointer("run", store) as cp:
+        assert known(store).formats == formats  # of a run that is still going
+        read_to_the_end(cp, "other", 8)
+    assert known(store).formats == {"epochs": "epoch_s", "g": "%d/%m/%Y"}
+
+
+def test_a_record_tells_when_a_stream_was_read_to_its_end(store):
+    with Checkpointer("run", store) as cp:
+        read_to_the_end(cp, "s", 1)
+        cp.incremental("left", "at", row_order="asc").filter([{"at": 1}])
+    [first] = listed(store)
+    with pytest.raises(ZeroDivisionError), Checkpointer("run", store) as cp:
+        read_to_the_end(cp, "left", 2)
+        raise ZeroDivisionError
+    assert known(store).reads == {"s": {"at": first.ended}}
+    assert (known(store).read_at("s"), known(store).read_at("left")) == (first.ended, None)
+
+
+def test_a_record_names_the_fewer_of_the_members_that_were_read_and_that_were_not(store):
+    for read, told in (("abc", {"but": []}), ("ab", {"but": ["c"]}), ("a", {"only": ["a"]})):
+        with Checkpointer("run", store) as cp:
+            for member in read:
+                read_to_the_end(cp, member, 1, group="g")
+        ended = listed(store)[0].ended
+        assert known(store).reads == {"g": {"at": ended, **told}}
+        assert [known(store).read_at("g", member) for member in "abc"] == [
+            ended if member in read else None for member in "abc"
+        ]
+    assert known(store).read_at("g") is None  # a key of that name
+    many = {str(number) for number in range(2 * runs.MOST_NAMED + 2)}
+    assert runs.members_read({each for each in many if int(each) % 2}, many) is None
+    assert runs.members_read(set(), many) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "no cursor",
+        codec.encode({"formats": 1, "reads": []}),
+        codec.encode({"formats": {"s": 1}, "reads": {"s": 1, "t": {"at": 1}}}),
+        codec.encode({"formats": {"s": None}, "reads": {"s": {"only": ["a"]}}}),
+    ],
+)
+def test_a_record_that_cannot_be_read_tells_nothing(value, store):
+    store.commit("run", {"__run__": value})
+    assert known(store) == runs.Known({}, {})
+    with Checkpointer("run", store):
+        pass

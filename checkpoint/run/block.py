@@ -8,9 +8,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from checkpoint.entries import RUN_KEY
 from checkpoint.errors import StateMissing
 from checkpoint.run.rollback import Rollback
-from checkpoint.run.runs import Did, Record
+from checkpoint.run.runs import Did, Known, Record
 from checkpoint.run.taken import Taken
 from checkpoint.stores import open_store
 from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, joined
@@ -77,7 +78,8 @@ class Block:
         if settings.missing == "raise" and not layers.keys():
             raise StateMissing(layers.state_key, repr(store))
         if settings.record_run and isinstance(store, KeepsHistory) and layers.rollback is None:
-            self._record = Record(store, layers.state_key, settings.run_id)
+            known = Known.of(layers.claims.known.get(RUN_KEY))
+            self._record = Record(store, layers.state_key, settings.run_id, known)
             self._record.begin()
         if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
             seconds, count = time.monotonic() - started, len(layers.keys())
@@ -113,7 +115,8 @@ class Block:
         if self._record is not None:
             holders = self._layers.holders
             did = Did(self._commits.flush.commits, holders.counts(), holders.read())
-            self._record.end(error, did, stopped=bool(self._stops.came))
+            known = Known(holders.formats(), {**{key: {} for key in did.read}, **self._layers.members_read()})
+            self._record.end(error, did, known, stopped=bool(self._stops.came))
 
     def end(self) -> None:
         """Let go of everything that entering took; called twice where it is interrupted."""

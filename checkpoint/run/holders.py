@@ -57,6 +57,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def cursor_format(self) -> str | None:
+        """The format that it was opened with, where that is a name or a pattern."""
+        ...
+
+    @property
     def live(self) -> bool:
         """Whether commits claim it: not once it was left by an exception, or opened again."""
         ...
@@ -306,11 +311,22 @@ class Holders:
 
     def read(self) -> list[str]:
         """Return the keys, not of members, whose streams were read to their end, and claimed since."""
-        return [
-            holder.key
-            for holder in self.live()
-            if holder.group is None and holder.stream.was_read and holder.key not in self._touched
-        ]
+        return [holder.key for holder in self._read() if holder.group is None]
+
+    def members_read(self) -> dict[str, set[str]]:
+        """Return the members of each group whose streams were read so."""
+        read: dict[str, set[str]] = {}
+        for holder in self._read():
+            if holder.group is not None:
+                read.setdefault(holder.group, set()).add(holder.stream.key)
+        return read
+
+    def _read(self) -> list[KeyHolder]:
+        return [holder for holder in self.live() if holder.stream.was_read and holder.key not in self._touched]
+
+    def formats(self) -> dict[str, str]:
+        """Return the format of each stream, of members by group; empty where it has none that can be named."""
+        return {holder.group or holder.key: holder.stream.cursor_format or "" for holder in self.live()}
 
     def check(self) -> None:
         """Raise AssertionError where something is not as the table above says; for tests."""

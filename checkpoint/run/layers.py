@@ -21,6 +21,7 @@ from checkpoint.run.drafts import Drafts
 from checkpoint.run.groups import Group
 from checkpoint.run.holders import Holders, KeyHolder, Scope
 from checkpoint.run.packing import Groups
+from checkpoint.run.runs import members_read
 from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
@@ -170,6 +171,16 @@ class Layers:
         self.drop_members(name)
         self.drafts.drop([key for key in self.drafts.touched() if self.groups.hides(key)])
         return group
+
+    def members_read(self) -> dict[str, dict[str, list[str]]]:
+        """Return which members of groups were read to their end; see `runs.members_read`."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for name, read in self.holders.members_read().items():
+            prefix = member_key(name, "")
+            every = {key.removeprefix(prefix) for key in self.claims.known if key.startswith(prefix)}
+            if (told := members_read(read, every | read)) is not None:
+                found[name] = told
+        return found
 
     def drop_members(self, name: str) -> None:
         """Forget what was done with members of a group, and detach the streams that hold some."""

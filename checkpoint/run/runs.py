@@ -1,7 +1,8 @@
 """The runs of a namespace, as they are recorded: the entry `__run__`, whose history is their list.
 
 A run is written twice, when it has begun and when it ends, by commits of its own that compare nothing. A record without
-an end is of a run that is still going, or was killed.
+an end is of a run that is still going, or was killed. Beside the run stands what is known of the streams of the
+namespace (`Known`), which each record takes over from the one before it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from secrets import token_hex
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from checkpoint import codec
 from checkpoint.entries import RUN_KEY
@@ -19,7 +20,7 @@ from checkpoint.stores.base import check_text, host, utc_now
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from checkpoint.entries import Change
+    from checkpoint.entries import Change, Entry
     from checkpoint.stores.base import KeepsHistory
 
 logger = logging.getLogger("checkpoint")
@@ -61,6 +62,65 @@ class Did(NamedTuple):
     read: Sequence[str]
 
 
+MOST_NAMED = 200
+"""Members of a group that a record names at most."""
+
+
+class Known(NamedTuple):
+    """What the records tell of the streams of a namespace; of members by the name of their group.
+
+    Runs that overlap may lose each other's part of it: it is for looking, and nothing of a stream depends on it.
+    """
+
+    formats: Mapping[str, str] = {}
+    """The `cursor_format` that the latest run gave each, where it is a name or a pattern."""
+    reads: Mapping[str, Mapping[str, Any]] = {}
+    """When a run that ended well read each to its end: `at`, of groups with the members that it read (`only`), or that
+    it did not read (`but`)."""
+
+    @classmethod
+    def of(cls, entry: Entry | None) -> Known:
+        """Return what the entry `__run__` tells; what cannot be read tells nothing."""
+        try:
+            stored: dict[str, Any] = {} if entry is None else codec.decode(entry.value)
+        except ValueError:
+            stored = {}
+        formats, reads = (_dict(stored.get(field)) for field in cls._fields)
+        return cls(
+            {name: form for name, form in formats.items() if isinstance(form, str)},
+            {name: read for name, each in reads.items() if isinstance((read := _dict(each)).get("at"), str)},
+        )
+
+    def read_at(self, key: str, member: str | None = None) -> str | None:
+        """Return when a run ended that read a key, or a member of a group, to its end; None: that is not known."""
+        read = self.reads.get(key)
+        if read is None:
+            return None
+        only, but = read.get("only"), read.get("but")
+        if member is None:
+            is_read = only is None and but is None
+        else:
+            is_read = (isinstance(only, list) and member in only) or (isinstance(but, list) and member not in but)
+        return read["at"] if is_read else None
+
+    def and_then(self, later: Known) -> Known:
+        """Return this with what a later run did: its streams have the formats that it gave them, or none."""
+        formats = {**self.formats, **later.formats}
+        return Known({name: form for name, form in formats.items() if form}, {**self.reads, **later.reads})
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def members_read(read: set[str], every: set[str]) -> dict[str, list[str]] | None:
+    """Return which members of a group were read as a record has it; None: none were, or too many are to be named."""
+    but = every - read
+    if not read or min(len(read), len(but)) > MOST_NAMED:
+        return None
+    return {"but": sorted(but)} if len(but) <= len(read) else {"only": sorted(read)}
+
+
 def run_id_of(given: str | None) -> str:
     """Return the id of a run: as given, else `$CHECKPOINT_RUN_ID`, else as Airflow names it, else a random one.
 
@@ -82,8 +142,9 @@ def run_id_of(given: str | None) -> str:
 class Record:
     """Records one run in a store that keeps history; a failure to is one warning, and nothing more."""
 
-    def __init__(self, store: KeepsHistory, state_key: str, run_id: str) -> None:
+    def __init__(self, store: KeepsHistory, state_key: str, run_id: str, known: Known) -> None:
         self._store = store
+        self._known = known
         self._state_key = state_key
         self._run: Run | None = Run(run_id, host(), os.getpid(), utc_now())
 
@@ -92,14 +153,16 @@ class Record:
         if self._run is not None:
             self._write(self._run)
 
-    def end(self, error: BaseException | None, did: Did, *, stopped: bool) -> None:
-        """Record how the run ended, once."""
+    def end(self, error: BaseException | None, did: Did, known: Known, *, stopped: bool) -> None:
+        """Record how the run ended, once, and what it makes known of its streams."""
         run, self._run = self._run, None
         if run is None or run.process != os.getpid():  # the child of a fork is not the run
             return
         outcome = "failed" if error is not None else "stopped" if stopped else "done"
         name = None if error is None else type(error).__name__
         ended = run._replace(ended=utc_now(), outcome=outcome, error=name, **did._asdict())
+        read = {key: {"at": ended.ended, **members} for key, members in known.reads.items()}
+        self._known = self._known.and_then(Known(known.formats, read if outcome == "done" else {}))
         if isinstance(error, StoreUnavailable):
             logger.warning("%r: the end of the run was not recorded: %s", self._state_key, error)
         else:
@@ -107,7 +170,8 @@ class Record:
 
     def _write(self, run: Run) -> None:
         try:
-            self._store.commit(self._state_key, {RUN_KEY: codec.encode(run._asdict())}, run_id=run.run_id)
+            told = run._asdict() | {field: value for field, value in self._known._asdict().items() if value}
+            self._store.commit(self._state_key, {RUN_KEY: codec.encode(told)}, run_id=run.run_id)
         except CheckpointError as error:
             logger.warning("%r: the run was not recorded: %s", self._state_key, error)
             self._run = None

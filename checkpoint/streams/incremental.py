@@ -334,6 +334,12 @@ class Incremental(Feeding[T]):
             return False
         return self._scan.position.finished if self._frontier is None else self._frontier.is_read()
 
+    @property
+    def cursor_format(self) -> str | None:
+        """The `cursor_format` that the stream was opened with, where it is a name or a pattern."""
+        form = self._options.cursor_format
+        return form if isinstance(form, str) else None
+
     def _is_resumed_later(self) -> bool:
         """Tell whether the next run's `fetch` goes on where this one was left."""
         return RESUME in (self._said.last or {})
