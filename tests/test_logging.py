@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, Conflict, SQLiteStore
 from checkpoint.codec import encode
+from checkpoint.streams import telling
 from checkpoint.testing import Answer, Hook
 
 A, B = {"at": "secret value 1"}, {"at": "secret value 2"}
@@ -82,3 +85,53 @@ def test_nothing_is_shown_unless_it_is_asked_for(api, truto, capfd):
     with Checkpointer("run", truto) as cp:
         cp["a"] = A
     assert capfd.readouterr() == ("", "")
+
+
+# Records for programs
+
+ROOT = Path(__file__).parent.parent
+
+
+def events_in(path):
+    """Return the events of the logger's calls in a file, None for one that has none."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.unparse(function)
+            calls = re.findall(r"logger\.(?:debug|info|warning|error|exception|log)\(.*", text)
+            for call in calls:
+                words = re.findall(r"'checkpoint_event': '(\w+)'|_fields\('(\w+)'", text)
+                yield {event for pair in words for event in pair if event} if "extra=" in call else None
+
+
+def test_every_line_has_its_event_and_each_event_is_in_the_docs():
+    page = (ROOT / "docs/reference/logging.md").read_text("utf-8")
+    described = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    found = set(re.findall(r"^    ([a-z_]+) +(?:INFO|WARNING) ", telling.__doc__, re.MULTILINE))
+    for path in (ROOT / "checkpoint").rglob("*.py"):
+        if "cli" not in path.parts and path.name != "telling.py":
+            for events in events_in(path):
+                assert events, path
+                found |= events
+    assert found == described
+
+
+def test_records_have_fields(caplog, tmp_path):
+    caplog.set_level(logging.DEBUG, "checkpoint")
+    with closing(SQLiteStore(tmp_path / "state.db")) as store, Checkpointer("run", store) as cp:
+        cp["a"] = A
+    told = [
+        {name: value for name, value in vars(record).items() if name.startswith("checkpoint_")}
+        for record in caplog.records
+    ]
+    assert [each.pop("checkpoint_seconds") >= 0 for each in told] == [True, True]
+    assert told == [
+        {"checkpoint_event": "loaded", "checkpoint_namespace": "run", "checkpoint_keys": 0},
+        {
+            "checkpoint_event": "committed",
+            "checkpoint_namespace": "run",
+            "checkpoint_keys": 1,
+            "checkpoint_requests": 0,
+            "checkpoint_retries": 0,
+        },
+    ]

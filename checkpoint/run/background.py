@@ -86,5 +86,5 @@ class Background:
 
 def add_note(error: BaseException, note: str) -> None:
     """Tell of a second failure beside the error that goes on (PEP 678), and in the log for what shows no notes."""
-    logger.error(note)
+    logger.error(note, extra={"checkpoint_event": "failed_again"})
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]  # Python 3.10 has no add_note

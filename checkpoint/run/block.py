@@ -83,7 +83,13 @@ class Block:
             self._record.begin()
         if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
             seconds, count = time.monotonic() - started, len(layers.keys())
-            logger.info("%r: loaded keys=%d seconds=%.3f store=%r", layers.state_key, count, seconds, store)
+            logger.info(
+                "%r: loaded keys=%d seconds=%.3f store=%r", layers.state_key, count, seconds, store,
+                extra={
+                    "checkpoint_event": "loaded", "checkpoint_namespace": layers.state_key, "checkpoint_keys": count,
+                    "checkpoint_seconds": seconds,
+                },
+            )  # fmt: skip
 
     def _acquire(self, store: Store) -> None:
         from checkpoint.run.lease import Lease, check_exclusive  # most runs need none

@@ -153,11 +153,21 @@ class Flush:
             self._interval.flushed_at = due_at
             self.commits += 1
             commit = Commit(tuple(batch), requests, retries, time.monotonic() - started)
-            logger.debug(
-                "%r: committed keys=%d requests=%d retries=%d seconds=%.3f",
-                self._layers.state_key, len(batch), requests, retries, commit.seconds,
-            )  # fmt: skip
+            if logger.isEnabledFor(logging.DEBUG):
+                self._log(commit)
             return commit
+
+    def _log(self, commit: Commit) -> None:
+        namespace, keys = self._layers.state_key, len(commit.keys)
+        logger.debug(
+            "%r: committed keys=%d requests=%d retries=%d seconds=%.3f",
+            namespace, keys, commit.requests, commit.retries, commit.seconds,
+            extra={
+                "checkpoint_event": "committed", "checkpoint_namespace": namespace, "checkpoint_keys": keys,
+                "checkpoint_requests": commit.requests, "checkpoint_retries": commit.retries,
+                "checkpoint_seconds": commit.seconds,
+            },
+        )  # fmt: skip
 
     def _send_all(self, batch: Changes, steps: list[Changes]) -> tuple[int, int]:
         """Send a batch step by step; return requests and retries."""
@@ -262,7 +272,9 @@ class Flush:
         try:
             loaded = self.store.load(self._layers.state_key)
         except CheckpointError as error:
-            logger.warning("%r: the group could not be read again: %s", self._layers.state_key, error)
+            namespace = self._layers.state_key
+            extra = {"checkpoint_event": "group_not_read", "checkpoint_namespace": namespace}
+            logger.warning("%r: the group could not be read again: %s", namespace, error, extra=extra)
             return
         with self._claims.lock:
             for key in groups:

@@ -296,6 +296,10 @@ class Layers:
                 logger.warning(
                     "%r: the value of %r is %d bytes; a cursor should be small (and a group have more shards)",
                     self.state_key, key, len(value),
+                    extra={
+                        "checkpoint_event": "value_large", "checkpoint_namespace": self.state_key,
+                        "checkpoint_bytes": len(value),
+                    },
                 )  # fmt: skip
 
     # Going back

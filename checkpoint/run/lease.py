@@ -148,7 +148,8 @@ class Lease:
             if watched is None:
                 watched, since = found, monotonic()
                 if found.owner is not None:
-                    logger.info("waiting for the lease of %r, held by %s", self._state_key, found.owner)
+                    extra = self._fields("waiting_for_lease") | {"checkpoint_owner": found.owner}
+                    logger.info("waiting for the lease of %r, held by %s", self._state_key, found.owner, extra=extra)
             if found.owner is not None and found != watched:
                 raise Locked(self._state_key, found.owner, found.since or "an unknown time")
             if (found.owner is None or now - since >= found.seconds) and self._take(found, entry):
@@ -234,9 +235,15 @@ class Lease:
                 self._write(self._mine)
             except Conflict as conflict:
                 if not self.keeps(conflict.found):
-                    logger.error("%r: another run took the lease; no commit is made", self._state_key)  # noqa: TRY400 - the traceback tells nothing
+                    extra = self._fields("lease_lost")
+                    logger.error("%r: another run took the lease; no commit is made", self._state_key, extra=extra)  # noqa: TRY400 - the traceback tells nothing
             except CheckpointError as error:
-                logger.warning("%r: the lease was not renewed: %s", self._state_key, error)
+                extra = self._fields("lease_not_renewed")
+                logger.warning("%r: the lease was not renewed: %s", self._state_key, error, extra=extra)
+
+    def _fields(self, event: str) -> dict[str, str]:
+        """Return what a log record has beside its text."""
+        return {"checkpoint_event": event, "checkpoint_namespace": self._state_key}
 
     def _is_told(self) -> bool:
         """Wait until the next renewal is due; tell whether the lease is to be let go instead."""
@@ -260,8 +267,9 @@ class Lease:
                     self._write(released)
         except CheckpointError as error:
             logger.warning(
-                "%r: the lease was not released, and ends in %.0f s: %s", self._state_key, self._seconds, error
-            )
+                "%r: the lease was not released, and ends in %.0f s: %s", self._state_key, self._seconds, error,
+                extra=self._fields("lease_not_released"),
+            )  # fmt: skip
         self._mine = None
 
     def _write(self, state: LeaseState) -> None:

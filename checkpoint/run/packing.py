@@ -381,11 +381,13 @@ class Groups:
             logger.warning(
                 "%r: the group %r is stored in %d shards, not %d: `checkpoint reshard %s %s --shards %d` changes that",
                 self._state_key, name, form.shards, shards, self._state_key, name, shards,
+                extra=self._fields("other_shards", name),
             )  # fmt: skip
         if form.exists and (beside := self._left_by_version_1(form)):
             logger.warning(
                 "%r: a job of release 0.1 keeps the group %r beside this one, in %s, and starts over there: end it, "
                 "and delete what it left", self._state_key, name, listed(beside),
+                extra=self._fields("older_release", name),
             )  # fmt: skip
         self.close(name)
         self._forms[form.head] = form
@@ -461,6 +463,10 @@ class Groups:
             if forms.version_1_shards(name, key) and (value := self._claims.below(key)) is not None
         }
         return (forms.version_1(self._state_key, name, keys, self._claims.known) if keys else {}), [*keys]
+
+    def _fields(self, event: str, group: str) -> dict[str, str]:
+        """Return what a log record has beside its text."""
+        return {"checkpoint_event": event, "checkpoint_namespace": self._state_key, "checkpoint_stream": group}
 
     def _left_by_version_1(self, form: Form) -> list[str]:
         """Return the entries of version 1 that were written beside the group's head, and not left over by its move."""

@@ -164,7 +164,7 @@ class Record:
         read = {key: {"at": ended.ended, **members} for key, members in known.reads.items()}
         self._known = self._known.and_then(Known(known.formats, read if outcome == "done" else {}))
         if isinstance(error, StoreUnavailable):
-            logger.warning("%r: the end of the run was not recorded: %s", self._state_key, error)
+            self._warn("the end of the run was not recorded", error)
         else:
             self._write(ended)
 
@@ -173,8 +173,12 @@ class Record:
             told = run._asdict() | {field: value for field, value in self._known._asdict().items() if value}
             self._store.commit(self._state_key, {RUN_KEY: codec.encode(told)}, run_id=run.run_id)
         except CheckpointError as error:
-            logger.warning("%r: the run was not recorded: %s", self._state_key, error)
+            self._warn("the run was not recorded", error)
             self._run = None
+
+    def _warn(self, what: str, error: CheckpointError) -> None:
+        extra = {"checkpoint_event": "run_not_recorded", "checkpoint_namespace": self._state_key}
+        logger.warning("%r: %s: %s", self._state_key, what, error, extra=extra)
 
 
 def recorded(changes: Iterable[Change]) -> list[Run]:

@@ -49,8 +49,9 @@ class StateApi:
             raise Elsewhere(self.service.said(response))
         if cursor is None and says_missing(response):
             logger.warning(
-                "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key
-            )
+                "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key,
+                extra={"checkpoint_event": "no_state", "checkpoint_namespace": self.state_key},
+            )  # fmt: skip
             return [], None
         document = self.service.document(response, lambda body: listed(body, entry_of))
         result, following = document.get("result"), document.get("next_cursor")

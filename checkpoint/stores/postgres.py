@@ -303,7 +303,7 @@ class PostgresStore:
             logger.warning(
                 "%s: history and reasons are not kept: the table %s is missing, and this role may not make it; "
                 "run `checkpoint init` once as a role that may",
-                self._name, HISTORY,
+                self._name, HISTORY, extra={"checkpoint_event": "no_history"},
             )  # fmt: skip
 
 

@@ -208,7 +208,10 @@ class Operation:
         with self._lock:
             told, self._told = self._told, True
         if not told:
-            logger.warning("%s: no good answer yet, trying for up to %.0f s: %s", self.where, deadline.seconds, why)
+            logger.warning(
+                "%s: no good answer yet, trying for up to %.0f s: %s", self.where, deadline.seconds, why,
+                extra={"checkpoint_event": "no_answer", "checkpoint_seconds": deadline.seconds},
+            )  # fmt: skip
 
     def quiet(self, deadline: Deadline) -> float:
         """Return the seconds for which a wait may go on untold; infinite where it was told already."""

@@ -172,7 +172,12 @@ class Service:
         seconds = throttle.forecast(requests)
         if seconds > throttle.period and not throttle.warned:
             throttle.warned = True
-            logger.warning("%d requests take %.0f s at this token's rate: commit fewer keys", requests, seconds)
+            logger.warning(
+                "%d requests take %.0f s at this token's rate: commit fewer keys", requests, seconds,
+                extra={
+                    "checkpoint_event": "rate_exceeded", "checkpoint_requests": requests, "checkpoint_seconds": seconds,
+                },
+            )  # fmt: skip
 
     def said(self, response: Response) -> str:
         """Return what the service said, in a few words, printable and without the token, whatever it echoes."""
@@ -250,7 +255,8 @@ class Service:
                 raise Again(f"the service asked to wait {gate:.0f} s, past the deadline", pause=gate)
             if window > 1 and not run.waiting:
                 run.waiting = True
-                logger.info("waiting %.0f s for the rate of this token", window)
+                extra = {"checkpoint_event": "waiting_for_rate", "checkpoint_seconds": window}
+                logger.info("waiting %.0f s for the rate of this token", window, extra=extra)
             run.sleep(max(window, gate))
             if run.stopped:
                 raise Again("stopped while waiting for its turn")

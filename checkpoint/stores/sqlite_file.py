@@ -379,7 +379,10 @@ def _create(path: Path, patience: Patience, *, private: bool) -> None:
         for leftover in (temporary, Path(f"{temporary}-journal")):
             _remove(leftover)
     if created and private and _in_container():
-        logger.warning("%s was created inside a container, and is gone when that is: set CHECKPOINT_STORE", path)
+        logger.warning(
+            "%s was created inside a container, and is gone when that is: set CHECKPOINT_STORE", path,
+            extra={"checkpoint_event": "in_container"},
+        )  # fmt: skip
 
 
 def _in_container() -> bool:

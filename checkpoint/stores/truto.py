@@ -134,9 +134,14 @@ class TrutoStore:
         started = monotonic()
         entries = self._list(run, state_key, Deadline(self._deadline))
         self._seen[state_key].reached.clear()  # a run begins by loading
+        seconds = monotonic() - started
         logger.debug(
             "%r: listed keys=%d requests=%d retries=%d seconds=%.3f",
-            state_key, len(entries), run.requests, run.retries, monotonic() - started,
+            state_key, len(entries), run.requests, run.retries, seconds,
+            extra={
+                "checkpoint_event": "listed", "checkpoint_namespace": state_key, "checkpoint_keys": len(entries),
+                "checkpoint_requests": run.requests, "checkpoint_retries": run.retries, "checkpoint_seconds": seconds,
+            },
         )  # fmt: skip
         return entries
 

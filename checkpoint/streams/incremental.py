@@ -174,7 +174,8 @@ class Incremental(Feeding[T]):
             self._scan.range.compare(value, value)
             self._start({self._options.field: wire(value)})
         self.reason = reason
-        logger.info("%r: rewound: %s", self.key, reason)
+        extra = {"checkpoint_event": "rewound", "checkpoint_stream": self.key}
+        logger.info("%r: rewound: %s", self.key, reason, extra=extra)
 
     def _rewind_by(self, by: Step) -> None:
         zero: Any = type(by)()
@@ -194,7 +195,8 @@ class Incremental(Feeding[T]):
         self._scan.check()
         self._start(None)
         self.reason = reason
-        logger.info("%r: reset: %s", self.key, reason)
+        extra = {"checkpoint_event": "reset", "checkpoint_stream": self.key}
+        logger.info("%r: reset: %s", self.key, reason, extra=extra)
 
     def _place(self) -> Resume | None:
         """Return where a `fetch` goes on; None: at the beginning."""
