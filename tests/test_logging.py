@@ -104,7 +104,7 @@ def events_in(path):
                 yield {event for pair in words for event in pair if event} if "extra=" in call else None
 
 
-def test_every_line_has_its_event_and_each_event_is_in_the_docs():
+def test_every_line_has_an_event_that_the_docs_tell():
     page = (ROOT / "docs/reference/logging.md").read_text("utf-8")
     described = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     found = set(re.findall(r"^    ([a-z_]+) +(?:INFO|WARNING) ", telling.__doc__, re.MULTILINE))
@@ -113,7 +113,7 @@ def test_every_line_has_its_event_and_each_event_is_in_the_docs():
             for events in events_in(path):
                 assert events, path
                 found |= events
-    assert found == described
+    assert found == described - {"checkpoint_event"}  # the heading
 
 
 def test_records_have_fields(caplog, tmp_path):

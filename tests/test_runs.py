@@ -253,7 +253,7 @@ def read_to_the_end(cp, key, at, **options):
         pass
 
 
-def test_a_record_tells_the_formats_of_streams_and_the_next_one_takes_them_over(store):
+def test_a_record_tells_the_formats_of_streams(store):
     with Checkpointer("run", store) as cp:
         read_to_the_end(cp, "epochs", 1_714_557_600, cursor_format="epoch_s")
         read_to_the_end(cp, "other", 7, cursor_format="number")
@@ -278,7 +278,7 @@ def test_a_record_tells_when_a_stream_was_read_to_its_end(store):
     assert (known(store).read_at("s"), known(store).read_at("left")) == (first.ended, None)
 
 
-def test_a_record_names_the_fewer_of_the_members_that_were_read_and_that_were_not(store):
+def test_a_record_tells_which_members_were_read(store):
     for read, told in (("abc", {"but": []}), ("ab", {"but": ["c"]}), ("a", {"only": ["a"]})):
         with Checkpointer("run", store) as cp:
             for member in read:

@@ -99,7 +99,8 @@ def _late(send: Send, seconds: float) -> Send:
 async def _on_error(request: Request, error: Exception) -> Response:
     refusal = _refusal(request, error)
     if isinstance(error, CheckpointError) and refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s %s: %s", request.method, refusal.status, error)
+        extra = {"checkpoint_event": "request_failed", "checkpoint_status": refusal.status}
+        logger.error("%s %s: %s", request.method, refusal.status, error, extra=extra)
     return refusal.response()
 
 
