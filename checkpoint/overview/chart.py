@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _ROWS = 8
 _LARGE = 1e15  # what is larger is written with an exponent
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 800, 160, 150, 40, 60
+_TOP, _GAP = 40, 60
 
 
 class Point(NamedTuple):
@@ -28,6 +28,8 @@ class Panel(NamedTuple):
     title: str
     points: list[Point]
     label: Callable[[float], str]
+    floor: float | None = None
+    """What the axis of a drawing begins with, if nothing is lower; None: with the lowest value."""
 
 
 def time_label(seconds: float) -> str:
@@ -85,40 +87,65 @@ def _axis(panel: Panel, columns: int) -> str:
     return f"{first}{last:>{room}}" if end > begin and room > len(last) else first
 
 
+class Look(NamedTuple):
+    """How a drawing looks: lengths in pixels, colors as SVG takes them."""
+
+    width: int = 800
+    height: int = 160
+    """Of one chart."""
+    left: int = 150
+    """Of which the labels beside the chart need so many."""
+    ink: str = "black"
+    axis: str = "#888"
+    line: str = "#2563eb"
+
+
+PAPER = Look()
+
+
 def svg(title: str, panels: list[Panel]) -> str:
-    """Return the charts as an SVG image, one below the other."""
-    height = _TOP + len(panels) * (_HEIGHT + _GAP)
+    """Return the charts as an SVG image with a title on white, one below the other."""
+    height = _TOP + len(panels) * (PAPER.height + _GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}">',
-        f'<g font-family="sans-serif" font-size="12"><rect width="{_WIDTH}" height="{height}" fill="white"/>',
-        _label(title, _LEFT, 18, "start", ' font-weight="bold"'),
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{PAPER.width}" height="{height}">',
+        f'<g font-family="sans-serif" font-size="12"><rect width="{PAPER.width}" height="{height}" fill="white"/>',
+        _label(title, PAPER.left, 18, "start", ' font-weight="bold"'),
     ]
     for index, panel in enumerate(panels):
-        parts += _drawing(panel, _TOP + index * (_HEIGHT + _GAP))
+        parts += _drawing(panel, _TOP + index * (PAPER.height + _GAP), PAPER)
     return "\n".join([*parts, "</g></svg>\n"])
 
 
-def _drawing(panel: Panel, top: int) -> list[str]:
-    low, high = _extent([point.value for point in panel.points])
+def drawing(panels: list[Panel], look: Look) -> str:
+    """Return the charts as an SVG element for a page, one below the other, on the page's own paper."""
+    step = look.height + _GAP
+    size = len(panels) * step
+    parts = [
+        f'<svg viewBox="0 0 {look.width} {size}" width="{look.width}" height="{size}">',
+        f'<g font-size="12" fill="{look.ink}">',
+        *(line for index, panel in enumerate(panels) for line in _drawing(panel, 20 + index * step, look)),
+    ]
+    return "\n".join([*parts, "</g></svg>"])
+
+
+def _drawing(panel: Panel, top: int, look: Look) -> list[str]:
+    low, high = _extent([*(point.value for point in panel.points), *([] if panel.floor is None else [panel.floor])])
     begin, end = _extent([point.at for point in panel.points])
-    right, bottom = _WIDTH - 20, top + _HEIGHT
+    left, right, bottom = look.left, look.width - 20, top + look.height
     places = [
-        (
-            _LEFT + _share(point.at, begin, end) * (right - _LEFT),
-            bottom - _share(point.value, low, high) * _HEIGHT,
-        )
+        (left + _share(point.at, begin, end) * (right - left), bottom - _share(point.value, low, high) * look.height)
         for point in panel.points
     ]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
     return [
-        _label(panel.title, _LEFT, top - 6, "start"),
-        f'<path d="M{_LEFT} {top}V{bottom}H{right}" fill="none" stroke="#888"/>',
-        *([_label(panel.label(high), _LEFT - 8, top + 4, "end")] if high > low else []),
-        _label(panel.label(low), _LEFT - 8, bottom + 4, "end"),
-        _label(time_label(begin), _LEFT, bottom + 18, "start"),
+        _label(panel.title, left, top - 6, "start"),
+        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="{look.axis}"/>',
+        *([_label(panel.label(high), left - 8, top + 4, "end")] if high > low else []),
+        _label(panel.label(low), left - 8, bottom + 4, "end"),
+        _label(time_label(begin), left, bottom + 18, "start"),
         *([_label(time_label(end), right, bottom + 18, "end")] if end > begin else []),
-        f'<path d="{path}" fill="none" stroke="#2563eb" stroke-width="1.5"/>',
-        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#2563eb"/>' for x, y in places),
+        f'<path d="{path}" fill="none" stroke="{look.line}" stroke-width="1.5"/>',
+        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{look.line}"/>' for x, y in places),
     ]
 
 

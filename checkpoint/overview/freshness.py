@@ -138,15 +138,19 @@ def last_run(there: Namespace) -> Run | None:
     return next(iter(recorded([change])), None)
 
 
-def held_by(there: Namespace) -> str | None:
-    """Return which exclusive run holds a namespace, and since when; None: none does, or what is stored is no lease."""
+def holder_of(there: Namespace) -> lease.LeaseState | None:
+    """Return the lease by which an exclusive run holds a namespace; None: none does, or what is stored is no lease."""
     try:
         held = lease.lease_state(there.state_key, there.stored.get(lease.KEY))
     except CorruptState:
         return None
-    if held.owner is None:
-        return None
-    return f"{held.owner} since {held.since}" if held.since else held.owner
+    return held if held.owner is not None else None
+
+
+def held_by(there: Namespace) -> str | None:
+    """Return which exclusive run holds a namespace, and since when; None: none does, or what is stored is no lease."""
+    held = holder_of(there)
+    return held and (f"{held.owner} since {held.since}" if held.since else held.owner)
 
 
 class Ends(NamedTuple):
@@ -187,8 +191,10 @@ class Summary(NamedTuple):
     """The key or member that is furthest behind; None: no position is an instant."""
     lag: float | None
     """By how many seconds it is."""
+    oldest: Name | None
+    """The key or member that was not written for the longest time; None: the store does not tell."""
     age: float | None
-    """Seconds since the key or member that was not written for the longest time; None: the store does not tell."""
+    """Seconds since it was."""
     holder: str | None
     """The exclusive run that holds it, and since when."""
     run: Run | None
@@ -206,14 +212,16 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = ()) -> Summary | None
         return None
     lags = {name: lag for name, entry in shown.items() if (lag := lag_of(entry.value)) is not None}
     slowest = max(lags, key=lambda name: lags[name], default=None)
-    oldest = min((entry.updated_at for entry in shown.values() if entry.updated_at), default=None)
+    written = {name: entry.updated_at for name, entry in shown.items() if entry.updated_at}
+    oldest = min(written, key=lambda name: written[name], default=None)
     return Summary(
         there.state_key,
         len(entries),
         max(entries, key=lambda entry: entry.updated_at or ""),
         slowest,
         None if slowest is None else lags[slowest],
-        seconds_since(oldest),
+        oldest,
+        None if oldest is None else seconds_since(written[oldest]),
         held_by(there),
         last_run(there),
     )

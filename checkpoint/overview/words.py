@@ -39,12 +39,17 @@ def readable(value: str) -> str:
 def readable_in_short(value: str) -> str:
     """Return a value as people read it in a line: of the rows that a stream remembers only how many there are."""
     cursor = cursor_of(value)
-    seen: Any = None if cursor is None else cursor.get(SEEN)
+    return readable(value) if cursor is None else json_of(in_short(cursor))
+
+
+def in_short(cursor: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a cursor with the number of the rows that a stream remembers in the place of these rows."""
+    seen: Any = cursor.get(SEEN)
     try:
         count = len(seen["rows"]) + (len(seen["ahead"]["rows"]) if "ahead" in seen else 0)
-        return json_of({**(cursor or {}), SEEN: count})
     except (TypeError, KeyError):  # none are remembered, or it is no stream's cursor
-        return readable(value)
+        return cursor
+    return {**cursor, SEEN: count}
 
 
 def told_value(value: str | None) -> dict[str, Any] | None:
