@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from typing import Any
 
@@ -121,13 +122,41 @@ def _python_values(column: Any) -> list[Any]:
     """Return a column as Python has it; times of nanoseconds, for which it has no type, as text."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        column = pc.cast(column, pa.string())
+    is_time = pa.types.is_timestamp(column.type)
+    if is_time and column.type.unit == "ns":
+        is_time, column = False, pc.cast(column, pa.string())
     try:
-        values: list[Any] = column.to_pylist()
+        values: list[Any] = (
+            _datetimes(column) if is_time else _integers(column) if column.type == pa.int64() else column.to_pylist()
+        )
     except Exception:  # noqa: BLE001 - whatever it is that one of them has no type in Python for
         return [_value(scalar) for scalar in column]
     return values
+
+
+def _datetimes(column: Any) -> list[Any]:
+    """Return times as `to_pylist` does, in a tenth of its time."""
+    first = next((scalar.as_py() for scalar in column if scalar.is_valid), None)
+    if first is None:
+        return [None] * len(column)
+    zone, micros = first.tzinfo, _integers(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+    if zone is None or column.type.tz == "UTC":
+        epoch = datetime(1970, 1, 1, tzinfo=zone)
+        return [None if count is None else epoch + timedelta(0, 0, count) for count in micros]
+    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return [None if count is None else (epoch + timedelta(0, 0, count)).astimezone(zone) for count in micros]
+
+
+def _integers(column: Any) -> list[Any]:
+    """Return integers of 64 bits as `to_pylist` does, which makes an object of its own of each first."""
+    found: list[Any] = []
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        if chunk.null_count:
+            found += chunk.to_pylist()
+        else:
+            at, size = chunk.offset, pa.int64().byte_width
+            found += memoryview(chunk.buffers()[1])[at * size : (at + len(chunk)) * size].cast("b").cast("q")
+    return found
 
 
 def _value(scalar: Any) -> Any:

@@ -35,8 +35,23 @@ class Boundary:
     """
 
     __slots__ = (
-        "_ahead", "_beyond", "_known", "_legacy", "_old", "_options", "_print", "_range", "_thinned", "_thinned_top",
-        "_ties", "_under", "deep", "keyed", "seen",
+        "_ahead",
+        "_beyond",
+        "_in_order",
+        "_known",
+        "_legacy",
+        "_most",
+        "_old",
+        "_options",
+        "_print",
+        "_range",
+        "_thinned",
+        "_thinned_top",
+        "_ties",
+        "_under",
+        "deep",
+        "keyed",
+        "seen",
     )  # fmt: skip
 
     def __init__(self, options: Options, span: Range, seen: Seen) -> None:
@@ -52,6 +67,9 @@ class Boundary:
         self._options = options
         self._range = span
         self._ties: list[Mark] = []
+        self._most = 2 * options.max_seen + 1_000
+        """How many ties there may be before the lowest ones have to go, where the memory is deep; see `_thin`."""
+        self._in_order = True  # whether ties are, where the memory is deep
         self._under: list[Mark] = []  # ties of the highest value but one, where the range is open
         self._old: list[Mark] = []  # at the position the stream was opened with, or before it
         self._thinned = 0  # how many rows were too many to be kept, and the highest value of them
@@ -68,6 +86,11 @@ class Boundary:
     def take(self) -> Callable[[Any], Memo]:
         """What takes a snapshot of a row, which stays as it is when the job changes the row; see `Fingerprint`."""
         return self._print.snapshot
+
+    @property
+    def quick_take(self) -> Callable[[Any], Memo]:
+        """What does the same for rows like the first one, and raises TypeError for others."""
+        return self._print.quick
 
     def settle(self, value: Any) -> None:
         """Look at the first cursor value: `start_value` may lie before the position that it is made of.
@@ -103,8 +126,9 @@ class Boundary:
     def add(self, row: Mark) -> None:
         """Remember a row at the highest value so far, which it may raise; where the memory is deep, at any."""
         if self.deep:
+            self._in_order = self._in_order and self.follows(row[0])
             self._ties.append(row)
-            if len(self._ties) > 4 * self._options.max_seen + 1_000:
+            if len(self._ties) > self._most:
                 self._thin()
         elif not self._ties or row[0] > self._ties[0][0]:
             if self._options.range_start == "open":
@@ -112,6 +136,16 @@ class Boundary:
             self._ties = [row]
         elif row[0] == self._ties[0][0] and len(self._ties) <= self._options.max_seen:
             self._ties.append(row)
+
+    def append(self, row: Mark) -> None:
+        """Remember a row that `follows` the last one, where the memory is deep."""
+        self._ties.append(row)
+        if len(self._ties) > self._most:
+            self._thin()
+
+    def follows(self, key: Key) -> bool:
+        """Tell whether a row of a sorted stream comes after all that are remembered, where the memory is deep."""
+        return not self.deep or not self._ties or bool(key >= self._ties[-1][0])
 
     def taken(self, keys: list[Key], values: list[Any], rows: Sequence[Any], highest: Key) -> list[Mark]:
         """Return what `add_page` is to remember of a page; nothing is remembered yet, for a row may be refused."""
@@ -129,9 +163,10 @@ class Boundary:
 
     def add_page(self, marks: list[Mark]) -> None:
         """Remember rows of a page, in the order of their keys or, where the memory is deep, in any."""
-        if self.deep:
+        if self.deep and marks:
+            self._in_order = self._in_order and self._options.asc and self.follows(marks[0][0])
             self._ties.extend(marks)
-            if len(self._ties) > 4 * self._options.max_seen + 1_000:
+            if len(self._ties) > self._most:
                 self._thin()
         else:
             for mark in marks:
@@ -157,6 +192,7 @@ class Boundary:
             if self.deep:
                 self._old += self._adopted(other, other._old)
                 self._ties += self._adopted(other, other._ties)
+                self._in_order = False
                 self._thin()
 
     def _adopted(self, other: Boundary, rows: Iterable[Mark]) -> Iterator[Mark]:
@@ -207,7 +243,9 @@ class Boundary:
 
     def _thin(self) -> None:
         """Keep the highest rows."""
-        self._ties.sort(key=itemgetter(0))
+        if not self._in_order:
+            self._ties.sort(key=itemgetter(0))
+            self._in_order = True
         beyond = len(self._ties) - self._options.max_seen - 1
         if beyond > 0:
             self._thinned += beyond

@@ -43,16 +43,13 @@ def here() -> Caller:
 
 
 def asking(holder: Caller) -> Callable[[], Caller]:
-    """Return what tells quickly who is running, as long as that is a task of the same loop; None for threads."""
-    return (
-        _nobody
-        if isinstance(holder, weakref.ref) or holder is None
-        else partial(sys.modules["asyncio"].current_task, holder.get_loop())
-    )
+    """Return what tells quickly who is running, where that is a thread, or a task of the same loop, as `holder` is."""
+    if holder is None or isinstance(holder, weakref.ref):
+        return _HERE
+    return partial(sys.modules["asyncio"].current_task, holder.get_loop())
 
 
-def _nobody() -> Caller:
-    return None
+_HERE: Callable[[], Caller] = partial(getattr, local, "holder")
 
 
 def is_over(holder: Caller) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from checkpoint.streams import paging
+from checkpoint.streams import paging, passing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -57,13 +57,8 @@ def track(scan_of: Callable[[], Scan], records: Iterable[Any]) -> Iterator[Any]:
     """Yield what is new, one by one."""
     scan = scan_of()
     reading = scan.begin()
-    step = scan.taker(reading)
     try:
-        for record in records:
-            if step(record):
-                yield record
-            elif reading.closed:
-                break
+        yield from passing.track(scan, reading, records)
         scan.exhaust(reading)
     finally:
         scan.leave(reading)
@@ -73,7 +68,7 @@ async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) 
     """Yield what is new, one by one."""
     scan = scan_of()
     reading = scan.begin()
-    step = scan.taker(reading)
+    step = passing.taker(scan, reading)
     try:
         async for record in records:
             if step(record):

@@ -173,15 +173,20 @@ def _mark(text: str) -> str:
 def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
     """Return what makes aware keys, of times with `Z`; quickest where there is no fraction."""
     whole, size = mark[:5] + "Z", _TO_SECOND + 1
+    low = high = ""  # text between them begins with an hour whose marks were seen
 
     def utc(value: Any) -> Any:
+        nonlocal low, high
         try:
-            found = value[4:20:3]
-            if found == whole:
-                if len(value) == size:
+            if low <= value < high:
+                if len(value) == size or (value[-1] == "Z" and len(value) in _SIZES_Z):
                     return _parse(value)
-            elif value[-1] == "Z" and len(value) in _SIZES_Z and found in _MARKS:
-                return _parse(value)
+            elif value[-1] == "Z" and len(value) in _SIZES_Z:
+                found = value[4:20:3]
+                if found == whole or found in _MARKS:
+                    key = _parse(value)
+                    low, high = _hour(value)
+                    return key
             key = naive_of(value)
         except (TypeError, ValueError, LookupError):
             return slow(value)
@@ -191,16 +196,40 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
     return utc
 
 
+_TO_MINUTE = len("2024-05-01T10:")
+
+
+def _hour(value: str) -> tuple[str, str]:
+    """Return the least text that begins with the same hour, and what follows all such text."""
+    hour = value[:_TO_MINUTE]
+    return hour, hour[:-1] + ";"
+
+
+class _Offset:
+    """An offset as written, and the last hour before it whose marks were seen."""
+
+    __slots__ = ("east", "high", "low")
+
+    def __init__(self, east: timedelta) -> None:
+        self.east = east
+        self.low = self.high = ""
+
+
 def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
     """Return what makes naive keys in UTC, of times with offsets of this width."""
-    offsets: dict[str, timedelta] = {}
+    offsets: dict[str, _Offset] = {}
     seconds = f"--{mark[2]}::"
 
     def offset(value: Any) -> Any:
         try:
             known = offsets.get(value[_TO_SECOND:])
-            if known is not None and value[4:17:3] == seconds:
-                return _parse(value[:_TO_SECOND]) - known
+            if known is not None:
+                if known.low <= value < known.high:
+                    return _parse(value[:_TO_SECOND]) - known.east
+                if value[4:17:3] == seconds:
+                    key = _parse(value[:_TO_SECOND]) - known.east
+                    known.low, known.high = _hour(value)
+                    return key
             return fraction(value)
         except (TypeError, ValueError, LookupError, OverflowError):
             return slow(value)
@@ -210,12 +239,12 @@ def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
         zone = "Z" if value[-1] == "Z" else value[-width:]
         known = offsets.get(zone)
         if known is None:
-            known = offsets[zone] = _offset_of(zone)
+            known = offsets[zone] = _Offset(_offset_of(zone))
         size = len(value) - len(zone)
         at = _parse(value[:size])
         if at.tzinfo is not None or size not in _SIZES or _mark(value) not in _MARKS:
             return slow(value)
-        return at - known
+        return at - known.east
 
     return offset
 

@@ -1,8 +1,9 @@
 """What is done with the rows of a source one by one: they are judged, handed out, and counted for the position.
 
-A row that follows the last one as the rows of this stream do passes without being judged: its key lies between `low`
-and `top` of its reading, a window that the last judged row opened. Of a sorted stream `low` follows the rows, and a row
-at it passes, too; of one that is newest first `top` does. Whatever else is fed, claimed or finished shuts the window.
+A row that follows the last one as the rows of this stream do passes without being judged (see `passing`): its key lies
+between `low` and `top` of its reading, a window that the last judged row opened. Of a sorted stream `low` follows the
+rows, and a row at it passes, too; of one that is newest first `top` does. Whatever else is fed, claimed or finished
+shuts the window.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.errors import CursorRegressed
+from checkpoint.streams import passing
 from checkpoint.streams.boundary import NO_MARK, Boundary
 from checkpoint.streams.counts import Stats
-from checkpoint.streams.holding import asking, here
-from checkpoint.streams.holding import local as thread
+from checkpoint.streams.holding import here
 from checkpoint.streams.keys import HIGHEST, LOWEST
 from checkpoint.streams.position import Position, Reading, Recent
 from checkpoint.streams.ranges import Range
-from checkpoint.streams.rows import UNREAD, FieldReader, primary_getter
+from checkpoint.streams.rows import FieldReader, primary_getter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -92,7 +93,7 @@ class Scan:
     def _remember(self, boundary: Boundary) -> None:
         self.boundary = boundary
         self.position = Position(self.options, self.range, boundary)
-        self.observe = self.taker(self.position.loose)
+        self.observe = passing.observer(self)
 
     @property
     def stats(self) -> Stats:
@@ -179,77 +180,30 @@ class Scan:
         reading.closed = True
         self.touch()
 
-    # Rows one by one
+    # Rows one by one; the quick way of `track` and `observe` is in `passing`
 
-    def taker(self, reading: Reading) -> Callable[[Any], bool]:
-        """Return what takes the next record of a `track` in hand, and covers the one before; False: it is dropped.
-
-        The loose reading, of `observe`, has nothing in hand: its records are covered at once.
-        """
-        position, boundary, options = self.position, self.boundary, self.options
-        holds, keyed, asc = reading is not position.loose, boundary.keyed, options.asc
-        falls = options.row_order == "desc" and holds
-        add, simple = boundary.add, not keyed or (options.range_start == "closed" and not falls)
-        get: Any = None  # what is known once a row was judged
-        key_of: Any = None
-        take: Any = None
-        who: Any = None
-        deep = False
-
-        def judged(record: Any) -> bool:
-            nonlocal get, key_of, take, who, deep
-            delivers = self._take_judged(record, reading)
-            get, key_of, take, who = self.fields.quick, self.range.key, boundary.take, asking(reading.holder)
-            deep = boundary.deep
-            return delivers
-
-        def step(record: Any) -> bool:
-            try:
-                value = get(record)
-                key = key_of(value)
-                passes = reading.low < key < reading.top or (asc and key == reading.low)
-            except UNREAD:
-                return judged(record)
-            if not passes or (holds and thread.holder is not reading.holder and who() is not reading.holder):
-                return judged(record)
-            self.delivered += 1
-            taken = key, value, take(record) if keyed else None
-            if not simple:
-                return self._pass(record, taken, reading)
-            row: Mark | None = taken
-            if asc:
-                reading.low = key
-            elif falls:
-                reading.top = key
-            if holds:
-                row, reading.hand = reading.hand, row
-            if row is not None:
-                if deep:
-                    add(row)
-                if row[0] > reading.high[0]:
-                    position.under, reading.high = reading.high, row
-                elif keyed and row[0] == reading.high[0]:
-                    position.cover_passed(row, reading)
-            return True
-
-        return step
-
-    def _pass(self, record: Any, row: Mark, reading: Reading) -> bool:
+    def take_passed(self, record: Any, row: Mark, reading: Reading) -> bool:
         """Take a row that passes, of any stream; return True."""
-        if self.options.asc:
+        options, position = self.options, self.position
+        tied = options.asc and row[0] == reading.low
+        if tied:
+            row = self._like_the_first(row, reading.high if reading.hand is None else reading.hand)
+        if options.asc:
             reading.low = row[0]
-        elif self.options.row_order == "desc" and reading is not self.position.loose:
+        elif options.row_order == "desc" and reading is not position.loose:
             reading.top = row[0]
         if reading.recent is not None:
             reading.recent.add(self.identity(record, row[0]))
         covered: Mark | None = row
-        if reading is not self.position.loose:
+        if reading is not position.loose:
             covered, reading.hand = reading.hand, row
         if covered is not None:
-            self.position.cover_passed(covered, reading)
+            position.cover_passed(covered, reading)
+            if tied:
+                position.remember(reading)  # for the row in hand may be covered without a look at it
         return True
 
-    def _take_judged(self, record: Any, reading: Reading) -> bool:
+    def take_judged(self, record: Any, reading: Reading) -> bool:
         """Judge a record, cover it or take it in hand, and open the window; return whether to deliver it."""
         self.check()
         self.shut()
@@ -269,13 +223,17 @@ class Scan:
             if holds:
                 reading.last = row
             if holds and judgement.deliver:
-                reading.hand = row
+                reading.hand = self._like_the_first(row, self.position.high())
             else:
                 self.position.cover(row, reading)
             self._open(reading, row[0])
         elif holds and self.ends(judgement):
             reading.closed = True
         return judgement.deliver
+
+    def _like_the_first(self, row: Mark, first: Mark) -> Mark:
+        """Return a row in hand with the value of the first one at the same key, which it may stand for."""
+        return (row[0], first[1], row[2]) if row[0] == first[0] else row
 
     def _open(self, reading: Reading, key: Key) -> None:
         """Let the rows pass that come after this one as they should, and need no look at what is remembered."""
@@ -288,6 +246,7 @@ class Scan:
         if asc:
             highest, bound = self.position.high()[0], self.position.bound[0]
             fits = (key > low or (key == low and not self.boundary.keyed)) and highest <= key < top and key >= bound
+            fits = fits and self.boundary.follows(key)
             low = key
         else:
             fits = low < key < top

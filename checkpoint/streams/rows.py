@@ -309,6 +309,9 @@ def _attributes(row: Any) -> list[str]:
 # Remembering a row
 
 
+_copy_of_dict: Callable[[Any], Any] = getattr(dict, "copy")  # noqa: B009 - of a dict of anything, for the type checkers
+
+
 class Fingerprint:
     """What boundary rows of one stream are remembered by.
 
@@ -319,8 +322,10 @@ class Fingerprint:
 
     """
 
-    __slots__ = ("_primary", "_read_primary", "_version_fields", "_where", "snapshot")
+    __slots__ = ("_primary", "_read_primary", "_version_fields", "_where", "quick", "snapshot")
 
+    quick: Callable[[Any], Snapshot]
+    """Returns the same of a row like the first one; it raises TypeError for others."""
     snapshot: Callable[[Any], Snapshot]
     """Returns what is to be kept of a row that is handed out, as it is now; the job may change the row.
 
@@ -333,7 +338,7 @@ class Fingerprint:
         self._primary = primary
         self._version_fields = version_fields
         self._read_primary = primary_getter(primary)
-        self.snapshot = self._first
+        self.snapshot = self.quick = self._first
 
     def _first(self, record: Any) -> Snapshot:
         """Take the first snapshot, and choose by the row how they are taken; or refuse it."""
@@ -348,6 +353,8 @@ class Fingerprint:
         except TypeError as error:
             raise TypeError(f"{self._where}: {error}") from error
         self.snapshot = take
+        of: Any = type(snapshot)  # pyright: ignore[reportUnknownVariableType] - what a dict holds is not known
+        self.quick = _copy_of_dict if of is dict else take
         return snapshot
 
     def _decide(self, record: Any) -> Callable[[Any], Snapshot]:
