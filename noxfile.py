@@ -32,6 +32,7 @@ SAME_ON_EVERY_PYTHON = [
     *("--ignore=tests/test_server_document.py", "--ignore=tests/test_soak.py", "--ignore=tests/test_crash_sweep.py"),
     *("--ignore=tests/test_incremental_oracle.py", "--ignore=tests/test_model.py", "--ignore=tests/test_demo.py"),
     *("--ignore=tests/test_capacity.py", "--ignore=tests/test_simulator.py", "--ignore=tests/test_guide.py"),
+    "--ignore=tests/test_cluster.py",
     *("--ignore=tests/test_connectors.py", "--ignore=tests/test_incremental_worlds.py"),
     *("-k", "not fault_18 and not fault_36 and not fault_50 and not recipe_killed and not loses_anything"),
 ]
@@ -152,6 +153,20 @@ def engines(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("test"), "dagster>=1.10", "dlt>=1.4", "singer-sdk>=0.40")
     compared = ("tests/test_incremental_dlt.py", "tests/test_incremental_singer.py")
     pytest(session, "tests/test_recipes.py", *compared, "-k", "dagster or dlt or singer")
+
+
+@nox.session
+def dask(session: nox.Session) -> None:
+    """The backfill of `docs/howto/cluster.md` on Dask, with workers and drivers that are killed."""
+    session.install("-e", ".[all]", *group("test", "dask"))
+    pytest(session, "tests/test_cluster.py", "-k", "dask")
+
+
+@nox.session
+def spark(session: nox.Session) -> None:
+    """The same on Spark, which needs Java 17: a minute, and no part of CI."""
+    session.install("-e", ".[all]", *group("test", "spark"))
+    pytest(session, "tests/test_cluster.py", "-k", "spark")
 
 
 @nox.session

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import table  # noqa: E402 - a script, not installed
 
-OWN_TESTS = {ROOT / "docs" / "howto" / "recipes.md", *(ROOT / "docs" / "guide").glob("*.md")}
-"""Pages whose blocks are run by test_recipes.py and test_guide.py."""
+HOWTO = ROOT / "docs" / "howto"
+OWN_TESTS = {HOWTO / "recipes.md", HOWTO / "cluster.md", *(ROOT / "docs" / "guide").glob("*.md")}
+"""Pages whose blocks are run by test_recipes.py, test_cluster.py and test_guide.py."""
 PAGES = {path: path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 OTHERS = [
     ROOT / "CONTRIBUTING.md",
