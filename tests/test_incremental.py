@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from types import ModuleType
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -1193,3 +1194,11 @@ def test_rows_that_pass_get_the_answers_of_judged_ones(monkeypatch, how, order, 
             found.append(stored(store))
         answers.append(found)
     assert answers[0] == answers[1]
+
+
+def test_a_thread_may_import_asyncio_meanwhile(monkeypatch):
+    """The module is there before it has its functions."""
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        assert list(stream.pages([[{"at": 1}]])) == [[{"at": 1}]]
