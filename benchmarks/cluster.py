@@ -345,6 +345,8 @@ def write(found: list[Found], folder: Path = RESULTS) -> None:
     order = sorted(rows, key=lambda key: ([*ENGINES].index(key[0]), key[1]))
     results = {"runs": [rows[key] for key in order]}
     path.write_text(json.dumps(results, indent=2) + "\n")
+    if folder != RESULTS:
+        return
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     PAGE.write_text(before + BEGIN + table(results) + END + rest.partition(END)[2], "utf-8")
 
@@ -355,14 +357,16 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES], default=there)
     parser.add_argument("--stores", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dry", action="store_true", help="write nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    parser.add_argument("--table", action="store_true", help="measure nothing, and show what is there")
     options = parser.parse_args()
-    for engine in options.engines:
+    if options.table:
+        write([])
+    for engine in [] if options.table else options.engines:
         for kind in options.stores:
             found = measure(engine, kind, Size(step="days=3") if engine == "spark" else Size(), options.seed)
             print(" ".join(f"{name}={value}" for name, value in asdict(found).items()), flush=True)
-            if not options.dry:
-                write([found])
+            write([found], options.results)
             if found.missing or found.foreign:
                 raise SystemExit("cluster: rows are missing, or too many")
 
