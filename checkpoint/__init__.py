@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.memory import MemoryStore as MemoryStore
     from checkpoint.stores.objects import ObjectStore as ObjectStore
     from checkpoint.stores.postgres import PostgresStore as PostgresStore
+    from checkpoint.stores.server import ServerStore as ServerStore
     from checkpoint.stores.sqlite import SQLiteStore as SQLiteStore
     from checkpoint.stores.truto import TrutoStore as TrutoStore
     from checkpoint.streams.incremental import Incremental as Incremental
@@ -72,6 +73,7 @@ _HOMES = {
     "ObjectStore": "checkpoint.stores.objects",
     "PostgresStore": "checkpoint.stores.postgres",
     "SQLiteStore": "checkpoint.stores.sqlite",
+    "ServerStore": "checkpoint.stores.server",
     "TrutoStore": "checkpoint.stores.truto",
     "Window": "checkpoint.streams.windows",
 }
@@ -101,6 +103,7 @@ __all__ = [
     "Receipt",
     "Run",
     "SQLiteStore",
+    "ServerStore",
     "StateMissing",
     "Store",
     "StoreError",

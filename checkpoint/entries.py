@@ -50,6 +50,17 @@ class Receipt(NamedTuple):
     """Written keys of which an earlier attempt, its outcome never seen, may still land."""
 
 
+class Writer(NamedTuple):
+    """Who commits, as history tells it."""
+
+    host: str
+    """The name of the machine."""
+    process: int
+    """The process id there."""
+    by: str | None = None
+    """The name of the token, where a server commits for the one who bears it."""
+
+
 class Change(NamedTuple):
     """What one commit did to one key, or to one member of a group."""
 

@@ -17,6 +17,7 @@ from hypothesis import settings
 from postgres_server import PostgresServer
 
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.server import ServerStore
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import ApiServer
@@ -53,6 +54,17 @@ def truto(api: ApiServer) -> Iterator[TrutoStore]:
     store = TrutoStore(api.url, api.token, timeout=5, deadline=10)
     yield store
     store.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerStore]:
+    """A store behind our own server, over a SQLite file."""
+    behind = SQLiteStore(tmp_path / "behind.db")
+    with ApiServer(behind) as api:
+        store = ServerStore(api.url, api.token, timeout=5, deadline=10)
+        yield store
+        store.close()
+    behind.close()
 
 
 @pytest.fixture

@@ -149,7 +149,8 @@ def test_help_of_serve():
         "  --page-size N     List at most N entries a page.  [x>=1]\n"
         "  --rate N/SECONDS  Allow N requests in any span of SECONDS, such as 500/10.\n"
         "                    More get 429.\n"
-        "  --max-body BYTES  Refuse larger requests. Default: 16 MiB.  [x>=1]\n"
+        "  --max-body BYTES  Refuse larger requests. Default: 16 MiB; 64 MiB for a\n"
+        "                    commit.  [x>=1]\n"
         "  -h, --help        Show this message and exit.\n"
     )
 

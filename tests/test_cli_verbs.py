@@ -28,7 +28,7 @@ from checkpoint.cli import care
 from checkpoint.cli.change import patched
 from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
-from checkpoint.entries import head_key, member_key
+from checkpoint.entries import Writer, head_key, member_key
 from checkpoint.run import lease
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer
@@ -540,7 +540,8 @@ def test_members_are_shown_and_restored_with_their_group(url, name):
     store = MemoryStore.from_url(url)
     with freeze_time("2024-05-01T12:00:00Z"):
         store.commit("job", {head_key(name): "{}", member_key(name, "one"): "1", member_key(name, "two"): "1"})
-        store.commit("job", {member_key(name, "one"): "2"}, reasons={member_key(name, "one"): "why"}, by="ops")
+        one = member_key(name, "one")
+        store.commit("job", {one: "2"}, reasons={one: "why"}, writer=Writer("elsewhere", 7, "ops"))
         store.commit("job", {head_key(name): None, member_key(name, "one"): None, member_key(name, "two"): None})
     lines = screen("history", "job", name).splitlines()
     assert lines[:2] == ["version 3, 2024-05-01T12:00:00.000Z, " + lines[0].split(", ")[2], f'- {name} / one  "2"']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from checkpoint.testing import StoreContract
 if TYPE_CHECKING:
     from checkpoint import Store
 
-KNOWN = "its URL begins with one of az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, sqlite:"
+SCHEMES = "az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, server+http:, server+https:, sqlite:"
+KNOWN = f"its URL begins with one of {SCHEMES}"
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +100,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("installed")
 def test_installed_packages_add_schemes() -> None:
     assert open_store("theirs://host/path?a=b").path == Path("host/path?a=b")
-    with pytest.raises(
-        ValueError, match=r"one of az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, sqlite:, theirs:$"
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"one of {SCHEMES}, theirs:") + "$"):
         open_store("redis://localhost")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from checkpoint import Receipt
+    from checkpoint.entries import Writer
 
 OLD = Path(__file__).parent / "data" / "sqlite-schema-1.db"
 
@@ -116,13 +117,13 @@ class Committing(SQLiteStore):
         *,
         run_id: str | None = None,
         reasons: Mapping[str, str] = {},
-        by: str | None = None,
+        writer: Writer | None = None,
     ) -> Receipt:
         if self._joined is None:  # opened again, from its file
-            return super().commit(state_key, changes, base, run_id=run_id, reasons=reasons, by=by)
+            return super().commit(state_key, changes, base, run_id=run_id, reasons=reasons, writer=writer)
         self._joined.execute("BEGIN IMMEDIATE")
         try:
-            receipt = super().commit(state_key, changes, base, run_id=run_id, reasons=reasons, by=by)
+            receipt = super().commit(state_key, changes, base, run_id=run_id, reasons=reasons, writer=writer)
         except BaseException:
             assert self._joined.in_transaction
             self._joined.execute("COMMIT")  # whatever a failed commit left there would be seen

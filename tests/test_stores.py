@@ -10,6 +10,7 @@ from freezegun import freeze_time
 from checkpoint import Entry
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.objects import ObjectStore
+from checkpoint.stores.server import ServerStore
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.testing import ApiServer, StoreContract
 
@@ -62,6 +63,39 @@ class TestPostgresStore(StoreContract):
     def reopen(self, store: Store) -> PostgresStore:
         store.close()
         return type(store)(self.url)
+
+
+class TestServerStore(StoreContract):
+    by = None  # the token of the test's server has no name
+
+    @pytest.fixture
+    def store(self, server: ServerStore) -> ServerStore:
+        return server
+
+    def reopen(self, store: Store) -> ServerStore:
+        store.close()
+        return store
+
+
+class TestServerStoreOverPostgres(TestServerStore):
+    @pytest.fixture
+    def store(self, postgres: PostgresStore) -> Iterator[ServerStore]:
+        with ApiServer(postgres) as api:
+            store = ServerStore(api.url, api.token)
+            yield store
+            store.close()
+
+
+class TestServerStoreOverObjects(TestServerStore):
+    long_state_keys = False
+
+    @pytest.fixture
+    def store(self, objects: ObjectStore) -> Iterator[ServerStore]:
+        with ApiServer(objects) as api:
+            store = ServerStore(api.url, api.token)
+            store.load("job")  # which tells that there is no history
+            yield store
+            store.close()
 
 
 class TestTrutoStore(StoreContract):

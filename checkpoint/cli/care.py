@@ -31,7 +31,7 @@ from checkpoint.cli.options import (
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
 from checkpoint.overview import words
 from checkpoint.run import lease, resharding
-from checkpoint.stores.base import Atomic, HasTables, KeepsHistory, ListsNamespaces, TellsFacts, TellsTime
+from checkpoint.stores.base import Atomic, HasTables, ListsNamespaces, TellsFacts, TellsTime, history_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +168,7 @@ def _facts(store: Store) -> Iterator[Check]:
     if isinstance(store, TellsFacts):
         for name, fact in store.facts().items():
             yield Check(name, True, fact)
-    lists, keeps = isinstance(store, ListsNamespaces), isinstance(store, KeepsHistory)
+    lists, keeps = isinstance(store, ListsNamespaces), history_of(store) is not None
     yield Check("namespaces", lists or None, "can be listed" if lists else "cannot be listed")
     yield Check("history", keeps or None, "kept" if keeps else "not kept")
 

@@ -39,7 +39,10 @@ def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     help="Allow N requests in any span of SECONDS, such as 500/10. More get 429.",
 )
 @click.option(
-    "--max-body", type=click.IntRange(min=1), metavar="BYTES", help="Refuse larger requests. Default: 16 MiB."
+    "--max-body",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Refuse larger requests. Default: 16 MiB; 64 MiB for a commit.",
 )
 def serve(
     *,
@@ -61,8 +64,13 @@ def serve(
         from checkpoint import server  # fastapi and uvicorn are an extra
     except ModuleNotFoundError as error:
         raise click.ClickException(f"serving needs {error.name}: pip install 'checkpoint-store[server]'") from error
-    default = server.Switches().max_body
-    options = server.Switches(page_size=page_size, rate=rate, max_body=max_body or default)
+    default = server.DEFAULTS
+    options = server.Switches(
+        page_size=page_size,
+        rate=rate,
+        max_body=max_body or default.max_body,
+        max_commit=max_body or default.max_commit,
+    )
     store = opened(url)
     try:
         store.load("checkpoint serve")  # a store that cannot be used is told now, not to every client

@@ -14,7 +14,7 @@ from checkpoint.run.rollback import Rollback
 from checkpoint.run.runs import Did, Known, Record
 from checkpoint.run.taken import Taken
 from checkpoint.stores import open_store
-from checkpoint.stores.base import Atomic, HasDeadline, KeepsHistory, Store, joined
+from checkpoint.stores.base import Atomic, HasDeadline, Store, history_of, joined
 
 if TYPE_CHECKING:
     from checkpoint.run.commits import Commits
@@ -77,9 +77,10 @@ class Block:
         layers.claims.known = store.load(layers.state_key)
         if settings.missing == "raise" and not layers.keys():
             raise StateMissing(layers.state_key, repr(store))
-        if settings.record_run and isinstance(store, KeepsHistory) and layers.rollback is None:
+        keeping = history_of(store)
+        if settings.record_run and keeping is not None and layers.rollback is None:
             known = Known.of(layers.claims.known.get(RUN_KEY))
-            self._record = Record(store, layers.state_key, settings.run_id, known)
+            self._record = Record(keeping, layers.state_key, settings.run_id, known)
             self._record.begin()
         if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
             seconds, count = time.monotonic() - started, len(layers.keys())

@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 
 from checkpoint.errors import CheckpointError, StoreUnavailable, ValueTooLarge
+from checkpoint.server import v1, vendor
 from checkpoint.server.access import Access
 from checkpoint.server.messages import PlainRoute, Refusal
-from checkpoint.server.vendor import DEFAULTS, Api, Switches, add_calls
+from checkpoint.server.vendor import DEFAULTS, Api, Switches
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -56,7 +57,8 @@ def create_app(store: Store, token: str, options: Switches = DEFAULTS) -> FastAP
     )
     app.state.api = api
     app.router.route_class = PlainRoute
-    add_calls(app, api)
+    vendor.add_calls(app, api)
+    v1.add_calls(app, v1.V1(store, access, api.call, lambda: api.options.max_commit))
     app.add_middleware(_Gate, api=api, access=access)
     return app
 

@@ -29,18 +29,19 @@ class Problem(BaseModel):
 
 
 class Refusal(Exception):
-    """An error answer in the API's own form."""
+    """An error answer in the API's own form, with further fields where a client needs them."""
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         super().__init__(status, message, headers)
         self.status = status
         self.message = message
         self.headers = headers
+        self._fields = fields
 
     def response(self) -> Response:
         """Return the answer, such as `{"statusCode": 400, "error": "Bad Request", "message": "key is required"}`."""
         error = HTTPStatus(self.status).phrase
-        body = {"statusCode": self.status, "error": error, "message": self.message}
+        body = {"statusCode": self.status, "error": error, "message": self.message, **self._fields}
         return json_response(body, self.status, self.headers)
 
 
@@ -79,7 +80,7 @@ def valid_name(what: str, name: str) -> str:
     """
     try:
         check_name(what, name)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise Refusal(400, str(error)) from error
     return name
 

@@ -85,6 +85,8 @@ class Switches:
     """Bytes of a value's UTF-8 at most; a longer one gets 413. None: what the body may hold."""
     max_body: int = 16 * 2**20
     """Bytes of a request's body at most; a longer one gets 413 and is not kept."""
+    max_commit: int = 64 * 2**20
+    """Likewise, for a commit through our own API, which has all of its keys in one body."""
     in_threads: bool = True
     """Call the store in worker threads; False: on the event loop, for a store that never blocks."""
 
@@ -119,7 +121,7 @@ class Api:
         """Return the entries of a namespace, or a page of them."""
         options, query = self.options, query_of(request)
         state_key = asked_state_key(query)
-        entries = await self._call(self.store.load, state_key)
+        entries = await self.call(self.store.load, state_key)
         if options.stale_list:
             entries = self._stale.setdefault(state_key, entries)
         else:
@@ -132,7 +134,7 @@ class Api:
     async def get_entry(self, request: Request) -> Response:
         """Return one entry."""
         state_key, key = _names(request)
-        entries = await self._call(self.store.load, state_key)
+        entries = await self.call(self.store.load, state_key)
         if key not in entries:
             raise _missing(key)
         return json_response(_fields(entries[key], self.options))
@@ -142,7 +144,7 @@ class Api:
         options, state_key = self.options, asked_state_key(query_of(request))
         key, value = await _strings(request, options, "key", "value")
         _check_size(valid_name("key", key), value, options)
-        entry = await self._call(self._create, state_key, key, value, options.post_existing)
+        entry = await self.call(self._create, state_key, key, value, options.post_existing)
         return _answer_to_write(entry, options)
 
     async def update_entry(self, request: Request) -> Response:
@@ -150,16 +152,22 @@ class Api:
         options, (state_key, key) = self.options, _names(request)
         (value,) = await _strings(request, options, "value")
         _check_size(key, value, options)
-        _, entry = await self._call(self._swap, state_key, key, value, options.patch_missing)
+        _, entry = await self.call(self._swap, state_key, key, value, options.patch_missing)
         return _answer_to_write(entry, options)
 
     async def delete_entry(self, request: Request) -> Response:
         """Delete an entry, and return what it was."""
         options, (state_key, key) = self.options, _names(request)
-        entry, _ = await self._call(self._swap, state_key, key, None, options.delete_missing)
+        entry, _ = await self.call(self._swap, state_key, key, None, options.delete_missing)
         return _answer_to_write(entry, options)
 
-    async def _call(self, function: Callable[..., Result], *args: Any) -> Result:
+    async def call(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Call a function that asks the store, where it keeps no other request waiting.
+
+        Raises:
+            Refusal: it raised TypeError or ValueError: what was asked is not right.
+
+        """
         try:
             if not self.options.in_threads:
                 return function(*args)

@@ -25,6 +25,8 @@ _OPENERS = {
     "s3": "checkpoint.stores.objects:ObjectStore",
     "memory": "checkpoint.stores.memory:MemoryStore.from_url",
     "sqlite": "checkpoint.stores.sqlite:SQLiteStore.from_url",
+    "server+http": "checkpoint.stores.server:ServerStore",
+    "server+https": "checkpoint.stores.server:ServerStore",
     "http": "checkpoint.stores.truto:TrutoStore",
     "https": "checkpoint.stores.truto:TrutoStore",
     "postgres": "checkpoint.stores.postgres:PostgresStore",
@@ -36,9 +38,9 @@ def open_store(url: str | None = None) -> Store:
     """Return the store that a URL names.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://name`, `postgresql://user@host/database`,
-    `https://api.truto.one`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, and every scheme that
-    an installed package adds through the entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite
-    in the platform's user state folder.
+    `https://api.truto.one`, `server+https://checkpoint.example.com` (our own server), `s3://bucket/prefix`,
+    `gs://bucket/prefix`, `az://container/prefix`, and every scheme that an installed package adds through the
+    entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite in the platform's user state folder.
 
     A query holds options of the store, `https://api.truto.one?rate=50/10&deadline=180`: those that its class names in
     `URL_OPTIONS` (a mapping of names to what reads them) are passed to it as keyword arguments, and taken out of the

@@ -13,7 +13,7 @@ from checkpoint.errors import Conflict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from checkpoint.entries import Change, Receipt
+    from checkpoint.entries import Change, Receipt, Writer
 
 
 @runtime_checkable
@@ -129,12 +129,13 @@ class KeepsHistory(Store, Protocol):
         *,
         run_id: str | None = None,
         reasons: Mapping[str, str] = {},
-        by: str | None = None,
+        writer: Writer | None = None,
     ) -> Receipt:
         """Write the changed keys, as `Store.commit`.
 
-        `reasons` holds why a key is changed, by its key as in `changes`; a key that is not among them has none. `by`
-        names who changes them, where a server knows it. Both are kept in the history alone.
+        `reasons` holds why a key is changed, by its key as in `changes`; a key that is not among them has none.
+        `writer` is who changes them, where a server commits for a client; None: this process. Both are kept in the
+        history alone.
         """
         ...
 
@@ -151,6 +152,16 @@ class KeepsHistory(Store, Protocol):
             StoreError: the store refused or failed.
 
         """
+        ...
+
+
+@runtime_checkable
+class MayKeepHistory(KeepsHistory, Protocol):
+    """A store that keeps history where the one behind it does, which only a server can tell."""
+
+    @property
+    def keeps_history(self) -> bool | None:
+        """Whether it does; None: nothing was asked yet."""
         ...
 
 
@@ -214,6 +225,13 @@ class JoinsTransactions(ReadsKeys, Protocol):
     def in_transaction(self) -> bool:
         """Whether the caller has a transaction open."""
         ...
+
+
+def history_of(store: object) -> KeepsHistory | None:
+    """Return a store that keeps history, None for any other, as far as is known."""
+    if isinstance(store, MayKeepHistory) and store.keeps_history is False:
+        return None
+    return store if isinstance(store, KeepsHistory) else None
 
 
 def joined(store: object) -> JoinsTransactions | None:

@@ -7,11 +7,12 @@ one.
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.entries import RESERVED, Change, has_history, head_key, named
-from checkpoint.stores.base import check_name, check_text, time_text
+from checkpoint.entries import RESERVED, Change, Writer, has_history, head_key, named
+from checkpoint.stores.base import check_name, check_text, host, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,17 +63,25 @@ def check_question(state_key: str, key: str | None, limit: int | None) -> None:
             raise ValueError(f"limit must be a number from 0 on, not {limit}")
 
 
-def check_reasons(reasons: Mapping[str, str], by: str | None) -> None:
-    """Refuse reasons and a `by` that are not text.
+def writer_of(reasons: Mapping[str, str], writer: Writer | None) -> Writer:
+    """Return who commits, this process where nobody is named, and refuse reasons and names that are not text.
 
     Raises:
-        TypeError, ValueError: one is not a str, or holds what not every store can.
+        TypeError, ValueError: one is not a str, or holds what not every store can; the process is not an int.
 
     """
     for key, reason in reasons.items():
         check_text(f"the reason for {key!r}", reason)
-    if by is not None:
-        check_text("by", by)
+    if writer is None:
+        return Writer(host(), os.getpid())
+    check_text("host", writer.host)
+    if writer.by is not None:
+        check_text("by", writer.by)
+    if not isinstance(writer.process, int) or isinstance(writer.process, bool):
+        raise TypeError(f"process must be an int, not {type(writer.process).__name__}")
+    if not 0 <= writer.process < 1 << 63:
+        raise ValueError(f"process must be a process id, not {writer.process}")
+    return writer
 
 
 def told(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:

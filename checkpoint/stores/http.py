@@ -50,7 +50,7 @@ __all__ = ["Clients", "Response", "TransportError", "check_host"]
 T = TypeVar("T")
 
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of an answer, after decompression, from which on it is refused."""
+"""Bytes of an answer, after decompression, from which on it is refused, where a store says nothing else."""
 
 _HOST = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
 _STEP = 64 * 1024  # bytes decompressed at once
@@ -74,8 +74,9 @@ class Clients:
     leaves the parent's alone.
     """
 
-    def __init__(self, base_url: str, timeout: float, concurrency: int) -> None:
+    def __init__(self, base_url: str, timeout: float, concurrency: int, max_body: int = MAX_BODY) -> None:
         self._base_url = base_url
+        self._max_body = max_body
         self._timeout = timeout
         self._concurrency = concurrency
         self._multiplexes: bool | None = None if base_url.startswith("https:") and find_spec("h2") else False
@@ -152,12 +153,12 @@ class Clients:
             try:
                 return self._idle.pop()
             except IndexError:
-                own = _Own(self._way())
+                own = _Own(self._way(), self._max_body)
                 self._made.add(own)
                 return own
         with self._making:
             if self._shared is None:
-                self._shared = _Shared(self._way(), self._concurrency)
+                self._shared = _Shared(self._way(), self._concurrency, self._max_body)
                 self._made.add(self._shared)
             return self._shared
 
@@ -165,7 +166,8 @@ class Clients:
 class _Own:
     """A connection of HTTP/1.1, used by one thread at a time."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, max_body: int) -> None:
+        self._max_body = max_body
         self._network = Network()
         self._transport = route.transport(httpx.HTTPTransport, 1)
         self._transport._pool._network_backend = self._network  # noqa: SLF001 - httpx has no parameter for httpcore's own
@@ -175,7 +177,7 @@ class _Own:
         self._network.limit = limit
         response = self._transport.handle_request(request)
         try:
-            body = _Body(response)
+            body = _Body(response, self._max_body)
             for piece in response.stream:
                 body.take(piece)
         finally:
@@ -194,7 +196,8 @@ class _Shared:
     to speak HTTP/1.1, the connection goes on as one that is used by one thread at a time.
     """
 
-    def __init__(self, route: Route, concurrency: int) -> None:
+    def __init__(self, route: Route, concurrency: int, max_body: int) -> None:
+        self._max_body = max_body
         self._route = route
         self._concurrency = concurrency
         self._network = LoopNetwork()
@@ -256,7 +259,7 @@ class _Shared:
     async def _exchange(self, request: httpx.Request) -> tuple[Response, str]:
         response = await self._transport.handle_async_request(request)
         try:
-            body = _Body(response)
+            body = _Body(response, self._max_body)
             async for piece in cast("httpx.AsyncByteStream", response.stream):
                 body.take(piece)
         finally:
@@ -295,7 +298,8 @@ class _Body:
     httpx's own decoder takes each piece at once, and a cut-off one for a whole one.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, most: int) -> None:
+        self._most = most
         self._status = response.status_code
         self._headers = {
             name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw
@@ -329,8 +333,8 @@ class _Body:
 
     def _add(self, part: bytes) -> None:
         self._size += len(part)
-        if self._size > MAX_BODY:
-            raise TransportError(f"the answer is larger than {MAX_BODY:,} bytes", reached=True, again=False)
+        if self._size > self._most:
+            raise TransportError(f"the answer is larger than {self._most:,} bytes", reached=True, again=False)
         self._parts.append(part)
 
 

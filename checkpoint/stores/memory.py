@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakSet
 
 from checkpoint.entries import Change, Entry, Receipt
-from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, utc_now
 from checkpoint.stores.history import (
     KEEP,
     KEEP_DAYS,
@@ -17,13 +17,15 @@ from checkpoint.stores.history import (
     change_of,
     check_keep,
     check_question,
-    check_reasons,
     forgotten,
     told,
+    writer_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from checkpoint.entries import Writer
 
 
 THINNED_EVERY = 256
@@ -93,11 +95,11 @@ class MemoryStore:
         *,
         run_id: str | None = None,
         reasons: Mapping[str, str] = {},
-        by: str | None = None,
+        writer: Writer | None = None,
     ) -> Receipt:
         """Write the changed keys, all or none; see `KeepsHistory.commit`."""
         check_changes(state_key, changes, run_id)
-        check_reasons(reasons, by)
+        author = writer_of(reasons, writer)
         with self._lock:
             cells = self._namespaces.get(state_key, {})
             stored = _entries_at(cells, {**base, **changes})
@@ -110,7 +112,7 @@ class MemoryStore:
             past = told(changes, stored) if self._keep else {}
             new = {key: cells.get(key, _Cell())._replace(entry=written.get(key)) for key in changes}
             for key, before in past.items():
-                commit = (version, now, run_id, host(), os.getpid(), reasons.get(key), by)
+                commit = (version, now, run_id, author.host, author.process, reasons.get(key), author.by)
                 changed = change_of((key, before, changes[key], *commit))
                 new[key] = new[key]._replace(changes=self._thinned((changed, *new[key].changes)))
             self._namespaces.setdefault(state_key, cells).update(new)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from itertools import groupby
@@ -14,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from checkpoint.entries import GROUP_PREFIX, RESERVED, Change, Entry, Receipt, head_key
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores import postgres_tables as tables
-from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, utc_now
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, utc_now
 from checkpoint.stores.history import (
     KEEP,
     KEEP_DAYS,
     change_of,
     check_keep,
     check_question,
-    check_reasons,
     forgotten,
     told,
+    writer_of,
 )
 from checkpoint.stores.postgres_connections import (
     READING,
@@ -43,6 +42,8 @@ from checkpoint.stores.urls import check_seconds, options, positive
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
+
+    from checkpoint.entries import Writer
 
 T = TypeVar("T")
 
@@ -197,7 +198,7 @@ class PostgresStore:
         *,
         run_id: str | None = None,
         reasons: Mapping[str, str] = {},
-        by: str | None = None,
+        writer: Writer | None = None,
     ) -> Receipt:
         """Write the changed keys, all or none; see `KeepsHistory.commit`.
 
@@ -207,8 +208,10 @@ class PostgresStore:
 
         """
         check_changes(state_key, changes, run_id)
-        check_reasons(reasons, by)
-        commit = _DatabaseCommit(state_key, changes, base, run_id, dict(reasons), by, self._keep, self._warn_of_history)
+        author = writer_of(reasons, writer)
+        commit = _DatabaseCommit(
+            state_key, changes, base, run_id, dict(reasons), author, self._keep, self._warn_of_history
+        )
         try:
             return self._retry(lambda until: commit.attempt(self._unit(WRITING, until)))
         except StoreError as error:
@@ -366,7 +369,7 @@ class _DatabaseCommit:
         base: Mapping[str, Entry | None],
         run_id: str | None,
         reasons: dict[str, str],
-        by: str | None,
+        writer: Writer,
         keep: tuple[int, int],
         warn: Callable[[], None],
     ) -> None:
@@ -376,7 +379,7 @@ class _DatabaseCommit:
         self._base = base
         self._run_id = run_id
         self._reasons = reasons
-        self._by = by
+        self._writer = writer
         self._keep = keep
         self._warn = warn
         self._token = token_bytes(16)
@@ -450,7 +453,7 @@ class _DatabaseCommit:
         recorded = told(self._changes, stored)
         if not recorded or not (HISTORY in statements.tables or (keep and self._make_history(statements))):
             return
-        by = {"host": host(), "process": os.getpid(), "by": self._by}
+        by = self._writer._asdict()
         for keys in self._batches(recorded) if keep else ():
             columns = {**self._columns(keys), "reasons": [self._reasons.get(key) for key in keys]}
             statements(tables.RECORD, **columns, **by, **common)

@@ -13,13 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit
 from weakref import WeakSet, WeakValueDictionary
 
 import orjson
 
 from checkpoint.errors import CheckpointError, StoreError, Unauthorized, printable
+from checkpoint.stores import check_url
 from checkpoint.stores.aside import Aside
-from checkpoint.stores.http import Clients, Response, TransportError
+from checkpoint.stores.http import MAX_BODY, Clients, Response, TransportError, check_host
 from checkpoint.stores.rate import Rate, Slot, retry_after
 from checkpoint.stores.retrying import Again, Deadline, Operation, Policy, monotonic
 
@@ -80,10 +82,11 @@ class Service:
         concurrency: int,
         rate: tuple[int, float],
         patience: float,
+        max_body: int = MAX_BODY,
     ) -> None:
         self.base_url = base_url
         self._token = token
-        self._clients = Clients(base_url, timeout, concurrency)
+        self._clients = Clients(base_url, timeout, concurrency, max_body)
         self._concurrency = concurrency
         self._patience = patience
         self._rate = rate
@@ -103,11 +106,21 @@ class Service:
 
         """
         body = orjson.dumps(document) if document is not None else None
+        return self.judged(self.answer(run, deadline, method, path, body))
+
+    def answer(self, run: Requests, deadline: Deadline, method: str, path: str, body: bytes | None) -> Response:
+        """Send one request when the pace allows, and return whatever is answered; a token that is refused is renewed.
+
+        Raises:
+            Again: there was no whole answer.
+            StoreError: as before, and none is to be expected.
+
+        """
         token = self._token.current()
         response = self._send(run, deadline, token, method, path, body)
         if response.status == 401 and (renewed := self._token.renewed(token)):
             response = self._send(run, deadline, renewed, method, path, body)
-        return self._judge(response)
+        return response
 
     def _send(
         self, run: Requests, deadline: Deadline, token: Secret, method: str, path: str, body: bytes | None
@@ -130,11 +143,18 @@ class Service:
 
     def load(self, run: Requests, call: Callable[[], T]) -> T:
         """Make a call that only reads; what a signal handler raises meanwhile comes out at once."""
-        return self._aside.call(run, call, settles=False)
+        return self._called(run, call, settles=False)
 
     def commit(self, run: Requests, call: Callable[[], T]) -> T:
         """Make a call that writes; what a signal handler raises meanwhile comes out once what was sent is answered."""
-        return self._aside.call(run, call, settles=True)
+        return self._called(run, call, settles=True)
+
+    def _called(self, run: Requests, call: Callable[[], T], *, settles: bool) -> T:
+        try:
+            return self._aside.call(run, call, settles=settles)
+        except CheckpointError as error:
+            failure = error.with_traceback(None)  # whose frames hold what the service said
+        raise failure
 
     def each(self, run: Requests, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
         """Call for every item, at most `concurrency` at once; map each to its result or error.
@@ -262,7 +282,14 @@ class Service:
                 raise Again("stopped while waiting for its turn")
             deadline.at += window
 
-    def _judge(self, response: Response) -> Response:
+    def judged(self, response: Response) -> Response:
+        """Return an answer that is final: done, missing or refused.
+
+        Raises:
+            Again: it may be tried again.
+            Unauthorized, StoreError: it may not.
+
+        """
         status = response.status
         if status in REFUSED or status in TRANSIENT:
             pause = retry_after(response.headers.get("retry-after"), response.headers.get("date"))
@@ -343,6 +370,30 @@ def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttl
     throttle = _throttles.setdefault((base_url, sha256(token.reveal().encode()).digest()), _Throttle(rate))
     throttle.tighten(rate)
     return throttle
+
+
+def checked_url(base_url: str, what: str, example: str, options: Iterable[str]) -> str:
+    """Return the base URL of a service with its scheme in lower case, and without a slash at its end.
+
+    Raises:
+        ValueError: it is none, or has a user, a query or a fragment.
+
+    """
+    check_url(base_url)
+    if "@" in base_url:
+        raise ValueError(f"{what} has no user; it is not shown here")
+    if "?" in base_url or "#" in base_url:
+        raise ValueError(
+            f"{what} has no query or fragment; as a store's URL it may have the options {', '.join(options)}"
+        )
+    scheme = ""
+    with suppress(ValueError):  # a port or an address that is none
+        parts = urlsplit(base_url)
+        scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
+    if scheme not in {"http", "https"}:
+        raise ValueError(f"{what} is like {example}, not {base_url!r}")
+    check_host(base_url)
+    return (scheme + base_url[len(scheme) :]).rstrip("/")
 
 
 _services: WeakSet[Service] = WeakSet()

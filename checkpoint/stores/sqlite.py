@@ -15,8 +15,8 @@ from weakref import WeakSet
 from checkpoint.entries import Change, Entry, Receipt
 from checkpoint.errors import CheckpointError, Conflict, StoreError, StoreUnavailable
 from checkpoint.stores import sqlite_tables as tables
-from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, host, utc_now
-from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, check_reasons, told
+from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, utc_now
+from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, told, writer_of
 from checkpoint.stores.retrying import DEADLINE
 from checkpoint.stores.sqlite_file import BUSY, READING, WRITING, File, Patience, code_of, default_path, transact
 from checkpoint.stores.threads import is_of_handler
@@ -25,6 +25,8 @@ from checkpoint.stores.urls import check_seconds, positive
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
+
+    from checkpoint.entries import Writer
 
 T = TypeVar("T")
 
@@ -144,7 +146,7 @@ class SQLiteStore:
         *,
         run_id: str | None = None,
         reasons: Mapping[str, str] = {},
-        by: str | None = None,
+        writer: Writer | None = None,
     ) -> Receipt:
         """Write the changed keys, all or none; see `KeepsHistory.commit`.
 
@@ -153,7 +155,7 @@ class SQLiteStore:
 
         """
         check_changes(state_key, changes, run_id)
-        check_reasons(reasons, by)
+        author = writer_of(reasons, writer)
         if self.joined and not self.in_transaction:
             raise RuntimeError(_NO_TRANSACTION)
 
@@ -169,7 +171,18 @@ class SQLiteStore:
             written = entries_of(changes, stored, now, run_id, version)
             tables.write_entries(cursor, state_key, written, changes.keys() & stored.keys() - written.keys())
             past = [
-                (key, before, changes[key], version, now, run_id, host(), os.getpid(), reasons.get(key), by)
+                (
+                    key,
+                    before,
+                    changes[key],
+                    version,
+                    now,
+                    run_id,
+                    author.host,
+                    author.process,
+                    reasons.get(key),
+                    author.by,
+                )
                 for key, before in told(changes, stored).items()
             ]
             tables.add_to_history(cursor, state_key, past, stored, self._bound, may_wait=may_wait)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
 
 from checkpoint.entries import Entry, Receipt
 from checkpoint.errors import (
@@ -27,12 +25,11 @@ from checkpoint.errors import (
     Unauthorized,
     ValueTooLarge,
 )
-from checkpoint.stores import check_url, service
+from checkpoint.stores import service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
 from checkpoint.stores.calls import MISSING, Elsewhere, StateApi, entry_of, folded, is_rewritable, says_missing, time_of
-from checkpoint.stores.http import check_host
 from checkpoint.stores.retrying import Again, Deadline
-from checkpoint.stores.service import AnswerLost, Requests, Service
+from checkpoint.stores.service import AnswerLost, Requests, Service, checked_url
 from checkpoint.stores.tokens import Token
 from checkpoint.stores.urls import positive
 
@@ -109,7 +106,7 @@ class TrutoStore:
             concurrency >= 1 and rate[0] >= 1 and all(0 < each < math.inf for each in (timeout, deadline, rate[1]))
         ):
             raise ValueError("timeout, deadline, concurrency and rate must be greater than 0, and finite")
-        self._base_url = _checked_url(base_url)
+        self._base_url = checked_url(base_url, "the API's base URL", "https://api.truto.one", self.URL_OPTIONS)
         self._service = Service(
             self._base_url, source, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
         )
@@ -124,11 +121,7 @@ class TrutoStore:
         """Return every entry of a namespace, following the list's pages; see `Store.load`."""
         check_name("state_key", state_key)
         run = Requests(self._base_url)
-        try:
-            return self._service.load(run, lambda: self._load(run, state_key))
-        except CheckpointError as error:
-            failure = error.with_traceback(None)  # whose frames hold what the service said
-        raise failure
+        return self._service.load(run, lambda: self._load(run, state_key))
 
     def _load(self, run: Requests, state_key: str) -> dict[str, Entry]:
         started = monotonic()
@@ -160,11 +153,7 @@ class TrutoStore:
         """
         check_changes(state_key, changes, run_id)
         run = Requests(self._base_url)
-        try:
-            return self._service.commit(run, lambda: self._commit(run, state_key, changes, base))
-        except CheckpointError as error:
-            failure = error.with_traceback(None)  # as above
-        raise failure
+        return self._service.commit(run, lambda: self._commit(run, state_key, changes, base))
 
     def _commit(
         self,
@@ -556,25 +545,6 @@ class _Write:
             return None
         created_at = self._known.created_at if self._known is not None else None
         return entry_of({"created_at": created_at, **told, "key": self._key, "value": self._value})
-
-
-def _checked_url(base_url: str) -> str:
-    check_url(base_url)
-    if "@" in base_url:
-        raise ValueError("the API's base URL has no user; it is not shown here")
-    if "?" in base_url or "#" in base_url:
-        raise ValueError(
-            "the API's base URL has no query or fragment; as a store's URL it may have the options "
-            f"{', '.join(TrutoStore.URL_OPTIONS)}"
-        )
-    scheme = ""
-    with suppress(ValueError):  # a port or an address that is none
-        parts = urlsplit(base_url)
-        scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
-    if scheme not in {"http", "https"}:
-        raise ValueError(f"the API's base URL is like https://api.truto.one, not {base_url!r}")
-    check_host(base_url)
-    return (scheme + base_url[len(scheme) :]).rstrip("/")  # in lower case
 
 
 def _failure(

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest import SkipTest
 
 from checkpoint import codec
-from checkpoint.entries import RUN_KEY, Change, head_key, member_key
+from checkpoint.entries import RUN_KEY, Change, Writer, head_key, member_key
 from checkpoint.errors import Conflict
+from checkpoint.stores import base
 from checkpoint.stores.base import KeepsHistory, Store, host
 from checkpoint.stores.history import KEEP
 from checkpoint.testing.contract_parts import BAD_NAMES, NAMES, TIME, VALUES, raised
@@ -24,6 +25,8 @@ class HistoryContract:
 
     large = 1_000_000
     """Characters of a large value."""
+    by: str | None = "ops"
+    """The name that history tells of a commit by `ops`; over a server it is that of the token."""
     keep = KEEP
     """Changes of a key that the store remembers whatever their age, where it keeps history."""
 
@@ -153,21 +156,29 @@ class HistoryContract:
         commit = store.commit if isinstance(store, KeepsHistory) else None
         assert commit is not None
         member = member_key("crm", "a")
-        commit("job", {"a": "1", "b": "1", member: "1"}, reasons={"a": "a reason, “é”", member: "another"}, by="ops")
+        changes, reasons = {"a": "1", "b": "1", member: "1"}, {"a": "a reason, “é”", member: "another"}
+        commit("job", changes, reasons=reasons, writer=Writer("elsewhere", 7, "ops"))
         commit("job", {"a": "2"})
-        told = {(change.key, change.member, change.version): (change.reason, change.by) for change in history("job")}
+        told = {
+            (change.key, change.member, change.version): (change.reason, change.host, change.process, change.by)
+            for change in history("job")
+        }
+        nobody = None if self.by == "ops" else self.by
         assert told == {
-            ("a", None, 1): ("a reason, “é”", "ops"),
-            ("b", None, 1): (None, "ops"),
-            ("crm", "a", 1): ("another", "ops"),
-            ("a", None, 2): (None, None),
+            ("a", None, 1): ("a reason, “é”", "elsewhere", 7, self.by),
+            ("b", None, 1): (None, "elsewhere", 7, self.by),
+            ("crm", "a", 1): ("another", "elsewhere", 7, self.by),
+            ("a", None, 2): (None, host(), os.getpid(), nobody),
         }
         bad: tuple[tuple[dict[str, Any], type[Exception]], ...] = (
             ({"reasons": {"a": 1}}, TypeError),
             ({"reasons": {"a": "\0"}}, ValueError),
             ({"reasons": {"a": "\ud800"}}, ValueError),
-            ({"by": 1}, TypeError),
-            ({"by": "\0"}, ValueError),
+            ({"writer": Writer("\0", 7)}, ValueError),
+            ({"writer": Writer("elsewhere", cast("Any", "7"))}, TypeError),
+            ({"writer": Writer("elsewhere", -1)}, ValueError),
+            ({"writer": Writer("elsewhere", 7, cast("Any", 1))}, TypeError),
+            ({"writer": Writer("elsewhere", 7, "\0")}, ValueError),
         )
         for arguments, kind in bad:
             raised(kind, partial(commit, **arguments), "job", {"a": "3"})
@@ -238,6 +249,7 @@ class HistoryContract:
 
 def history_of(store: Store) -> Callable[..., list[Change]]:
     """Return a store's `history`, or skip the test."""
-    if not isinstance(store, KeepsHistory):
+    keeping = base.history_of(store)
+    if keeping is None:
         raise SkipTest("this store keeps no history")
-    return store.history
+    return keeping.history

@@ -1,0 +1,477 @@
+"""A store behind our own server, `checkpoint serve`, over HTTP.
+
+A commit is one request, and as atomic as the store behind the server. One whose answer was lost is read back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from urllib.parse import quote, urlencode
+
+import orjson
+
+from checkpoint.entries import Entry, Receipt, Writer
+from checkpoint.errors import CommitUnknown, Conflict, StoreError, Unauthorized, ValueTooLarge
+from checkpoint.stores import service, wire
+from checkpoint.stores.base import check_changes, check_name, holds, unchanged
+from checkpoint.stores.history import check_question, writer_of
+from checkpoint.stores.listing import listed
+from checkpoint.stores.retrying import DEADLINE, Again, Deadline
+from checkpoint.stores.service import AnswerLost, Requests, Service, checked_url
+from checkpoint.stores.tokens import Token
+from checkpoint.stores.urls import check_seconds, positive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from checkpoint.entries import Change
+    from checkpoint.stores.http import Response
+
+T = TypeVar("T")
+
+MAX_BODY = 1 << 30
+"""Bytes of an answer, from which on it is refused: a namespace comes as a whole."""
+
+CONNECTIONS = 50
+"""Requests that may go on at once over one connection."""
+
+LONGEST_QUERY = 2_000
+"""Characters of a query; what is longer goes into a body, which gateways do not cut off."""
+
+LOST = 3
+"""Answers of another than the server, until the address is taken for wrong."""
+
+_UNPACED = (1_000, 0.001)  # requests and seconds: the server says itself when it is busy
+
+
+class ServerStore:
+    """Namespaces behind our own server: atomic commits with compare-and-swap, one request each.
+
+    Args:
+        base_url: where the server is, `server+https://host` or `https://host`; a path is kept as a prefix.
+        token: the token, or a callable that gives it; None: `$CHECKPOINT_TOKEN`, else what the file holds that
+            `$CHECKPOINT_TOKEN_FILE` names. A callable and a file are asked when they are first needed, and once more
+            when the server refuses the token (401).
+        timeout: seconds to connect, and to wait for each piece of an answer.
+        deadline: seconds for a load or commit as a whole, with all retries.
+
+    What the store behind the server cannot do is a StoreError that says so: keep a history, or list namespaces.
+
+    Raises:
+        ValueError: the URL or the token is not one, or a number is not positive; the token is not shown.
+
+    """
+
+    atomic = True
+    URL_OPTIONS: ClassVar[Mapping[str, Callable[[str], Any]]] = {"deadline": positive, "timeout": positive}
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | Callable[[], str] | None = None,
+        *,
+        timeout: float = 10.0,
+        deadline: float = DEADLINE,
+    ) -> None:
+        self._base_url = base_url
+        given = [token]
+        del token  # so that no rendered traceback shows it
+        source = Token(given.pop(), "CHECKPOINT_TOKEN")
+        plain = base_url[len("server+") :] if base_url.lower().startswith("server+") else base_url
+        self._base_url = checked_url(plain, "a server's URL", "server+https://checkpoint.example.com", self.URL_OPTIONS)
+        self._timeout = check_seconds("timeout", timeout)
+        self._deadline = check_seconds("deadline", deadline)
+        self._service = Service(
+            self._base_url,
+            source,
+            timeout=timeout,
+            concurrency=CONNECTIONS,
+            rate=_UNPACED,
+            patience=deadline,
+            max_body=MAX_BODY,
+        )
+        self._keeps_history: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"ServerStore({self._base_url!r})"
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for one load or commit; see `HasDeadline`."""
+        return self._deadline
+
+    @property
+    def keeps_history(self) -> bool | None:
+        """Whether the store behind the server keeps history; None: nothing was asked yet. See `MayKeepHistory`."""
+        return self._keeps_history
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        """Return every entry of a namespace; see `Store.load`."""
+        check_name("state_key", state_key)
+        return self._read({"state_key": state_key})
+
+    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`."""
+        check_name("state_key", state_key)
+        wanted = {*keys}
+        for key in wanted:
+            check_name("key", key)
+        return self._read(_named(state_key, wanted)) if wanted else {}
+
+    def _read(self, fields: Mapping[str, Any]) -> dict[str, Entry]:
+        return self._ask(lambda call: call.entries(fields))
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        *,
+        run_id: str | None = None,
+        reasons: Mapping[str, str] = {},
+        writer: Writer | None = None,
+    ) -> Receipt:
+        """Write the changed keys, all or none; see `KeepsHistory.commit`.
+
+        History names `writer`'s host and process, and as `by` the name that the server has for the token.
+
+        Raises:
+            CommitUnknown: no answer came, and what was sent could not be read back.
+
+        """
+        check_changes(state_key, changes, run_id)
+        author = writer_of(reasons, writer)
+        fields = {
+            "state_key": state_key,
+            "changes": _by_text(changes),
+            "base": {key: wire.expected_fields(entry) for key, entry in _by_text(base).items()},
+            "run_id": run_id,
+            "reasons": _by_text(reasons),
+            "host": author.host,
+            "process": author.process,
+        }
+        run, last_look = Requests(self._base_url), min(self._timeout, self._deadline / 2)
+        calls = _Calls(self._service, run, Deadline(self._deadline - last_look), self._note)
+        commit = _Commit(calls, state_key, changes, base, run_id, orjson.dumps(fields))
+        return self._service.commit(run, lambda: commit.settle(last_look))
+
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""
+        return self._ask(lambda call: call.result(wire.NAMESPACES, {}, _text))
+
+    def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what was changed; see `KeepsHistory.history`."""
+        check_question(state_key, key, limit)
+        asked = {"state_key": state_key, "key": key, "limit": limit}
+        fields = {name: value for name, value in asked.items() if value is not None}
+        return self._ask(lambda call: call.result(wire.HISTORY, fields, wire.change_of))
+
+    def clock(self) -> datetime:
+        """Return the time by the server's clock; see `TellsTime.clock`."""
+        told = self._ask(lambda call: call.ask(wire.ABOUT, {}).headers.get(wire.TIME, ""))
+        try:
+            return datetime.fromisoformat(told.replace("Z", "+00:00"))
+        except ValueError as error:
+            raise StoreError(f"{self._base_url} does not tell its time: {self._service.hide(repr(told))}") from error
+
+    def facts(self) -> dict[str, str]:
+        """Return what the server is, and what the store behind it tells; see `TellsFacts.facts`."""
+        document = self._ask(lambda call: self._service.document(call.ask(wire.ABOUT, {})))
+        told = document.get("facts")
+        facts = cast("dict[str, object]", told) if isinstance(told, dict) else {}
+        server = f"checkpoint-store {document.get('release')}, over {document.get('store')}"
+        return {name: self._service.hide(str(fact)) for name, fact in {"server": server, **facts}.items()}
+
+    def close(self) -> None:
+        """End this process's threads and connections."""
+        self._service.close()
+
+    def _ask(self, question: Callable[[_Calls], T]) -> T:
+        """Return the answer to a question that may be asked again, until the deadline."""
+        run, deadline = Requests(self._base_url), Deadline(self._deadline)
+        calls = _Calls(self._service, run, deadline, self._note)
+        return self._service.load(run, lambda: run.call(lambda: question(calls), deadline, service.POLICY))
+
+    def _note(self, response: Response) -> None:
+        kept = response.headers.get(wire.KEEPS_HISTORY)
+        if kept is not None:
+            self._keeps_history = kept == "kept"
+
+
+@dataclass(slots=True)
+class _Calls:
+    """The calls of one load or commit, once each, and what their answers say."""
+
+    service: Service
+    run: Requests
+    deadline: Deadline
+    note: Callable[[Response], None]
+    misses: int = 0
+    """Answers of another than the server so far."""
+
+    def entries(self, fields: Mapping[str, Any]) -> dict[str, Entry]:
+        """Return the entries that are asked for, by key."""
+        return {entry.key: entry for entry in self.result(wire.STATE, fields, wire.entry_of)}
+
+    def result(self, path: str, fields: Mapping[str, Any], make: Callable[[object], T]) -> list[T]:
+        """Ask for a list, and return what `make` makes of each item."""
+        response = self.ask(path, fields)
+        try:
+            document = self.service.document(response, lambda body: listed(body, make))
+        except ValueError as error:
+            raise self.strange(error) from error
+        result = document.get("result")
+        if not isinstance(result, list):
+            raise self.strange("there is no 'result' list")
+        return cast("list[T]", result)
+
+    def ask(self, path: str, fields: Mapping[str, Any]) -> Response:
+        """Send a question that changes nothing."""
+        query = "" if "keys" in fields else urlencode(fields, quote_via=quote, safe="")
+        if "keys" in fields or len(query) > LONGEST_QUERY:
+            return self.send("POST", path, orjson.dumps(fields))
+        return self.send("GET", f"{path}?{query}" if query else path, None)
+
+    def send(self, method: str, path: str, body: bytes | None) -> Response:
+        """Send a request, and return an answer that says it was done.
+
+        Raises:
+            Again: it may be tried again.
+            Unauthorized, StoreError: it may not.
+            _Told: the server says what became of it.
+
+        """
+        response = self.service.answer(self.run, self.deadline, method, path, body)
+        self.note(response)
+        if response.status >= 400:
+            self._refuse(response)
+        return self.service.judged(response)
+
+    def _refuse(self, response: Response) -> None:
+        told, said = _told(response), self.service.said(response)
+        code = told.get("code")
+        if code in {wire.CONFLICT, wire.TOO_LARGE}:
+            raise _Told(told)
+        if code == wire.UNAVAILABLE:
+            raise Again(said)
+        if code == wire.UNKNOWN:
+            raise AnswerLost(said, late=True)
+        if code in {wire.REFUSED, wire.UNSUPPORTED}:
+            raise StoreError(f"{self.service.base_url}: {self.service.hide(str(told.get('message')))}")
+        if response.status == 404:
+            self.misses += 1
+            if self.misses < LOST:
+                raise Again(said)
+            raise StoreError(
+                f"{self.service.base_url} answered {said}, {LOST} times: a gateway or proxy answers in the server's "
+                "place, its base URL has another path, or it is no server of this library's release"
+            )
+
+    def strange(self, why: object) -> StoreError:
+        """Return the error of an answer that is not of the form that was asked for."""
+        return StoreError(self.service.hide(f"{self.service.base_url} answered with something else: {why}"))
+
+
+class _Told(Exception):
+    """An answer that says why a commit was not made."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.fields = fields
+
+
+class _Commit:
+    """One commit's way to the server: what is sent, and what is read back where no answer came.
+
+    in doubt   lost     when
+    no         no       no attempt was left without an answer
+    yes        yes      the last attempt may have landed
+    no         yes      read back after it: it had not landed by then, and may yet (`late`)
+    """
+
+    def __init__(
+        self,
+        call: _Calls,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None],
+        run_id: str | None,
+        body: bytes,
+    ) -> None:
+        self._call = call  # whose deadline leaves time for the last look
+        self._state_key = state_key
+        self._changes = changes
+        self._base = base
+        self._run_id = run_id
+        self._body = body
+        self._in_doubt = False
+        self._lost = False
+        self._late = False
+
+    def settle(self, last_look: float) -> Receipt:
+        """Commit within the deadline, and read back once more after it, within so many seconds."""
+        try:
+            try:
+                return self._call.run.retry(self._attempt, self._call.deadline, service.POLICY)
+            except Again as last:
+                return self._give_up(last, last_look)
+        except (Conflict, StoreError, CommitUnknown) as error:
+            if self._late:
+                error.unsettled = frozenset(self._changes)
+            raise
+
+    def _attempt(self) -> Receipt:
+        if self._call.run.stopped:
+            raise Again("stopped before it was sent")
+        if self._in_doubt:
+            if (receipt := self._read_back()) is not None:
+                return receipt
+            self._in_doubt = False
+        try:
+            return self._send()
+        except AnswerLost as lost:
+            if self._changes:
+                self._in_doubt = self._lost = True
+                self._late |= lost.late
+            raise
+        except Conflict:
+            # An attempt that landed after it was read back is what this one conflicts with.
+            if self._lost and (receipt := self._read_back()) is not None:
+                return receipt
+            raise
+
+    def _send(self) -> Receipt:
+        try:
+            response = self._call.send("POST", wire.COMMIT, self._body)
+        except _Told as told:
+            refusal = self._refusal(told.fields)
+        else:
+            if response.status == 413:
+                raise self._too_large()
+            return self._receipt(self._echo(response))
+        raise refusal
+
+    def _refusal(self, fields: Mapping[str, Any]) -> Conflict | StoreError:
+        key, found, size = fields.get("key"), fields.get("found"), fields.get("size")
+        try:
+            if not isinstance(key, str):
+                raise ValueError("it names no key")  # noqa: TRY301 - bad data
+            if fields.get("code") == wire.TOO_LARGE:
+                return ValueTooLarge(key, size if isinstance(size, int) else len((self._changes[key] or "").encode()))
+            entry = None if found is None else wire.entry_of(found)
+        except (ValueError, KeyError) as error:
+            return self._call.strange(error)
+        return Conflict(self._state_key, key, self._base.get(key), entry)
+
+    def _too_large(self) -> StoreError:
+        [*values] = self._changes.items()
+        if len(values) == 1 and (value := values[0][1]) is not None:
+            return ValueTooLarge(values[0][0], len(value.encode()))
+        return StoreError(
+            f"{self._call.service.base_url}: a commit of {len(values):,} keys and {len(self._body):,} bytes is too "
+            "large for the server (--max-body), or for a gateway before it (nginx: client_max_body_size): "
+            "commit fewer keys at once"
+        )
+
+    def _echo(self, response: Response) -> dict[str, Entry]:
+        """Return what the server says it has written."""
+        call = self._call
+        result = call.service.document(response).get("result")
+        try:
+            items = cast("list[object]", result) if isinstance(result, list) else []
+            entries = [wire.written_of(item, self._changes) for item in items]
+        except ValueError as error:
+            raise call.strange(error) from error
+        written = {entry.key: entry for entry in entries}
+        keys = [key for key, value in self._changes.items() if value is not None]
+        if written.keys() != {*keys}:
+            raise StoreError(f"{call.service.base_url} answered a commit with other keys than it was sent")
+        return {key: written[key] for key in keys}
+
+    def _receipt(self, entries: Mapping[str, Entry]) -> Receipt:
+        run = self._call.run
+        open_still = self._late and not self._is_guarded()
+        return Receipt(entries, run.requests, run.retries, frozenset(self._changes) if open_still else frozenset())
+
+    def _is_guarded(self) -> bool:
+        """Tell whether this commit, once it is made, is a conflict for an earlier attempt of it that comes late."""
+        base = self._base
+        return any(key in base and (value is not None or base[key] is not None) for key, value in self._changes.items())
+
+    def _read_back(self) -> Receipt | None:
+        """Return what became of a commit whose answer was lost, None where it had not been made.
+
+        Raises:
+            Again: the server cannot say now.
+            CommitUnknown: it will not.
+
+        """
+        fields = _named(self._state_key, self._changes)
+        try:
+            found = self._call.entries(fields)
+        except Unauthorized:
+            self._late = True
+            raise
+        except StoreError as refused:
+            self._late = True
+            raise CommitUnknown(self._state_key, self._changes) from refused
+        return self._receipt({key: found[key] for key in self._changes if key in found}) if self._made(found) else None
+
+    def _made(self, found: Mapping[str, Entry]) -> bool:
+        """Tell whether these entries are what this commit wrote: one run's, of one version, and none as it was."""
+        written: list[Entry] = []
+        for key, value in self._changes.items():
+            entry = found.get(key)
+            if not holds(entry, value):
+                return False
+            if entry is not None:
+                if entry.sync_job_run_id != self._run_id or (key in self._base and unchanged(self._base[key], entry)):
+                    return False
+                written.append(entry)
+        return len({entry.version for entry in written}) < 2
+
+    def _give_up(self, last: Again, last_look: float) -> Receipt:
+        """Read back once more after the last attempt, and say what is known."""
+        error = self._call.run.gave_up(self._call.deadline, last)
+        if self._in_doubt:
+            self._call.deadline = Deadline(last_look)
+            try:
+                receipt = self._read_back()
+            except Again:
+                self._late = True
+                raise CommitUnknown(self._state_key, self._changes) from error
+            if receipt is not None:
+                return receipt
+        if self._late:
+            raise CommitUnknown(self._state_key, self._changes) from error
+        raise error from last.__cause__
+
+
+def _told(response: Response) -> Mapping[str, Any]:
+    """Return the object of an answer that refuses, where the server itself says so."""
+    if response.status < 400 or wire.TIME not in response.headers:
+        return {}
+    try:
+        document = orjson.loads(response.body)
+    except orjson.JSONDecodeError:
+        return {}
+    return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+
+
+def _named(state_key: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the fields that ask for some keys; for one key they fit a query."""
+    names = [str.__str__(key) for key in keys]
+    return {"state_key": state_key, "key": names[0]} if len(names) == 1 else {"state_key": state_key, "keys": names}
+
+
+def _by_text(mapping: Mapping[str, T]) -> dict[str, T]:
+    """Return a mapping whose keys are plain str, which is all that JSON is made of."""
+    return {str.__str__(key): value for key, value in mapping.items()}
+
+
+def _text(item: object) -> str:
+    if not isinstance(item, str):
+        raise ValueError("a name is text")
+    return item

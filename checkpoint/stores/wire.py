@@ -1,0 +1,136 @@
+"""The form in which our own server and the store that speaks to it write state: paths, fields and the codes of errors.
+
+Every answer is a JSON object. One that lists has `result`; one that refuses has `statusCode`, `error` and `message`, as
+the vendor's API, and a `code` where a client is to tell it from others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from checkpoint.entries import Change, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ABOUT: Final = "/v1"
+"""GET: what the server is."""
+STATE: Final = "/v1/state"
+"""GET, or POST with a body: all entries of a namespace, or those of some keys."""
+COMMIT: Final = "/v1/commit"
+"""POST: one commit."""
+HISTORY: Final = "/v1/history"
+"""GET, or POST with a body: what commits changed."""
+NAMESPACES: Final = "/v1/namespaces"
+"""GET: the namespaces that hold a key."""
+
+TIME: Final = "checkpoint-time"
+"""Header of every answer: the time by the server's clock, ISO 8601 with `Z`."""
+KEEPS_HISTORY: Final = "checkpoint-history"
+"""Header of every answer: `kept`, or `none` where the store behind the server keeps no history."""
+
+CONFLICT: Final = "conflict"
+"""409: `key` names the first key that is not as `base` says, `found` is the entry stored there or null."""
+TOO_LARGE: Final = "value_too_large"
+"""413: `key` names the key, `size` the bytes of its value."""
+UNAVAILABLE: Final = "unavailable"
+"""503: the store cannot be reached for now; nothing was written."""
+UNKNOWN: Final = "unknown"
+"""500: whether the commit was written could not be found out."""
+REFUSED: Final = "refused"
+"""500: the store refused, and will again."""
+UNSUPPORTED: Final = "unsupported"
+"""501: the store behind the server cannot do this."""
+
+
+def entry_fields(entry: Entry) -> dict[str, Any]:
+    """Return an entry as a JSON object."""
+    return entry._asdict()
+
+
+def entry_of(fields: object) -> Entry:
+    """Return the entry that a JSON object describes; fields that are not known are left alone.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    told = _object(fields)
+    key, value, version = told.get("key"), told.get("value"), told.get("version")
+    if not (isinstance(key, str) and isinstance(value, str) and (version is None or type(version) is int)):
+        raise ValueError("an entry has a key and a value that are text, and a version that is an integer or null")
+    return Entry(key, value, told.get("created_at"), told.get("updated_at"), told.get("sync_job_run_id"), version)
+
+
+def expected_fields(entry: Entry | None) -> dict[str, Any] | None:
+    """Return of an entry what a commit compares, None for one that must be absent."""
+    if entry is None:
+        return None
+    return {"value": entry.value, "updated_at": entry.updated_at, "version": entry.version}
+
+
+def expected_of(key: str, fields: object) -> Entry | None:
+    """Return the entry that a commit expects under a key; see `expected_fields`.
+
+    Raises:
+        ValueError: it is neither null nor an object with the value.
+
+    """
+    return None if fields is None else entry_of({**_object(fields), "key": key})
+
+
+def written_fields(entry: Entry) -> dict[str, Any]:
+    """Return of an entry what its writer does not know: all but the value."""
+    fields = entry._asdict()
+    del fields["value"]
+    return fields
+
+
+def written_of(fields: object, changes: Mapping[str, str | None]) -> Entry:
+    """Return an entry that a commit wrote; see `written_fields`.
+
+    Raises:
+        ValueError: it is none of these changes.
+
+    """
+    told = _object(fields)
+    return entry_of({**told, "value": changes.get(told.get("key", ""))})
+
+
+def change_fields(change: Change) -> dict[str, Any]:
+    """Return a change of the history as a JSON object."""
+    return change._asdict()
+
+
+_CHANGE: Mapping[str, type | tuple[type, ...]] = {
+    "key": str,
+    "before": (str, type(None)),
+    "after": (str, type(None)),
+    "version": int,
+    "at": str,
+    "run_id": (str, type(None)),
+    "host": str,
+    "process": int,
+    "member": (str, type(None)),
+    "reason": (str, type(None)),
+    "by": (str, type(None)),
+}
+
+
+def change_of(fields: object) -> Change:
+    """Return the change that a JSON object describes.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    told = _object(fields)
+    if wrong := [name for name, kind in _CHANGE.items() if not isinstance(told.get(name), kind)]:
+        raise ValueError(f"a change has a {wrong[0]} of another type")
+    return Change(**{name: told[name] for name in _CHANGE})
+
+
+def _object(fields: object) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise ValueError("a JSON object is wanted")
+    return cast("dict[str, Any]", fields)
