@@ -187,7 +187,8 @@ class V1:
         except CheckpointError as error:
             refusal = _refusal(error)
         if refusal.status >= 500:
-            logger.error("/v1 %s: %s", refusal.status, refusal.message)
+            extra = {"checkpoint_event": "request_failed", "checkpoint_status": refusal.status}
+            logger.error("/v1 %s: %s", refusal.status, refusal.message, extra=extra)
         raise refusal
 
     async def _listing(self, items: Iterable[T], fields_of: Callable[[T], dict[str, Any]]) -> Response:
