@@ -174,9 +174,10 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
     """Return what makes aware keys, of times with `Z`; quickest where there is no fraction."""
     whole, size = mark[:5] + "Z", _TO_SECOND + 1
     low = high = ""  # text between them begins with an hour whose marks were seen
+    others = 0  # texts of other hours: where there is another one in each row, to remember it would cost more
 
     def utc(value: Any) -> Any:
-        nonlocal low, high
+        nonlocal low, high, others
         try:
             if low <= value < high:
                 if len(value) == size or (value[-1] == "Z" and len(value) in _SIZES_Z):
@@ -185,7 +186,9 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
                 found = value[4:20:3]
                 if found == whole or found in _MARKS:
                     key = _parse(value)
-                    low, high = _hour(value)
+                    others += 1
+                    if not others % _SOME:
+                        low, high = _hour(value)
                     return key
             key = naive_of(value)
         except (TypeError, ValueError, LookupError):
@@ -197,6 +200,8 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
 
 
 _TO_MINUTE = len("2024-05-01T10:")
+_SOME = 8
+"""Texts of another hour after which one of them is remembered."""
 
 
 def _hour(value: str) -> tuple[str, str]:
@@ -208,11 +213,12 @@ def _hour(value: str) -> tuple[str, str]:
 class _Offset:
     """An offset as written, and the last hour before it whose marks were seen."""
 
-    __slots__ = ("east", "high", "low")
+    __slots__ = ("east", "high", "low", "others")
 
     def __init__(self, east: timedelta) -> None:
         self.east = east
         self.low = self.high = ""
+        self.others = 0
 
 
 def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
@@ -228,7 +234,9 @@ def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
                     return _parse(value[:_TO_SECOND]) - known.east
                 if value[4:17:3] == seconds:
                     key = _parse(value[:_TO_SECOND]) - known.east
-                    known.low, known.high = _hour(value)
+                    known.others += 1
+                    if not known.others % _SOME:
+                        known.low, known.high = _hour(value)
                     return key
             return fraction(value)
         except (TypeError, ValueError, LookupError, OverflowError):
