@@ -22,7 +22,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 NEWEST = PYTHONS[-1]
 
-EXTRAS = "cli,server,postgres,objects,arrow"  # with httpx; `all` has httpx2 in its place
+EXTRAS = "cli,server,postgres,objects,arrow,png"  # with httpx; `all` has httpx2 in its place
 AREA = ("tests/test_public.py", "tests/test_codec.py", "tests/test_values.py", "tests/test_incremental.py")
 AREA += ("tests/test_checkpointer.py", "tests/test_groups.py", "tests/test_stores.py", "tests/test_docs.py")
 """The tests that find most mistakes in the shortest time."""

@@ -131,6 +131,50 @@ def test_what_is_no_rewind_is_refused(url, position, arguments, said):
     assert stored(store) == {"at": position}
 
 
+@pytest.mark.parametrize(
+    ("position", "form", "why"),
+    [
+        (1_714_730_400, "epoch_ms", (
+            "1714730400 is 1970-01-20 in epoch_ms, but 2024-05-03 in epoch_s: is that its format?")),
+        ("1714730400000", "epoch_s", (
+            "1714730400000 is out of all time in epoch_s, but 2024-05-03 in epoch_ms: is that its format?")),
+        ("05/04/2024", "%m/%d/%Y", "'04/25/2024', which it was in version 1"),
+        ("06/05/2024", "%m/%d/%Y", "06/05/2024 is 2024-06-05 in %m/%d/%Y, which is still to come"),
+    ],
+)  # fmt: skip
+def test_a_wrong_format_is_not_believed(url, position, form, why):
+    """Another unit makes a probable time of it, an earlier position is not read, or it is still to come."""
+    store = MemoryStore.from_url(url)
+    if "version 1" in why:
+        form = "%d/%m/%Y"
+        store.commit("crm", {"contacts": encode({"at": "04/25/2024"})})
+        why = f"{form} does not read {why}"
+    store.commit("crm", {"contacts": encode({"at": position})})
+    asked = ["crm", "contacts", "--cursor-format", form]
+    assert error("rewind", *asked, "--by", "2d") == f"Error: 'contacts' in 'crm': {why}"
+    assert stored(store) == {"at": position}
+    if "version 1" not in why:
+        told = document("status", *asked, "--max-lag", "1h", "--json", status=3)["keys"][0]
+        assert (told["lag"], told["why"]) == (None, f"its position is no time; {why}")
+
+
+def test_what_the_job_says_of_its_format_counts(url):
+    store = MemoryStore.from_url(url)
+    with Checkpointer("crm", store, record_run=True) as cp:
+        stream = cp.incremental("contacts", "at", row_order="asc", cursor_format="epoch_ms")
+        for _ in stream.pages([[{"at": 1_714_730_400_000}]]):
+            pass
+    assert error("rewind", "crm", "contacts", "--by", "2d", "--cursor-format", "epoch_s") == (
+        "Error: the job reads 'contacts' in 'crm' as epoch_ms, not epoch_s: leave --cursor-format out"
+    )
+    assert run("status", "crm", "--max-lag", "3h").exit_code == 0
+    assert run("status", "crm", "--max-lag", "1h").exit_code == 1
+    assert document("list", "crm", "--json")[0]["lag"] == document("list", "--json")[0]["lag"] == 7_200
+    assert [step["is_time"] for step in document("plot", "crm", "contacts", "--json")] == [True]
+    assert run("rewind", "crm", "contacts", "--by", "2d").exit_code == 0
+    assert stored(store) == {"at": 1_714_557_600_000}
+
+
 def test_rewind_asks_how_far_and_of_what(store):
     far = "Error: how far? Give --to VALUE or --by AMOUNT"
     assert error("rewind", "crm", "contacts", status=2) == far

@@ -83,7 +83,7 @@ def test_status_as_a_document(store):
         "status": "stale",
         "age": 86_400.0,
         "lag": None,
-        "why": "last written 1 d ago",
+        "why": "neither written nor read to its end for 1 d",
     }
     assert told["namespaces"] == [{"namespace": "crm", "held_by": None, "last_run": None}]
     assert document("status", "crm", "ids", "--max-lag", "1h", "--json", status=3)["keys"][0]["why"] == (
@@ -222,25 +222,87 @@ def test_a_stream_in_windows_is_read_where_all_of_them_are(url, read, is_read):
     assert last_run(store).read == ("contacts",)
 
 
-def test_no_run_tells_that_a_member_or_plain_key_was_read(url):
+def test_a_member_is_read_where_the_run_tells_so(url):
+    """Also one that had nothing new; one that the job left out, and a key that it sets itself, count their writes."""
     store = MemoryStore.from_url(url)
     with freeze_time("2024-05-01T12:00:00Z") as clock:
-        for day, members in ((1, ["alive", "dead"]), (3, ["alive"])):
+        for day, members in ((1, ["alive", "dead", "quiet"]), (3, ["alive", "quiet"])):
             clock.move_to(f"2024-05-0{day}T11:00:00Z")
             with Checkpointer("crm", store, record_run=True) as cp:
                 for member in members:
-                    rows = [{"updated_at": f"2024-05-0{day}T10:00:00Z"}]
+                    rows = [{"updated_at": f"2024-05-0{day if member == 'alive' else 1}T10:00:00Z"}]
                     read_it(cp.incremental(member, "updated_at", group="accounts"), rows)
-        with Checkpointer("own", store, record_run=True) as cp:
-            cp["cursor"] = {"page": 1}
-        old = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-03T11:30:00Z"}
-        ended = {"ended": "2024-05-03T11:40:00Z", "outcome": "done", "streams": {"cursor": {"seen": 1}}}
-        clock.move_to("2024-05-03T11:40:00Z")
-        store.commit("own", {"__run__": encode(old | ended)})
+                if day == 1:
+                    cp["cursor"] = {"page": 1}
     told = document("status", "crm", "--max-age", "2h", "--json", status=1)
-    assert {one["member"]: one["status"] for one in told["keys"]} == {"alive": "fresh", "dead": "stale"}
-    assert exit_status("own", "--max-age", "50 min") == 1
-    assert exit_status("own", "--max-age", "2h") == 0
+    assert {one.get("member"): one["status"] for one in told["keys"]} == {
+        "alive": "fresh",
+        "quiet": "fresh",
+        "dead": "stale",
+        None: "stale",
+    }
+    assert {one["member"]: one["age"] for one in document("list", "crm", "accounts", "--json")} == {
+        "alive": 3_600,
+        "quiet": 3_600,
+        "dead": 49 * 3_600,
+    }
+    assert document("list", "--json")[0]["age"] == 49 * 3_600
+
+
+def test_what_only_an_earlier_record_tells_counts(url):
+    """A run that overlapped another one, or one of the form that had no members, is found in the history."""
+    store = MemoryStore.from_url(url)
+    old = {"host": "h", "process": 1, "started": "2024-05-03T11:30:00Z"}
+    ended = {"ended": "2024-05-03T11:40:00Z", "outcome": "done"}
+    with freeze_time("2024-05-01T12:00:00Z") as clock:
+        store.commit("crm", {"contacts": encode({"a": 1}), "deals": encode({"a": 1}), "other": encode({"a": 1})})
+        clock.move_to("2024-05-03T11:40:00Z")
+        store.commit("crm", {"__run__": encode({"run_id": "a", **old, **ended, "read": ["contacts"]})})
+        reads = {"deals": {"at": "2024-05-03T11:40:00Z"}}
+        store.commit("crm", {"__run__": encode({"run_id": "b", **old, **ended, "reads": reads})})
+        store.commit("crm", {"__run__": encode({"run_id": "c", **old})})
+    told = document("status", "crm", "--max-age", "1h", "--json", status=1)
+    assert {one["key"]: one["status"] for one in told["keys"]} == {
+        "contacts": "fresh",
+        "deals": "fresh",
+        "other": "stale",
+    }
+
+
+def test_a_list_tells_how_the_last_run_ended(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T09:00:00Z"):
+        for name in ("a_done", "b_failed", "c_going"):
+            with suppress(OSError), Checkpointer(name, store, record_run=True) as cp:
+                cp["key"] = {"updated_at": "2024-05-03T08:00:00Z"}
+                cp.commit()
+                if name == "b_failed":
+                    raise OSError
+        run = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-03T11:30:00Z"}
+        store.commit("c_going", {"__run__": encode(run)})
+    assert screen("list") == (
+        "namespace  keys  lag  age  last run\n"
+        "a_done        1  4 h  3 h  done 3 h ago\n"
+        "b_failed      1  4 h  3 h  failed 3 h ago, OSError\n"
+        "c_going       1  4 h  3 h  no end, began 30 min ago\n"
+    )
+
+
+def test_epochs_have_a_lag_in_lists_where_a_format_is_given(url):
+    store = MemoryStore.from_url(url)
+    members = {"b": "1714730400", "a": "1714734000.5", "c": "99"}
+    entries = {member_key("events", member): encode({"at": at}) for member, at in members.items()}
+    with freeze_time("2024-05-03T11:58:00Z"):
+        store.commit("crm", {head_key("events"): encode({"members": "entries"}), **entries})
+    assert screen("list", "crm") == (
+        "key     cursor                          lag    age  written by\n"
+        "events  3 members: slowest c, newest a    -  2 min  -\n"
+    )
+    store.commit("crm", {member_key("events", "c"): None})
+    assert screen("list", "crm", "--cursor-format", "epoch_s") == (
+        "key     cursor                          lag    age  written by\n"
+        "events  2 members: slowest b, newest a  2 h  2 min  -\n"
+    )
 
 
 def test_members_are_named_where_they_are_stale(url):
@@ -335,11 +397,12 @@ def test_runs(url):
         last = document("status", "crm", "--json")["namespaces"][0]["last_run"]
         cp.__exit__(None, None, None)
     assert shown == (
-        "began              took  ended   commits  seen  delivered  run\n"
-        "2024-05-03 12:00      -  no end        -     -          -  killed\n"
-        "2024-05-03 11:00  1 min  done          1     1          1  nightly-2\n"
-        "2024-05-03 10:00  1 min  failed        1     1          1  nightly-1, OSError\n"
-        "2024-05-03 09:00  1 min  done          1     1          1  nightly-0\n"
+        "began                   took  ended   commits  seen  delivered  run\n"
+        "2024-05-03 12:00           -  no end        -     -          -  killed\n"
+        "2024-05-03 11:00  1 min 30 s  done          1     1          1  nightly-2\n"
+        "2024-05-03 10:00  1 min 30 s  failed        1     1          1  nightly-1\n"
+        "2024-05-03 09:00  1 min 30 s  done          1     1          1  nightly-0\n"
+        "nightly-1 failed: OSError\n"
         "no end: still going, or killed.\n"
     )
     assert [run["run_id"] for run in told] == ["killed", "nightly-2"]

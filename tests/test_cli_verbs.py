@@ -66,9 +66,9 @@ def test_list_of_namespaces(store):
     with freeze_time("2024-03-01T12:00:00Z"):
         store.commit("a much longer namespace", {str(number): "1" for number in range(1234)})
     assert screen("list") == (
-        "namespace                 keys  lag    age  last run\n"
-        "a much longer namespace  1,234    -   63 d  -\n"
-        "job                          2  1 d  2 min  nightly-2\n"
+        "namespace                 keys      lag   age  last run\n"
+        "a much longer namespace  1,234        -  63 d  -\n"
+        "job                          2  1 d 2 h   1 d  -\n"
     )
     assert [row["namespace"] for row in document("list", "--all", "--json")] == [
         "a much longer namespace",
@@ -81,15 +81,18 @@ def test_list_of_namespaces(store):
         "updated_at": "2024-05-03T11:58:00.000Z",
         "run_id": "nightly-2",
         "lag": 26 * 3600.0,
+        "slowest": {"key": "contacts"},
+        "age": 86_400.0,
+        "last_run": None,
         "held_by": None,
     }
 
 
 def test_list_of_keys(store):
     assert screen("list", "job") == (
-        "key                cursor                                  lag    age  last run\n"
-        'contacts           {"updated_at":"2024-05-02T10:00:00Z",…  1 d  2 min  nightly-2\n'
-        'previous_run_date  "2024-05-01T00:00:00.000Z"                -    1 d  -\n'
+        "key                cursor                                 lag    age  written by\n"
+        'contacts           {"updated_at":"2024-05-02T10:00:…  1 d 2 h  2 min  nightly-2\n'
+        'previous_run_date  "2024-05-01T00:00:00.000Z"               -    1 d  -\n'
     )
     assert screen("list", "job", "--all").splitlines()[1].split() == ["__lease__", '"held"', "-", "1", "d", "-"]
 
@@ -105,6 +108,8 @@ def test_list_of_keys_as_a_document(store):
             "updated_at": "2024-05-03T11:58:00.000Z",
             "run_id": "nightly-2",
             "version": 3,
+            "lag": 26 * 3600.0,
+            "age": 120.0,
         },
         {
             "namespace": "job",
@@ -115,6 +120,8 @@ def test_list_of_keys_as_a_document(store):
             "updated_at": "2024-05-02T12:00:00.000Z",
             "run_id": None,
             "version": 2,
+            "lag": None,
+            "age": 86_400.0,
         },
     ]
 
@@ -130,12 +137,12 @@ def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(store):
         store.commit("other", {"key": "\x1b[31m\x9b\u202e"}, run_id="\x1b]0;title\x07")
         store.commit("cursors", {"\u061c": encode({"\x9b": "\u2066"})}, run_id="\u061c")
     assert screen("list", "other") == (
-        "key  cursor                    lag    age  last run\n"
+        "key  cursor                    lag    age  written by\n"
         'key  "\\u001b[31m\\u009b\\u202e"    -  1 min  \\u001b]0;title\\u0007\n'
     )
     cursor = '{"\\u009b":"\\u2066"}'
     assert screen("list", "cursors") == (
-        f"key     cursor               lag    age  last run\n\\u061c  {cursor}    -  1 min  \\u061c\n"
+        f"key     cursor               lag    age  written by\n\\u061c  {cursor}    -  1 min  \\u061c\n"
     )
     assert screen("diff", "cursors", "nosuch", status=1) == f"- \\u061c  {cursor}\n"
     assert screen("history", "cursors").splitlines()[1] == f"+ \\u061c  {cursor}"
@@ -660,15 +667,15 @@ def test_plot_in_the_terminal(store):
         "                  2024-05-01 12:00                              2024-05-03 12:00\n"
         "\n"
         "lag\n"
-        "1 d │                                                                          ●\n"
-        "    │\n"
-        "    │\n"
-        "    │\n"
-        "    │\n"
-        "    │\n"
-        "    │\n"
-        "1 h │●─────────────────────────────────────────────────────────────────────────●\n"
-        "     2024-05-01 12:00                                           2024-05-03 12:00\n"
+        "1 d 1 h │                                                                      ●\n"
+        "        │\n"
+        "        │\n"
+        "        │\n"
+        "        │\n"
+        "        │\n"
+        "        │\n"
+        "    1 h │●─────────────────────────────────────────────────────────────────────●\n"
+        "         2024-05-01 12:00                                       2024-05-03 12:00\n"
     )
     assert document("plot", "job", "contacts", "--json")[0] == {
         "version": 1,
@@ -717,13 +724,36 @@ def test_plot_as_an_image(store, tmp_path):
     assert texts == [
         "job contacts",
         *("position", "2024-05-02 10:00", "2024-05-01 10:00", "2024-05-01 12:00", "2024-05-03 11:58"),
-        *("lag", "1 d", "2 h", "2024-05-01 12:00", "2024-05-03 11:58"),
+        *("lag", "1 d 1 h", "2 h", "2024-05-01 12:00", "2024-05-03 11:58"),
     ]
     run("plot", "a&b", "<key>", "--out", str(file))
     assert ET.fromstring(file.read_text("utf-8"))[0][1].text == "a&b <key>"
-    assert error("plot", "job", "contacts", "--out", "lag.png", status=2) == (
-        "Error: lag.png is no SVG file: give --out a name that ends in .svg"
+    assert error("plot", "job", "contacts", "--out", "lag.pdf", status=2) == (
+        "Error: lag.pdf is neither SVG nor PNG: give --out a name that ends in .svg or .png"
     )
+
+
+def test_plot_as_a_png_draws_what_the_svg_does(store, tmp_path):
+    from PIL import Image
+
+    file = tmp_path / "lag.png"
+    done = run("plot", "job", "contacts", "--out", str(file))
+    assert (done.exit_code, done.stdout) == (0, f"2 commits of job contacts drawn in {file}.\n")
+    with Image.open(file) as image:
+        assert (image.format, image.size) == ("PNG", (1600, 960))
+        colors = {color for _, color in image.getcolors(1 << 20)}
+        blue, left = (37, 99, 235), 2 * 150
+        assert {(255, 255, 255), (0, 0, 0), (136, 136, 136), blue} <= colors
+        assert image.getpixel((left, 2 * 200)) == blue  # the first commit, at the bottom of the first chart
+        assert image.getpixel((2 * 780, 2 * 40)) == blue  # the last one, at its top
+
+
+def test_plot_as_a_png_names_the_package_that_lacks(store, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert error("plot", "job", "contacts", "--out", str(tmp_path / "lag.png")) == (
+        "Error: A PNG image needs Pillow: pip install 'checkpoint-store[png]'"
+    )
+    assert not [*tmp_path.iterdir()]
 
 
 def test_plot_of_what_cannot_be_drawn(store):

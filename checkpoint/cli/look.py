@@ -15,6 +15,7 @@ from checkpoint.cli.options import (
     complete_key,
     complete_member,
     complete_namespace,
+    cursor_format,
     member,
     namespace,
     reading,
@@ -23,14 +24,16 @@ from checkpoint.cli.options import (
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
-from checkpoint.overview.freshness import Summary, ends_of, held_by, summary_of
+from checkpoint.overview.freshness import age_of, ends_of, held_by, run_in_short, summary_of
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
+from checkpoint.overview.past import fields_of
 from checkpoint.overview.positions import lag_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from checkpoint.entries import Entry
+    from checkpoint.overview.freshness import Summary
     from checkpoint.overview.namespaces import Layout
     from checkpoint.stores.base import Store
 
@@ -39,25 +42,28 @@ if TYPE_CHECKING:
 @click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
 @click.argument("key", metavar="[GROUP]", required=False, callback=checked, shell_complete=complete_key)
 @click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
+@cursor_format
 @as_json
 @store_option()
-def list_(namespace: str | None, key: str | None, *, ours: bool, as_json: bool, url: str | None) -> None:
+def list_(
+    namespace: str | None, key: str | None, *, ours: bool, cursor_format: str | None, as_json: bool, url: str | None
+) -> None:
     """List namespaces, keys, or the members of a group.
 
-    Shows how far the position is behind the clock (lag), the age of the last write, and the run that made it; of a
-    group those of its slowest and its newest member. Values in quotes are not cursors: another program stored that
-    text.
+    The lag is how far a position is behind the clock, the age the time since it was last written, or read to its end by
+    a run that ended well: of several keys or members the largest. The last run is the one that began last. Values in
+    quotes are not cursors: another program stored that text.
     """
     with reading(url) as store:
         if namespace is None:
-            _list_namespaces(store, ours=ours, as_json=as_json)
+            _list_namespaces(store, cursor_format, ours=ours, as_json=as_json)
         elif key is None:
-            _list_keys(Namespace(store, namespace), ours=ours, as_json=as_json)
+            _list_keys(Namespace(store, namespace), cursor_format, ours=ours, as_json=as_json)
         else:
-            _list_members(Namespace(store, namespace), key, as_json=as_json)
+            _list_members(Namespace(store, namespace), key, cursor_format, as_json=as_json)
 
 
-def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
+def _list_namespaces(store: Store, form: str | None, *, ours: bool, as_json: bool) -> None:
     names = names_of_namespaces(store)
     rows: list[Summary] = []
     failure: CorruptState | None = None  # of one namespace, which is told when the others are shown
@@ -65,7 +71,8 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
         for done, name in enumerate(names):
             told(done, len(names), name)
             try:
-                row = _summed(Namespace(store, name), ours=ours)
+                there = Namespace(store, name)
+                row = summary_of(there, _reserved(there).values() if ours else (), form)
             except CorruptState as error:
                 failure = error
             else:
@@ -84,13 +91,8 @@ def _list_namespaces(store: Store, *, ours: bool, as_json: bool) -> None:
         raise failure
 
 
-def _summed(there: Namespace, *, ours: bool) -> Summary | None:
-    return summary_of(there, _reserved(there).values() if ours else ())
-
-
 def _summary_row(row: Summary) -> tuple[str, ...]:
-    age, run = words.age(row.last.updated_at), row.last.sync_job_run_id or "-"
-    return row.state_key, f"{row.keys:,}", _lag(row.lag), age, run
+    return row.state_key, f"{row.keys:,}", _span(row.lag), _span(row.age), run_in_short(row.run)
 
 
 def _summary_fields(row: Summary) -> dict[str, Any]:
@@ -100,11 +102,14 @@ def _summary_fields(row: Summary) -> dict[str, Any]:
         "updated_at": row.last.updated_at,
         "run_id": row.last.sync_job_run_id,
         "lag": row.lag,
+        "slowest": None if row.slowest is None else row.slowest.fields(),
+        "age": row.age,
+        "last_run": None if row.run is None else fields_of(row.run),
         "held_by": row.holder,
     }
 
 
-def _list_keys(there: Namespace, *, ours: bool, as_json: bool) -> None:
+def _list_keys(there: Namespace, form: str | None, *, ours: bool, as_json: bool) -> None:
     plain = {name.key: entry for name, entry in there.shown().items() if name.member is None}
     plain |= _reserved(there) if ours else {}
     groups = {name: layout for name, layout in there.groups.items() if name not in plain}
@@ -112,30 +117,34 @@ def _list_keys(there: Namespace, *, ours: bool, as_json: bool) -> None:
     if as_json:
         screen.document(
             [
-                words.told_entry(there.state_key, Name(key).fields(), plain[key])
+                _entry_fields(there, Name(key), plain[key], form)
                 if key in plain
-                else _group_fields(there.state_key, groups[key])
+                else _group_fields(there, groups[key], form)
                 for key in keys
             ]
         )
     elif keys:
-        _show_rows("key", [_entry_row(key, plain[key]) if key in plain else _group_row(groups[key]) for key in keys])
+        rows = [
+            _entry_row(there, Name(key), plain[key], form) if key in plain else _group_row(there, groups[key], form)
+            for key in keys
+        ]
+        _show_rows("key", rows)
         _say_held(there.state_key, held_by(there))
     else:
         _say_nothing(there)
 
 
-def _list_members(there: Namespace, key: str, *, as_json: bool) -> None:
+def _list_members(there: Namespace, key: str, form: str | None, *, as_json: bool) -> None:
     layout = there.groups.get(key)
     if layout is None:
         if Name(key) in there.names:
             raise click.ClickException(f"{key!r} in {there.state_key!r} is not a group: `checkpoint get` prints it")
         raise click.ClickException(there.absent(key))
-    members = sorted(layout.members.items())
+    members = [(Name(key, member), entry) for member, entry in sorted(layout.members.items())]
     if as_json:
-        screen.document([words.told_entry(there.state_key, Name(key, m).fields(), entry) for m, entry in members])
+        screen.document([_entry_fields(there, name, entry, form) for name, entry in members])
     elif members:
-        _show_rows("member", [_entry_row(name, entry) for name, entry in members])
+        _show_rows("member", [_entry_row(there, name, entry, form) for name, entry in members])
     else:
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
 
@@ -151,41 +160,47 @@ def _say_held(namespace: str, holder: str | None) -> None:
 
 
 def _show_rows(first: str, rows: list[tuple[str, ...]]) -> None:
-    columns = (first, "cursor", "lag", "age", "last run")
+    columns = (first, "cursor", "lag", "age", "written by")
     screen.show_table(columns, rows, wide="cursor", right=("lag", "age"))
 
 
-def _entry_row(name: str, entry: Entry) -> tuple[str, ...]:
-    age, run = words.age(entry.updated_at), entry.sync_job_run_id or "-"
-    return name, words.readable_in_short(entry.value), _lag(lag_of(entry.value)), age, run
+def _entry_row(there: Namespace, name: Name, entry: Entry, form: str | None) -> tuple[str, ...]:
+    lag, age = lag_of(entry.value, there.form_of(name, form)), age_of(there, name, entry)
+    said = words.readable_in_short(entry.value)
+    return name.member or name.key, said, _span(lag), _span(age), entry.sync_job_run_id or "-"
 
 
-def _lag(seconds: float | None) -> str:
+def _entry_fields(there: Namespace, name: Name, entry: Entry, form: str | None) -> dict[str, Any]:
+    told = words.told_entry(there.state_key, name.fields(), entry)
+    return told | {"lag": lag_of(entry.value, there.form_of(name, form)), "age": age_of(there, name, entry)}
+
+
+def _span(seconds: float | None) -> str:
     return "-" if seconds is None else words.span(seconds)
 
 
-def _group_row(layout: Layout) -> tuple[str, ...]:
-    ends, members = ends_of(layout.members), layout.members
+def _group_row(there: Namespace, layout: Layout, form: str | None) -> tuple[str, ...]:
+    members = layout.members
+    ends = ends_of(members, there.form_of(Name(layout.name), form))
     if ends is None:
         return layout.name, "no members", "-", "-", "-"
-    last = _written_last(members.values())
-    said = f"{words.count(len(members), 'member')}: slowest {ends.slowest}, newest {ends.newest}"
-    return layout.name, said, _lag(ends.lag), words.age(last.updated_at), last.sync_job_run_id or "-"
+    ages = (age_of(there, Name(layout.name, member), entry) for member, entry in members.items())
+    age = max((age for age in ages if age is not None), default=None)
+    slowest, newest = ("slowest", "newest") if ends.by_position else ("written first", "last")
+    said = f"{words.count(len(members), 'member')}: {slowest} {ends.slowest}, {newest} {ends.newest}"
+    return layout.name, said, _span(ends.lag), _span(age), _written_last(members.values()).sync_job_run_id or "-"
 
 
 def _written_last(entries: Iterable[Entry]) -> Entry:
     return max(entries, key=lambda entry: entry.updated_at or "")
 
 
-def _group_fields(namespace: str, layout: Layout) -> dict[str, Any]:
-    ends, members = ends_of(layout.members), layout.members
-    told: dict[str, Any] = {"namespace": namespace, "key": layout.name, "members": len(members)}
+def _group_fields(there: Namespace, layout: Layout, form: str | None) -> dict[str, Any]:
+    members = layout.members
+    ends = ends_of(members, there.form_of(Name(layout.name), form))
+    told: dict[str, Any] = {"namespace": there.state_key, "key": layout.name, "members": len(members)}
     for what, one in () if ends is None else (("slowest", ends.slowest), ("newest", ends.newest)):
-        entry = members[one]
-        told[what] = {
-            **words.told_entry(namespace, Name(layout.name, one).fields(), entry),
-            "lag": lag_of(entry.value),
-        }
+        told[what] = _entry_fields(there, Name(layout.name, one), members[one], form)
     return told
 
 
@@ -224,7 +239,7 @@ def get(
         is_stored = key in there.stored and name.member is None  # also what is the library's own
         entry = there.stored[key] if is_stored else there.existing(name)
     if as_json:
-        screen.document(words.told_entry(namespace, name.fields(), entry))
+        screen.document(_entry_fields(there, name, entry, None))
     elif raw:
         screen.write_text(entry.value)
     else:

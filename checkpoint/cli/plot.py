@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @member
 @click.option("--field", metavar="NAME", help="The field of the cursor. Default: the only one that can be drawn.")
 @cursor_format
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw an SVG image.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw an image: FILE.svg, FILE.png."
+)
 @as_json
 @store_option()
 def plot(
@@ -43,28 +45,41 @@ def plot(
     """Draw a key's position over time, and its lag.
 
     As far back as the history reaches. The lag is how far the position was behind the clock at each commit. It is drawn
-    if the position is a time, or a number that --cursor-format says to be one. Text is drawn in its order.
+    if the position is a time, or a number of which the job's runs or --cursor-format say that it is one. Text is drawn
+    in its order.
     """
-    if out is not None and out.suffix.lower() != ".svg":
-        raise click.UsageError(f"{out} is no SVG file: give --out a name that ends in .svg")
+    if out is not None and out.suffix.lower() not in {".svg", ".png"}:
+        raise click.UsageError(f"{out} is neither SVG nor PNG: give --out a name that ends in .svg or .png")
     name = Name(key, member)
     with reading(url) as store:
-        changes = _changes_drawn(Namespace(store, namespace), name)
-    steps = plotted(changes, drawn_field(changes, name) if field is None else field, cursor_format)
+        there = Namespace(store, namespace)
+        changes, form = _changes_drawn(there, name), there.form_of(name, cursor_format)
+    steps = plotted(changes, drawn_field(changes, name, form) if field is None else field, form)
     if not steps:
         raise click.ClickException(f"the history of {name.quoted} in {namespace!r} has no position to draw")
     title = printable(f"{namespace} {name.said}")
     if as_json:
         screen.document([step.fields() for step in steps])
         return
-    if steps[-1].kind == "number" and (hint := epoch_hint(steps[-1].position)):
+    if form is None and steps[-1].kind == "number" and (hint := epoch_hint(steps[-1].position)):
         screen.warn(f"{steps[-1].position} is drawn as a number{hint}")
     if out is not None:
-        screen.write_file(out, chart.svg(title, panels(steps)).encode())
+        screen.write_file(out, _image(out, chart.svg(title, panels(steps))))
         screen.say(f"{words.count(len(steps), 'commit')} of {title} drawn in {out}.")
     else:
         console = screen.console()
         console.print(chart.text(title, panels(steps), min(console.width, 120)), soft_wrap=False)
+
+
+def _image(out: Path, svg: str) -> bytes:
+    if out.suffix.lower() == ".svg":
+        return svg.encode()
+    from checkpoint.cli.png import png  # most plots need none
+
+    try:
+        return png(svg)
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _changes_drawn(there: Namespace, name: Name) -> list[Change]:

@@ -22,15 +22,20 @@ from checkpoint.cli.options import (
     yes,
 )
 from checkpoint.cli.writing import carry_out, counted, planned
+from checkpoint.errors import CheckpointError
 from checkpoint.overview import words
 from checkpoint.overview.moments import instant, seconds_in
 from checkpoint.overview.namespaces import Name, Namespace, chosen
+from checkpoint.overview.past import changes_of
+from checkpoint.overview.positions import measured, misread
+from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.spellings import UNITS
 from checkpoint.streams.stored import BESIDE, RESUME, is_value
 from checkpoint.streams.values import Scale, Step, shorten, wire
 
 if TYPE_CHECKING:
     from checkpoint.cli.writing import Plan
+    from checkpoint.entries import Change
 
 _FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), number, text, or a pattern as %m/%d/%Y"
 
@@ -88,7 +93,7 @@ def rewind(
     with reading(url) as store:
         how = _How(to, by, field, cursor_format)
         names = [(there, name) for there in chosen(store, namespace, [key]) for name in _names_of(there, key, member)]
-        plans = _plans(names, how, reason or f"rewound {how.amount}")
+        plans = _plans(names, how._replace(is_alone=len(names) == 1), reason or f"rewound {how.amount}")
         changed = [name for plan in plans for name in plan.changes]
 
         def ask(number: int) -> str | None:
@@ -109,6 +114,8 @@ class _How(NamedTuple):
     """One of both is None."""
     field: str | None
     form: str | None
+    is_alone: bool = True
+    """Whether it is one cursor that goes back."""
 
     @property
     def amount(self) -> str:
@@ -163,6 +170,7 @@ def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
         cursor.pop(RESUME, None)
         return codec.encode(cursor) if cursor else None
     field = _position_field(where, cursor, how.field)
+    how = how._replace(form=_form_of(there, name, field, cursor[field], how))
     scale = Scale(where, known={"the position": cursor[field]}, cursor_format=how.form)
     try:
         back = _moved_back(scale, cursor[field], how) if how.by is not None else _given(scale, cursor[field], how)
@@ -172,6 +180,34 @@ def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
         raise click.ClickException(_in_words_of_a_prompt(str(error))) from error
     rest = {part: value for part, value in cursor.items() if part not in BESIDE}
     return codec.encode({**rest, field: back})
+
+
+def _form_of(there: Namespace, name: Name, field: str, position: Any, how: _How) -> str | None:
+    """Return the cursor format of a position, or end with the sentence that the given one is not it."""
+    where, known, given = f"{name.quoted} in {there.state_key!r}", there.form_of(name), how.form
+    if given is None or known is not None:
+        if given not in {None, known}:
+            raise click.ClickException(f"the job reads {where} as {known}, not {given}: leave --cursor-format out")
+        return known
+    if why := misread(position, given):
+        raise click.ClickException(f"{where}: {why}")
+    for change in _kept(there, name) if how.is_alone and "%" in given else ():
+        value: Any = (change.cursor_after or {}).get(field)
+        if isinstance(value, str) and measured(value, given) is None:
+            raise click.ClickException(
+                f"{where}: {given} does not read {shorten(value)}, which it was in version {change.version}"
+            )
+    return given
+
+
+def _kept(there: Namespace, name: Name) -> list[Change]:
+    """Return the kept changes of a name; none where the store keeps no history."""
+    if not isinstance(there.store, KeepsHistory):
+        return []
+    try:
+        return [change for change in changes_of(there, *name) if Name(change.key, change.member) == name]
+    except CheckpointError:  # of a server whose store keeps none
+        return []
 
 
 def _position_field(where: str, cursor: codec.Cursor, field: str | None) -> str:

@@ -42,6 +42,9 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
         columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
         right = ("took", "commits", "seen", "delivered")
         screen.show_table(columns, [_run_row(run) for run in found], wide="run", right=right)
+        for run in found:
+            if run.error is not None:
+                screen.say(f"{run.run_id} failed: {run.error}")
         if any(run.ended is None for run in found):
             screen.say("no end: still going, or killed.")
     else:
@@ -54,8 +57,4 @@ def _run_row(run: Run) -> tuple[str, ...]:
     outcome = run.outcome or "no end"
     rows = [f"{sum(stream.get(what, 0) for stream in run.streams.values()):,}" for what in ("seen", "delivered")]
     did = (f"{run.commits:,}", *rows) if run.ended is not None else ("-",) * 3
-    return run.started[:16].replace("T", " "), took, outcome, *did, _who(run)
-
-
-def _who(run: Run) -> str:
-    return f"{run.run_id}, {run.error}" if run.error else run.run_id
+    return run.started[:16].replace("T", " "), took, outcome, *did, run.run_id

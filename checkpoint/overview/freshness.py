@@ -1,18 +1,24 @@
-"""How fresh a namespace is: age and lag of its keys, its last runs, and which run holds it."""
+"""How fresh a namespace is: age and lag of its keys, its last runs, and which run holds it.
+
+    age       the time since a key was last written, or since a run ended well that read it to its end
+    lag       how far its position is behind the clock
+    last run  the run that began last, and how it ended
+
+Of several keys age and lag are the largest ones.
+"""
 
 from __future__ import annotations
 
-from math import inf
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from checkpoint.entries import RUN_KEY, Change
 from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.overview import words
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name
-from checkpoint.overview.positions import lag_of, position_of
-from checkpoint.overview.words import span
+from checkpoint.overview.positions import epoch_hint, lag_of, misread, position_of, positions_in
 from checkpoint.run import lease
-from checkpoint.run.runs import Run, recorded
+from checkpoint.run.runs import Known, Run, recorded
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
@@ -29,11 +35,11 @@ class Limits(NamedTuple):
     """What is asked of each key."""
 
     age: float | None
-    """Seconds since it was last written, or read to its end without anything new."""
+    """Seconds that its age may be."""
     lag: float | None
-    """Seconds between its position and now."""
+    """Seconds that its lag may be."""
     form: str | None
-    """The cursor format of positions that are not ISO 8601."""
+    """The cursor format of positions that are not ISO 8601, where no run has told it."""
     is_named: bool
     """Whether one key was named: then what cannot be told counts."""
 
@@ -50,6 +56,12 @@ class Judged(NamedTuple):
     """What is over which limit, or cannot be told; empty where it is fresh."""
 
 
+def age_of(there: Namespace, name: Name, entry: Entry) -> float | None:
+    """Return the age of a key or member in seconds, as the last run's record tells it; None: nobody told."""
+    ages = (seconds_since(entry.updated_at), seconds_since(there.known.read_at(*name)))
+    return min((age for age in ages if age is not None), default=None)
+
+
 def judged(there: Namespace, key: str | None, member: str | None, limits: Limits) -> list[Judged]:
     """Judge all keys and members of a namespace, those of one key, or one member; what is not there is left out."""
     names = _names_asked(there, key, member)
@@ -64,26 +76,37 @@ def _names_asked(there: Namespace, key: str | None, member: str | None) -> Itera
 
 
 def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Done | None) -> Judged:
-    age, lag = seconds_since(entry.updated_at), lag_of(entry.value, limits.form)
+    form = there.form_of(name, limits.form)
+    age, lag = age_of(there, name, entry), lag_of(entry.value, form)
     if age is not None and done is not None and _against(age, limits.age) == "STALE":
-        age = min(age, done.read_since(name))
+        age = min([age, *done.read_since(name)])
     of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
     if of_lag == "unknown" and not limits.is_named:
         of_lag = "-"
     verdict: Freshness = next(one for one in WORST_FIRST if one in {of_age, of_lag})
-    words = [
-        _WHY[what, found].format(span(seconds or 0))
+    said = [
+        _WHY[what, found].format(words.span(seconds or 0))
         for what, found, seconds in (("age", of_age, age), ("lag", of_lag, lag))
         if found == verdict and found in {"STALE", "unknown"}
     ]
-    return Judged(there.state_key, name, verdict, age, lag, "; ".join(words))
+    if of_lag == verdict == "unknown":
+        said += _why_no_time(entry.value, form)
+    return Judged(there.state_key, name, verdict, age, lag, "; ".join(said))
+
+
+def _why_no_time(value: str, form: str | None) -> list[str]:
+    """Return what more there is to say of a position that is no time."""
+    cursor = words.cursor_of(value) or {}
+    said = [misread(one.value, form) for one in positions_in(cursor, form)]
+    hints = [epoch_hint(one) for one in cursor.values()] if form is None else []
+    return [each for each in said if each] + [hint.removeprefix(": ") for hint in hints if hint]
 
 
 WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
 """In the order in which people want to see them."""
 
 _WHY = {
-    ("age", "STALE"): "last written {} ago",
+    ("age", "STALE"): "neither written nor read to its end for {}",
     ("lag", "STALE"): "its position is {} behind",
     ("age", "unknown"): "when it was written is not told",
     ("lag", "unknown"): "its position is no time",
@@ -101,29 +124,43 @@ def _against(seconds: float | None, limit: float | None) -> Freshness:
 class _Done:
     """The runs of a namespace that ended well, asked for when the first key seems stale.
 
-    Such a run names the streams that it read to their end, also where nothing was new and so nothing was written. Of
-    members of groups, and of keys that a job sets itself, no run tells whether they were read: their writes count.
+    The last record may lack what another run read meanwhile, for runs that overlap do not know of each other.
     """
 
     def __init__(self, there: Namespace) -> None:
         self._there = there
-        self._runs: list[Run] | None = None
+        self._reads: list[Known] | None = None
 
-    def read_since(self, name: Name) -> float:
-        """Return how many seconds ago a run ended well that read a key to its end; endless: none is known to have."""
-        if name.member is not None:
-            return inf
-        if self._runs is None:
-            self._runs = [run for run in runs_of(self._there) if run.outcome == "done"]
-        ages = [age for run in self._runs if name.key in run.read and (age := seconds_since(run.ended)) is not None]
-        return min(ages, default=inf)
+    def read_since(self, name: Name) -> list[float]:
+        """Return how many seconds ago a run ended well that read a key to its end; none is known to have: nothing."""
+        if self._reads is None:
+            self._reads = _reads_in(_records(self._there))
+        told = (seconds_since(known.read_at(*name)) for known in self._reads)
+        return [age for age in told if age is not None][:1]
+
+
+def _reads_in(records: list[Change]) -> list[Known]:
+    """Return what each run that ended well read, the newest first."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for change in records:
+        for name, read in Known.of_value(change.after).reads.items():
+            found.setdefault(read["at"], {})[name] = read
+    for run in recorded(records):
+        if run.outcome == "done" and run.ended is not None:
+            of_run = found.setdefault(run.ended, {})
+            found[run.ended] = {**{key: {"at": run.ended} for key in run.read}, **of_run}
+    return [Known({}, found[at]) for at in sorted(found, reverse=True)]
 
 
 def runs_of(there: Namespace) -> list[Run]:
     """Return the runs of a namespace that are recorded, the one that began last first."""
+    return recorded(_records(there))
+
+
+def _records(there: Namespace) -> list[Change]:
     if isinstance(there.store, KeepsHistory):
         try:
-            return recorded(there.store.history(there.state_key, RUN_KEY))
+            return there.store.history(there.state_key, RUN_KEY)
         except CheckpointError:  # a server whose store keeps none
             return []
     return []
@@ -136,6 +173,15 @@ def last_run(there: Namespace) -> Run | None:
         return None
     change = Change(RUN_KEY, None, entry.value, entry.version or 0, entry.updated_at or "", None, "", 0)
     return next(iter(recorded([change])), None)
+
+
+def run_in_short(run: Run | None) -> str:
+    """Return how a run ended, and how long ago, in a few words; a dash for none."""
+    if run is None:
+        return "-"
+    if run.outcome is None:
+        return f"no end, began {words.age(run.started)} ago"
+    return f"{run.outcome} {words.age(run.ended)} ago{f', {run.error}' if run.error else ''}"
 
 
 def holder_of(there: Namespace) -> lease.LeaseState | None:
@@ -160,23 +206,27 @@ class Ends(NamedTuple):
     newest: str
     lag: float | None
     """Of the slowest one, in seconds; None: its position is no instant."""
+    by_position: bool = True
+    """False: their positions do not compare, and these are the ones that were written first and last."""
 
 
-def ends_of(members: Mapping[str, Entry]) -> Ends | None:
+def ends_of(members: Mapping[str, Entry], form: str | None = None) -> Ends | None:
     """Return which members of a group are furthest behind and ahead, by position; None: there are no members.
 
-    Where their positions do not all compare, by when they were written.
+    Where their positions do not all compare, by when they were written. `form` is the cursor format of the positions
+    that are not ISO 8601.
     """
     if not members:
         return None
-    positions = {member: position_of(entry.value) for member, entry in members.items()}
-    found = {member: position for member, position in positions.items() if position is not None}
-    if len(found) == len(members) and len({position.kind for position in found.values()}) == 1:
-        order = sorted(found, key=lambda member: found[member].scale)
-        return Ends(order[0], order[-1], found[order[0]].lag)
+    for each in dict.fromkeys((form, None, "number")):  # digits as text have an order, whatever they count
+        positions = {member: position_of(entry.value, each) for member, entry in members.items()}
+        found = {member: position for member, position in positions.items() if position is not None}
+        kinds = {position.kind for position in found.values()}
+        if len(found) == len(members) and len(kinds) == 1:
+            order = sorted(found, key=lambda member: found[member].scale)
+            return Ends(order[0], order[-1], lag_of(members[order[0]].value, form))
     order = sorted(members, key=lambda member: members[member].updated_at or "")
-    slowest = positions[order[0]]
-    return Ends(order[0], order[-1], None if slowest is None else slowest.lag)
+    return Ends(order[0], order[-1], lag_of(members[order[0]].value, form), by_position=False)
 
 
 class Summary(NamedTuple):
@@ -192,28 +242,30 @@ class Summary(NamedTuple):
     lag: float | None
     """By how many seconds it is."""
     oldest: Name | None
-    """The key or member that was not written for the longest time; None: the store does not tell."""
+    """The key or member whose age is the largest; None: the store does not tell."""
     age: float | None
-    """Seconds since it was."""
+    """Its age in seconds."""
     holder: str | None
     """The exclusive run that holds it, and since when."""
     run: Run | None
     """The run that was recorded last."""
 
 
-def summary_of(there: Namespace, beside: Iterable[Entry] = ()) -> Summary | None:
+def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:
     """Sum up a namespace; None: it has no keys.
 
-    `beside` are reserved entries that are counted too.
+    `beside` are reserved entries that are counted too; `form` is the cursor format of positions that are not ISO 8601
+    and of which no run has told it.
     """
     shown = there.shown()
     entries = [*shown.values(), *beside]
     if not entries:
         return None
-    lags = {name: lag for name, entry in shown.items() if (lag := lag_of(entry.value)) is not None}
+    every = {name: lag_of(entry.value, there.form_of(name, form)) for name, entry in shown.items()}
+    lags = {name: lag for name, lag in every.items() if lag is not None}
     slowest = max(lags, key=lambda name: lags[name], default=None)
-    written = {name: entry.updated_at for name, entry in shown.items() if entry.updated_at}
-    oldest = min(written, key=lambda name: written[name], default=None)
+    ages = {name: age for name, entry in shown.items() if (age := age_of(there, name, entry)) is not None}
+    oldest = max(ages, key=lambda name: ages[name], default=None)
     return Summary(
         there.state_key,
         len(entries),
@@ -221,7 +273,7 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = ()) -> Summary | None
         slowest,
         None if slowest is None else lags[slowest],
         oldest,
-        None if oldest is None else seconds_since(written[oldest]),
+        None if oldest is None else ages[oldest],
         held_by(there),
         last_run(there),
     )

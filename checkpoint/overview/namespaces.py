@@ -7,14 +7,17 @@ it: such keys have names of their own, and their members can be named beside the
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
+from heapq import nsmallest
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoint import codec
-from checkpoint.entries import GROUP_PREFIX, RESERVED, head_key, member_key, named
+from checkpoint.entries import GROUP_PREFIX, RESERVED, RUN_KEY, head_key, member_key, named
 from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.run import forms
+from checkpoint.run.runs import Known
 from checkpoint.stores.base import Atomic, ListsNamespaces
 from checkpoint.streams.stored import BESIDE
 
@@ -105,6 +108,8 @@ class Namespace:
         self.state_key = state_key
         self.stored = store.load(state_key)
         """The entries as they are stored, reserved ones too."""
+        self.known = Known.of(self.stored.get(RUN_KEY))
+        """What the runs recorded of the streams."""
         self.groups: dict[str, Layout] = {}
         """The groups, those of version 1 too: while a group is moved to version 2, both may be stored."""
         for layout in (*self._layouts(), *self._of_version_1()):
@@ -122,6 +127,10 @@ class Namespace:
         if name.member is not None and name.key in self.groups:
             return self.groups[name.key].members.get(name.member)
         return self.names.get(name)
+
+    def form_of(self, name: Name, given: str | None = None) -> str | None:
+        """Return the cursor format that the job reads a name by; where no run has told it, the given one."""
+        return self.known.formats.get(name.key, given)
 
     def value(self, name: Name) -> str | None:
         """Return the value stored under a name; None: there is none."""
@@ -399,6 +408,17 @@ def near_namespace(store: Store, namespace: str) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """Return a question for the known names that are most like one; empty where none is."""
-    near = get_close_matches(name, [each for each in known if each != name], n=3)
-    return f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+    """Return a question for the known names that are most like one, the likeliest first; empty where none is."""
+    matcher: SequenceMatcher[str] = SequenceMatcher(b=name.casefold())
+    near: list[tuple[float, int, str]] = []
+    for each in known:
+        matcher.set_seq1(each.casefold())
+        if each != name and matcher.real_quick_ratio() >= _LIKE and matcher.quick_ratio() >= _LIKE:
+            alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, each, strict=False)))
+            near.append((-matcher.ratio(), -alike, each))
+    said = [repr(each) for likeness, _, each in nsmallest(3, near) if -likeness >= _LIKE]
+    return f": did you mean {' or '.join(said)}?" if said else ""
+
+
+_LIKE = 0.6
+"""From 0 to 1, how like two names are of which one may be meant for the other."""

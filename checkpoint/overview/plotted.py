@@ -42,8 +42,10 @@ class PlottedChange(NamedTuple):
         return told | {"is_time": told.pop("kind") in {"instant", "wall"}}
 
 
-def drawn_field(changes: list[Change], name: Name) -> str:
+def drawn_field(changes: list[Change], name: Name, form: str | None = None) -> str:
     """Return the only part of the newest cursor that can be drawn: a number or a time, else a text.
+
+    Where a cursor format is known, the only part that it reads.
 
     Raises:
         AbsentError: there is no cursor, nothing in it can be drawn, or there is a choice.
@@ -52,7 +54,8 @@ def drawn_field(changes: list[Change], name: Name) -> str:
     cursor = next((found for change in changes if (found := _cursor_after(change)) is not None), None)
     if cursor is None:
         raise AbsentError(f"there is no cursor of {name.quoted} in the history")
-    fields = _drawable(cursor)
+    fields = _drawable(cursor, form) if form is not None else []
+    fields = fields if len(fields) == 1 else _drawable(cursor)
     if len(fields) == 1:
         return fields[0]
     hint = f"it has {', '.join(fields)}: choose one with --field"
@@ -60,10 +63,10 @@ def drawn_field(changes: list[Change], name: Name) -> str:
     raise AbsentError(f"what of {name.quoted} is to be drawn? {hint if fields else none}")
 
 
-def _drawable(cursor: Mapping[str, Any]) -> list[str]:
+def _drawable(cursor: Mapping[str, Any], form: str | None = None) -> list[str]:
     """Return the parts of a cursor that are numbers or times; where there is none, those that are text."""
     parts = {part: value for part, value in cursor.items() if part not in BESIDE}
-    fields = [part for part, value in parts.items() if measured(value) is not None]
+    fields = [part for part, value in parts.items() if measured(value, form) is not None]
     return fields or [part for part, value in parts.items() if isinstance(value, str) and value]
 
 

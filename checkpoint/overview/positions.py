@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.overview.moments import now
 from checkpoint.overview.words import cursor_of
 from checkpoint.streams.keys import Clock
-from checkpoint.streams.spellings import Spelling, spelling
+from checkpoint.streams.spellings import UNITS, Spelling, spelling
 from checkpoint.streams.stored import BESIDE
 from checkpoint.streams.values import epoch_named
 
@@ -73,14 +74,44 @@ def position_of(value: str | None, form: str | None = None) -> Measured | None:
 def lag_of(value: str | None, form: str | None = None) -> float | None:
     """Return how many seconds a stored cursor's position is behind; None: it is no instant, or there are several.
 
-    ISO 8601 with a zone says itself what it is; the format is of the cursors that have no such part.
+    ISO 8601 with a zone says itself what it is; the format is of the cursors that have no such part. A position that it
+    misreads is no instant.
     """
     cursor = None if value is None else cursor_of(value)
     for each in (None, form):
         instants = [one for one in positions_in(cursor or {}, each) if one.kind == "instant"]
         if instants:
-            return instants[0].lag if len(instants) == 1 else None
+            only = instants[0] if len(instants) == 1 else None
+            return None if only is None or misread(only.value, each) else only.lag
     return None
+
+
+_FIRST, _LATER = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp(), 2 * 86_400
+"""Positions of jobs lie after this, in seconds since 1970, and no more than so many seconds ahead."""
+
+
+def misread(value: Any, form: str | None) -> str | None:
+    """Return why a position is not in the cursor format that somebody named; None: it may be.
+
+    It is not where an epoch format makes it an improbable time, and another one a probable time, or where a pattern
+    makes it one that is still to come.
+    """
+    if form is None or (read := measured(value, form)) is None or _is_probable(read[0]):
+        return None
+    if "%" in form and read[0] > now().timestamp():
+        return f"{value} is {datetime.fromtimestamp(read[0], timezone.utc):%Y-%m-%d} in {form}, which is still to come"
+    if form not in UNITS:
+        return None
+    for other in UNITS:
+        if (better := measured(value, other)) is not None and _is_probable(better[0]):
+            when, then = (f"{datetime.fromtimestamp(each[0], timezone.utc):%Y-%m-%d}" if abs(each[0]) < 1e11 else
+                          "out of all time" for each in (read, better))  # fmt: skip
+            return f"{value} is {when} in {form}, but {then} in {other}: is that its format?"
+    return None
+
+
+def _is_probable(seconds: float) -> bool:
+    return _FIRST <= seconds <= now().timestamp() + _LATER
 
 
 def epoch_hint(value: Any) -> str:

@@ -82,14 +82,23 @@ def some(keys: list[str], most: int = 3) -> str:
 
 
 def age(moment: str | None) -> str:
-    """Return how long ago an ISO 8601 time was, in its largest unit; a dash where nobody told."""
+    """Return how long ago an ISO 8601 time was; a dash where nobody told."""
     seconds = seconds_since(moment)
     return "-" if seconds is None else span(seconds)
 
 
 def span(seconds: float) -> str:
-    """Return a length of time in its largest whole unit, such as `3 min`; one of the future as `in 3 min`."""
+    """Return a length of time such as `40 s`, `3 h 20 min` or `12 d`; one of the future as `in 3 min`.
+
+    In its largest unit, and where that is below ten in the next one too.
+    """
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    unit, size = next((each for each in units if abs(seconds) >= each[1]), units[-1])
-    whole = f"{int(abs(seconds) / size):,} {unit}"
+    left, said = int(abs(seconds)), list[str]()
+    for unit, size in units:
+        number, left = divmod(left, size)
+        if number:
+            said.append(f"{number:,} {unit}")
+        if said and (number >= 10 or number == 0 or len(said) == 2):
+            break
+    whole = " ".join(said) or "0 s"
     return f"in {whole}" if seconds <= -1 else whole

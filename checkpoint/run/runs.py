@@ -80,9 +80,14 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, entry: Entry | None) -> Known:
-        """Return what the entry `__run__` tells; what cannot be read tells nothing."""
+        """Return what the entry `__run__` tells."""
+        return cls.of_value(None if entry is None else entry.value)
+
+    @classmethod
+    def of_value(cls, value: str | None) -> Known:
+        """Return what a value of `__run__` tells; what cannot be read tells nothing."""
         try:
-            stored: dict[str, Any] = {} if entry is None else codec.decode(entry.value)
+            stored: dict[str, Any] = {} if value is None else codec.decode(value)
         except ValueError:
             stored = {}
         formats, reads = (_dict(stored.get(field)) for field in cls._fields)
