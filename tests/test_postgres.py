@@ -45,7 +45,7 @@ from checkpoint.stores import postgres as module  # noqa: E402 - after importors
 from checkpoint.stores import postgres_connections as connections  # noqa: E402 - after importorskip
 from checkpoint.stores.base import JoinsTransactions  # noqa: E402 - after importorskip
 from checkpoint.stores.postgres import PostgresStore  # noqa: E402 - after importorskip
-from checkpoint.stores.retrying import monotonic  # noqa: E402 - after importorskip
+from checkpoint.stores.retrying import Deadline, Operation, monotonic  # noqa: E402 - after importorskip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -386,9 +386,9 @@ def test_a_server_that_stays_away_is_unavailable(tmp_path: Path) -> None:
 
 def test_killed_backends_are_replaced(postgres: PostgresStore, other: Any) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
-    server, until = postgres._server, monotonic() + 60
+    server, time = postgres._server, connections.Waiting(Operation("PostgreSQL"), Deadline(60.0))
     for number in range(2, 5):
-        for connection in [server.take(until) for _ in range(3)]:
+        for connection in [server.take(time) for _ in range(3)]:
             server.give_back(connection)
         assert len(backends(postgres)) == 3
         for pid in backends(postgres):
@@ -684,7 +684,7 @@ def test_a_transaction_left_behind_is_ended_by_the_server(
     proxy: Proxy, through: PostgresStore, postgres: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = through.commit("job", {"a": "1"}).entries
-    monkeypatch.setattr(connections, "SILENCE", 1)
+    monkeypatch.setattr(connections, "ABANDONED", 1)
     proxy.on_commit.append("leave")
     receipt = through.commit("job", {"a": "2"}, base)
     assert receipt.entries == postgres.load("job")

@@ -17,6 +17,8 @@ from contextlib import suppress
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+from checkpoint.stores.retrying import Telling
+
 if TYPE_CHECKING:
     import httpcore
 
@@ -56,6 +58,10 @@ class Limit(NamedTuple):
         """Say that the answer takes its time."""
         self.operation.tell(self.deadline, "no answer yet")
 
+    def telling(self, host: str | None) -> Telling:
+        """Return what says, around a call that reaches for a host, that this takes its time."""
+        return Telling(self.operation, self.deadline, f"{host} cannot be reached yet")
+
 
 class Network(httpcore.NetworkBackend):
     """Opens the socket of one connection, and ends everything on it by the deadline of the request that uses it."""
@@ -75,14 +81,18 @@ class Network(httpcore.NetworkBackend):
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address of a host that answers, all of them within one step's time."""
+        with self.limit.telling(host):
+            return self._connected(host, port, local_address, socket_options)
+
+    def _connected(
+        self, host: str, port: int, local_address: str | None, socket_options: Any
+    ) -> httpcore.NetworkStream:
         addresses = self._resolved(host, port)
         share = self.limit.left() / len(addresses)
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in addresses:
             try:
-                stream = httpcore.SyncBackend().connect_tcp(
-                    address, port, min(share, self.limit.left()), local_address, socket_options
-                )
+                stream = httpcore.SyncBackend().connect_tcp(address, port, share, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:  # noqa: PERF203 - the next may answer
                 failure = error
             else:
@@ -160,7 +170,8 @@ class _Stream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            stream = self._stream.start_tls(ssl_context, server_hostname, self._network.limit.left())
+            with self._network.limit.telling(server_hostname):
+                stream = self._stream.start_tls(ssl_context, server_hostname, self._network.limit.left())
         except httpcore.ConnectError as error:
             raise HandshakeFailed(str(error), server_hostname) from error
         return self._network.adopt(stream)

@@ -23,7 +23,7 @@ from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unaut
 from checkpoint.stores import bucket
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
-from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
+from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy, Telling
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -509,7 +509,8 @@ class _Asked:
                 raise
 
         try:
-            return self._operation.call(once, self._deadline, Policy(first=0.05, longest=PAUSE, attempts=ATTEMPTS))
+            with Telling(self._operation, self._deadline, "the service does not answer yet"):
+                return self._operation.call(once, self._deadline, Policy(first=0.05, longest=PAUSE, attempts=ATTEMPTS))
         except Failed as failed:
             refused = Unauthorized(f"{self.where}: {failed}{_ADVICE}") if failed.unauthorized else None
             raise refused or StoreError(f"{self.where}: {failed}") from failed

@@ -30,6 +30,7 @@ from checkpoint.stores.postgres_connections import (
     CommitUnanswered,
     JoinedTransaction,
     Server,
+    Waiting,
     in_transaction,
     judged,
     parsed,
@@ -172,8 +173,8 @@ class PostgresStore:
                     unseen = tables.is_guarded(statements, "checkpoint_namespaces")
             return rows
 
-        def check(until: float) -> None:
-            with self._unit(READING if self.joined else WRITING, until) as statements:
+        def check(waiting: Waiting) -> None:
+            with self._unit(READING if self.joined else WRITING, waiting) as statements:
                 tables.check_absent(statements, state_key, digest)
 
         rows = self._ask(ask)
@@ -213,7 +214,7 @@ class PostgresStore:
             state_key, changes, base, run_id, dict(reasons), author, self._keep, self._warn_of_history
         )
         try:
-            return self._retry(lambda until: commit.attempt(self._unit(WRITING, until)))
+            return self._retry(lambda waiting: commit.attempt(self._unit(WRITING, waiting)))
         except StoreError as error:
             if commit.unanswered is None:
                 raise
@@ -251,8 +252,8 @@ class PostgresStore:
 
         """
 
-        def attempt(until: float) -> None:
-            with self._unit(WRITING, until) as statements:
+        def attempt(waiting: Waiting) -> None:
+            with self._unit(WRITING, waiting) as statements:
                 tables.install(statements)
 
         self._retry(attempt)
@@ -268,13 +269,13 @@ class PostgresStore:
     def _ask(self, question: Callable[[Statements], list[Any]]) -> list[Any]:
         """Return the rows that answer a question; none where our tables do not exist."""
 
-        def attempt(until: float) -> list[Any]:
-            with self._unit(READING, until) as statements:
+        def attempt(waiting: Waiting) -> list[Any]:
+            with self._unit(READING, waiting) as statements:
                 return question(statements) if statements.tables else []
 
         return self._retry(attempt)
 
-    def _retry(self, attempt: Callable[[float], T]) -> T:
+    def _retry(self, attempt: Callable[[Waiting], T]) -> T:
         """Call until it succeeds or the deadline ends; once where the transaction is the caller's.
 
         Raises:
@@ -284,7 +285,7 @@ class PostgresStore:
         operation, deadline = Operation(self._name), Deadline(self._deadline)
         policy = Policy(first=0.05, longest=2.0, attempts=1 if self.joined else None)
         try:
-            return operation.retry(lambda: attempt(deadline.at), deadline, policy)
+            return operation.retry(lambda: attempt(Waiting(operation, deadline)), deadline, policy)
         except Again as last:
             error, cause = operation.gave_up(deadline, last), last.__cause__
             if self.joined:
@@ -295,9 +296,9 @@ class PostgresStore:
     def _name(self) -> str:
         return "PostgreSQL, on the caller's connection" if self.joined else f"PostgreSQL ({self._server.name})"
 
-    def _unit(self, mode: str, until: float) -> _Unit:
+    def _unit(self, mode: str, waiting: Waiting) -> _Unit:
         joined = self._joined
-        lent = self._server.transaction(mode, until) if joined is None else JoinedTransaction(joined, mode)
+        lent = self._server.transaction(mode, waiting) if joined is None else JoinedTransaction(joined, mode)
         return _Unit(self, lent)
 
     def _warn_of_history(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
 from checkpoint.errors import StoreError, StoreUnavailable, Unauthorized
-from checkpoint.stores.retrying import Again, monotonic
+from checkpoint.stores.retrying import Again, Telling, monotonic
 
 try:
     import psycopg as psycopg  # noqa: PLC0414 - the store takes it from here, past the sentence below
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
     from psycopg.abc import PQGen
 
+    from checkpoint.stores.retrying import Deadline, Operation
+
 T = TypeVar("T")
 
 ANSWER = 10.0
 """Seconds to connect to one host, and to begin a transaction."""
 
-SILENCE = 30
+ABANDONED = 30
 """Seconds after which the server ends a transaction of ours that sends nothing more: it locks its namespace."""
 
 READING, WRITING = "READ ONLY", "READ WRITE"
@@ -42,13 +44,24 @@ OPTIONS = ("schema", "deadline", "keep", "keep_days")
 
 _BEGIN = """BEGIN ISOLATION LEVEL READ COMMITTED {mode};
     SET LOCAL statement_timeout = {left}; SET LOCAL lock_timeout = {left};
-    SET LOCAL idle_in_transaction_session_timeout = {silence}"""
+    SET LOCAL idle_in_transaction_session_timeout = {abandoned}"""
 
 _SHOWN = ("service", "host", "hostaddr", "port", "dbname", "user")  # of a connection string, in names
 
 
 class CommitUnanswered(Again):
     """An attempt whose COMMIT was sent, and whose answer was never seen."""
+
+
+class Waiting(NamedTuple):
+    """What a transaction is a part of: an operation, which tells of long waits, and its deadline."""
+
+    operation: Operation
+    deadline: Deadline
+
+    def tell(self) -> None:
+        """Say that the answer takes its time."""
+        self.operation.tell(self.deadline, "no answer yet, others may hold its locks")
 
 
 class Server:
@@ -73,9 +86,9 @@ class Server:
     def __reduce__(self) -> str:
         raise TypeError("a PostgresStore is not pickled: it holds connections and a password")
 
-    def transaction(self, mode: str, until: float) -> Transaction:
-        """Return a transaction to be entered, which has until `until` (monotonic seconds) to end."""
-        return Transaction(self, mode, until)
+    def transaction(self, mode: str, waiting: Waiting) -> Transaction:
+        """Return a transaction to be entered."""
+        return Transaction(self, mode, waiting)
 
     def close(self) -> None:
         """Close the idle connections of this process."""
@@ -83,7 +96,7 @@ class Server:
         while idle:
             idle.pop().close()
 
-    def take(self, until: float) -> Connection:
+    def take(self, waiting: Waiting) -> Connection:
         """Return an idle connection, or a new one.
 
         Raises:
@@ -93,7 +106,7 @@ class Server:
         try:
             return self._idle.setdefault(os.getpid(), deque()).pop()
         except IndexError:
-            return self._connect(until)
+            return self._connect(waiting)
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next transaction; close it, and the idle ones too, where it cannot go on."""
@@ -103,16 +116,17 @@ class Server:
             connection.close()
             self.close()  # what ended this one may have ended those
 
-    def _connect(self, until: float) -> Connection:
+    def _connect(self, waiting: Waiting) -> Connection:
         # PostgreSQL's own time-out is in whole seconds, from 2 on, and for each host.
-        timeout = max(2, round(min(ANSWER, (until - monotonic()) / self._hosts)))
+        timeout = max(2, round(min(ANSWER, waiting.deadline.left() / self._hosts)))
         secret = {} if self._password is None else {"password": _asked(self._password)}
         try:
-            connection = Connection.connect(
-                make_conninfo(**{**self._params, **secret}, connect_timeout=timeout),
-                autocommit=True,
-                prepare_threshold=None,
-            )
+            with Telling(*waiting, "the server does not answer yet"):
+                connection = Connection.connect(
+                    make_conninfo(**{**self._params, **secret}, connect_timeout=timeout),
+                    autocommit=True,
+                    prepare_threshold=None,
+                )
             _connections.add(connection)
             return connection
         except psycopg.Error as error:
@@ -144,20 +158,22 @@ class Transaction:
 
     """
 
-    def __init__(self, server: Server, mode: str, until: float) -> None:
+    def __init__(self, server: Server, mode: str, waiting: Waiting) -> None:
         self._server = server
         self._mode = mode
-        self._until = until
+        self._waiting = waiting
+        self._until = waiting.deadline.at
         self._connection: Connection | None = None
 
     def __enter__(self) -> psycopg.Cursor[tuple[Any, ...]]:
-        self._connection = connection = self._server.take(self._until)
+        self._connection = connection = self._server.take(self._waiting)
         begun = monotonic()
+        connection.tell = self._waiting.tell
         connection.until = min(self._until, begun + ANSWER)
         # The server stops a little earlier than this side does: it can say what it was waiting for.
         left = max(1, round((self._until - begun) * 950))
         try:
-            connection.execute(_BEGIN.format(mode=self._mode, left=left, silence=SILENCE * 1000).encode())
+            connection.execute(_BEGIN.format(mode=self._mode, left=left, abandoned=ABANDONED * 1000).encode())
         except psycopg.errors.FeatureNotSupported as error:  # READ WRITE during recovery
             connection.stale = True
             self._let_go(error)
@@ -286,6 +302,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits for no answer past a moment, whatever becomes of the server and the network."""
 
     until = float("inf")
+    tell: Callable[[], object] = staticmethod(lambda: None)
+    """Called now and then while there is no answer."""
     stale = False
     """It must not be used again: it leads to a standby, or was interrupted."""
 
@@ -299,8 +317,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             while True:
                 ready = yield wanted  # psycopg comes back ten times a second, ready or not
                 wanted = gen.send(ready)
-                if not ready and monotonic() > self.until:
-                    raise psycopg.OperationalError("the server did not answer in time")
+                if not ready:
+                    self.tell()
+                    if monotonic() > self.until:
+                        raise psycopg.OperationalError("the server did not answer in time")
         except StopIteration as end:
             result: T = end.value
             return result

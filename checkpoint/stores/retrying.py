@@ -12,7 +12,7 @@ jitter"), or the longer pause that the service asked for (`Again.pause`).
 stopped. `call` raises the error that counts attempts and seconds; `retry` the last `Again`, for a store that then has
 more to find out, and makes the same error with `gave_up`.
 **Told** is one WARNING an operation, once it has waited for `SILENCE` or is about to. A store that waits inside an
-attempt (for a lock, for an answer) calls `operation.tell(deadline, why)` itself.
+attempt (for a lock, for an answer) calls `operation.tell(deadline, why)` itself, or waits in a `Telling` block.
 
 Nothing here is imported but when it is needed: a store whose first attempt succeeds pays for no retry policy.
 """
@@ -31,7 +31,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from checkpoint.errors import StoreUnavailable
-from checkpoint.stores.threads import start_thread
+from checkpoint.stores.threads import is_of_handler, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,6 +220,38 @@ class Operation:
     def gave_up(self, deadline: Deadline, last: Again) -> StoreUnavailable:
         """Return the error that says how many attempts it took and how long, and how the last one ended."""
         return StoreUnavailable(f"{self.where}: gave up after {deadline.spent()}: {last}")
+
+
+class Telling:
+    """Around a call that cannot be woken up: a thread beside it tells that the operation takes its time.
+
+    Without a thread to be had it is not told.
+    """
+
+    def __init__(self, operation: Operation, deadline: Deadline, why: str) -> None:
+        self._operation = operation
+        self._deadline = deadline
+        self._why = why
+        self._over: SimpleQueue[None] = SimpleQueue()
+
+    def __enter__(self) -> None:
+        if self._operation.quiet(self._deadline) < self._deadline.left():
+            thread = threading.Thread(target=self._wait, name="checkpoint-telling", daemon=True)
+            try:
+                start_thread(thread)
+            except RuntimeError as error:
+                if is_of_handler(error):
+                    raise
+
+    def __exit__(self, *_: object) -> None:
+        self._over.put(None)
+
+    def _wait(self) -> None:
+        while 0 < (quiet := self._operation.quiet(self._deadline)) < math.inf:  # told by another call, it is no more
+            with suppress(Empty):
+                self._over.get(timeout=quiet)
+                return
+        self._operation.tell(self._deadline, self._why)
 
 
 def _load_tenacity() -> None:

@@ -277,6 +277,8 @@ class Service:
                 run.waiting = True
                 extra = {"checkpoint_event": "waiting_for_rate", "checkpoint_seconds": window}
                 logger.info("waiting %.0f s for the rate of this token", window, extra=extra)
+            if gate:
+                run.tell(deadline, "the service asked to wait", gate)
             run.sleep(max(window, gate))
             if run.stopped:
                 raise Again("stopped while waiting for its turn")

@@ -292,7 +292,12 @@ class TrutoStore:
         entries: dict[str, Entry] = {}
         cursors: list[str | None] = [None]
         while True:
-            listed, cursor = self._page(api, cursors[-1], deadline)
+            try:
+                listed, cursor = self._page(api, cursors[-1], deadline)
+            except StoreUnavailable as error:
+                came = len(cursors) - 1
+                error.args = (f"{error}; {came} pages of the list of {state_key!r} had come",) if came else error.args
+                raise
             for entry in listed:
                 known = entries.get(entry.key)
                 if known is None or time_of(entry) >= time_of(known):
@@ -306,11 +311,6 @@ class TrutoStore:
             if cursor in cursors:
                 shown = self._service.hide(repr(cursor))
                 raise StoreError(f"the list of {state_key!r} repeats its page {shown}: it would never end")
-            if deadline.left() <= 0:
-                raise StoreUnavailable(
-                    f"{self._base_url}: the list of {state_key!r} did not end within {deadline.seconds:.0f} s: "
-                    f"{len(cursors)} pages came"
-                )
             cursors.append(cursor)
 
     def _page(self, api: StateApi, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
