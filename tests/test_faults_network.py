@@ -915,6 +915,24 @@ def test_a_token_from_a_file_is_read_again(api, tmp_path, monkeypatch):
     store.close()
 
 
+def test_fault_96_an_error_amid_a_tokens_file_comes_out(tmp_path, monkeypatch):
+    def read(*_):
+        signal.raise_signal(signal.SIGALRM)
+
+    def handler(*_):
+        raise PermissionError("of a handler")
+
+    monkeypatch.delenv("TRUTO_API_TOKEN", raising=False)
+    monkeypatch.setenv("TRUTO_API_TOKEN_FILE", str(tmp_path / "token"))
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(PermissionError, match="of a handler"):
+            patch.setattr("checkpoint.stores.tokens.Path.read_text", read)
+            TrutoStore("http://127.0.0.1:9")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("content", ["", "two words", "bell\a"])
 def test_a_file_without_a_token_is_refused(tmp_path, monkeypatch, content):
     (tmp_path / "token").write_text(content)

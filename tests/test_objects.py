@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import ssl
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -802,6 +804,30 @@ def test_an_object_made_anew_meanwhile_is_another_one(
         store.commit("job", {"a": "2"}, base)
     assert caught.value.args == ("job", "a", base["a"], found)
     assert values(store) == {"a": "theirs"}
+
+
+def test_ctrl_c_waits_for_no_look_at_an_object(store: ObjectStore, proxy: Proxy, other: ObjectStore) -> None:
+    for number in range(3):
+        other.commit(f"job {number}", {"a": "1"})
+    real, looked = proxy.hang, Event()
+
+    def look(request: Request) -> None:
+        if "list-type" in request.path:
+            passed(request)
+        else:
+            looked.set()
+            real(request)
+
+    proxy.forever["GET"] = look
+    main = threading.main_thread().ident
+    Thread(target=lambda: looked.wait(30) and signal.pthread_kill(main, signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        store.namespaces()
+    assert time.monotonic() - began < 10  # a look has 15 s
+    proxy.closing.set()
+    del proxy.forever["GET"]
+    assert store.namespaces() == ["job 0", "job 1", "job 2"]
 
 
 def test_fault_42_no_update_of_several_processes_is_lost(store: ObjectStore) -> None:

@@ -472,7 +472,8 @@ def test_an_unchanged_stream_is_claimed_again_after_a_rollback(tmp_path):
             connection.execute("BEGIN")
             assert cp.commit().keys == ("s",)  # the same rows, in a transaction that is not rolled back
             connection.execute("COMMIT")
-        assert codec.decode(SQLiteStore(tmp_path / "app.db").load("run")["s"].value) == {"at": row(1)["at"]}
+        with closing(SQLiteStore(tmp_path / "app.db")) as store:
+            assert codec.decode(store.load("run")["s"].value) == {"at": row(1)["at"]}
 
 
 def test_fault_47_an_unanswered_write_ignores_the_wall_clock(monkeypatch):

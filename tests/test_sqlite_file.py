@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import time
 from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from freezegun import freeze_time
@@ -443,6 +444,8 @@ def test_fault_95_nothing_is_held_wherever_it_is_interrupted(
                 other.execute("ROLLBACK")
                 found = store.load("job")
                 assert found["a"].value == found["b"].value != "never"
+        errors.clear()
+        gc.collect()  # connections that were lost half open, while their warnings are ignored
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -482,6 +485,23 @@ def test_fault_96_a_timeout_that_a_handler_raises_comes_out(
         signal.setitimer(signal.ITIMER_REAL, 0)
     store.commit("job", {"a": "3"})
     assert values(store) == {"a": "3"}
+
+
+def test_fault_96_a_missing_file_of_a_handlers_comes_out(
+    store: SQLiteStore, interrupting: Callable[[float, type[BaseException]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is not the store's own file, which is neither an error of its own nor made anew."""
+    store.commit("job", {"a": "1"})
+    interrupting(60, FileNotFoundError)
+
+    def stat(*args: Any, real: Callable[..., Any] = os.stat, **more: Any) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+        return real(*args, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError):
+        patch.setattr(os, "stat", stat)
+        store.load("job")
+    assert values(store) == {"a": "1"}
 
 
 # Options in its URL

@@ -21,6 +21,7 @@ import orjson
 from checkpoint.entries import Entry, Receipt
 from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
 from checkpoint.stores import bucket
+from checkpoint.stores.aside import Aside
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy, Telling
@@ -138,12 +139,19 @@ class ObjectStore:
 
     def namespaces(self) -> list[str]:
         """Return the namespaces that hold at least one key, or cannot be read, sorted; small objects are looked at."""
+        operation, aside = Operation(self._url), Aside()  # a signal handler's exception must not wait for the looks
+        try:
+            return aside.call(operation, lambda: self._namespaces(operation), settles=False)
+        finally:
+            aside.close()
+
+    def _namespaces(self, operation: Operation) -> list[str]:
         sizes = _Asked(f"{self._url}/", self._deadline, self._timeout).retry(lambda: self._opened().sizes(self._prefix))
         found = {_state_key(name.removeprefix(self._prefix).lstrip("/")): name for name in sizes}
         known = {key: name for key, name in found.items() if key is not None}
         small = [key for key, name in known.items() if sizes[name] < _EMPTY]
         with ThreadPoolExecutor(16, "checkpoint") as pool:
-            looks = pool.map(self._is_empty, [known[key] for key in small])
+            looks = pool.map(lambda name: not operation.stopped and self._is_empty(name), [known[key] for key in small])
             empty = {key for key, is_empty in zip(small, looks, strict=True) if is_empty}  # the first failure ends it
         return sorted(known.keys() - empty)
 

@@ -267,9 +267,11 @@ class SQLiteStore:
         """End the transaction, and close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.rollback()  # closing alone does not, as long as a traceback refers to one of its cursors
-            connection.close()
+            try:
+                with suppress(sqlite3.Error):
+                    connection.rollback()  # closing alone does not, as long as a traceback refers to one of its cursors
+            finally:
+                connection.close()
 
 
 def _join(connection: sqlite3.Connection, work: Callable[[sqlite3.Cursor], T]) -> T:

@@ -207,7 +207,9 @@ class File:
 def _identity_of(path: Path) -> Identity | None:
     try:
         found = os.stat(path)  # noqa: PTH116 - half as expensive as Path.stat, and done for each operation
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if error.errno is None or is_of_handler(error):
+            raise
         return None
     if S_ISDIR(found.st_mode):
         raise StoreError(f"{path} is a folder: name a file in it, such as {path / 'state.db'}")

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import StoreError
+from checkpoint.stores.threads import is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +120,8 @@ def _token_in(name: str, variable: str) -> Secret:
     try:
         held = [Path(name).read_text("latin-1").strip()]
     except OSError as error:
+        if is_of_handler(error):
+            raise
         raise StoreError(f"the API token cannot be read from the file that {variable} names: {error}") from error
     return _secret_of(held, f" from the file that {variable} names")
 
