@@ -34,6 +34,7 @@ SAME_ON_EVERY_PYTHON = [
     *("--ignore=tests/test_capacity.py", "--ignore=tests/test_simulator.py", "--ignore=tests/test_guide.py"),
     "--ignore=tests/test_cluster.py",
     *("--ignore=tests/test_connectors.py", "--ignore=tests/test_incremental_worlds.py"),
+    *("--ignore=tests/test_tutorial.py",),
     *("-k", "not fault_18 and not fault_36 and not fault_50 and not recipe_killed and not loses_anything"),
 ]
 
@@ -167,6 +168,13 @@ def spark(session: nox.Session) -> None:
     """The same on Spark, which needs Java 17: a minute, and no part of CI."""
     session.install("-e", ".[all]", *group("test", "spark"))
     pytest(session, "tests/test_cluster.py", "-k", "spark")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, in build/docs/site: every link and anchor leads somewhere. `-- --serve` to look at it."""
+    session.install("-e", ".[all]", *group("docs"))
+    session.run("python", ".ci/build_docs.py", *session.posargs)
 
 
 @nox.session

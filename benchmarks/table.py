@@ -1,4 +1,8 @@
-"""The results as Markdown and as a picture: all of them, a row for each case, and a few for the project's README."""
+"""The results as Markdown and as a picture: all of them, a row for each case, and a few for the project's README.
+
+python benchmarks/table.py                   write all pages and pictures anew from results/*.json
+python benchmarks/table.py --print [FOLDER]  print the tables of the results in a folder
+"""
 
 from __future__ import annotations
 
@@ -20,30 +24,25 @@ PAGE, BEGIN, END = (
 ROWS = ("<!-- rows: from benchmarks/results -->\n", "<!-- end of rows -->\n")
 README = ROOT / "README.md"
 FIRST, LAST = "<!-- comparison: from benchmarks/results -->\n", "<!-- end of comparison -->\n"
+DECISIONS = ROOT / "docs" / "explanation" / "decisions.md"
+MEASURED = ("<!-- decisions: from benchmarks/results -->\n", "<!-- end of decisions -->\n")
 COMPARED = {
     "100 keys, 50 ms": "commit of 100 changed keys over HTTP, 50 ms away",
-    "HTTP/2, 20 keys, 50 ms": "the first commit of a job over TLS and HTTP/2, 20 changed keys, 50 ms away",
-    "100 keys, nothing changed": "commit of 100 keys that did not change",
-    "10,000 partitions, 50 ms": "commit of 10,000 changed partitions, in a group",
+    "10,000 partitions, 50 ms": "commit of 10,000 changed partitions, in a group, 500 requests in 10 s allowed",
     "plain, pages": "one row of a sorted stream",
-    "primary key, track": "the same, with a primary key",
-    "10,000 member streams, one by one": "10,000 streams of a group, opened, fed and committed",
     "1 key of 1,000, truncate": "commit of one key to SQLite, on disk",
     "100,000 keys from SQLite": "load of 100,000 keys",
-    "import checkpoint": "import",
 }
 """Cases that the project's README shows, and what it calls them."""
-MAIN = (
-    "requests.patch loop",
-    "httpx.AsyncClient",
-    "raw sqlite3",
-    "eager orjson",
-    "singer-sdk",
-    "import httpx",
-    "version 1",
+DECIDED = (
+    "100 keys, 50 ms",
+    "100 keys, nothing changed",
+    "10,000 partitions, 50 ms",
+    "plain, pages",
+    "primary key, pages",
+    "1 key of 1,000, truncate",
 )
-"""The peers that goals name, and those nearest to what the library does; the README shows one a case."""
-
+"""Cases that the records of decisions speak of."""
 BEFORE = "version 1"
 
 
@@ -65,6 +64,7 @@ def write(results: Path, *, readme: bool) -> None:
     if readme:
         put(PAGE, BEGIN, END, summary(found))
         put(PAGE, *ROWS, by_shape(found))
+        put(DECISIONS, *MEASURED, decided(found))
         put(README, FIRST, LAST, comparison(found))
 
 
@@ -82,26 +82,30 @@ def read(results: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def summary(found: list[dict[str, Any]]) -> str:
-    """Return a row for each case: ours, the peer it is held against, and whether the goal is met."""
-    rows = ["| | `checkpoint` | beside | times ours | goal |", "|---|---|---|---|---|"]
+    """Return a row for each case: every contestant, the fastest first, and whether the goal is met."""
+    rows = ["| | the fastest first | goal |", "|---|---|---|"]
     for result in found:
         for case in (case for case in result["cases"] if case.get("headline", True)):
-            figures, goal = case["figures"], case["goal"]
-            peer = next((name for name in MAIN if name in figures), next(name for name in figures if name != OURS))
+            goal = case["goal"]
             met = "" if goal is None else f"{goal['text']}: {'met' if goal['met'] else '**missed**'}"
-            rows.append(
-                f"| {case['name']} | {_ours(figures[OURS])} | {spell(figures[peer]['median'])}, {peer} "
-                f"| {figures[peer]['ratio']:.2f} | {met} |"
-            )
+            rows.append(f"| {case['name']} | {_contestants(case['figures'])} | {met} |")
+    return "\n".join(rows) + "\n"
+
+
+def decided(found: list[dict[str, Any]]) -> str:
+    """Return the rows that the records of decisions speak of."""
+    cases = {case["name"]: case for result in found for case in result["cases"]}
+    rows = ["| | the fastest first |", "|---|---|"]
+    rows += [f"| {name} | {_contestants(cases[name]['figures'])} |" for name in DECIDED if name in cases]
     return "\n".join(rows) + "\n"
 
 
 def comparison(found: list[dict[str, Any]]) -> str:
-    """Return the rows of the project's README: ours, and how many times as long the named peer takes."""
-    rows = ["| | `checkpoint` | beside it | times ours |", "|---|--:|--:|--:|"]
+    """Return the rows of the project's README: ours, the fastest peer, and how many times as long as ours it takes."""
+    rows = ["| | `checkpoint` | the fastest peer | times ours |", "|---|--:|--:|--:|"]
     for case in (case for result in found for case in result["cases"] if case["name"] in COMPARED):
         figures = case["figures"]
-        peer = next((name for name in MAIN if name in figures), next(name for name in figures if name != OURS))
+        peer = min(_peers(figures), key=lambda name: figures[name]["median"])
         rows.append(
             f"| {COMPARED[case['name']]} | {_ours(figures[OURS])} | {spell(figures[peer]['median'])}, {peer} "
             f"| {figures[peer]['ratio']:.2f} |"
@@ -109,11 +113,26 @@ def comparison(found: list[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _contestants(figures: dict[str, Any]) -> str:
+    """Return all contestants of a case, the fastest first and ours in bold."""
+    said = []
+    for name in sorted(figures, key=lambda name: figures[name]["median"]):
+        text = f"{name} {_ours(figures[name])}"
+        said.append(f"**{text}**" if name == OURS else text)
+    return " · ".join(said)
+
+
+def _peers(figures: dict[str, Any]) -> list[str]:
+    """Return who does the same: not ours in another setting, no floor, and nobody who leaves the disk's sync out."""
+    left_out = ("floor", "not synced", BEFORE)
+    return [name for name in figures if not name.startswith(OURS) and not any(word in name for word in left_out)]
+
+
 HOWS = ("pages", "filter", "track", "observe")
 
 
 def by_shape(found: list[dict[str, Any]]) -> str:
-    """Return what a row takes: a line for each kind of row, a column for each way to feed it, and the best peer."""
+    """Return what a row takes: a line for each kind of row, a column for each way to feed it, and all others."""
     (cases,) = [result["cases"] for result in found if result["benchmark"] == "rows"] or [[]]
     lines: dict[str, dict[str, Any]] = {}
     for case in cases:
@@ -121,16 +140,15 @@ def by_shape(found: list[dict[str, Any]]) -> str:
         if how in HOWS:
             lines.setdefault(shape, {})[how] = case["figures"]
     rows = [
-        f"| a row of | {' | '.join(HOWS)} | best peer | version 1 (pages, track) |",
+        f"| a row of | {' | '.join(HOWS)} | the others, the fastest first | version 1 (pages, track) |",
         "|---|--:|--:|--:|--:|---|---|",
     ]
     for shape, line in lines.items():
         ours = [spell(line[how][OURS]["median"]) if how in line else "" for how in HOWS]
         peers = {name: row for row in line.values() for name, row in row.items() if name not in (OURS, BEFORE)}
-        best = min(peers, key=lambda name: peers[name]["median"], default=None)
-        said = "" if best is None else f"{spell(peers[best]['median'])}, {best}"
+        others = [f"{name} {spell(peers[name]['median'])}" for name in sorted(peers, key=lambda x: peers[x]["median"])]
         older = [spell(line[how][BEFORE]["median"]) for how in ("pages", "track") if BEFORE in line.get(how, {})]
-        rows.append(f"| {shape} | {' | '.join(ours)} | {said} | {', '.join(older)} |")
+        rows.append(f"| {shape} | {' | '.join(ours)} | {' · '.join(others)} | {', '.join(older)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -176,6 +194,9 @@ def _counts(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    found = read(Path(sys.argv[1]) if sys.argv[1:] else RESULTS)
-    print(by_shape(found))
-    print(summary(found))
+    if sys.argv[1:2] == ["--print"]:
+        results = read(Path(sys.argv[2]) if sys.argv[2:] else RESULTS)
+        print(by_shape(results))
+        print(summary(results))
+    else:
+        write(RESULTS, readme=True)

@@ -1,7 +1,10 @@
-"""Every Python block of the README and the pages runs as it stands, but for the address of the API."""
+"""The README and the pages: every Python block runs as it stands, but for the API's address; links, lists, figures."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint import Checkpointer, Conflict, errors
+from checkpoint import Checkpointer, Conflict, Incremental, errors
+from checkpoint.cli.command import checkpoint as command
 from checkpoint.codec import decode, encode
 from checkpoint.stores import open_store
 from checkpoint.streams import telling
@@ -17,11 +21,20 @@ from checkpoint.testing import Answer, ApiServer, Drop
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import table  # noqa: E402 - a script, not installed
+sys.path.insert(0, str(ROOT / ".ci"))
+import build_docs as built  # noqa: E402 - a script, not installed
+import reference  # noqa: E402 - as above
+import table  # noqa: E402 - as above
 
-HOWTO = ROOT / "docs" / "howto"
-OWN_TESTS = {HOWTO / "recipes.md", HOWTO / "cluster.md", *(ROOT / "docs" / "guide").glob("*.md")}
-"""Pages whose blocks are run by test_recipes.py, test_cluster.py and test_guide.py."""
+OWN_TESTS = {
+    ROOT / "docs" / "howto" / "recipes.md",
+    ROOT / "docs" / "howto" / "cluster.md",
+    *(ROOT / "docs" / "guide").glob("*.md"),
+    *(ROOT / "docs" / "tutorial").glob("*.md"),
+}
+"""Pages whose blocks are run by test_recipes.py, test_cluster.py, test_guide.py and test_tutorial.py."""
+LANGUAGES = {"python", "sh", "text", "json", "toml", "yaml", "sql", "nginx", "ini"}
+"""Languages of blocks. Python and shell run as tests; a drawing, a screen or a configuration says what it is."""
 PAGES = {path: path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 OTHERS = [
     ROOT / "CONTRIBUTING.md",
@@ -124,7 +137,8 @@ def test_every_room_is_in_the_table():
 def test_every_link_leads_somewhere():
     broken = []
     for path in [*PAGES, *OTHERS]:
-        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+            target = str(ROOT / link.removeprefix(built.HERE)) if link.startswith(built.HERE) else link
             file, _, anchor = target.partition("#")
             there = (path.parent / file).resolve() if file else path
             if not target.startswith("https://") and not (there.exists() and (not anchor or anchor in anchors(there))):
@@ -145,7 +159,63 @@ def test_every_page_is_in_the_index():
 
 
 def test_the_front_page_stays_short():
-    assert PAGES[ROOT / "README.md"].count("\n") <= 250
+    assert PAGES[ROOT / "README.md"].count("\n") <= 200
+
+
+def test_links_of_the_front_page_work_on_a_package_index_too():
+    assert [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[ROOT / "README.md"]) if "://" not in link] == []
+
+
+def test_every_block_says_its_language():
+    fences = {path: re.findall(r"^ *(?:```|~~~)(.*)$", text, re.MULTILINE)[::2] for path, text in PAGES.items()}
+    assert {(path.name, fence) for path, some in fences.items() for fence in some if fence not in LANGUAGES} == set()
+
+
+def test_every_public_name_is_in_the_reference():
+    missing = set()
+    for page, modules in reference.PAGES.items():
+        text = reference.api(page)
+        for module in modules:
+            home = importlib.import_module(module)
+            public = {name for name in dir(home) if not name.startswith("_") and shows(module, getattr(home, name))}
+            missing |= {f"{module}.{name}" for name in public if f"### {name}\n" not in text}
+    assert missing == set()
+
+
+def shows(module, value):
+    """Tell whether a package's own module shows a name; of inner modules only what is listed is public."""
+    inner = module.count(".") > 1 or module == "checkpoint.codec"
+    return not inner and not inspect.ismodule(value) and getattr(value, "__module__", "").startswith("checkpoint")
+
+
+def test_every_method_of_a_stream_is_in_the_reference():
+    text = reference.api("api")
+    methods = [name for name in dir(Incremental) if not name.startswith("_") and getattr(Incremental, name).__doc__]
+    assert [name for name in methods if f"#### Incremental.{name}" not in text and f"* `{name}`" not in text] == []
+
+
+def test_every_part_that_is_made_is_known():
+    parts = {part for text in PAGES.values() for part in built.MADE.findall(text)}
+    assert parts == {*reference.PAGES, "verbs", "calls"}
+    verbs = reference.verbs()
+    assert {
+        name for name, verb in command.commands.items() if not verb.hidden and f"checkpoint {name}\n" not in verbs
+    } == set()
+    assert "| `GET /sync-job-run-state` |" in reference.calls()
+
+
+def test_every_page_is_in_the_navigation():
+    texts = {path.relative_to(ROOT / "docs").as_posix(): text for path, text in PAGES.items() if path.parent != ROOT}
+    texts["README.md"] = PAGES[ROOT / "docs" / "README.md"]
+    listed = set(re.findall(r'": "([^"]+[.]md)"', json.dumps(built.navigation(texts))))
+    assert set(texts) - listed == set()
+
+
+def test_every_environment_variable_is_described():
+    page = PAGES[ROOT / "docs" / "reference" / "environment.md"]
+    texts = [path.read_text("utf-8") for path in (ROOT / "checkpoint").rglob("*.py")]
+    named = {name for text in texts for name in re.findall(r"\b(?:CHECKPOINT|TRUTO|AIRFLOW_CTX)_[A-Z_]*[A-Z]\b", text)}
+    assert {name for name in named if f"`{name}`" not in page} == {"CHECKPOINT_COMPLETE"} & named
 
 
 def test_every_event_of_a_stream_is_described():
@@ -216,6 +286,7 @@ def test_the_commit_shown_settles_an_unanswered_write(commit, names, applied):
     [
         (table.PAGE, table.BEGIN, table.END, table.summary),
         (table.PAGE, *table.ROWS, table.by_shape),
+        (table.DECISIONS, *table.MEASURED, table.decided),
         (table.README, table.FIRST, table.LAST, table.comparison),
     ],
 )
