@@ -159,7 +159,7 @@ def postgres(postgres_url: str) -> Iterator[PostgresStore]:
 
 
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param in {"objects", "postgres", "truto"}:
+    if request.param in {"objects", "postgres", "server", "truto"}:
         yield request.getfixturevalue(request.param)
         return
     store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "state.db")
@@ -167,13 +167,13 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "truto"])
+@pytest.fixture(params=["memory", "server", "sqlite", "truto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """A store of each sort: in memory, in a file, and one that writes key by key."""
+    """A store of each sort: in memory, in a file, behind our own server, and one that writes key by key."""
     yield from opened(request, tmp_path)
 
 
-@pytest.fixture(params=["memory", "objects", "postgres", "sqlite", "truto"])
+@pytest.fixture(params=["memory", "objects", "postgres", "server", "sqlite", "truto"])
 def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Every store."""
     yield from opened(request, tmp_path)

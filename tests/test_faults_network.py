@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -18,6 +17,7 @@ import time
 from contextlib import closing, contextmanager, suppress
 
 import pytest
+from nginx_server import running_nginx
 
 from checkpoint import Checkpointer, CommitUnknown, Conflict, StoreError, StoreUnavailable, Unauthorized
 from checkpoint.codec import encode
@@ -119,39 +119,11 @@ def test_fault_79_a_list_alone_stands_for_no_write(api, stores):
 # 81: gateways that rewrite paths
 
 
-NGINX = """
-daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  server {{
-    listen 127.0.0.1:{port};
-    location /rewrites/ {{ proxy_pass {upstream}/; }}
-  }}
-}}
-"""
-
-
 @pytest.fixture
 def nginx(api, tmp_path):
     """Yield the address of an nginx that decodes and normalises paths before it passes them on."""
-    if shutil.which("nginx") is None:
-        pytest.skip("needs nginx (apt-get install nginx-light)")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    (tmp_path / "nginx.conf").write_text(NGINX.format(folder=tmp_path, port=port, upstream=api.url))
-    process = subprocess.Popen(["nginx", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], stderr=subprocess.PIPE)
-    try:
-        for _ in range(500):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}/rewrites"
-    finally:
-        process.terminate()
-        process.communicate()
+    with running_nginx(api.url, tmp_path) as base_url:
+        yield f"{base_url}/rewrites"
 
 
 @pytest.mark.parametrize("key", ["a/b", "x/../a", "a/./b", "a//b", "a/"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,45 @@ def test_fault_78_eight_processes_count_exactly(url):
     assert counted > 8
     assert counted <= stored <= counted + unknown
     assert unknown == 0
+
+
+def served(path: Path, port: int) -> subprocess.Popen[str]:
+    """Start a server over a file, and return once it listens."""
+    command = [sys.executable, "-m", "checkpoint", "serve", "--store", f"sqlite:///{path}", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert one_line(server).startswith("Listening on ")
+    return server
+
+
+def test_eight_processes_count_while_the_server_is_killed(tmp_path, monkeypatch):
+    """Through our own server, which is killed again and again: what was lost on the way is read back."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("CHECKPOINT_SERVER_TOKEN", "secret")
+    monkeypatch.setenv("CHECKPOINT_TOKEN", "secret")
+    path, kills, until = tmp_path / "state.db", 0, time.monotonic() + SECONDS
+    server = served(path, port)
+    jobs = [start("count", f"server+http://127.0.0.1:{port}", SECONDS) for _ in range(8)]
+    try:
+        while not kills or time.monotonic() < until:
+            time.sleep(3.0)  # a moment, not an event, is what kills a process
+            server.kill()
+            server.communicate()
+            kills += 1
+            server = served(path, port)
+        told = [json.loads(out) for out in read(jobs)]
+    finally:
+        server.kill()
+        server.communicate()
+    counted, unknown = sum(one["counted"] for one in told), sum(one["unknown"] for one in told)
+    with Checkpointer("shared", f"sqlite:///{path}") as cp:
+        stored, history = cp["count"]["n"], cp.history("count")
+    conflicts = sum(one["conflicts"] for one in told)
+    print(f"killed {kills} times: {counted} counted, {conflicts} conflicts, {unknown} unknown")
+    assert counted >= 8
+    assert counted <= stored <= counted + unknown
+    numbers = [change.cursor_after["n"] for change in history]
+    assert numbers == list(range(stored, stored - len(numbers), -1))
 
 
 def test_twenty_processes_share_a_group_and_are_killed(tmp_path):

@@ -318,7 +318,7 @@ class _Commit:
             except Again as last:
                 return self._give_up(last, last_look)
         except (Conflict, StoreError, CommitUnknown) as error:
-            if self._late:
+            if self._lost:
                 error.unsettled = frozenset(self._changes)
             raise
 

@@ -59,7 +59,13 @@ def entry_of(fields: object) -> Entry:
     key, value, version = told.get("key"), told.get("value"), told.get("version")
     if not (isinstance(key, str) and isinstance(value, str) and (version is None or type(version) is int)):
         raise ValueError("an entry has a key and a value that are text, and a version that is an integer or null")
-    return Entry(key, value, told.get("created_at"), told.get("updated_at"), told.get("sync_job_run_id"), version)
+    try:
+        return Entry(key, value, told["created_at"], told["updated_at"], told["sync_job_run_id"], told["version"])
+    except KeyError as missing:
+        raise ValueError(f"an entry has a field {missing}") from missing
+
+
+_NOTHING = dict.fromkeys(Entry._fields)
 
 
 def expected_fields(entry: Entry | None) -> dict[str, Any] | None:
@@ -76,7 +82,7 @@ def expected_of(key: str, fields: object) -> Entry | None:
         ValueError: it is neither null nor an object with the value.
 
     """
-    return None if fields is None else entry_of({**_object(fields), "key": key})
+    return None if fields is None else entry_of({**_NOTHING, **_object(fields), "key": key})
 
 
 def written_fields(entry: Entry) -> dict[str, Any]:

@@ -1,0 +1,547 @@
+"""`ServerStore` and `/v1`: lost answers, gateways, what the store behind the server cannot do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from contextlib import closing, contextmanager
+from datetime import datetime, timezone
+
+import httpx
+import pytest
+from nginx_server import running_nginx
+
+from checkpoint import (
+    Checkpointer,
+    CommitUnknown,
+    Conflict,
+    MemoryStore,
+    ServerStore,
+    SQLiteStore,
+    StoreError,
+    StoreUnavailable,
+    Unauthorized,
+    ValueTooLarge,
+    open_store,
+)
+from checkpoint.entries import RUN_KEY, Entry
+from checkpoint.stores.base import host
+from checkpoint.testing import Answer, ApiServer, Cut, Drop, Hang, Hook
+
+A, B = {"at": 1}, {"at": 2}
+COMMIT, STATE = "/v1/commit", "/v1/state"
+
+
+class Bare:
+    """An atomic store that can do nothing else."""
+
+    atomic = True
+
+    def __init__(self):
+        self.kept = MemoryStore()
+
+    def load(self, state_key):
+        return self.kept.load(state_key)
+
+    def commit(self, state_key, changes, base={}, *, run_id=None):
+        return self.kept.commit(state_key, changes, base, run_id=run_id)
+
+    def close(self):
+        pass
+
+
+@contextmanager
+def opened(api, url=None, token=None, **options):
+    with closing(
+        ServerStore(url or api.url, token or api.token, **{"timeout": 5.0, "deadline": 10.0, **options})
+    ) as it:
+        yield it
+
+
+@pytest.fixture
+def store(api):
+    with opened(api) as store:
+        yield store
+
+
+def script(api, *faults, path=COMMIT, **options):
+    api.script(*faults, match=lambda call: call.path.endswith(path), **options)
+
+
+def asked(api):
+    return [f"{call.method} {call.path}" for call in api.requests]
+
+
+# One request a call
+
+
+def test_a_load_and_a_commit_are_one_request_each(api, store):
+    entries = store.commit("job", {f"key {number}": "1" for number in range(500)}).entries
+    assert store.load("job") == entries
+    receipt = store.commit("job", dict.fromkeys(entries, "2"), entries, run_id="run")
+    assert (receipt.requests, receipt.retries, receipt.unsettled) == (1, 0, frozenset())
+    assert receipt.entries == api.store.load("job")
+    assert asked(api) == [f"POST {COMMIT}", f"GET {STATE}", f"POST {COMMIT}"]
+
+
+def test_what_is_read_by_key_is_one_request(api, store):
+    entries = store.commit("job", {"a": "1", "b": "2", "c": "3"}).entries
+    api.clear()
+    assert store.read("job", ["a"]) == {"a": entries["a"]}
+    assert store.read("job", ["b", "c", "missing"]) == {"b": entries["b"], "c": entries["c"]}
+    assert store.read("job", []) == {}
+    assert store.read("job", ["x" * 3_000]) == {}
+    assert asked(api) == [f"GET {STATE}", f"POST {STATE}", f"POST {STATE}"]
+
+
+def test_a_hundred_thousand_keys_are_loaded(api):
+    values = {f"key {number}": "x" * 50 for number in range(100_000)}
+    with opened(api, timeout=60.0, deadline=120.0) as store:
+        written = store.commit("job", values).entries
+        assert len(written) == 100_000
+        assert store.load("job") == written == api.store.load("job")
+
+
+def test_an_answer_larger_than_what_is_sent_at_once_is_whole(api, store):
+    for number in (1_999, 2_000, 2_001, 4_000):
+        written = store.commit(f"job {number}", {str(key): "1" for key in range(number)}).entries
+        assert store.load(f"job {number}") == written
+
+
+def test_history_names_the_process_of_the_client(api, store):
+    store.commit("job", {"a": "1"}, run_id="run", reasons={"a": "why"})
+    (change,) = api.store.history("job")
+    assert (change.run_id, change.host, change.process, change.reason) == ("run", host(), os.getpid(), "why")
+    assert store.history("job", "a") == [change]
+
+
+def test_the_clock_and_the_facts_are_the_servers(store):
+    assert abs((store.clock() - datetime.now(timezone.utc)).total_seconds()) < 60
+    assert store.facts()["server"].endswith("over MemoryStore")
+
+
+# Lost answers
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Drop(),
+        Drop(applied=True),
+        Drop(applied=True, reset=True),
+        Cut(5),
+        Answer(500),
+        Answer(500, applied=True),
+        Answer(502, "<html>", applied=True),
+        Answer(503),
+        Answer(504, "<html>", applied=True),
+        Answer(429, headers={"Retry-After": "0"}),
+    ],
+    ids=str,
+)
+def test_a_commit_whose_answer_is_lost_lands_once(api, store, fault):
+    base = store.commit("job", {"a": "1", "b": "1"}).entries
+    script(api, fault)
+    receipt = store.commit("job", {"a": "2", "b": None, "c": "2"}, {**base, "c": None}, run_id="run")
+    assert receipt.entries == api.store.load("job")
+    assert {key: entry.value for key, entry in receipt.entries.items()} == {"a": "2", "c": "2"}
+    assert receipt.unsettled == frozenset()
+    assert [(change.key, change.after) for change in api.store.history("job")][:3] == [
+        ("a", "2"),
+        ("b", None),
+        ("c", "2"),
+    ]
+    assert len(api.store.history("job")) == 5
+
+
+def test_deletions_whose_answer_is_lost_land_once(api, store):
+    base = store.commit("job", {"a": "1", "b": "1"}).entries
+    script(api, Drop(applied=True))
+    assert store.commit("job", dict.fromkeys(base), base).entries == {}
+    assert api.store.load("job") == {}
+    assert len(api.store.history("job")) == 4
+
+
+def test_an_equal_value_of_before_is_not_the_commits(api, store):
+    base = store.commit("job", {"a": "same"}, run_id="run").entries
+    script(api, Drop())
+    receipt = store.commit("job", {"a": "same", "b": "1"}, {**base, "b": None}, run_id="run")
+    assert receipt.entries == api.store.load("job")
+    assert receipt.entries["a"].version == receipt.entries["b"].version == 2
+
+
+def test_a_lost_commit_over_which_another_wrote_is_a_conflict(api, store):
+    with Checkpointer("job", store) as cp:
+        cp["a"], cp["b"] = A, A
+        cp.commit()
+        theirs = []
+        then = Hook(after=lambda: theirs.append(api.store.commit("job", {"b": "theirs"}).entries["b"]), then=Drop(True))
+        script(api, then)
+        cp["a"], cp["b"] = B, B
+        with pytest.raises(Conflict) as caught:
+            cp.commit()
+        assert (caught.value.key, caught.value.found) == ("b", theirs[0])
+        cp.discard()
+        assert (cp.raw["b"], cp["a"]) == ("theirs", B)
+        cp["b"] = B
+        cp.commit()
+
+
+def test_a_commit_that_lands_after_it_was_read_back_is_own(api, store):
+    base = store.commit("job", {"a": "1"}).entries
+    held = []
+
+    async def hold(exchange):
+        held.append(exchange)
+        await exchange.end("reset")
+
+    script(api, hold, Hook(before=lambda: api._in_loop(held[0].apply())))
+    receipt = store.commit("job", {"a": "2"}, base, run_id="run")
+    assert receipt.entries == api.store.load("job")
+    assert len(api.store.history("job")) == 2
+
+
+def test_what_is_not_compared_may_land_again(api, store):
+    script(api, Drop(applied=True))
+    assert store.commit("job", {"a": "1"}).unsettled == {"a"}
+    script(api, Drop(applied=True))
+    assert store.commit("job", {"a": "2"}, {"b": None}).unsettled == {"a"}
+    script(api, Answer(503))  # which nobody is at work behind
+    assert store.commit("job", {"a": "3"}).unsettled == frozenset()
+
+
+def test_an_outcome_that_cannot_be_read_back_is_unknown(api):
+    with opened(api, timeout=0.2, deadline=1.0) as store:
+        store.commit("job", {"a": "1"})
+        script(api, Hang(applied=True), forever=True)
+        script(api, Hang(), path=STATE, forever=True)
+        with pytest.raises(CommitUnknown) as caught:
+            store.commit("job", {"a": "2"}, run_id="run")
+        assert (caught.value.keys, caught.value.unsettled) == (("a",), {"a"})
+        api.clear()
+        assert store.load("job")["a"].value == "2"
+
+
+def test_a_run_goes_on_after_an_unknown_outcome(api):
+    with opened(api, timeout=0.2, deadline=1.0) as store, Checkpointer("job", store) as cp:
+        cp["a"] = A
+        script(api, Drop(applied=True), Hang(), forever=True)
+        script(api, Hang(), path=STATE, forever=True)
+        with pytest.raises(CommitUnknown):
+            cp.commit()
+        assert cp.changed == {"a"}
+        api.clear()
+        cp["a"] = B
+        cp.commit()
+    assert len(api.store.history("job")) == 2
+
+
+def test_a_comparison_alone_may_be_asked_for_again(api, store):
+    base = store.commit("job", {"a": "1"}).entries
+    script(api, Drop(), Drop(applied=True))
+    assert store.commit("job", {}, base).entries == {}
+    api.store.commit("job", {"a": "2"})
+    script(api, Drop())
+    with pytest.raises(Conflict):
+        store.commit("job", {}, base)
+
+
+# Gateways, other servers, other tokens
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(404, "<html>not here</html>"),
+        Answer(404, {"statusCode": 404, "error": "Not Found", "message": "no"}),
+        Answer(404, b""),
+    ],
+    ids=["page", "json", "empty"],
+)
+def test_a_404_is_never_an_empty_namespace(api, store, answer):
+    store.commit("job", {"a": "1"})
+    api.clear()
+    script(api, answer, path=STATE, forever=True)
+    with pytest.raises(StoreError, match="3 times: a gateway or proxy answers in the server's place"):
+        store.load("job")
+    assert asked(api) == [f"GET {STATE}"] * 3
+    api.clear()
+    script(api, answer, answer)
+    assert store.commit("job", {"a": "2"}).retries == 2
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>log in</html>", {"result": None}, {"result": [1]}, {"result": [{"key": "a"}]}, []]
+)
+def test_another_answer_than_the_servers_is_an_error(api, store, body):
+    script(api, Answer(200, body), path=STATE)
+    with pytest.raises(StoreError):
+        store.load("job")
+    script(api, Answer(200, body, applied=True))
+    with pytest.raises(StoreError):
+        store.commit("job", {"a": "1"})
+
+
+def test_a_run_goes_on_after_an_answer_of_another(api, store):
+    with Checkpointer("job", store) as cp:
+        cp["a"] = A
+        script(api, Answer(200, "<html>log in</html>", applied=True))
+        with pytest.raises(StoreError):
+            cp.commit()
+        cp["a"] = B
+        cp.commit()
+    assert [change.cursor_after for change in api.store.history("job")] == [B, A]
+
+
+def test_a_redirect_is_not_followed(api, store):
+    script(api, Answer(301, headers={"Location": f"{api.url}{STATE}"}), path=STATE)
+    with pytest.raises(StoreError, match="redirects"):
+        store.load("job")
+
+
+def test_a_commit_too_large_for_the_server_says_what_to_do(api, store):
+    api.set(max_commit=2_000)
+    with pytest.raises(StoreError, match="a commit of 100 keys and .* bytes is too large.*commit fewer keys at once"):
+        store.commit("job", {str(key): "x" * 50 for key in range(100)})
+    with pytest.raises(ValueTooLarge) as caught:
+        store.commit("job", {"a": "x" * 3_000})
+    assert (caught.value.key, caught.value.size) == ("a", 3_000)
+    assert store.load("job") == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "/rewrites"])
+def test_a_run_goes_through_nginx(api, tmp_path, prefix):
+    with running_nginx(api.url, tmp_path) as base_url, opened(api, f"server+{base_url}{prefix}") as store:
+        keys = ["a", "a/b", "x/../a", "a%2Fb", "a?b", "é", "x" * 2_000]
+        with Checkpointer("job/../é", store, exclusive=True) as cp:
+            for key in keys:
+                cp[key] = A
+            cp.commit()
+            script(api, Drop(applied=True))  # nginx says 502
+            cp["a"] = B
+            assert cp.commit().retries == 1
+        with Checkpointer("job/../é", store, exclusive=True) as cp:
+            assert dict(cp) == {**dict.fromkeys(keys, A), "a": B}
+            assert len(cp.history("a")) == 2
+    assert {call.path for call in api.requests} == {STATE, COMMIT, "/v1/history"}
+
+
+def test_a_nginx_without_a_server_behind_it_is_waited_for(tmp_path):
+    behind = MemoryStore()
+    with ApiServer(behind) as api:
+        url, token = api.url, api.token
+    port = int(url.rpartition(":")[2])
+    with running_nginx(url, tmp_path) as base_url, opened(None, base_url, token, deadline=1.0) as store:
+        with pytest.raises(StoreUnavailable, match="502"):
+            store.load("job")
+        with ApiServer(behind, port=port):
+            assert store.load("job") == {}
+
+
+def test_a_token_that_is_refused_is_asked_for_again(api):
+    tokens = ["old", api.token]
+    with opened(api, token=lambda: tokens.pop(0)) as store:
+        assert store.load("job") == {}
+    assert tokens == []
+    with opened(api, token="wrong-token") as store:
+        for call in (lambda: store.load("job"), lambda: store.commit("job", {"a": "1"}), store.namespaces, store.clock):
+            with pytest.raises(Unauthorized) as caught:
+                call()
+            assert "wrong-token" not in f"{caught.value!r} {store!r}"
+    assert api.store.load("job") == {}
+
+
+def test_the_token_comes_from_the_environment_or_a_file(api, tmp_path, monkeypatch):
+    monkeypatch.delenv("CHECKPOINT_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="no API token: set CHECKPOINT_TOKEN, or pass token="):
+        ServerStore(api.url)
+    (tmp_path / "token").write_text(f"{api.token}\n")
+    monkeypatch.setenv("CHECKPOINT_TOKEN_FILE", str(tmp_path / "token"))
+    with closing(open_store(f"server+{api.url}?deadline=5&timeout=2")) as store:
+        assert (store.deadline, store.load("job")) == (5.0, {})
+        assert repr(store) == f"ServerStore({api.url!r})"
+    monkeypatch.setenv("CHECKPOINT_TOKEN", "another")
+    with (
+        closing(open_store(f"server+{api.url}/")) as store,
+        pytest.raises(Unauthorized, match=r"from \$CHECKPOINT_TOKEN"),
+    ):
+        store.load("job")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("server+https:///x", "a server's URL is like server+https://checkpoint.example.com, not 'https:///x'"),
+        ("server+https://", "a server's URL is like"),
+        ("server+https://user:word@host", "a server's URL has no user; it is not shown here"),
+        ("server+https://host?rate=1/1", "as a store's URL it may have the options deadline, timeout"),
+        ("server+https://host?timeout=0", "timeout='0' in the store's URL cannot be read"),
+        ("server+https://host name", "no name that can be looked up"),
+    ],
+)
+def test_urls_that_are_none_are_refused(monkeypatch, url, said):
+    monkeypatch.setenv("CHECKPOINT_TOKEN", "t")
+    with pytest.raises(ValueError, match=said.replace("+", r"\+")):
+        open_store(url)
+
+
+# What the store behind the server cannot do
+
+
+def test_a_store_that_writes_key_by_key_is_not_served(truto):
+    with ApiServer(truto) as api, opened(api) as store:
+        for call in (lambda: store.load("job"), lambda: store.commit("job", {"a": "1"}), store.namespaces):
+            with pytest.raises(StoreError, match="the TrutoStore behind this server writes key by key, and /v1 needs"):
+                call()
+
+
+def test_a_server_without_history_or_namespaces_says_so():
+    with ApiServer(Bare()) as api, opened(api) as store:
+        with pytest.raises(StoreError, match="the Bare behind this server keeps no history"):
+            store.history("job")
+        with pytest.raises(StoreError, match="the Bare behind this server does not list its namespaces"):
+            store.namespaces()
+        store.commit("job", {"a": "1"}, reasons={"a": "why"})
+        assert store.read("job", ["a", "b"]).keys() == {"a"}
+
+
+@pytest.mark.usefixtures("recorded")
+def test_no_runs_are_recorded_where_no_history_is_kept(caplog):
+    with ApiServer(Bare()) as api, opened(api) as store:
+        with Checkpointer("job", store) as cp:
+            cp["a"] = A
+            with pytest.raises(StoreError, match="keeps no history"):
+                cp.runs()
+        assert api.store.load("job").keys() == {"a"}
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+@pytest.mark.usefixtures("recorded")
+def test_runs_are_recorded_where_history_is_kept(api, store):
+    with Checkpointer("job", store, run_id="nightly") as cp:
+        cp["a"] = A
+    with Checkpointer("job", store) as cp:
+        assert [(run.run_id, run.outcome, run.host, run.process) for run in cp.runs()][1:] == [
+            ("nightly", "done", host(), os.getpid())
+        ]
+    assert RUN_KEY in api.store.load("job")
+
+
+def test_what_the_store_refuses_is_told_once(tmp_path):
+    with ApiServer(SQLiteStore(tmp_path / "missing" / "state.db")) as api, opened(api) as store:
+        with pytest.raises(StoreError, match="cannot be created: its folder does not exist"):
+            store.load("job")
+        assert len(api.requests) == 1
+
+
+def test_a_store_that_is_away_for_now_is_asked_again():
+    class Away(MemoryStore):
+        left = 2
+
+        def commit(self, *args, **options):
+            self.left -= 1
+            if self.left >= 0:
+                raise StoreUnavailable("away")
+            return super().commit(*args, **options)
+
+    with ApiServer(Away()) as other, opened(other) as store:
+        assert store.commit("job", {"a": "1"}).requests == 3
+        assert asked(other) == [f"POST {COMMIT}"] * 3  # nothing was written, so there is nothing to read back
+
+
+def test_a_store_that_does_not_know_is_read_back():
+    class Forgetful(MemoryStore):
+        def commit(self, state_key, changes, *args, **options):
+            receipt = super().commit(state_key, changes, *args, **options)
+            if receipt.entries["a"].value == "lost":
+                raise CommitUnknown(state_key, changes)
+            return receipt
+
+    with ApiServer(Forgetful()) as other, opened(other) as store:
+        assert store.commit("job", {"a": "lost"}, {"a": None}, run_id="run").entries == other.store.load("job")
+        assert asked(other) == [f"POST {COMMIT}", f"GET {STATE}"]
+
+
+# For other languages
+
+
+def test_the_api_answers_whoever_speaks_it(api):
+    with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {api.token}"}, trust_env=False) as client:
+        first = {"state_key": "job", "changes": {"a": "1", "b": "1"}, "run_id": "r", "host": "h", "process": 7}
+        answer = client.post(COMMIT, json=first)
+        (a, b) = answer.json()["result"]
+        assert (answer.status_code, a["key"], b["version"], a["sync_job_run_id"]) == (200, "a", 1, "r")
+        assert answer.headers["checkpoint-history"] == "kept"
+        told = client.get(STATE, params={"state_key": "job", "key": "a"}).json()["result"]
+        assert told == [{**a, "value": "1"}]
+        base = {"a": {"value": "1", "version": 1, "updated_at": a["updated_at"]}}
+        assert client.post(COMMIT, json={"state_key": "job", "changes": {"a": None}, "base": base}).status_code == 200
+        conflict = client.post(COMMIT, json={"state_key": "job", "changes": {"b": "2"}, "base": base})
+        assert (conflict.status_code, conflict.json()["code"]) == (409, "conflict")
+        assert (conflict.json()["key"], conflict.json()["found"]) == ("a", None)
+        changes = client.get("/v1/history", params={"state_key": "job", "limit": "1"}).json()["result"]
+        assert [(change["key"], change["after"]) for change in changes] == [("a", None)]
+        assert client.get("/v1/namespaces").json() == {"result": ["job"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "state_key is required"),
+        ({"state_key": "job"}, "changes must be a JSON object"),
+        ({"state_key": "job", "changes": []}, "changes must be a JSON object"),
+        ({"state_key": "job", "changes": {"a": 1}}, "the value of 'a' must be a str, not int"),
+        ({"state_key": "job", "changes": {"": "1"}}, "key must not be ''"),
+        ({"state_key": "job", "changes": {}, "base": {"a": 1}}, "base: a JSON object is wanted"),
+        ({"state_key": "job", "changes": {}, "process": -1}, "process must be a number from 0 to 1000000000000000"),
+        ({"state_key": "job", "changes": {}, "host": 1}, "host must be a str, not int"),
+        ({"state_key": "job", "changes": {}, "new": 1}, "new is not known here"),
+        ([], "the body must be a JSON object"),
+        (b"{", "the body must be JSON"),
+    ],
+)
+def test_a_bad_commit_is_refused_with_a_sentence(api, body, said):
+    content = {"content": body} if isinstance(body, bytes) else {"json": body}
+    headers = {"Authorization": f"Bearer {api.token}"}
+    answer = httpx.post(f"{api.url}{COMMIT}", headers=headers, trust_env=False, **content)
+    assert (answer.status_code, answer.json()["message"]) == (400, said)
+
+
+# Processes
+
+
+def test_a_forked_child_has_connections_of_its_own(api, store):
+    base = store.commit("job", {"a": "1"}).entries
+    child = os.fork()
+    if not child:
+        try:
+            store.commit("job", {"a": "2"}, base)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - the child of a fork must not go on with the tests
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with pytest.raises(Conflict):
+        store.commit("job", {"a": "3"}, base)
+    assert store.load("job")["a"].value == "2"
+
+
+def test_a_store_tells_after_three_seconds_that_it_waits(api, caplog):
+    started = time.monotonic()
+    script(api, *[Answer(503)] * 60, path=STATE)
+    with opened(api, deadline=5.0) as store, pytest.raises(StoreUnavailable):
+        store.load("job")
+    assert time.monotonic() - started < 8
+    (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith(f"{api.url}: no good answer yet, trying for up to 5 s: 503")
+
+
+def test_a_store_is_not_pickled_with_its_token(store):
+    with pytest.raises(TypeError):
+        pickle.dumps(store)
+
+
+def test_an_entry_may_have_any_text(store):
+    entry = Entry("a", "\ud7ff\0\u2028", None, None, None, None)
+    assert store.commit("job", {"a": entry.value}).entries["a"].value == entry.value
+    assert store.commit("job", {"a": "1"}, {"a": entry}).entries["a"].value == "1"
