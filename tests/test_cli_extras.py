@@ -51,7 +51,7 @@ VERBS_WITH_A_STORE = [
     ],
 )
 def test_a_store_without_its_extra_is_one_sentence_of_every_verb(tmp_path, missing, schemes, said):
-    assert {words[0] for words in VERBS_WITH_A_STORE} | {"demo-child"} == {*checkpoint.commands}
+    assert {words[0] for words in VERBS_WITH_A_STORE} | {"demo-child", "token"} == {*checkpoint.commands}
     here = f"sqlite:///{tmp_path}/state.db"
     with closing(SQLiteStore(tmp_path / "state.db")) as store:
         store.commit("n", {"k": encode({"id": 1})})

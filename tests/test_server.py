@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from freezegun import freeze_time
 from checkpoint.errors import CheckpointError, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.server import DEFAULTS, Switches, create_app, serve
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Answer, ApiServer, Cut, Delay, Drip, Drop, Hang, Hook, Pass, Raw
 
 PATH = "/sync-job-run-state"
@@ -227,8 +229,14 @@ def test_forms_write_a_space_as_plus(server):
 
 
 @pytest.mark.parametrize("target", ["/", f"{PATH}/", f"{PATH}/a/b", f"/x{PATH}", "/docs", "/sync%2Djob-run-state"])
-def test_other_routes_are_not_found(server, target):
-    assert ask(server, "GET", f"{target}?state_key=a") == problem(404, "Not Found")
+def test_other_routes_are_not_taken_for_missing_entries(server, target):
+    status, fields = ask(server, "GET", f"{target}?state_key=a")
+    assert (status, sorted(fields), fields["error"]) == (404, ["error", "message"], "no such path")
+    with (
+        closing(TrutoStore(f"{server.url}/prefix", server.token)) as store,
+        pytest.raises(StoreError, match="gateway"),
+    ):
+        store.load("a")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +261,7 @@ def test_nothing_is_looked_at_without_the_token(server, header, target):
     connection.request("POST", target, b"{", {} if header is None else {"Authorization": header})
     response = connection.getresponse()
     assert (response.status, json.loads(response.read())) == problem(401, "a valid bearer token is required")
-    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert response.headers["WWW-Authenticate"] == 'Bearer, Basic realm="checkpoint", charset="UTF-8"'
     connection.close()
 
 
@@ -332,6 +340,9 @@ class Failing(MemoryStore):
         self.error = error
 
     def load(self, state_key):
+        raise self.error
+
+    def read(self, state_key, keys):
         raise self.error
 
 
@@ -899,7 +910,7 @@ def test_the_document_describes_the_five_calls(server):
         f"post {PATH}": ["key", "value"],
         f"patch {PATH}/{{id}}": ["value"],
     }
-    always = {"200", "400", "401", "429", "500", "503"}
+    always = {"200", "400", "401", "403", "408", "429", "500", "503"}
     assert {name: set(call["responses"]) - always for name, call in calls.items()} == {
         f"get {PATH}": {"404"},
         f"post {PATH}": {"409", "413", "422"},

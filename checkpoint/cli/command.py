@@ -140,6 +140,7 @@ VERBS = (
     care.unlock,
     singer.singer_run,
     serve.serve,
+    serve.token,
     demo.demo,
     demo.demo_child,
 )

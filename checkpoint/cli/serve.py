@@ -1,13 +1,19 @@
-"""`checkpoint serve`: the state API over any store."""
+"""`checkpoint serve` and `checkpoint token`: a store over HTTP, and who may use it."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import re
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from checkpoint.cli.options import opened, store_option
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, float] | None:
@@ -28,8 +34,11 @@ def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
     "--token",
-    envvar="CHECKPOINT_SERVER_TOKEN",
     help="The token that clients send. Better set $CHECKPOINT_SERVER_TOKEN: the list of processes shows arguments.",
+)
+@click.option("--root-path", metavar="PATH", default="", help="Where a gateway has put the server, such as /state.")
+@click.option(
+    "--workers", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to serve in."
 )
 @click.option("--page-size", type=click.IntRange(min=1), metavar="N", help="List at most N entries a page.")
 @click.option(
@@ -44,26 +53,33 @@ def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     metavar="BYTES",
     help="Refuse larger requests. Default: 16 MiB; 64 MiB for a commit.",
 )
+@click.option("--access-log", is_flag=True, help="Write a line for each request, without values or tokens.")
 def serve(
     *,
     url: str | None,
     port: int,
     host: str,
     token: str | None,
+    root_path: str,
+    workers: int,
     page_size: int | None,
     rate: tuple[int, float] | None,
     max_body: int | None,
+    access_log: bool,
 ) -> None:
-    """Serve the state API over any store, to clients with the token.
+    """Serve any store over HTTP, to clients with a token.
 
-    Prints the URL when it listens. SIGTERM and Ctrl-C stop it, after the requests under way are answered.
+    The tokens: $CHECKPOINT_SERVER_TOKEN reads and writes, $CHECKPOINT_SERVER_READ_TOKEN reads, and
+    $CHECKPOINT_SERVER_TOKENS is a file of the lines that `checkpoint token` prints, read again when it changes.
+
+    Prints the URL when it listens. SIGTERM and Ctrl-C stop it within 10 seconds, after the requests under way are
+    answered.
     """
-    if not token:
-        raise click.UsageError("a token is needed: set $CHECKPOINT_SERVER_TOKEN, or give --token")
+    server = _server()
     try:
-        from checkpoint import server  # fastapi and uvicorn are an extra
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"serving needs {error.name}: pip install 'checkpoint-store[server]'") from error
+        access = server.Access.of_token(token) if token else server.Access.of_environment()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     default = server.DEFAULTS
     options = server.Switches(
         page_size=page_size,
@@ -71,12 +87,64 @@ def serve(
         max_body=max_body or default.max_body,
         max_commit=max_body or default.max_commit,
     )
+    if access_log:
+        _log_requests()
     store = opened(url)
     try:
         store.load("checkpoint serve")  # a store that cannot be used is told now, not to every client
-        server.serve(store, token, host, port, options, ready=lambda base: click.echo(f"Listening on {base}"))
+        server.serve(
+            store,
+            access,
+            host,
+            port,
+            options,
+            root_path=root_path,
+            workers=workers,
+            ready=_listening,
+        )
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         other = "--port" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "--host"
         raise click.ClickException(f"{host}:{port} cannot be listened on, so try another {other}: {error}") from error
+
+
+@click.command()
+@click.argument("name")
+@click.argument("access", metavar="ACCESS", type=click.Choice(["read", "write"]))
+@click.argument("prefix")
+def token(*, name: str, access: str, prefix: str) -> None:
+    """Make a token for `checkpoint serve`.
+
+    Prints the line for the file that $CHECKPOINT_SERVER_TOKENS names, and on stderr the token itself, which is shown
+    only here. NAME is stored with each commit. ACCESS is read or write, which includes reading. PREFIX is the beginning
+    of the namespaces that the token reaches, '*' for all.
+    """
+    try:
+        secret, line = _server().new_token(name, access, prefix)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"The token of {name}, which is not shown again: {secret}", err=True)
+    click.echo(line)
+
+
+def _server() -> ModuleType:
+    try:
+        from checkpoint import server  # fastapi and uvicorn are an extra
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        raise click.ClickException(f"serving needs {name}: pip install 'checkpoint-store[server]'") from error
+    return server
+
+
+def _listening(base: str) -> None:
+    click.echo(f"Listening on {base}")
+
+
+def _log_requests() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("checkpoint.access")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,42 +1,209 @@
-"""Who may do what: the tokens of the server."""
+"""Who may do what: the tokens of the server, given in the environment or listed in a file."""
 
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING, Literal, TypeAlias
+import logging
+import os
+import re
+from base64 import b64decode
+from hashlib import sha256
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from checkpoint.server.messages import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+logger = logging.getLogger("checkpoint")
 
 Wish: TypeAlias = Literal["read", "write"]
+Header: TypeAlias = "tuple[bytes, bytes]"
+
+TOKEN = "CHECKPOINT_SERVER_TOKEN"  # noqa: S105 - the name of a variable
+READ_TOKEN = "CHECKPOINT_SERVER_READ_TOKEN"  # noqa: S105 - likewise
+TOKENS = "CHECKPOINT_SERVER_TOKENS"
+EVERYTHING = "*"
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer, Basic realm="checkpoint", charset="UTF-8"'}
+
+
+class Grant(NamedTuple):
+    """What a token allows."""
+
+    name: str | None
+    """Whose it is; None where the environment holds it."""
+    wish: Wish
+    """What it allows; `write` includes reading."""
+    prefix: str
+    """The beginning of the namespaces that it reaches; empty: all."""
+    digest: bytes
+    """SHA-256 of the token."""
+
+    def allows(self, wish: Wish, state_key: str | None) -> bool:
+        """Tell whether a request may be served; `state_key` None: no namespace is concerned."""
+        return wish in {"read", self.wish} and (state_key is None or state_key.startswith(self.prefix))
+
+    @property
+    def line(self) -> str:
+        """The line of a file of tokens that says so."""
+        return f"{self.name} {self.wish} {self.prefix or EVERYTHING} {self.digest.hex()}"
 
 
 class Access:
-    """The tokens that the server accepts.
+    """The tokens that the server accepts: those given, and those of a file, which is read again when it changes."""
 
-    Raises:
-        ValueError: the token is empty, or holds what a header cannot carry.
-
-    """
-
-    def __init__(self, token: str) -> None:
-        if not (token and token.isascii() and token.isprintable() and " " not in token):
-            raise ValueError("the token must be printable ASCII without spaces, and not empty")
-        self._token = token.encode()
-
-    def allow(self, headers: Iterable[tuple[bytes, bytes]], wish: Wish, state_key: str | None = None) -> str | None:
-        """Return the name of whoever sent a request with these headers, as it is stored with a commit.
-
-        `headers` are those of the ASGI scope. `state_key` None: no namespace is concerned. The name is None where the
-        token has none.
+    def __init__(self, grants: Iterable[Grant], file: str | os.PathLike[str] | None = None) -> None:
+        """Take the grants, and those of the file.
 
         Raises:
-            Refusal: 401 without a valid token; 403 where it does not allow the wish, or not in this namespace.
+            OSError: the file cannot be read.
+            ValueError: a line of it is not `NAME read|write PREFIX SHA256`, or there is no token at all.
 
         """
-        scheme, _, token = dict(headers).get(b"authorization", b"").partition(b" ")
-        if not (hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"):
-            raise Refusal(401, "a valid bearer token is required", {"WWW-Authenticate": "Bearer"})
-        return None
+        self._given = tuple(grants)
+        self._path = None if file is None else Path(file)
+        self._seen = self._identity()
+        self._listed = () if self._path is None else _listed(self._path.read_text("utf-8"))
+        if not self._given and self._path is None:
+            raise ValueError(f"a token is needed: set ${TOKEN}, or ${TOKENS} to a file of tokens")
+
+    @classmethod
+    def of_token(cls, token: str) -> Access:
+        """Accept one token, for everything.
+
+        Raises:
+            ValueError: it is empty, or holds what a header cannot carry.
+
+        """
+        return cls([_unnamed("write", token, "the token")])
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Access:
+        """Accept the tokens in `$CHECKPOINT_SERVER_TOKEN` (all), `$CHECKPOINT_SERVER_READ_TOKEN`, and a file's.
+
+        Raises:
+            OSError, ValueError: as the constructor; or a token is empty, or holds what a header cannot carry.
+
+        """
+        wishes: tuple[tuple[str, Wish], ...] = ((TOKEN, "write"), (READ_TOKEN, "read"))
+        given = [_unnamed(wish, environment[name], f"${name}") for name, wish in wishes if environment.get(name)]
+        return cls(given, environment.get(TOKENS) or None)
+
+    def allow(self, headers: Iterable[Header], wish: Wish, state_key: str | None = None) -> str | None:
+        """Return the name of whoever sent a request with these headers, as it is stored with a commit.
+
+        `headers` are those of the ASGI scope: `Authorization: Bearer TOKEN`, or `Basic` with the token as the
+        password. `state_key` None: no namespace is concerned. The name is None where the token has none.
+
+        Raises:
+            Refusal: 400 where they authorize twice; 401 without a valid token; 403 where it does not allow the wish, or
+                not in this namespace.
+
+        """
+        grants = self._grants_of(headers)
+        for grant in grants:
+            if grant.allows(wish, state_key):
+                return grant.name
+        name = grants[0].name or "this token"
+        if not any(grant.allows(wish, None) for grant in grants):
+            raise Refusal(403, f"{name} may read, and not write")
+        raise Refusal(403, f"{name} may not {wish} in the namespace {state_key!r}")
+
+    def readable(self, headers: Iterable[Header], state_keys: Iterable[str]) -> list[str]:
+        """Return those of the namespaces that whoever sent the headers may read.
+
+        Raises:
+            Refusal: as `allow`.
+
+        """
+        grants = self._grants_of(headers)
+        return [name for name in state_keys if any(grant.allows("read", name) for grant in grants)]
+
+    def _grants_of(self, headers: Iterable[Header]) -> list[Grant]:
+        """Return what the token in the headers allows: at least one grant."""
+        given = [value for name, value in headers if name == b"authorization"]
+        if len(given) > 1:
+            raise Refusal(400, "Authorization is given twice")
+        digest = sha256(_token_of(given[0]) if given else b"").digest()
+        # Each is compared, whatever was found before: the time tells nothing.
+        found = [grant for grant in (*self._given, *self._current()) if hmac.compare_digest(grant.digest, digest)]
+        if not found:
+            raise Refusal(401, "a valid bearer token is required", _CHALLENGE)
+        return found
+
+    def _current(self) -> tuple[Grant, ...]:
+        """Return what the file says now; where it cannot be read, what it said before."""
+        if self._path is None or self._identity() == self._seen:
+            return self._listed
+        self._seen = self._identity()
+        try:
+            self._listed = _listed(self._path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            logger.error("the tokens in %s are those of before: %s", self._path, error)  # noqa: TRY400 - no traceback
+        else:
+            logger.info("%s was read again: %d tokens", self._path, len(self._listed))
+        return self._listed
+
+    def _identity(self) -> tuple[int, ...] | None:
+        """Return what changes with the file; None: it is not there."""
+        try:
+            found = os.stat(self._path) if self._path is not None else None  # noqa: PTH116 - for each request
+        except OSError:
+            return None
+        return found and (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def new_token(name: str, wish: Wish, prefix: str) -> tuple[str, str]:
+    """Return a new token, and the line that lets a server accept it.
+
+    Raises:
+        ValueError: the name or the prefix cannot stand in a line.
+
+    """
+    for what, word in (("the name", name), ("the prefix", prefix)):
+        if not word.isprintable() or len(word.split()) != 1 or word.startswith("#"):
+            raise ValueError(f"{what} must be one word without spaces, not {word!r}")
+    token = token_urlsafe(32)
+    return token, Grant(name, wish, prefix.removesuffix(EVERYTHING), sha256(token.encode()).digest()).line
+
+
+def _unnamed(wish: Wish, token: str, what: str) -> Grant:
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"{what} must be printable ASCII without spaces, and not empty")
+    return Grant(None, wish, "", sha256(token.encode()).digest())
+
+
+_LINE = re.compile(r"(?P<name>\S+)\s+(?P<wish>read|write)\s+(?P<prefix>\S+)\s+(?P<digest>[0-9A-Fa-f]{64})")
+
+
+def _listed(text: str) -> tuple[Grant, ...]:
+    """Return what the lines of a file of tokens say; empty ones, and those that begin with `#`, say nothing."""
+    grants: list[Grant] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = _LINE.fullmatch(line.strip())
+        if found is None or not found["name"].isprintable():
+            raise ValueError(f"line {number} of the tokens is not NAME read|write PREFIX SHA256")
+        wish: Wish = "write" if found["wish"] == "write" else "read"
+        prefix = found["prefix"].removesuffix(EVERYTHING)
+        grants.append(Grant(found["name"], wish, prefix, bytes.fromhex(found["digest"])))
+    return tuple(grants)
+
+
+def _token_of(authorization: bytes) -> bytes:
+    """Return the token of `Bearer TOKEN` or `Basic BASE64(anybody:TOKEN)`; empty: there is none."""
+    scheme, _, credentials = authorization.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return credentials.strip()
+        case b"basic":
+            try:
+                return b64decode(credentials.strip(), validate=True).partition(b":")[2]
+            except ValueError:
+                return b""
+        case _:
+            return b""

@@ -4,51 +4,78 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from time import perf_counter
+from typing import TYPE_CHECKING, cast
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from checkpoint.errors import CheckpointError, StoreUnavailable, ValueTooLarge
-from checkpoint.server import v1, vendor
+from checkpoint.server import metrics, v1, vendor
 from checkpoint.server.access import Access
-from checkpoint.server.messages import PlainRoute, Refusal
-from checkpoint.server.vendor import DEFAULTS, Api, Switches
+from checkpoint.server.calls import Calls
+from checkpoint.server.health import Health
+from checkpoint.server.messages import PlainRoute, Refusal, json_response
+from checkpoint.server.vendor import DEFAULTS, PATH, Api, Switches
+from checkpoint.stores import wire
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from checkpoint.stores.base import Store
 
 logger = logging.getLogger("checkpoint")
+access_logger = logging.getLogger("checkpoint.access")
 
-DOCUMENT = "/openapi.json"
+DOCUMENT, HEALTH, METRICS = "/openapi.json", "/healthz", "/metrics"
+PUBLIC = frozenset({DOCUMENT, HEALTH})
+"""Paths that need no token."""
+
+COMMITS = frozenset({("POST", PATH), ("PATCH", f"{PATH}/{{id}}"), ("DELETE", f"{PATH}/{{id}}"), ("POST", wire.COMMIT)})
+"""The routes that commit."""
 
 
-def create_app(store: Store, token: str, options: Switches = DEFAULTS) -> FastAPI:
-    """Return the ASGI application that serves a store to whoever bears the token.
+def create_app(
+    store: Store, token: str | Access, options: Switches = DEFAULTS, *, root_path: str = "", folder: str | None = None
+) -> FastAPI:
+    """Return the ASGI application that serves a store to whoever bears a token.
 
-    The options can be replaced while it runs: `app.state.api.options = ...`. The caller closes the store.
+    The options can be replaced while it runs: `app.state.api.options = ...`. `app.state.stop()` ends its threads once
+    they are idle, and `app.state.busy()` tells whether they are not; the caller closes the store. Each request is a
+    line of the logger `checkpoint.access`, at INFO.
+
+    Args:
+        store: what is served.
+        token: the token that may do everything, or who may do what.
+        options: see `Switches`.
+        root_path: where a gateway has put the server, such as `/state`; requests may come with it and without.
+        folder: where several processes that serve the same store count their requests together.
 
     Raises:
-        ValueError: the token is empty, or holds what a header cannot carry.
+        ValueError: the token is empty, or holds what a header cannot carry; the root path is no path.
 
     """
-    access = Access(token)
-    api = Api(store, access, options)
+    if root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root_path):
+        raise ValueError(f"a root path is one such as /state, not {root_path!r}")
+    access = token if isinstance(token, Access) else Access.of_token(token)
+    api, health = Api(store, access, options), Health(store)
+    told, telling = metrics.Metrics(store, folder), Calls("metrics", threads=1)
     app = FastAPI(
-        title="Sync Job Run State",
-        version="1",
+        title="checkpoint serve",
+        version=version("checkpoint-store"),
         openapi_url=DOCUMENT,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": root_path}] if root_path else None,
         # For the document only: the gate has let nobody else in.
         dependencies=[Depends(HTTPBearer(auto_error=False))],
         exception_handlers=dict.fromkeys(
@@ -58,18 +85,41 @@ def create_app(store: Store, token: str, options: Switches = DEFAULTS) -> FastAP
     app.state.api = api
     app.router.route_class = PlainRoute
     vendor.add_calls(app, api)
-    v1.add_calls(app, v1.V1(store, access, api.call, lambda: api.options.max_commit))
-    app.add_middleware(_Gate, api=api, access=access)
+    v1.add_calls(app, v1.V1(store, access, api.read, api.write, lambda: api.options.max_commit))
+
+    async def healthz(_: Request) -> Response:
+        if await health.answers():
+            return json_response({"status": "ok"})
+        return json_response({"status": "the store does not answer"}, 503)
+
+    async def of_metrics(request: Request) -> Response:
+        readable = partial(access.readable, request.scope["headers"])
+        return Response(await telling(told.text, readable), media_type=metrics.CONTENT_TYPE)
+
+    for path, endpoint in ((HEALTH, healthz), (METRICS, of_metrics)):
+        app.add_route(path, endpoint, ["GET"], include_in_schema=False)
+
+    threads = (api.reading, api.writing, health.asking, telling)
+    app.state.busy = lambda: any(each.unanswered for each in threads)
+
+    def stop() -> None:
+        for each in threads:
+            each.stop()
+
+    app.state.stop = stop
+    app.add_middleware(_Gate, api=api, access=access, told=told, root_path=root_path)
     return app
 
 
 class _Gate:
-    """The outermost layer: lets nobody in without the token, and leaves the path as it was sent."""
+    """The outermost layer: lets nobody in without a token, leaves the path as it was sent, counts and logs."""
 
-    def __init__(self, app: ASGIApp, api: Api, access: Access) -> None:
+    def __init__(self, app: ASGIApp, api: Api, access: Access, told: metrics.Metrics, root_path: str) -> None:
         self._app = app
         self._api = api
         self._access = access
+        self._told = told
+        self._root = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,15 +128,46 @@ class _Gate:
         if self._api.options.latency:
             send = _late(send, self._api.options.latency)
         # Routed undecoded: in the decoded path `a/b` and `a%2Fb` are the same.
-        scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
+        root, path = self._root, scope["raw_path"].decode("latin-1")
+        path = path.removeprefix(root) if path.startswith(f"{root}/") else path  # the gateway may have removed it
+        scope = cast("Scope", {**scope, "root_path": root, "path": root + path})
+        answer, began, name = _Answer(send), perf_counter(), None
         try:
-            if scope["path"] != DOCUMENT:
-                self._access.allow(scope["headers"], "read")
+            if path not in PUBLIC:
+                name = self._access.allow(scope["headers"], "read")
                 self._api.count()
+            await self._app(scope, receive, answer)
         except Refusal as refusal:
-            await refusal.response()(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            await refusal.response()(scope, receive, answer)
+        except asyncio.CancelledError:  # the server is ending, and this took too long
+            if answer.status is None:
+                await Refusal(503, "the server is stopping").response()(scope, receive, answer)
+        finally:
+            self._note(scope, answer.status or 500, perf_counter() - began, name)
+
+    def _note(self, scope: Scope, status: int, seconds: float, name: str | None) -> None:
+        method, route = scope["method"], scope.get("route")
+        path = route.path if isinstance(route, Route) else "other"
+        self._told.observe(method, path, status, seconds, commits=(method, path) in COMMITS)
+        if not access_logger.isEnabledFor(logging.INFO):
+            return
+        client = (scope.get("client") or ("-",))[0]
+        asked = re.search(rb"(?:^|&)(state_key=[^&]*)", scope["query_string"])  # a token may have got into the rest
+        target = scope["path"] + (f"?{asked[1].decode('latin-1')}" if asked else "")
+        access_logger.info("%s %s %s %s %d %.1f ms", client, name or "-", method, target, status, seconds * 1_000)
+
+
+class _Answer:
+    """Sends an answer, and knows its status; None: none was sent yet."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
 
 
 def _late(send: Send, seconds: float) -> Send:
@@ -99,6 +180,10 @@ def _late(send: Send, seconds: float) -> Send:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
+        # Without `statusCode`: a client that was led here by a wrong URL must not read it as a missing entry.
+        said = "the server has no such path: check the base URL, and what a gateway makes of it"
+        return json_response({"error": "no such path", "message": said}, error.status_code)
     refusal = _refusal(request, error)
     if isinstance(error, CheckpointError) and refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         extra = {"checkpoint_event": "request_failed", "checkpoint_status": refusal.status}

@@ -1,72 +1,203 @@
-"""Running the server: the socket, uvicorn, signals."""
+"""Running the server: the socket, uvicorn, signals, and several processes."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import signal
 import socket
+import sys
+import time
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from checkpoint.server.apart import apart
 from checkpoint.server.app import create_app
+from checkpoint.server.limits import MAX_HEAD, limited
 from checkpoint.server.vendor import DEFAULTS, Switches
+from checkpoint.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from fastapi import FastAPI
+
+    from checkpoint.server.access import Access
     from checkpoint.stores.base import Store
+
+logger = logging.getLogger("checkpoint")
+
+DRAIN = 7.0
+"""Seconds for requests under way, once the server is to end."""
+
+KILL = 10.0
+"""Seconds for a worker to end."""
 
 
 def serve(
     store: Store,
-    token: str,
+    token: str | Access,
     host: str = "127.0.0.1",
     port: int = 8080,
     options: Switches = DEFAULTS,
     *,
+    root_path: str = "",
+    workers: int = 1,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a store until SIGTERM or SIGINT: requests in flight are finished, then the store is closed.
+    """Serve a store until SIGTERM or SIGINT: requests under way are finished, then the store is closed.
 
-    To be called in the main thread. Port 0 takes a free one; `ready` is given the base URL once the socket listens.
+    What takes longer than 7 s then is answered with 503, and the process ends within 10. To be called in the main
+    thread. Port 0 takes a free one; `ready` is given the base URL once the socket listens. Several `workers` are forked
+    from this process, and started again when one ends.
 
     Raises:
         OSError: host and port cannot be listened on.
-        ValueError: as `create_app`.
+        ValueError: as `create_app`; several workers were asked for where there can be but one.
 
     """
+    store = apart(store)
+    signals, busy = Signals(), False
     try:
-        app = create_app(store, token, options)
-        with _listening(host, port) as listener:
-            config = uvicorn.Config(
-                app,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                timeout_keep_alive=75,  # longer than clients keep one, so that none writes to a closed connection
-                timeout_graceful_shutdown=30,
-            )
-            server = uvicorn.Server(config)
-            _run_until_signalled(server, listener, lambda: ready(_base_url(listener)) if ready else None)
+        if workers > 1:
+            _check_workers(store, options)
+        make = partial(create_app, store, token, options, root_path=root_path)
+        app = make()
+        with _listening(host, port) as listener, signals:
+            if ready is not None:
+                ready(_base_url(listener))
+            if workers == 1:
+                busy = _run(app, listener, signals)
+            else:
+                with TemporaryDirectory(prefix="checkpoint-") as folder:
+                    _supervise(lambda: _run(make(folder=folder), listener, signals), workers, signals)
     finally:
-        store.close()
+        if not busy:  # or else it would wait for what the store still does
+            store.close()
 
 
-def _run_until_signalled(server: uvicorn.Server, listener: socket.socket, started: Callable[[], None]) -> None:
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        server.should_exit = True
+def _check_workers(store: Store, options: Switches) -> None:
+    if not hasattr(os, "fork"):
+        raise ValueError("several workers need a system that forks processes")
+    if isinstance(store, MemoryStore):
+        raise ValueError("several workers need a store that they share: in memory each would have its own")
+    if options.rate is not None:
+        raise ValueError("a rate is counted in one process: several workers need it in the gateway before them")
 
-    # uvicorn has handlers of its own while it runs, and raises what they caught again afterwards: these keep a signal
-    # that comes just before from being lost, and the repeated one from ending the process with another code than 0.
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        started()
-        server.run(sockets=[listener])
-    finally:
-        for number, handler in earlier.items():
+
+class Signals:
+    """A context in which SIGTERM and SIGINT ask the server to end.
+
+    uvicorn has handlers of its own while it runs, and raises what they caught again afterwards: these keep a signal
+    that comes just before from being lost, and the repeated one from ending the process with another code than 0.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.workers: dict[int, float] = {}
+        """When each was started, by its process id; they are told too."""
+
+    def __enter__(self) -> None:
+        self._earlier = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
             signal.signal(number, handler)
+
+    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        for worker in [*self.workers]:
+            os.kill(worker, signal.SIGTERM)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends in time, and with the process that started it."""
+
+    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
+        super().__init__(config)
+        self._signals = signals
+        self._parent = os.getppid()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether the server is to end."""
+        if self._signals.asked or os.getppid() != self._parent:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests under way be finished, those that take too long be answered, and close."""
+        asyncio.get_running_loop().call_later(DRAIN, self._cut)
+        await super().shutdown(sockets)
+
+    def _cut(self) -> None:
+        for task in [*self.server_state.tasks]:
+            task.cancel()  # the application answers with 503
+        for connection in [*self.server_state.connections]:
+            asyncio.get_running_loop().call_later(0.5, connection.transport.abort)
+
+
+def _run(app: FastAPI, listener: socket.socket, signals: Signals) -> bool:
+    """Run until the server is to end; return whether the store is still busy."""
+    config = uvicorn.Config(
+        app,
+        http=limited(),
+        h11_max_incomplete_event_size=MAX_HEAD,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,  # longer than clients keep one, so that none writes to a closed connection
+        timeout_graceful_shutdown=9,
+    )
+    _Server(config, signals).run(sockets=[listener])
+    return bool(app.state.busy())
+
+
+def _supervise(work: Callable[[], bool], workers: int, signals: Signals) -> None:
+    """Keep so many processes at work until the server is to end."""
+    while not signals.asked:
+        while len(signals.workers) < workers and not signals.asked:
+            _start(work, signals)
+        ended, status = os.waitpid(-1, 0)
+        started = signals.workers.pop(ended, 0.0)
+        if not signals.asked:
+            logger.error("worker %d ended with %d: another is started", ended, os.waitstatus_to_exitcode(status))
+            time.sleep(max(0.0, started + 1 - time.monotonic()))  # one that fails at once is not started all the time
+    until = time.monotonic() + KILL
+    while signals.workers:
+        ended, _ = os.waitpid(-1, os.WNOHANG)
+        signals.workers.pop(ended, None)
+        if time.monotonic() > until:
+            for worker in signals.workers:
+                os.kill(worker, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _start(work: Callable[[], bool], signals: Signals) -> None:
+    worker = os.fork()
+    if worker:
+        signals.workers[worker] = time.monotonic()
+        if signals.asked:  # before it was known
+            os.kill(worker, signal.SIGTERM)
+        return
+    code = 1
+    try:
+        signals.workers.clear()
+        work()
+        code = 0
+    except BaseException:
+        logger.exception("a worker failed")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what stands above on the stack is the parent's to clean up
 
 
 def _listening(host: str, port: int) -> socket.socket:

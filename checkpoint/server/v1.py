@@ -54,13 +54,14 @@ MAX_QUESTION = 16 * 2**20
 class V1:
     """The calls over one store.
 
-    `call` makes a call to the store where it blocks nobody; `most` tells how many bytes a commit may have.
+    `read` and `write` make calls to the store where they block nobody; `most` tells how many bytes a commit may have.
     """
 
-    def __init__(self, store: Store, access: Access, call: Call, most: Callable[[], int]) -> None:
+    def __init__(self, store: Store, access: Access, read: Call, write: Call, most: Callable[[], int]) -> None:
         self._store = store
         self._access = access
-        self._call = call
+        self._read = read
+        self._write = write
         self._most = most
 
     def answered(self, call: Endpoint) -> Endpoint:
@@ -81,21 +82,21 @@ class V1:
     async def about(self, request: Request) -> Response:
         """Return what the server is, and what its store tells of itself."""
         self._access.allow(request.scope["headers"], "read")
-        return await self._do(self._about)
+        return await self._do(self._read, self._about)
 
     async def state(self, request: Request) -> Response:
         """Return all entries of a namespace, or those of some keys, as far as they exist."""
         fields = await self._question(request, "state_key", "key", "keys")
         state_key, keys = asked_state_key(fields), _asked_keys(fields)
         self._access.allow(request.scope["headers"], "read", state_key)
-        entries = await self._do(self._entries, state_key, keys)
+        entries = await self._do(self._read, self._entries, state_key, keys)
         return await self._listing(entries.values(), wire.entry_fields)
 
     async def commit(self, request: Request) -> Response:
         """Commit changes, all or none, where the entries named in `base` are as it says."""
         body = await body_of(request, self._most())
         client = request.client.host if request.client is not None else ""
-        return await self._do(self._commit, request.scope["headers"], body, client)
+        return await self._do(self._write, self._commit, request.scope["headers"], body, client)
 
     async def history(self, request: Request) -> Response:
         """Return what was changed, newest first."""
@@ -103,7 +104,7 @@ class V1:
         state_key, limit = asked_state_key(fields), _count(fields, "limit")
         key = valid_name("key", fields["key"]) if "key" in fields else None
         self._access.allow(request.scope["headers"], "read", state_key)
-        changes = await self._do(lambda: self._kept().history(state_key, key, limit=limit))
+        changes = await self._do(self._read, lambda: self._kept().history(state_key, key, limit=limit))
         return await self._listing(changes, wire.change_fields)
 
     async def namespaces(self, request: Request) -> Response:
@@ -111,7 +112,7 @@ class V1:
         headers = request.scope["headers"]
         self._access.allow(headers, "read")
         query_of(request)
-        return await self._do(self._namespaces, headers)
+        return await self._do(self._read, self._namespaces, headers)
 
     def _about(self) -> Response:
         store = self._store
@@ -168,14 +169,14 @@ class V1:
         """Return what a query, or the body of a POST, asks for."""
         if request.method == "POST":
             body = await body_of(request, MAX_QUESTION)
-            fields = cast("dict[str, Any]", await self._call(_object_of, body))
+            fields = cast("dict[str, Any]", await self._read(_object_of, body))
         else:
             fields = dict(query_of(request))
             if "keys" in fields:
                 raise Refusal(400, "keys are asked for in the body of a POST")
         return _known(fields, names)
 
-    async def _do(self, function: Callable[..., T], *args: Any) -> T:
+    async def _do(self, call: Call, function: Callable[..., T], *args: Any) -> T:
         """Call the store, and turn its errors into answers."""
         if not isinstance(self._store, Atomic):
             raise _unsupported(
@@ -183,7 +184,7 @@ class V1:
                 "or nothing: use the other API of this server, with its https:// URL"
             )
         try:
-            return cast("T", await self._call(function, *args))
+            return cast("T", await call(function, *args))
         except CheckpointError as error:
             refusal = _refusal(error)
         if refusal.status >= 500:
@@ -197,13 +198,13 @@ class V1:
         def piece() -> list[bytes]:
             return [orjson.dumps(fields_of(item)) for item in islice(left, PIECE)]
 
-        first = cast("list[bytes]", await self._call(piece))
+        first = cast("list[bytes]", await self._read(piece))
         if len(first) < PIECE:
             return json_response({"result": [orjson.Fragment(item) for item in first]})
 
         async def pieces() -> AsyncIterator[bytes]:
             yield b'{"result":[' + b",".join(first)
-            while more := cast("list[bytes]", await self._call(piece)):
+            while more := cast("list[bytes]", await self._read(piece)):
                 yield b"," + b",".join(more)
             yield b"]}"
 

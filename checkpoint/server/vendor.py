@@ -8,6 +8,7 @@ testing clients.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from pydantic import BaseModel
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations of the calls
 from starlette.responses import Response
 
+from checkpoint.entries import Writer
 from checkpoint.errors import Conflict, ValueTooLarge
+from checkpoint.server.calls import Calls
 from checkpoint.server.messages import (
     Problem,
     Refusal,
@@ -31,6 +34,7 @@ from checkpoint.server.messages import (
     query_of,
     valid_name,
 )
+from checkpoint.stores.base import ReadsKeys, history_of, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -100,6 +104,7 @@ class Api:
     def __init__(self, store: Store, access: Access, options: Switches = DEFAULTS) -> None:
         self.store = store
         self.options = options
+        self.reading, self.writing = Calls("reading"), Calls("writing")
         self._access = access
         self._admitted: deque[float] = deque()
         self._stale: dict[str, dict[str, Entry]] = {}
@@ -121,7 +126,8 @@ class Api:
         """Return the entries of a namespace, or a page of them."""
         options, query = self.options, query_of(request)
         state_key = asked_state_key(query)
-        entries = await self.call(self.store.load, state_key)
+        self._access.allow(request.scope["headers"], "read", state_key)
+        entries = await self.read(self.store.load, state_key)
         if options.stale_list:
             entries = self._stale.setdefault(state_key, entries)
         else:
@@ -134,66 +140,100 @@ class Api:
     async def get_entry(self, request: Request) -> Response:
         """Return one entry."""
         state_key, key = _names(request)
-        entries = await self.call(self.store.load, state_key)
-        if key not in entries:
+        self._access.allow(request.scope["headers"], "read", state_key)
+        entry = await self.read(self._entry, state_key, key)
+        if entry is None:
             raise _missing(key)
-        return json_response(_fields(entries[key], self.options))
+        return json_response(_fields(entry, self.options))
 
     async def create_entry(self, request: Request) -> Response:
         """Write an entry under the key that the body names."""
         options, state_key = self.options, asked_state_key(query_of(request))
+        by = self._access.allow(request.scope["headers"], "write", state_key)
         key, value = await _strings(request, options, "key", "value")
         _check_size(valid_name("key", key), value, options)
-        entry = await self.call(self._create, state_key, key, value, options.post_existing)
+        entry = await self.write(self._create, state_key, key, value, options.post_existing, by)
         return _answer_to_write(entry, options)
 
     async def update_entry(self, request: Request) -> Response:
         """Replace the value of an entry."""
         options, (state_key, key) = self.options, _names(request)
+        by = self._access.allow(request.scope["headers"], "write", state_key)
         (value,) = await _strings(request, options, "value")
         _check_size(key, value, options)
-        _, entry = await self.call(self._swap, state_key, key, value, options.patch_missing)
+        _, entry = await self.write(self._swap, state_key, key, value, options.patch_missing, by)
         return _answer_to_write(entry, options)
 
     async def delete_entry(self, request: Request) -> Response:
         """Delete an entry, and return what it was."""
         options, (state_key, key) = self.options, _names(request)
-        entry, _ = await self.call(self._swap, state_key, key, None, options.delete_missing)
+        by = self._access.allow(request.scope["headers"], "write", state_key)
+        entry, _ = await self.write(self._swap, state_key, key, None, options.delete_missing, by)
         return _answer_to_write(entry, options)
 
-    async def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Call a function that asks the store, where it keeps no other request waiting.
+    async def read(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Call what reads from the store, where it blocks nobody.
 
         Raises:
-            Refusal: it raised TypeError or ValueError: what was asked is not right.
+            Refusal: 400 for what the store refuses; 503 where too many calls wait.
 
         """
+        return await self._call(self.reading, function, *args)
+
+    async def write(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Call what writes to the store, where it blocks nobody: not those who read either.
+
+        Raises:
+            Refusal: as `read`.
+
+        """
+        return await self._call(self.writing, function, *args)
+
+    async def _call(self, calls: Calls, function: Callable[..., Result], *args: Any) -> Result:
         try:
-            if not self.options.in_threads:
-                return function(*args)
-            return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+            return await calls(function, *args) if self.options.in_threads else function(*args)
         except (TypeError, ValueError) as error:
             raise Refusal(400, str(error)) from error
 
-    def _create(self, state_key: str, key: str, value: str, existing: Literal["overwrites", 409, 400]) -> Entry:
+    def _entry(self, state_key: str, key: str) -> Entry | None:
+        """Return one entry, at a cost that does not depend on the others where the store can."""
+        if isinstance(self.store, ReadsKeys):
+            return self.store.read(state_key, [key]).get(key)
+        return self.store.load(state_key).get(key)
+
+    def _commit(
+        self, state_key: str, key: str, value: str | None, base: Mapping[str, Entry | None], by: str | None
+    ) -> Entry | None:
+        """Write or delete one entry; return it as it is now."""
+        keeping = history_of(self.store)
+        if by is not None and keeping is not None:
+            writer = Writer(host(), os.getpid(), by)
+            return keeping.commit(state_key, {key: value}, base, writer=writer).entries.get(key)
+        return self.store.commit(state_key, {key: value}, base).entries.get(key)
+
+    def _create(
+        self, state_key: str, key: str, value: str, existing: Literal["overwrites", 409, 400], by: str | None
+    ) -> Entry | None:
         if existing == "overwrites":
-            return self.store.commit(state_key, {key: value}).entries[key]
+            return self._commit(state_key, key, value, {}, by)
         try:
             # A commit finds no conflict where the value is there already, so that it alone would not tell.
-            if key not in self.store.load(state_key):
-                return self.store.commit(state_key, {key: value}, {key: None}).entries[key]
+            if self._entry(state_key, key) is None:
+                return self._commit(state_key, key, value, {key: None}, by)
         except Conflict:
             pass
         raise Refusal(existing, f"{key!r} exists")
 
-    def _swap(self, state_key: str, key: str, value: str | None, missing: object) -> tuple[Entry | None, Entry | None]:
+    def _swap(
+        self, state_key: str, key: str, value: str | None, missing: object, by: str | None
+    ) -> tuple[Entry | None, Entry | None]:
         """Write or delete a key that is there, whoever else is writing; return what it was and what it is."""
         while True:
-            found = self.store.load(state_key).get(key)
+            found = self._entry(state_key, key)
             if found is None and missing == NOT_FOUND:
                 raise _missing(key)
             try:
-                return found, self.store.commit(state_key, {key: value}, {key: found}).entries.get(key)
+                return found, self._commit(state_key, key, value, {key: found}, by)
             except Conflict:
                 continue
 
@@ -316,7 +356,7 @@ _ONE: list[dict[str, Any]] = [_ID, _STATE_KEY]
 
 def add_calls(app: FastAPI, api: Api) -> None:
     """Add the five calls to an application."""
-    one, every = PATH + "/{id}", (400, 401, 429, 500, 503)
+    one, every = PATH + "/{id}", (400, 401, 403, 408, 429, 500, 503)
     add = partial(_add_call, app)
     add("GET", PATH, api.list_entries, _LISTED, StatePage, (*every, 404))
     add("POST", PATH, api.create_entry, [_STATE_KEY], StateEntry, (*every, 409, 413, 422), key=_NAME, value=_TEXT)

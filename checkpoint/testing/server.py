@@ -134,6 +134,7 @@ class ApiServer:
 
     def __exit__(self, *_: object) -> None:
         self._in_loop(self._close())
+        self._app.state.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -198,7 +199,7 @@ class ApiServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._loop.shutdown_default_executor()
+        await self._loop.shutdown_default_executor()  # hooks of faults
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(asyncio.CancelledError):  # the server is being closed: the connection has gone already

@@ -1,0 +1,71 @@
+"""A SQLite file as the server uses it: read through one connection, and written through another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.stores.sqlite import SQLiteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from checkpoint.entries import Change, Entry, Receipt
+    from checkpoint.stores.base import Store
+
+
+def apart(store: Store) -> Store:
+    """Return a store whose commits, while they wait for others, stop no reads; for SQLite it is another object."""
+    return ReadsApart(store) if isinstance(store, SQLiteStore) and store.path is not None else store
+
+
+class ReadsApart:
+    """A SQLite store with a second connection for reading: one connection serves one thread at a time."""
+
+    atomic = True
+
+    def __init__(self, store: SQLiteStore) -> None:
+        self._writing = store
+        self._reading = SQLiteStore(store.path, deadline=store.deadline)
+
+    def __repr__(self) -> str:
+        return repr(self._writing)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for one load or commit; see `HasDeadline`."""
+        return self._writing.deadline
+
+    def load(self, state_key: str) -> dict[str, Entry]:
+        """Return every entry of a namespace; see `Store.load`."""
+        return self._reading.load(state_key)
+
+    def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
+        """Return the entries of these keys; see `ReadsKeys.read`."""
+        return self._reading.read(state_key, keys)
+
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""
+        return self._reading.namespaces()
+
+    def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
+        """Return what was changed; see `KeepsHistory.history`."""
+        return self._reading.history(state_key, key, limit=limit)
+
+    def facts(self) -> dict[str, str]:
+        """Return what SQLite tells; see `TellsFacts.facts`."""
+        return self._reading.facts()
+
+    def commit(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None] = {},
+        **options: Any,
+    ) -> Receipt:
+        """Write the changed keys, all or none; see `KeepsHistory.commit`."""
+        return self._writing.commit(state_key, changes, base, **options)
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._reading.close()
+        self._writing.close()

@@ -1,0 +1,91 @@
+"""Calls of the store, in threads: one that waits blocks neither the event loop nor calls of the other sort."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from checkpoint.server.messages import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    _Call: TypeAlias = tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
+
+T = TypeVar("T")
+
+THREADS = 16
+"""Threads for reading, and as many for writing."""
+
+WAITING = 256
+"""Calls that may wait for a thread; more are refused."""
+
+
+class Calls:
+    """Threads for calls that may block, made when there is something to do.
+
+    They are daemons: a call that still waits for a database when the server ends does not keep the process.
+    """
+
+    def __init__(self, name: str, threads: int = THREADS, waiting: int = WAITING) -> None:
+        self._name = name
+        self._most = threads
+        self._room = threads + waiting
+        self._queue: SimpleQueue[_Call | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._unanswered = 0  # changed in the event loop alone
+
+    @property
+    def unanswered(self) -> int:
+        """Calls that wait for a thread or are under way."""
+        return self._unanswered
+
+    async def __call__(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in a thread, and return what it returns.
+
+        Raises:
+            Refusal: 503, too many calls wait already.
+
+        """
+        if self._unanswered >= self._room:
+            raise Refusal(503, "too many requests wait for the store", {"Retry-After": "1"})
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._unanswered += 1
+        future.add_done_callback(self._answered)
+        self._queue.put((future, function, args))
+        if len(self._threads) < min(self._unanswered, self._most):
+            thread = threading.Thread(target=self._work, name=f"checkpoint {self._name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return await asyncio.shield(future)  # which counts until it is answered, though nobody waits for it any more
+
+    def stop(self) -> None:
+        """End the threads once they have done what is queued, and wait for that."""
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._queue.put(None)
+        for thread in threads:
+            thread.join()
+
+    def _answered(self, _: asyncio.Future[Any]) -> None:
+        self._unanswered -= 1
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            _answer(*call)
+            del call  # not kept until the next one
+
+
+def _answer(future: asyncio.Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
+    tell: Callable[[], None]
+    try:
+        tell = partial(future.set_result, function(*args))
+    except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+        tell = partial(future.set_exception, error)
+    with suppress(RuntimeError):  # the loop has ended: nobody waits
+        future.get_loop().call_soon_threadsafe(tell)
