@@ -920,7 +920,7 @@ def test_the_document_describes_the_five_calls(server):
     }
     assert all(always <= set(call["responses"]) for call in calls.values())
     assert all(call["security"] == [{"HTTPBearer": []}] for call in calls.values())
-    assert sorted(document["components"]["schemas"]) == ["Problem", "StateEntry", "StatePage"]
+    assert {"Problem", "StateEntry", "StatePage"} <= document["components"]["schemas"].keys()
 
 
 # The reference's examples, unchanged but for base URL, token and state_key
