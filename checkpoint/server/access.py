@@ -142,9 +142,11 @@ class Access:
         try:
             self._listed = _listed(self._path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            logger.error("the tokens in %s are those of before: %s", self._path, error)  # noqa: TRY400 - no traceback
+            extra = {"checkpoint_event": "tokens_not_read"}
+            logger.error("the tokens in %s are those of before: %s", self._path, error, extra=extra)  # noqa: TRY400 - no traceback
         else:
-            logger.info("%s was read again: %d tokens", self._path, len(self._listed))
+            extra = {"checkpoint_event": "tokens_read"}
+            logger.info("%s was read again: %d tokens", self._path, len(self._listed), extra=extra)
         return self._listed
 
     def _identity(self) -> tuple[int, ...] | None:

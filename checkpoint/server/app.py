@@ -154,7 +154,9 @@ class _Gate:
         client = (scope.get("client") or ("-",))[0]
         asked = re.search(rb"(?:^|&)(state_key=[^&]*)", scope["query_string"])  # a token may have got into the rest
         target = scope["path"] + (f"?{asked[1].decode('latin-1')}" if asked else "")
-        access_logger.info("%s %s %s %s %d %.1f ms", client, name or "-", method, target, status, seconds * 1_000)
+        extra = {"checkpoint_event": "request", "checkpoint_status": status, "checkpoint_seconds": seconds}
+        told = (client, name or "-", method, target, status, seconds * 1_000)
+        access_logger.info("%s %s %s %s %d %.1f ms", *told, extra=extra)
 
 
 class _Answer:

@@ -49,7 +49,8 @@ class Health:
         try:
             await self.asking(self._question)
         except CheckpointError as error:
-            logger.error("/healthz: %s", error)  # noqa: TRY400 - no traceback
+            extra = {"checkpoint_event": "unhealthy"}
+            logger.error("/healthz: %s", error, extra=extra)  # noqa: TRY400 - no traceback
             return False
         return True
 

@@ -39,8 +39,8 @@ SECONDS = 5.0
 
 _GAUGES = {
     "checkpoint_keys": "Keys and members of groups.",
-    "checkpoint_slowest_age_seconds": "Seconds since the key that was not written for the longest time was written.",
-    "checkpoint_slowest_lag_seconds": "Seconds between now and the position that is furthest behind.",
+    "checkpoint_slowest_age_seconds": "The largest age of its keys.",
+    "checkpoint_slowest_lag_seconds": "The largest lag of its keys.",
     "checkpoint_last_run_end_timestamp_seconds": "When the last run ended.",
     "checkpoint_last_success_timestamp_seconds": "When the last run ended that did not fail and was not stopped.",
     "checkpoint_last_run_failed": "Whether the last run that ended had failed.",

@@ -168,7 +168,8 @@ def _supervise(work: Callable[[], bool], workers: int, signals: Signals) -> None
         ended, status = os.waitpid(-1, 0)
         started = signals.workers.pop(ended, 0.0)
         if not signals.asked:
-            logger.error("worker %d ended with %d: another is started", ended, os.waitstatus_to_exitcode(status))
+            code, extra = os.waitstatus_to_exitcode(status), {"checkpoint_event": "worker_ended"}
+            logger.error("worker %d ended with %d: another is started", ended, code, extra=extra)
             time.sleep(max(0.0, started + 1 - time.monotonic()))  # one that fails at once is not started all the time
     until = time.monotonic() + KILL
     while signals.workers:
@@ -193,7 +194,7 @@ def _start(work: Callable[[], bool], signals: Signals) -> None:
         work()
         code = 0
     except BaseException:
-        logger.exception("a worker failed")
+        logger.exception("a worker failed", extra={"checkpoint_event": "worker_failed"})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
