@@ -161,7 +161,7 @@ def test_a_connection_that_asks_nothing_is_closed_without_a_word():
         assert read_all(connection) == b""
 
 
-def test_a_connection_that_is_kept_may_wait_for_longer_than_a_head():
+def test_a_kept_connection_may_wait_longer_than_a_head():
     with running("--store", "memory://x", HEAD=0.2) as (_, client), connected(client) as connection:
         question = f"GET {PATH}?state_key=job HTTP/1.1\r\n{HEAD}\r\n".encode()
         for _ in range(2):
@@ -275,7 +275,7 @@ def test_health_needs_no_token_and_tells_of_the_store():
         assert (response.status_code, response.json()) == (503, {"status": "the store does not answer"})
 
 
-def test_health_asks_a_silent_store_once_and_does_not_wait_for_it(monkeypatch):
+def test_health_asks_a_silent_store_once_and_waits_not_long(monkeypatch):
     monkeypatch.setattr(health, "SECONDS", 0.1)
     asked, go_on = [], threading.Event()
 
