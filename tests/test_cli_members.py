@@ -335,3 +335,13 @@ def test_an_entry_of_version_1_stays_where_its_last_member_goes(url):
         run("clear", "crm", "accounts", "--member", member, "--yes")
     assert len(first) in range(1, 6)
     assert members(store) == {member: cursor for member, cursor in both.items() if member not in first}
+
+
+def test_a_member_is_a_third_word_of_every_verb_that_has_room(store):
+    for verb in (["get"], ["status"], ["history"], ["plot"], ["rewind", "--by", "1d", "--dry-run"]):
+        word, *options = verb
+        said = run(word, "crm", "accounts", "a2", *options)
+        assert (said.exit_code, said.stdout) == (0, run(word, "crm", "accounts", "--member", "a2", *options).stdout)
+        assert error(word, "crm", "accounts", "a2", "--member", "a1", *options, status=2) == (
+            "Error: the member is given twice"
+        )

@@ -91,6 +91,14 @@ def test_status_as_a_document(store):
     )
 
 
+def test_status_says_why_it_cannot_tell(url):
+    MemoryStore.from_url(url).commit("crm", {"ids": encode({"id": 1_714_730_400})})
+    assert screen("status", "crm", "ids", "--max-lag", "1h", status=3).splitlines()[2:] == [
+        "ids: its position is no time; if it counts time, --cursor-format epoch_s.",
+        "1 key: 1 unknown.",
+    ]
+
+
 def test_nothing_that_could_be_judged_is_not_fresh(url):
     MemoryStore.from_url(url).commit("ids", {"ids": encode({"id": 7})})
     assert exit_status("ids", "--max-lag", "1h") == 3

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from base64 import b64encode
 from contextlib import closing
@@ -442,6 +443,8 @@ def test_history(store):
     assert screen("history", "job", "contacts", "--limit", "1").splitlines()[1:] == [
         f"- contacts  {FIRST}",
         f"+ contacts  {SECOND}",
+        "",
+        "1 more change: --limit 2 shows all.",
     ]
     assert error("history", "job", "nosuch") == "Error: there is no 'nosuch' in 'job': see `checkpoint list job`"
     assert error("history", "job", "contract") == "Error: there is no 'contract' in 'job': did you mean 'contacts'?"
@@ -481,7 +484,7 @@ MOMENTS = [
 @pytest.mark.parametrize(("moment", "then"), MOMENTS)
 def test_restore_brings_back_what_was(store, moment, then):
     kept = store.history("job")
-    assert run("restore", "job", "--to", moment, "--yes").exit_code == 0
+    assert run("restore", "job", "--to", moment, "--yes", "--delete").exit_code == 0
     assert values(store) == then
     assert store.load("job")["__lease__"].value == "held"
     assert store.history("job")[-len(kept) :] == kept
@@ -530,7 +533,11 @@ def test_fault_90_restore_takes_the_newest_kept_state_by_then(url):
         store.commit("job", {"late": "1"})
     # Before the deploy at 10:00: the last change of the hour before.
     as_of = {"version": 721, "at": "2024-05-03T09:59:40.000Z"}
-    done = run("restore", "job", "--to", "2024-05-03T10:00:10Z", "--json", "--dry-run")
+    back = ["restore", "job", "--to", "2024-05-03T10:00:10Z", "--json", "--dry-run"]
+    done = run(*back)
+    assert done.stderr == "'late' came after 2024-05-03T10:00:10Z: left as it is; --delete deletes it.\n"
+    assert [change["key"] for change in json.loads(done.stdout)["changes"]] == ["busy"]
+    done = run(*back, "--delete")
     assert done.stderr == "'late' came after 2024-05-03T10:00:10Z: this deletes 1 key.\n"
     busy, late = json.loads(done.stdout)["changes"]
     assert (busy["key"], busy["after"]["value"], busy["as_of"]) == ("busy", "719", as_of)
@@ -593,6 +600,13 @@ def test_a_version_that_is_not_there_yet_is_an_error(store):
 )
 def test_restore_says_that_there_was_nothing_yet(store, keys, moment, said):
     verb = ["restore", "job", *keys, "--to", moment]
+    before = values(store)
+    left = "all 2 keys are left as they are; --delete deletes them"
+    left = "left as it is; --delete deletes it" if keys else left
+    sentence = f"{moment} is before the first commit that history has: {left}. Nothing was written."
+    assert error(*verb, "--yes") == f"Error: {sentence}"
+    assert values(store) == before
+    verb.append("--delete")
     assert run(*verb, "--dry-run").stderr == f"{said}\n"
     number = len(keys) or 2
     assert run(*verb).stderr.splitlines()[-1] == (
@@ -601,7 +615,7 @@ def test_restore_says_that_there_was_nothing_yet(store, keys, moment, said):
     assert values(store) == BOTH
     assert run(*verb, "--yes").stderr == f"{said}\n"
     assert len(values(store)) == 2 - number
-    run("restore", "job", "--to", moment, "--yes")
+    run("restore", "job", "--to", moment, "--yes", "--delete")
     assert screen("restore", "job", "--to", moment, "--yes") == "Nothing to change in 'job'.\n"
 
 
@@ -844,16 +858,24 @@ def test_where_to(store, verb, arguments, sentence):
 def test_export_and_import_of_values_lose_nothing(store, tmp_path):
     store.commit("job", {"spaced": "eyJhIjogMX0="})
     file = tmp_path / "job.json"
-    assert screen("export", "job", str(file), "--format", "values") == ""
+    there = str(file)
+    shown = run("export", "job", there, "--format", "values").stdout
+    assert shown == f"3 keys of 'job' written to {file}.\n"
+    assert error("export", "job", there) == f"Error: {file} exists, and nothing was written: --overwrite replaces it"
+    assert run("export", "job", there, "--format", "values", "--overwrite").exit_code == 0
     assert json.loads(file.read_text("utf-8")) == {**BOTH, "spaced": "eyJhIjogMX0="}
     assert screen("import", "new", str(file), "--format", "values").splitlines()[-1] == "3 keys of 'new' changed."
     assert values(store, "new") == {**BOTH, "spaced": "eyJhIjogMX0="}
 
 
 def test_export_of_cursors(store):
-    assert error("export", "job") == (
-        "Error: 'previous_run_date' in 'job' holds no cursor, which json has no place for: export --format values"
+    assert error("export", "job", "--format", "singer") == (
+        "Error: 'previous_run_date' in 'job' holds no cursor, which singer has no place for: export --format values"
     )
+    text = run("export", "job").stdout
+    assert json.loads(text) == {"contacts": json.loads(SECOND), "previous_run_date": "2024-05-01T00:00:00.000Z"}
+    assert run("import", "placeholders", stdin=text).exit_code == 0
+    assert values(store, "placeholders") == BOTH
     assert error("export", "nosuch") == "Error: 'nosuch' holds nothing in MemoryStore()"
     screen("clear", "job", "previous_run_date", "--yes")
     assert document("export", "job") == {"contacts": json.loads(SECOND)}
@@ -1212,3 +1234,49 @@ def test_completion(store, words, found):
     done = CliRunner().invoke(checkpoint, [], env=environment, prog_name="checkpoint")
     assert isinstance(done.exception, SystemExit | None)
     assert [line.partition(",")[2] for line in done.stdout.splitlines() if line] == found
+
+
+def test_a_reader_that_has_gone_stops_no_change(tmp_path):
+    """`checkpoint clear … | head -1`: what was asked for is done, and said on standard error."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        store.commit("job", {f"key-{number:05}": encode({"at": "x" * 100}) for number in range(3_000)})
+    reader, writer = os.pipe()
+    os.close(reader)
+    verb = [sys.executable, "-m", "checkpoint.cli", "clear", "job", "--yes", "--store", url]
+    done = subprocess.run(verb, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "3,000 keys of 'job' changed.\n")
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        assert store.load("job") == {}
+
+
+def test_history_says_what_its_limit_leaves_out(url):
+    store = MemoryStore.from_url(url)
+    store.commit("job", {"a": "1", "b": "1"})
+    store.commit("job", {"a": "2", "b": "2", "c": "2"})
+    assert screen("history", "job", "--limit", "2").splitlines()[-1] == (
+        "3 more changes, 1 of them of version 2: --limit 5 shows all."
+    )
+    assert screen("history", "job", "--limit", "4").splitlines()[-1] == (
+        "1 more change, 1 of them of version 1: --limit 5 shows all."
+    )
+    assert "more change" not in screen("history", "job", "--limit", "5")
+
+
+def test_history_counts_remembered_rows(url):
+    store = MemoryStore.from_url(url)
+    seen = [{"at": "2024-05-01T00:00:00Z", "rows": [["a" * 11, "b" * 6]] * count} for count in (1, 3)]
+    other = {"at": "2024-05-01T00:00:00Z", "rows": [["c" * 11, "b" * 6]] * 3}
+    for rows in (*seen, other):
+        store.commit("job", {"a": encode({"at": "2024-05-01T00:00:00Z", "seen": rows})})
+    lines = [line for line in screen("history", "job").splitlines() if line[:1] in {"+", "-"}]
+    one, three = (f'{{"at":"2024-05-01T00:00:00Z","seen":{count}}}' for count in (1, 3))
+    assert lines == [f"- a  {three}", f"+ a  {three}  (other rows)", f"- a  {one}", f"+ a  {three}", f"+ a  {one}"]
+
+
+def test_a_large_change_is_shown_in_part(url):
+    store = MemoryStore.from_url(url)
+    store.commit("job", {f"key-{number:03}": "1" for number in range(60)})
+    lines = run("clear", "job", "--yes").stdout.splitlines()
+    assert (len(lines), lines[-2]) == (52, "… and 10 more (--json tells all).")

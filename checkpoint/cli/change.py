@@ -15,7 +15,19 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.judging import check_settable
-from checkpoint.cli.options import as_json, dry_run, key, keys, member, namespace, reading, store_option, using, yes
+from checkpoint.cli.options import (
+    as_json,
+    dry_run,
+    key,
+    keys,
+    member,
+    member_or_word,
+    namespace,
+    reading,
+    store_option,
+    using,
+    yes,
+)
 from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.errors import CheckpointError
 from checkpoint.overview import words
@@ -105,7 +117,7 @@ def patched(target: Any, patch: Any) -> Any:
 @click.command()
 @namespace
 @key
-@member
+@member_or_word
 @click.option("--raw", is_flag=True, help="Edit the stored text itself. The newline at its end is the editor's.")
 @dry_run
 @as_json

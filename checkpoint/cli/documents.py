@@ -1,6 +1,7 @@
 """A namespace as a document, and back: what `checkpoint export` writes and `import` reads.
 
     json, values      {"contacts": …, "__group__": {"accounts": {"a17": …}}}
+                      in json a cursor is an object, and a value that is none its text
     the neighbours'   as `checkpoint.formats` has them; they have no place for groups
     several           {"__namespaces__": {"crm_a": …, "crm_b": …}}, each in its format
 
@@ -40,13 +41,20 @@ def document_of(there: Namespace, form: str) -> Any:
     values = {name: entry.value for name, entry in sorted(there.names.items(), key=lambda item: item[0].said)}
     if form == VALUES:
         return _folded(values)
+    if form == "json":
+        return _folded({name: _content(value) for name, value in values.items()})
     cursors = {name: cursor for name, value in values.items() if (cursor := words.cursor_of(value)) is not None}
     for name in values.keys() - cursors.keys():
         raise click.ClickException(
             f"{name.quoted} in {there.state_key!r} holds no cursor, which {form} has no place for: "
             f"export --format {VALUES}"
         )
-    return _folded(cursors) if form == "json" else _dumped(there, cursors, form)
+    return _dumped(there, cursors, form)
+
+
+def _content(value: str) -> codec.Cursor | str:
+    cursor = words.cursor_of(value)
+    return value if cursor is None else cursor
 
 
 def _dumped(there: Namespace, cursors: dict[Name, codec.Cursor], form: str) -> Any:
@@ -70,7 +78,7 @@ def names_in(document: Any, form: str) -> dict[Name, str]:
             return {Name(key): codec.encode(cursor) for key, cursor in cursors.items()}
         plain, groups = _plain_and_groups(document, form)
         if form == "json":
-            formats.load(plain, "json")  # refuses what is none
+            formats.load({key: value for key, value in plain.items() if not isinstance(value, str)}, "json")
         values = {Name(key): _stored_value(value, form) for key, value in plain.items()}
         for group, members in groups.items():
             values |= {Name(group, member): _stored_value(value, form) for member, value in members.items()}
@@ -111,6 +119,8 @@ def _stored_value(value: Any, form: str) -> str:
     if form == VALUES:
         if not isinstance(value, str):
             raise ValueError("it must be an object of texts")
+        return value
+    if isinstance(value, str):
         return value
     if not isinstance(value, dict):
         raise ValueError(f"a cursor must be an object, and this is none: {value!r:.40}")

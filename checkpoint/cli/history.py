@@ -17,7 +17,7 @@ from checkpoint.cli.options import (
     checked_member,
     complete_key,
     complete_namespace,
-    member,
+    member_or_word,
     namespace,
     reading,
     store_option,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.command()
 @namespace
 @click.argument("key", required=False, callback=checked_keys, shell_complete=complete_key)
-@member
+@member_or_word
 @click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show at most N changes.", metavar="N"
 )
@@ -45,7 +45,7 @@ def history(namespace: str, key: str | None, *, member: str | None, limit: int, 
     """Show what the latest commits changed, newest first.
 
     For one key, one member of a group, or for all. Each change begins with its version, which `checkpoint restore --to`
-    and `checkpoint diff --since` take.
+    and `checkpoint diff --since` take. Of the rows that a stream remembers it shows the number; --json has them.
     """
     if member is not None and key is None:
         raise click.UsageError("--member is of one group: name it as KEY")
@@ -60,6 +60,11 @@ def history(namespace: str, key: str | None, *, member: str | None, limit: int, 
         screen.document([_change_fields(change) for change in changes[:limit]])
     elif changes:
         _show_commits(changes[:limit])
+        if rest := changes[limit:]:
+            same = sum(change.version == changes[limit - 1].version for change in rest)
+            of_it = f", {same:,} of them of version {rest[0].version}" if same else ""
+            screen.say("")
+            screen.say(f"{words.count(len(rest), 'more change')}{of_it}: --limit {len(changes)} shows all.")
     else:
         what = f"{Name(key, member).quoted} in {namespace!r}" if key else repr(namespace)
         screen.say(f"No history of {what} in {store!r}.")

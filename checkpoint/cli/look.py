@@ -11,12 +11,10 @@ from checkpoint.cli import screen
 from checkpoint.cli.options import (
     as_json,
     checked,
-    checked_member,
     complete_key,
-    complete_member,
     complete_namespace,
     cursor_format,
-    member,
+    member_or_word,
     namespace,
     reading,
     store_option,
@@ -216,26 +214,21 @@ def _reserved(there: Namespace) -> dict[str, Entry]:
 @click.command()
 @namespace
 @click.argument("key", callback=checked, shell_complete=complete_key)
-@click.argument("named", metavar="[MEMBER]", required=False, callback=checked_member, shell_complete=complete_member)
-@member
+@member_or_word
 @click.option("--raw", is_flag=True, help="Print the stored text unchanged, and a newline.")
 @as_json
 @store_option()
-def get(
-    namespace: str, key: str, named: str | None, *, member: str | None, raw: bool, as_json: bool, url: str | None
-) -> None:
+def get(namespace: str, key: str, *, member: str | None, raw: bool, as_json: bool, url: str | None) -> None:
     """Print the cursor of a key as JSON.
 
     On one line when another program reads it, ready for `checkpoint set`. Where KEY is a group, MEMBER names the cursor
     to print. Exits with 1 if there is no such key, or if it holds no cursor and --raw is not given.
     """
-    if named is not None and member is not None:
-        raise click.UsageError("the member is given twice")
     if raw and as_json:
         raise click.UsageError("--raw and --json do not go together")
     with reading(url) as store:
         there = Namespace(store, namespace)
-        name = Name(key, member if named is None else named)
+        name = Name(key, member)
         is_stored = key in there.stored and name.member is None  # also what is the library's own
         entry = there.stored[key] if is_stored else there.existing(name)
     if as_json:

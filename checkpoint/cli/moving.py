@@ -173,22 +173,29 @@ _FORMAT = click.Choice([*FORMATS, VALUES])
     show_default=True,
     help="json: the cursor of each key. values: the stored texts. The others: the state document of that system.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
 @store_option()
-def export(namespace: str, file: Path, form: str, url: str | None) -> None:
+def export(namespace: str, file: Path, form: str, *, overwrite: bool, url: str | None) -> None:
     """Write a namespace as a document.
 
-    To FILE, or to standard output. Every key must hold a cursor, except with --format values. Groups are under the
-    member __group__, by member. Where NAMESPACE is a pattern, 'crm_*', the document has the namespaces under the member
-    __namespaces__, by name.
+    To FILE, or to standard output. In json a value that is no cursor, such as a placeholder of a sync job, is its text;
+    the formats of other systems have cursors only. Groups are under the member __group__, by member. Where NAMESPACE is
+    a pattern, 'crm_*', the document has the namespaces under the member __namespaces__, by name.
     """
+    if file.is_file() and not overwrite:
+        raise click.ClickException(f"{file} exists, and nothing was written: --overwrite replaces it")
     with reading(url) as store:
-        names = matching(store, namespace)
-        documents = {name: _exported(Namespace(store, name), form) for name in names}
-    text = words.json_of({NAMESPACES: documents} if names != [namespace] else documents[namespace], indent=2)
+        spaces = {name: Namespace(store, name) for name in matching(store, namespace)}
+        documents = {name: _exported(there, form) for name, there in spaces.items()}
+    several = [*spaces] != [namespace]
+    text = words.json_of({NAMESPACES: documents} if several else documents[namespace], indent=2)
     if file == Path("-"):
         screen.write_text(text)
-    else:
-        screen.write_file(file, f"{text}\n".encode())
+        return
+    screen.write_file(file, f"{text}\n".encode())
+    what = counted([name for there in spaces.values() for name in there.names])
+    of = words.count(len(spaces), "namespace") if several else repr(namespace)
+    screen.say(f"{what} of {of} written to {file}.")
 
 
 def _exported(there: Namespace, form: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -159,6 +160,22 @@ member = click.option(
     shell_complete=complete_member,
     help="The member to take, where KEY is a group.",
 )
+
+
+def member_or_word(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add `--member`, and the same as a third word: for verbs in which nothing else comes after KEY."""
+
+    @click.argument("word", metavar="[MEMBER]", required=False, callback=checked_member, shell_complete=complete_member)
+    @member
+    @wraps(verb)
+    def called(*args: Any, word: str | None, member: str | None, **options: Any) -> None:
+        if word is not None and member is not None:
+            raise click.UsageError("the member is given twice")
+        verb(*args, member=member if word is None else word, **options)
+
+    return called
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document for a program.")
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 yes = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")

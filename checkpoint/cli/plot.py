@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.options import as_json, cursor_format, key, member, namespace, reading, store_option
+from checkpoint.cli.options import as_json, cursor_format, key, member_or_word, namespace, reading, store_option
 from checkpoint.errors import printable
 from checkpoint.overview import chart, words
 from checkpoint.overview.namespaces import Name, Namespace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @namespace
 @key
-@member
+@member_or_word
 @click.option("--field", metavar="NAME", help="The field of the cursor. Default: the only one that can be drawn.")
 @cursor_format
 @click.option(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @keys
 @member
 @click.option("--to", "moment", callback=when_given, metavar="MOMENT", required=True, help="A version, time or age.")
+@click.option("--delete", is_flag=True, help="Delete keys that were not there yet at the moment.")
 @yes
 @dry_run
 @as_json
@@ -38,6 +39,7 @@ def restore(
     *,
     member: str | None,
     moment: When,
+    delete: bool,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -48,7 +50,8 @@ def restore(
     All keys, if none is named; a KEY that is a group stands for all of its members. MOMENT is a version that
     `checkpoint history` shows (as it was after that commit), a time such as 2024-05-01T10:00Z (UTC if it has no zone),
     or an age such as 2h: the newest kept state by then is taken, and named. The old values are written as a new commit;
-    the history is kept. NAMESPACE may be a pattern, 'crm_*'.
+    the history is kept. Keys that came later are left as they are, unless --delete is given. NAMESPACE may be a
+    pattern, 'crm_*'.
 
     The place where a paged reading was interrupted does not come back: its page token is as old as the moment, and a
     source may refuse it. The stream reads on from the position.
@@ -56,26 +59,32 @@ def restore(
     if member is not None and len(keys) != 1:
         raise click.UsageError("--member is of one group: name it as KEY")
     with reading(url) as store:
-        plans = [_restored(there, keys, member, moment) for there in chosen(store, namespace, keys)]
+        plans = [_restored(there, keys, member, moment, delete=delete) for there in chosen(store, namespace, keys)]
         losses = [plan.loss for plan in plans if plan.loss]
-        for loss in losses if yes or dry_run else ():  # nobody is asked
+        if not delete and losses and not any(plan.changes for plan in plans):
+            raise click.ClickException(f"{' '.join(losses)} Nothing was written.")
+        for loss in losses if not delete or yes or dry_run else ():  # nobody is asked
             screen.warn(loss)
         question = f"Change {counted([name for plan in plans for name in plan.changes])} of {namespace!r}?"
 
         def ask(_number: int) -> str:
-            return " ".join([*losses, question])
+            return " ".join([*(losses if delete else ()), question])
 
         carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
-def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> Plan:
+def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When, *, delete: bool) -> Plan:
     """Return what is to change."""
     kept = _kept(there, keys, member, moment)
+    later = [name for name, state in kept.items() if not state.version and there.value(name) is not None]
+    loss = _loss(there, later, kept, moment, delete=delete)
+    if not delete:
+        kept = {name: state for name, state in kept.items() if name not in {*later}}
     values, dropped = _without_places({name: state.value for name, state in sorted(kept.items())})
     plan = planned(there, values, reason=f"restored to {moment.text}")
     beside = {name: {"as_of": {"version": kept[name].version, "at": kept[name].at}} for name in plan.changes}
     said = [*_which({name: kept[name] for name in plan.changes}), *_places(plan, dropped)]
-    return plan._replace(beside=beside, said=said, loss=_loss(plan, kept, moment))
+    return plan._replace(beside=beside, said=said, loss=loss)
 
 
 def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> dict[Name, Kept]:
@@ -129,12 +138,14 @@ def _which(kept: Mapping[Name, Kept]) -> list[str]:
     ]
 
 
-def _loss(plan: Plan, kept: Mapping[Name, Kept], moment: When) -> str:
-    """Return what it means to go back to when keys were not there yet; empty where none is lost by it."""
-    gone = [name for name in plan.changes if not kept[name].version]
-    if not gone:
+def _loss(there: Namespace, later: Sequence[Name], kept: Mapping[Name, Kept], moment: When, *, delete: bool) -> str:
+    """Return what becomes of keys that were not there yet at a moment; empty where there are none."""
+    if not later:
         return ""
-    what = f"{'all ' if len(gone) == len(plan.there.names) > 1 else ''}{counted(gone)}"
+    what = f"{'all ' if len(later) == len(there.names) > 1 else ''}{counted(later)}"
+    does = f"this deletes {what}" if delete else "left as it is; --delete deletes it" if len(later) == 1 else (
+        f"{what} are left as they are; --delete deletes them"
+    )  # fmt: skip
     if not any(state.version for state in kept.values()):
-        return f"{moment.text} is before the first commit that history has: this deletes {what}."
-    return f"{words.some([name.said for name in gone])} came after {moment.text}: this deletes {what}."
+        return f"{moment.text} is before the first commit that history has: {does}."
+    return f"{words.some([name.said for name in later])} came after {moment.text}: {does}."

@@ -15,7 +15,7 @@ from checkpoint.cli.options import (
     cursor_format,
     dry_run,
     key,
-    member,
+    member_or_word,
     namespace,
     reading,
     store_option,
@@ -55,7 +55,7 @@ def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 @click.command()
 @namespace
 @key
-@member
+@member_or_word
 @click.option("--to", "to", metavar="VALUE", help="The position to go back to, spelled as the source spells it.")
 @click.option("--by", "by", callback=step_given, metavar="AMOUNT", help="How far to go back: an age (2d) or a number.")
 @click.option("--field", metavar="NAME", help="The part of the cursor that is the position, where it has several.")

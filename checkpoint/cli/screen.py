@@ -31,7 +31,25 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console  # slow, and a program's document needs none
 
     wide = None if os.environ.get("COLUMNS") or (sys.stderr if stderr else sys.stdout).isatty() else _WIDE
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, width=wide)
+
+    class Screen(Console):
+        """One that leaves a reader who has gone to whoever writes, where rich would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - it is called where the error is handled
+
+    return Screen(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, width=wide)
+
+
+def told(show: Callable[[], object]) -> bool:
+    """Show something; False: whoever read it has gone, and what is shown from here on goes nowhere."""
+    try:
+        show()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end, too
+        return False
+    return True
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: str, right: Sequence[str] = ()) -> None:
@@ -99,16 +117,21 @@ Changed = tuple[str, "str | None", "str | None"]
 
 
 def show_changes(changes: Iterable[Changed]) -> None:
-    """Show changes the way `diff` does: a line that goes, a line that comes."""
+    """Show changes the way `diff` does: a line that goes, a line that comes.
+
+    Of the rows that a stream remembers only their number is shown; where nothing else differs, that they do.
+    """
     from rich.text import Text
 
     screen = console()
     changes = list(changes)
     width = max((len(printable(key)) for key, _, _ in changes), default=0)
     for key, before, after in changes:
-        for sign, value, style in (("-", before, "red"), ("+", after, "green")):
+        old, new = (None if value is None else words.readable_in_short(value) for value in (before, after))
+        other = "  (other rows)" if old == new and before != after else ""
+        for sign, value, style in (("-", old, "red"), ("+", new and f"{new}{other}", "green")):
             if value is not None:
-                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(words.readable(value))}", style=style))
+                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(value)}", style=style))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from checkpoint.cli.options import (
     complete_key,
     complete_namespace,
     cursor_format,
-    member,
+    member_or_word,
     reading,
     store_option,
 )
@@ -38,7 +38,7 @@ STALE, UNKNOWN = 1, 3
 @click.command()
 @click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
 @click.argument("key", required=False, callback=checked_keys, shell_complete=complete_key)
-@member
+@member_or_word
 @click.option(
     "--max-age",
     "max_age",
@@ -125,9 +125,9 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
     rows: list[tuple[str, ...]] = [
         (one.verdict, one.namespace, one.name.said, _since(one.age), _since(one.lag))
         for one in judgements
-        if one.name.member is None or one.verdict in {"STALE", "unknown"}
+        if one.name.member is None or one.verdict in {"STALE", "unknown"} or len(judgements) == 1
     ]
-    rows += _rest_of_groups(judgements)
+    rows += _rest_of_groups(judgements) if len(judgements) > 1 else []
     order = {verdict: place for place, verdict in enumerate(map(str, WORST_FIRST))}
     rows.sort(key=lambda row: (order[row[0]], row[1:3]))
     columns = ("", "namespace", "key", "age", "lag")
@@ -137,6 +137,9 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
             screen.say(f"The last run of {namespace!r} failed {words.age(run.ended)} ago ({run.error}).")
         if holder is not None:
             screen.say(f"{namespace!r} is held by {holder}.")
+    for one in judgements if limits.is_named else ():
+        if one.verdict == "unknown":
+            screen.say(f"{one.name.said}: {one.why}.")
     screen.say(_sum(judgements, limits))
 
 

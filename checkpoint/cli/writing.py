@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from checkpoint.overview.namespaces import Changes, Name, Namespace
+
+
+MOST_SHOWN = 50
+"""Changes of a namespace that are shown at most."""
 
 
 class Plan(NamedTuple):
@@ -69,16 +75,16 @@ def carry_out(
     document is a list, one item a namespace.
     """
     many = is_many(plans, namespace)
-    if not as_json:
-        for plan in plans:
-            _show_plan(plan, many=many)
+    shown = as_json or screen.told(lambda: _show_plans(plans, many=many))
     if not dry_run:
         _prepare(plans, ask, yes=yes)
     for plan in plans:
         if plan.changes and not dry_run:
             _write(plan)
         if not as_json:
-            screen.say(_sentence_of(plan, dry_run=dry_run))
+            sentence = _sentence_of(plan, dry_run=dry_run)
+            if not (shown and screen.told(partial(screen.say, sentence))):
+                screen.warn(sentence)  # what was asked for is done, and said, also where nobody reads what it was
     if as_json:
         told = [{"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _changes(plan)} for plan in plans]
         screen.document(told if many else told[0])
@@ -98,12 +104,20 @@ def _prepare(plans: Sequence[Plan], ask: Callable[[int], str | None], *, yes: bo
         confirm(question, sure=yes)
 
 
-def _show_plan(plan: Plan, *, many: bool) -> None:
-    if many:
-        screen.say(f"{plan.there.state_key}:")
+def _show_plans(plans: Sequence[Plan], *, many: bool) -> None:
+    for plan in plans:
+        if many:
+            screen.say(f"{plan.there.state_key}:")
+        _show_plan(plan)
+
+
+def _show_plan(plan: Plan) -> None:
     for line in plan.said:
         screen.say(line)
-    screen.show_changes((name.said, plan.there.value(name), value) for name, value in plan.changes.items())
+    shown = islice(plan.changes.items(), MOST_SHOWN)
+    screen.show_changes((name.said, plan.there.value(name), value) for name, value in shown)
+    if len(plan.changes) > MOST_SHOWN:
+        screen.say(f"… and {len(plan.changes) - MOST_SHOWN:,} more (--json tells all).")
 
 
 def _changes(plan: Plan) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name
-from checkpoint.overview.positions import epoch_hint, lag_of, misread, position_of, positions_in
+from checkpoint.overview.positions import epoch_like, lag_of, misread, position_of, positions_in
 from checkpoint.run import lease
 from checkpoint.run.runs import Known, Run, recorded
 from checkpoint.stores.base import KeepsHistory
@@ -98,8 +98,8 @@ def _why_no_time(value: str, form: str | None) -> list[str]:
     """Return what more there is to say of a position that is no time."""
     cursor = words.cursor_of(value) or {}
     said = [misread(one.value, form) for one in positions_in(cursor, form)]
-    hints = [epoch_hint(one) for one in cursor.values()] if form is None else []
-    return [each for each in said if each] + [hint.removeprefix(": ") for hint in hints if hint]
+    likely = [epoch_like(one) for one in cursor.values()] if form is None else []
+    return [each for each in said if each] + [f"if it counts time, --cursor-format {name}" for name in likely if name]
 
 
 WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")

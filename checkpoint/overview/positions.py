@@ -116,5 +116,10 @@ def _is_probable(seconds: float) -> bool:
 
 def epoch_hint(value: Any) -> str:
     """Return what to add about a number that may count the seconds since 1970; empty where it does not seem so."""
-    name = epoch_named(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    name = epoch_like(value)
     return f": if {value} counts time, add --cursor-format {name}" if name else ""
+
+
+def epoch_like(value: Any) -> str | None:
+    """Return the format of a number that may count the seconds since 1970; None: it does not seem so."""
+    return epoch_named(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
