@@ -650,6 +650,17 @@ def test_fault_94_a_missing_proxy_is_tried_once_and_named(stores, no_proxies, sc
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_fault_94_a_proxy_that_says_nothing_is_named(stores, no_proxies, scheme):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        no_proxies.setenv("ALL_PROXY", f"http://user:hidden-word@127.0.0.1:{port}")
+        with pytest.raises(StoreUnavailable) as caught:
+            stores(f"{scheme}://api.example", timeout=0.3, deadline=0.5).load("run")
+    assert f"(by way of the proxy 127.0.0.1:{port} ($ALL_PROXY))" in str(caught.value)
+    assert "hidden-word" not in str(caught.value)
+
+
 def test_fault_94_a_proxy_that_refuses_the_host_is_tried_once(stores, no_proxies):
     with proxy(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as (port, heads):
         no_proxies.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")

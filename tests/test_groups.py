@@ -12,6 +12,7 @@ from checkpoint import (
     MemoryStore,
     codec,
 )
+from checkpoint.run.groups import Group
 
 if TYPE_CHECKING:
     from checkpoint import Store
@@ -58,6 +59,23 @@ def test_it_is_a_mutable_mapping():
             group["a"] = {1: 2}
         group.clear()
         assert (len(group), dict(group)) == (0, {})
+
+
+@pytest.mark.parametrize("way", [Group.setdefault, lambda group, member, _: group[member]], ids=["setdefault", "item"])
+def test_fault_74_a_member_changed_in_place_is_stored(store, way):
+    with Checkpointer("run", store) as cp:
+        group = cp.group("g", shards=2)
+        group["old"] = {"at": 0}
+        cp.commit()
+        for member in ("old", "new") if way is Group.setdefault else ("old",):
+            way(group, member, {"at": 0})["at"] = 1
+        assert cp.changed == {"g"}
+        assert cp.commit()
+        way(group, "old", {"at": 0})["at"] = {"nested": [1]}
+        cp.commit()
+        way(group, "old", {"at": 0})["at"]["nested"].append(2)  # in place, and in the depth
+    assert members(store, 2)["old"] == {"at": {"nested": [1, 2]}}
+    assert members(store, 2).get("new") == ({"at": 1} if way is Group.setdefault else None)
 
 
 def test_a_member_spoilt_in_place_is_refused_unsent(store):
