@@ -97,7 +97,7 @@ def test_fault_88_the_first_thing_after_it_may_be_a_commit(path: Path, store: SQ
 
 
 def test_fault_88_what_was_known_and_is_not_there_is_a_conflict(path: Path) -> None:
-    with Checkpointer("job", SQLiteStore(path)) as cp:
+    with closing(SQLiteStore(path)) as store, Checkpointer("job", store) as cp:
         cp["a"] = {"at": 1}
     backup = back_up(path)
     with pytest.raises(Conflict) as caught, Checkpointer("job", f"sqlite:///{path}") as cp:

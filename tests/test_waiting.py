@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from test_objects import Proxy, answers
 
-from checkpoint import StoreUnavailable, open_store
+from checkpoint import CheckpointError, ServerStore, open_store
 from checkpoint.stores import retrying, sqlite_file
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Answer, ApiServer, Hang
@@ -174,6 +174,15 @@ def silent_handshake(request, tmp_path) -> Iterator[Wait]:
         store.close()
 
 
+def silent_server(request, tmp_path) -> Iterator[Wait]:
+    """Our own server, which takes a commit and does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        store = ServerStore(f"server+{url}", "token", timeout=1.0, deadline=2.0)
+        yield Wait(store, url, "no answer yet", listener.close, lands=False)
+        store.close()
+
+
 WAITS = [
     locked_file,
     locked_row,
@@ -186,6 +195,7 @@ WAITS = [
     shut_gate,
     silent_name_server,
     silent_handshake,
+    silent_server,
 ]
 
 
@@ -226,7 +236,7 @@ def committing(store):
     def commit() -> None:
         try:
             ended.append(store.commit("job", {"a": "2"}))
-        except StoreUnavailable as error:
+        except CheckpointError as error:
             ended.append(error)
 
     thread = threading.Thread(target=commit)
@@ -248,7 +258,7 @@ def test_a_wait_of_three_seconds_is_told(wait, told, monkeypatch):
     assert len(told.texts) == 1
     said = rf"{re.escape(wait.where)}.*: no good answer yet, trying for up to \d+ s: {wait.why}"
     assert re.match(said, told.texts[0])
-    assert isinstance(ended[0], StoreUnavailable) != wait.lands
+    assert isinstance(ended[0], CheckpointError) != wait.lands
 
 
 def test_what_takes_no_three_seconds_is_not_told(every_store, told):
