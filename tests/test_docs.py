@@ -33,7 +33,7 @@ OWN_TESTS = {
     *(ROOT / "docs" / "tutorial").glob("*.md"),
 }
 """Pages whose blocks are run by test_recipes.py, test_cluster.py, test_guide.py and test_tutorial.py."""
-LANGUAGES = {"python", "sh", "text", "json", "toml", "yaml", "sql", "nginx", "ini"}
+LANGUAGES = {"python", "sh", "text", "json", "toml", "yaml", "sql", "nginx", "ini", "dockerfile", "javascript"}
 """Languages of blocks. Python and shell run as tests; a drawing, a screen or a configuration says what it is."""
 PAGES = {path: path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 OTHERS = [

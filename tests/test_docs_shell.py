@@ -17,6 +17,7 @@ TYPED = {
     "README.md", "docs/operating/commands.md", "docs/operating/deploy.md", "docs/operating/history.md",
 }  # fmt: skip
 OWN_TESTS = {
+    "docs/operating/server.md": "test_server_docs.py",
     "docs/howto/neighbours.md": "test_singer.py, test_meltano.py",
     "docs/tutorial/first-connector.md": "test_tutorial.py",
     "docs/tutorial/looking-after.md": "test_tutorial.py",

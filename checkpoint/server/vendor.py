@@ -134,8 +134,7 @@ class Api:
             self._stale.clear()
         if not entries and options.unknown_namespace == NOT_FOUND:
             raise Refusal(404, f"{state_key!r} holds no entries")
-        page = _page(_arranged(list(entries.values()), options), query, options)
-        return json_response(page if options.envelope is ... else options.envelope)
+        return await self.read(_list_answer, entries, query, options)
 
     async def get_entry(self, request: Request) -> Response:
         """Return one entry."""
@@ -270,6 +269,11 @@ def _arranged(entries: list[Entry], options: Switches) -> list[Entry]:
     if options.shuffled:
         entries.sort(key=lambda entry: crc32(f"{entry.updated_at} {entry.key}".encode()))
     return entries
+
+
+def _list_answer(entries: Mapping[str, Entry], query: Mapping[str, str], options: Switches) -> Response:
+    page = _page(_arranged(list(entries.values()), options), query, options)
+    return json_response(page if options.envelope is ... else options.envelope)
 
 
 def _page(entries: list[Entry], query: Mapping[str, str], options: Switches) -> dict[str, Any]:
