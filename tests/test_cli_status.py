@@ -330,6 +330,24 @@ def test_members_are_named_where_they_are_stale(url):
     assert exit_status("crm", "accounts", "--member", "zz", "--max-lag", "2h") == 3
 
 
+def test_of_many_stale_members_the_worst_are_named(url):
+    """After the keys, which would be lost among them; the document has all."""
+    store = MemoryStore.from_url(url)
+    cursors = {f"a{n:03}": {"updated_at": f"2024-05-02T{n % 24:02}:{n // 24:02}:00Z"} for n in range(100)}
+    entries = {member_key("accounts", member): encode(cursor) for member, cursor in cursors.items()}
+    with freeze_time("2024-05-03T11:58:00Z"):
+        store.commit("crm", {head_key("accounts"): encode({"members": "entries"}), **entries})
+        store.commit("crm", {"zz": encode({"updated_at": "2024-05-01T12:00:00Z"})})
+    lines = screen("status", "--max-lag", "11h", status=1).splitlines()
+    assert lines[1].split()[:3] == ["STALE", "crm", "zz"]
+    assert [line.split()[4] for line in lines[2:6]] == ["a000", "a024", "a048", "a072"]
+    assert lines[22:] == [
+        "STALE  crm        accounts: 80 more members  2 min   1 d 8 h",
+        "101 keys: 101 stale.",
+    ]
+    assert len(document("status", "--max-lag", "11h", "--json", status=1)["keys"]) == 101
+
+
 def test_epochs_lag_where_their_format_is_given(url):
     MemoryStore.from_url(url).commit("crm", {"events": encode({"at": 1_714_730_400})})
     assert exit_status("crm", "events", "--max-lag", "3h") == 3
@@ -410,7 +428,7 @@ def test_runs(url):
         "2024-05-03 11:00  1 min 30 s  done          1     1          1  nightly-2\n"
         "2024-05-03 10:00  1 min 30 s  failed        1     1          1  nightly-1\n"
         "2024-05-03 09:00  1 min 30 s  done          1     1          1  nightly-0\n"
-        "nightly-1 failed: OSError\n"
+        "OSError: 'nightly-1'\n"
         "no end: still going, or killed.\n"
     )
     assert [run["run_id"] for run in told] == ["killed", "nightly-2"]

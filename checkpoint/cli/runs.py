@@ -42,9 +42,8 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
         columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
         right = ("took", "commits", "seen", "delivered")
         screen.show_table(columns, [_run_row(run) for run in found], wide="run", right=right)
-        for run in found:
-            if run.error is not None:
-                screen.say(f"{run.run_id} failed: {run.error}")
+        for name in dict.fromkeys(run.error for run in found if run.error is not None):
+            screen.say(f"{name}: {words.some([run.run_id for run in found if run.error == name])}")
         if any(run.ended is None for run in found):
             screen.say("no end: still going, or killed.")
     else:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from checkpoint.run.runs import Run
 
 
+NAMED = 20
+"""Members of a group that are named at most, of those that are stale, and of those of which it cannot be told."""
+
 STALE, UNKNOWN = 1, 3
 """Exit statuses; 0 is fresh, and 2 stays the command line's."""
 
@@ -122,16 +125,8 @@ def _exit_status(judgements: list[Judged], limits: Limits) -> int:
 
 
 def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits) -> None:
-    rows: list[tuple[str, ...]] = [
-        (one.verdict, one.namespace, one.name.said, _since(one.age), _since(one.lag))
-        for one in judgements
-        if one.name.member is None or one.verdict in {"STALE", "unknown"} or len(judgements) == 1
-    ]
-    rows += _rest_of_groups(judgements) if len(judgements) > 1 else []
-    order = {verdict: place for place, verdict in enumerate(map(str, WORST_FIRST))}
-    rows.sort(key=lambda row: (order[row[0]], row[1:3]))
     columns = ("", "namespace", "key", "age", "lag")
-    screen.show_table(columns, rows, wide="key", right=("age", "lag"))
+    screen.show_table(columns, _rows(judgements), wide="key", right=("age", "lag"))
     for namespace, holder, run in beside:
         if run is not None and run.outcome == "failed":
             screen.say(f"The last run of {namespace!r} failed {words.age(run.ended)} ago ({run.error}).")
@@ -143,17 +138,39 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
     screen.say(_sum(judgements, limits))
 
 
-def _rest_of_groups(judgements: list[Judged]) -> list[tuple[str, ...]]:
-    """Return one line for the members of each group that nothing is wrong with."""
-    groups: dict[tuple[str, str, str], list[Judged]] = {}
+def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
+    """Return a line for each key, the worst verdicts first; of each group for some of its stale members, the worst."""
+    keys: dict[tuple[int, str, str], tuple[str, ...]] = {}
+    groups: dict[tuple[int, str, str], list[Judged]] = {}
     for one in judgements:
-        if one.name.member is not None and one.verdict in {"fresh", "-"}:
-            groups.setdefault((one.namespace, one.name.key, one.verdict), []).append(one)
-    return [
-        (verdict, namespace, f"{key}: {words.count(len(members), 'member')}", _most(m.age for m in members),
-         _most(m.lag for m in members))
-        for (namespace, key, verdict), members in groups.items()
-    ]  # fmt: skip
+        place = (WORST_FIRST.index(one.verdict), one.namespace, one.name.key)
+        if one.name.member is None:
+            keys[place] = _row(one)
+        else:
+            groups.setdefault(place, []).append(one)
+    rows: list[tuple[str, ...]] = []
+    for verdict in range(len(WORST_FIRST)):
+        rows += [row for place, row in sorted(keys.items()) if place[0] == verdict]
+        for place, members in sorted(groups.items()):
+            rows += _rows_of_group(members, alone=len(judgements) == 1) if place[0] == verdict else []
+    return rows
+
+
+def _rows_of_group(members: list[Judged], *, alone: bool) -> list[tuple[str, ...]]:
+    """Return the lines of members of one group with the same verdict; one for all with which nothing is wrong."""
+    one = members[0]
+    is_wrong = one.verdict in {"STALE", "unknown"}
+    worst = sorted(members, key=lambda m: (-(m.age or 0), -(m.lag or 0), m.name)) if is_wrong or alone else []
+    rest = worst[NAMED:] if is_wrong or alone else members
+    if not rest:
+        return [*map(_row, worst)]
+    more = f"{words.count(len(rest), 'member')}" if not worst else f"{len(rest):,} more members"
+    ages, lags = (_most(getattr(m, what) for m in rest) for what in ("age", "lag"))
+    return [*map(_row, worst[:NAMED]), (one.verdict, one.namespace, f"{one.name.key}: {more}", ages, lags)]
+
+
+def _row(one: Judged) -> tuple[str, ...]:
+    return one.verdict, one.namespace, one.name.said, _since(one.age), _since(one.lag)
 
 
 def _most(spans: Iterable[float | None]) -> str:
