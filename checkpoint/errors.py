@@ -193,7 +193,7 @@ class CommitUnknown(CheckpointError):
 
     def __init__(self, state_key: str, keys: Iterable[str]) -> None:
         self.state_key = state_key
-        self.keys = tuple(keys)
+        self.keys: tuple[str, ...] = tuple(keys)
         super().__init__(state_key, self.keys)
 
     def __str__(self) -> str:
@@ -215,9 +215,9 @@ class PartialCommit(CheckpointError):
         pending: Iterable[str],
         errors: Mapping[str, CheckpointError],
     ) -> None:
-        self.committed = dict(committed)
-        self.pending = tuple(pending)
-        self.errors = dict(errors)
+        self.committed: Mapping[str, Entry | None] = dict(committed)
+        self.pending: tuple[str, ...] = tuple(pending)
+        self.errors: dict[str, CheckpointError] = dict(errors)
         super().__init__(self.committed, self.pending, self.errors)
 
     def __str__(self) -> str:

@@ -36,7 +36,9 @@ from checkpoint.overview.namespaces import Name, Namespace, cursor_in, near_name
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-raw = click.option("--raw", is_flag=True, help="Store the text unchanged, without one newline at its end.")
+    from checkpoint.cli.options import Decorator
+
+raw: Decorator = click.option("--raw", is_flag=True, help="Store the text unchanged, without one newline at its end.")
 
 
 @click.command("set")

@@ -144,5 +144,6 @@ VERBS = (
     demo.demo,
     demo.demo_child,
 )
+verb: click.Command
 for verb in VERBS:
     checkpoint.add_command(verb)

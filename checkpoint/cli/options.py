@@ -6,7 +6,7 @@ import sys
 from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -148,12 +148,25 @@ def checked_member(_ctx: click.Context, _param: click.Parameter, value: str | No
     return value
 
 
+F = TypeVar("F", bound="Callable[..., Any] | click.Command")
+
+
+class Decorator(Protocol):
+    """What `click.option` and `click.argument` return: it gives a parameter to a verb's function."""
+
+    def __call__(self, function: F, /) -> F:
+        """Return the function, with the parameter."""
+        ...
+
+
 Names: TypeAlias = "str | tuple[str, ...] | None"
 
-namespace = click.argument("namespace", callback=checked, shell_complete=complete_namespace)
-key = click.argument("key", callback=checked_keys, shell_complete=complete_key)
-keys = click.argument("keys", metavar="[KEY]...", nargs=-1, callback=checked_keys, shell_complete=complete_key)
-member = click.option(
+namespace: Decorator = click.argument("namespace", callback=checked, shell_complete=complete_namespace)
+key: Decorator = click.argument("key", callback=checked_keys, shell_complete=complete_key)
+keys: Decorator = click.argument(
+    "keys", metavar="[KEY]...", nargs=-1, callback=checked_keys, shell_complete=complete_key
+)
+member: Decorator = click.option(
     "--member",
     metavar="NAME",
     callback=checked_member,
@@ -176,9 +189,9 @@ def member_or_word(verb: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document for a program.")
-dry_run = click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
-yes = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")
+as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Write one JSON document for a program.")
+dry_run: Decorator = click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+yes: Decorator = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")
 
 
 def confirm(question: str, *, sure: bool) -> None:
@@ -202,7 +215,7 @@ def format_given(_ctx: click.Context, _param: click.Parameter, value: str | None
     return value
 
 
-cursor_format = click.option(
+cursor_format: Decorator = click.option(
     "--cursor-format",
     "cursor_format",
     metavar="FORMAT",

@@ -84,7 +84,7 @@ class CheckpointStateStoreManager(StateStoreManager):
     def __init__(self, uri: str, **more: Any) -> None:
         super().__init__(**more)
         url, _, fragment = uri.removeprefix(PREFIX).partition("#")
-        self.namespace = unquote(fragment) or NAMESPACE
+        self.namespace: str = unquote(fragment) or NAMESPACE
         try:
             check_name("its namespace", self.namespace)
             self._store = open_store(url)

@@ -106,9 +106,9 @@ class Namespace:
     def __init__(self, store: Store, state_key: str) -> None:
         self.store = store
         self.state_key = state_key
-        self.stored = store.load(state_key)
+        self.stored: dict[str, Entry] = store.load(state_key)
         """The entries as they are stored, reserved ones too."""
-        self.known = Known.of(self.stored.get(RUN_KEY))
+        self.known: Known = Known.of(self.stored.get(RUN_KEY))
         """What the runs recorded of the streams."""
         self.groups: dict[str, Layout] = {}
         """The groups, those of version 1 too: while a group is moved to version 2, both may be stored."""

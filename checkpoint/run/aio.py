@@ -27,27 +27,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def plain(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concatenate[AsyncCheckpointer, P], T]:
-    """Make a method of the Checkpointer's one of its own: called at once, for it waits for nothing."""
-
-    @wraps(method)
-    def call(cp: AsyncCheckpointer, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return method(cp._cp, *args, **kwargs)
-
-    return call
-
-
-def awaited(
+def _like(
     method: Callable[Concatenate[Checkpointer, P], T],
-) -> Callable[Concatenate[AsyncCheckpointer, P], Coroutine[Any, Any, T]]:
-    """Make a method of the Checkpointer's a coroutine that runs it on the run's worker thread."""
+) -> Callable[[Callable[..., T]], Callable[Concatenate[AsyncCheckpointer, P], T]]:
+    """Give a method the arguments, the types and the docstring of the Checkpointer's."""
+    return wraps(method)
 
-    @wraps(method)
-    async def call(cp: AsyncCheckpointer, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        cp._cp._check_open()  # outside the block there is no worker to hop to
-        return await cp._hop(method, cp._cp, *args, **kwargs)
 
-    return call
+def _awaited(
+    method: Callable[Concatenate[Checkpointer, P], T],
+) -> Callable[
+    [Callable[..., Coroutine[Any, Any, T]]], Callable[Concatenate[AsyncCheckpointer, P], Coroutine[Any, Any, T]]
+]:
+    """Give a coroutine the arguments, the types and the docstring of the Checkpointer's method."""
+    return wraps(method)
 
 
 def _constructor(
@@ -154,20 +147,67 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         """Delete every key, decoding none."""
         self._cp.clear()
 
-    __getitem__ = plain(Checkpointer.__getitem__)
-    __setitem__ = plain(Checkpointer.__setitem__)
-    __delitem__ = plain(Checkpointer.__delitem__)
-    __contains__ = plain(Checkpointer.__contains__)
-    entry = plain(Checkpointer.entry)
-    group = plain(Checkpointer.group)
-    incremental = plain(Checkpointer.incremental)
-    commit_soon = plain(Checkpointer.commit_soon)
-    discard = plain(Checkpointer.discard)
-    flush = awaited(Checkpointer.flush)
-    reload = awaited(Checkpointer.reload)
-    history = awaited(Checkpointer.history)
-    runs = awaited(Checkpointer.runs)
-    restore = awaited(Checkpointer.restore)
+    def __getitem__(self, key: str) -> Cursor:
+        return self._cp[key]
+
+    def __setitem__(self, key: str, cursor: Cursor) -> None:
+        self._cp[key] = cursor
+
+    def __delitem__(self, key: str) -> None:
+        del self._cp[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._cp
+
+    @_like(Checkpointer.entry)
+    def entry(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.entry`."""
+        return self._cp.entry(*args, **options)
+
+    @_like(Checkpointer.group)
+    def group(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.group`."""
+        return self._cp.group(*args, **options)
+
+    @_like(Checkpointer.incremental)
+    def incremental(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.incremental`."""
+        return self._cp.incremental(*args, **options)
+
+    @_like(Checkpointer.commit_soon)
+    def commit_soon(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.commit_soon`."""
+        return self._cp.commit_soon(*args, **options)
+
+    @_like(Checkpointer.discard)
+    def discard(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.discard`."""
+        return self._cp.discard(*args, **options)
+
+    @_awaited(Checkpointer.flush)
+    async def flush(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.flush`."""
+        return await self._run(self._cp.flush, *args, **options)
+
+    @_awaited(Checkpointer.reload)
+    async def reload(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.reload`."""
+        return await self._run(self._cp.reload, *args, **options)
+
+    @_awaited(Checkpointer.history)
+    async def history(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.history`."""
+        return await self._run(self._cp.history, *args, **options)
+
+    @_awaited(Checkpointer.runs)
+    async def runs(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.runs`."""
+        return await self._run(self._cp.runs, *args, **options)
+
+    @_awaited(Checkpointer.restore)
+    async def restore(self, *args: Any, **options: Any) -> Any:
+        """See `Checkpointer.restore`."""
+        return await self._run(self._cp.restore, *args, **options)
 
     def commit(self, *only: str | Incremental[Any] | Group) -> Coroutine[Any, Any, Commit]:
         """Claim what changed, at the call, and flush it, when awaited; see `Checkpointer.commit`."""
@@ -176,6 +216,10 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     async def _flush(self, keys: frozenset[str] | None) -> Commit:
         self._cp._check_open()  # outside the block there is no worker to hop to
         return Commit() if keys is None else await self._hop(self._cp._commits.flush, keys)
+
+    async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._cp._check_open()  # outside the block there is no worker to hop to
+        return await self._hop(call, *args, **kwargs)
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a call on the run's worker thread; a cancellation waits for it to end, and then goes on."""

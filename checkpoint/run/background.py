@@ -11,7 +11,7 @@ from checkpoint.stores.threads import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Background:
@@ -27,7 +27,7 @@ class Background:
 
     def forked(self) -> None:
         """Start over in a forked child: with a thread of its own, and nothing queued."""
-        self.worker = Worker(f"checkpoint {self._state_key}")
+        self.worker: Worker = Worker(f"checkpoint {self._state_key}")
         self._lock = threading.Lock()
         self._queued, self._failure = False, None
 

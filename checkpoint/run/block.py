@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from checkpoint.run.stopping import Stops
     from checkpoint.streams.holding import Caller
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Settings(NamedTuple):

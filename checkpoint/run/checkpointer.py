@@ -132,7 +132,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             check_exclusive(exclusive)
         if joined(store) is not None and (exclusive is not False or min_interval):
             raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
-        self.run_id = run_id_of(run_id)
+        self.run_id: str = run_id_of(run_id)
         """The id of this run, recorded with every written entry where the store can."""
         self._stops = Stops(stop_signals)
         self._layers = Layers(state_key, self.run_id)

@@ -35,8 +35,8 @@ class Claims:
         self.known: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
         """Why keys that are waiting are changed, where somebody said so; for the history."""
-        self.doubts = Doubts(run_id)
-        self.lock = threading.RLock()
+        self.doubts: Doubts = Doubts(run_id)
+        self.lock: threading.RLock = threading.RLock()
         """Guards all layers of the run; never held during a request."""
 
     def below(self, key: str) -> str | None:

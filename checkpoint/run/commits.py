@@ -20,9 +20,9 @@ class Commits:
     """The commits of one run. Claiming needs the lock of the layers; flushing must not have it."""
 
     def __init__(self, layers: Layers, on_conflict: ConflictPolicy, *, min_interval: float, run_id: str | None) -> None:
-        self.interval = MinInterval(min_interval)
-        self.flush = Flush(layers, self.interval, on_conflict, run_id=run_id)
-        self.background = Background(layers.state_key, self.flush)
+        self.interval: MinInterval = MinInterval(min_interval)
+        self.flush: Flush = Flush(layers, self.interval, on_conflict, run_id=run_id)
+        self.background: Background = Background(layers.state_key, self.flush)
         self._layers = layers
 
     def claim(self, only: tuple[object, ...], by: Caller) -> frozenset[str] | None:

@@ -46,7 +46,7 @@ class Doubts:
     """The doubts of a run, by key."""
 
     def __init__(self, run_id: str | None) -> None:
-        self.lasting = 120.0
+        self.lasting: float = 120.0
         """Seconds for which a value that was sent may still land: two deadlines of the store."""
         self._run_id = run_id
         self._by_key: dict[str, Doubt] = {}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from checkpoint.run.lease import Lease
     from checkpoint.stores.base import Store
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 LATE_WRITES = 3
 """How many late writes of its own, beside one a key, a flush accepts before it calls them a conflict."""
@@ -58,8 +58,8 @@ class MinInterval:
     def __init__(self, min_interval: float) -> None:
         self._held: set[str] | None = set()
         """Keys of commits that were held back, None: all that wait; they go out with the next one."""
-        self.flushed_at = float("-inf")
-        self.claimed_at = float("-inf")
+        self.flushed_at: float = float("-inf")
+        self.claimed_at: float = float("-inf")
         self._min_interval = min_interval
 
     def due(self) -> bool:
@@ -111,9 +111,9 @@ class Flush:
         self, layers: Layers, interval: MinInterval, on_conflict: ConflictPolicy, *, run_id: str | None
     ) -> None:
         self.lease: Lease | None = None
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         """Held during a flush; taken before the claims' lock."""
-        self.commits = 0
+        self.commits: int = 0
         """Commits of the run that sent something."""
         self._layers = layers
         self._claims = layers.claims

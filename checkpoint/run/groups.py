@@ -77,7 +77,7 @@ class Group(MutableMapping[str, Cursor]):
     """
 
     def __init__(self, keys: Keys, form: Members) -> None:
-        self.name = form.name
+        self.name: str = form.name
         """The name of the group."""
         self._keys = keys
         self._form = form

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from checkpoint.run.rollback import Rollback
     from checkpoint.streams.holding import Caller
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 LARGE = 1_000_000
 """Characters of a stored value from which on a warning is logged: 1 MB."""
@@ -45,10 +45,10 @@ class Layers:
 
     def __init__(self, state_key: str, run_id: str | None) -> None:
         self.state_key = state_key
-        self.claims = Claims(run_id)
-        self.groups = Groups(state_key, self.claims)
-        self.drafts = Drafts(self.groups)
-        self.holders = Holders()
+        self.claims: Claims = Claims(run_id)
+        self.groups: Groups = Groups(state_key, self.claims)
+        self.drafts: Drafts = Drafts(self.groups)
+        self.holders: Holders = Holders()
         self.rollback: Rollback | None = None
         """Set where the store writes in the caller's own transactions."""
         self.phase: Literal["new", "open", "closed"] = "new"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 KEY = "__lease__"
 """The reserved entry."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from checkpoint.run.claims import Changes, Claims
     from checkpoint.run.groups import Keys
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Form:
@@ -34,8 +34,8 @@ class Form:
 
     def __init__(self, claims: Claims, name: str, old: Mapping[str, str], old_keys: Iterable[str]) -> None:
         self.name = name
-        self.head = head_key(name)
-        self.old_keys = tuple(old_keys)
+        self.head: str = head_key(name)
+        self.old_keys: tuple[str, ...] = tuple(old_keys)
         """Entries of version 1, which the first commit deletes."""
         self._claims = claims
         self._old = old

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from checkpoint.entries import Change, Entry
     from checkpoint.stores.base import KeepsHistory
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 AIRFLOW = ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_TASK_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_TRY_NUMBER")
 """What Airflow tells a task of itself, in the environment."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from checkpoint.stores.base import Store
 
-logger = logging.getLogger("checkpoint")
-access_logger = logging.getLogger("checkpoint.access")
+logger: logging.Logger = logging.getLogger("checkpoint")
+access_logger: logging.Logger = logging.getLogger("checkpoint.access")
 
 DOCUMENT, HEALTH, METRICS = "/openapi.json", "/healthz", "/metrics"
 PUBLIC = frozenset({DOCUMENT, HEALTH})

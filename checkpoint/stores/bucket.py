@@ -50,12 +50,12 @@ class Failed(Exception):
         """Whether it may be tried again."""
         self.reached = reached
         """Whether it may have been done, by itself or in an earlier repetition of some gateway."""
-        self.unanswered = reached and (status is None or status in _GATEWAY)
+        self.unanswered: bool = reached and (status is None or status in _GATEWAY)
         """Whether it may be done yet."""
-        self.unauthorized = status in {401, 403} or code in _EXPIRED
-        self.refused = status in {409, 412} or code in _ABSENT
+        self.unauthorized: bool = status in {401, 403} or code in _EXPIRED
+        self.refused: bool = status in {409, 412} or code in _ABSENT
         """Whether a put was refused because its condition did not hold."""
-        self.too_large = status == 413 or code == "EntityTooLarge"
+        self.too_large: bool = status == 413 or code == "EntityTooLarge"
 
 
 def _failed(error: Exception) -> Failed:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.http import Response
     from checkpoint.stores.service import Requests, Service
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 MISSING = 404
 

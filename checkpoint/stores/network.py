@@ -264,7 +264,7 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
     """
 
     def __init__(self, network: LoopNetwork) -> None:
-        self.open = False
+        self.open: bool = False
         """Whether anything can still be sent and received."""
         self._network = network
         self._loop = asyncio.get_running_loop()

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 MAX_VALUE = 128_000_000
 """Bytes of a value. Sending takes libpq a time that grows with the square of it, on a Unix socket 10 s for 100 MB."""

@@ -17,8 +17,10 @@ try:
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
     from psycopg.pq import PipelineStatus, TransactionStatus
     from psycopg.rows import tuple_row
-except ImportError as missing:
-    raise ImportError(f"PostgresStore needs psycopg ({missing}): pip install 'checkpoint-store[postgres]'") from missing
+except ImportError as _missing:
+    raise ImportError(
+        f"PostgresStore needs psycopg ({_missing}): pip install 'checkpoint-store[postgres]'"
+    ) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,7 +80,7 @@ class Server:
         self._password = password
         self._hosts = len(hosts)
         self._idle: dict[int, deque[Connection]] = {}  # by process: a child leaves its parent's alone
-        self.name = " ".join(f"{key}={params[key]}" for key in _SHOWN if key in params)
+        self.name: str = " ".join(f"{key}={params[key]}" for key in _SHOWN if key in params)
 
     def __repr__(self) -> str:
         return f"Server({self.name!r})"
@@ -301,7 +303,7 @@ _NO_TRANSACTION = (
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits for no answer past a moment, whatever becomes of the server and the network."""
 
-    until = float("inf")
+    until: float = float("inf")
     tell: Callable[[], object] = staticmethod(lambda: None)
     """Called now and then while there is no answer."""
     stale = False

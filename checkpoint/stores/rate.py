@@ -30,8 +30,8 @@ class Rate:
     """The rate of one token: never more than `limit` requests in any `period` seconds, none while the gate is shut."""
 
     def __init__(self, limit: int, period: float) -> None:
-        self.limit = limit
-        self.period = period
+        self.limit: int = limit
+        self.period: float = period
         self._slots: deque[Slot] = deque(maxlen=limit)
         self._shut_until = float("-inf")
 

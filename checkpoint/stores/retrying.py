@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 T = TypeVar("T")
 
@@ -81,9 +81,9 @@ class Deadline:
     """The time for one load or one key's write, and what was spent of it."""
 
     def __init__(self, seconds: float) -> None:
-        self.began = monotonic()
+        self.began: float = monotonic()
         self.seconds = seconds
-        self.at = self.began + seconds
+        self.at: float = self.began + seconds
         """When it ends, in `monotonic()` seconds; move it to leave out a wait that does not count."""
         self.attempts = 1
 
@@ -114,9 +114,9 @@ class Operation:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.requests = 0
-        self.retries = 0
-        self.stopped = False
+        self.requests: int = 0
+        self.retries: int = 0
+        self.stopped: bool = False
         """Whether nothing more is begun, and no pause goes on."""
         self._wake: SimpleQueue[None] = SimpleQueue()  # an Event may be left locked by a signal handler's exception
         self._told = False

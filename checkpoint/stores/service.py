@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from checkpoint.stores.tokens import Secret, Token
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 K = TypeVar("K")
 T = TypeVar("T")

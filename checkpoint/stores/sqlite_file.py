@@ -20,7 +20,7 @@ from checkpoint.stores.threads import is_of_handler
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ class Secret:
     def __init__(self, text: str, origin: str = "") -> None:
         self._text = text
         self._spellings: re.Pattern[str] | None = None
-        self.origin = origin
+        self.origin: str = origin
 
     def __repr__(self) -> str:
         return "Secret(***)"

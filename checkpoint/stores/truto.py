@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from checkpoint.stores.http import Response
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 ENTRIES_PER_GET = 1_000
 """Listed entries that cost about as much as one request for a single entry."""

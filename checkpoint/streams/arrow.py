@@ -14,8 +14,8 @@ from typing import Any
 try:
     import pyarrow  # noqa: ICN001 - `pa` is the name without types
     import pyarrow.compute
-except ImportError as error:
-    raise ImportError("tables and data frames need pyarrow: pip install 'checkpoint-store[arrow]'") from error
+except ImportError as _error:
+    raise ImportError("tables and data frames need pyarrow: pip install 'checkpoint-store[arrow]'") from _error
 
 pa: Any = pyarrow  # which has no types
 pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType] - as above
@@ -33,10 +33,10 @@ class TablePage(Sequence["Row"]):
     """
 
     def __init__(self, batch: Any) -> None:
-        self.table = _table(batch)
+        self.table: Any = _table(batch)
         """The batch as a pyarrow table or record batch."""
         names: list[str] = self.table.schema.names
-        self.places = {name: place for place, name in reversed([*enumerate(names)])}
+        self.places: dict[str, int] = {name: place for place, name in reversed([*enumerate(names)])}
         """Columns by name; of several of one name the first."""
 
     def __len__(self) -> int:

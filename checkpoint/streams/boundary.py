@@ -55,11 +55,11 @@ class Boundary:
     )  # fmt: skip
 
     def __init__(self, options: Options, span: Range, seen: Seen) -> None:
-        self.keyed = options.keyed
+        self.keyed: bool = options.keyed
         """Whether rows are remembered at all."""
-        self.deep = options.lookback is not None
+        self.deep: bool = options.lookback is not None
         """Whether the memory reaches back before the highest value."""
-        self.seen = seen if self.keyed else NOTHING_SEEN
+        self.seen: Seen = seen if self.keyed else NOTHING_SEEN
         """Rows that were delivered before the stream was opened."""
         self._known = frozenset((*self.seen.rows, *self.seen.ahead))
         self._print = Fingerprint(options.primary_key or "", options.version_fields, span.scale.where)

@@ -42,10 +42,10 @@ class Said:
         """What the next claim begins from: the last one, until the stream is rewound."""
         self.position: Any = None
         """The position of that, as it came."""
-        self.pending = Claimed(stored, None)
+        self.pending: Claimed = Claimed(stored, None)
         """What is claimed and not yet committed as the last claim."""
-        self.commits = 0
-        self.delivered = 0
+        self.commits: int = 0
+        self.delivered: int = 0
         """Rows delivered by the last claim."""
 
     def commit(self, delivered: int) -> Claimed:

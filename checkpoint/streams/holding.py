@@ -25,11 +25,11 @@ class _Here(threading.local):
     """The caller that the current thread is."""
 
     def __init__(self) -> None:
-        self.life = _Life()
-        self.holder = weakref.ref(self.life)
+        self.life: _Life = _Life()
+        self.holder: weakref.ref[_Life] = weakref.ref(self.life)
 
 
-local = _Here()
+local: _Here = _Here()
 
 
 def here() -> Caller:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Incremental", "Options", "Stats"]
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 WENT_BACK = "went back to its last claim: ask the source again from start_value"
 DETACHED = "is detached: open it again with cp.incremental"
@@ -82,9 +82,9 @@ class Incremental(Feeding[T]):
         alone: bool = True,
         touch: Callable[[], object] = nobody,
     ) -> None:
-        self.key = key
+        self.key: str = key
         """The key the cursor is stored under."""
-        self.alone = alone
+        self.alone: bool = alone
         """Whether it tells of itself at its end; of a member its group does."""
         check_options(key, options)
         self._options = options

@@ -219,7 +219,8 @@ LAST_TEXT = "\U0010ffff"
 class Texts:
     """Keys that are text."""
 
-    low, high = "", LAST_TEXT
+    low: str = ""
+    high: str = LAST_TEXT
 
     def key(self, moment: Moment) -> str:
         """See `KeyForm`."""

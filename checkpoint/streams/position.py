@@ -34,7 +34,7 @@ class Reading:
     )  # fmt: skip
 
     def __init__(self, high: Mark) -> None:
-        self.high = high
+        self.high: Mark = high
         """The highest row that a claim covers, as far as this reading knows; its memo is not yet in the memory."""
         self.low: Key = LOWEST
         self.top: Key = LOWEST
@@ -43,11 +43,11 @@ class Reading:
         """The row in hand, which no claim covers yet."""
         self.last: Mark | None = None
         """Its last row, which orders the next one."""
-        self.pins = False
+        self.pins: bool = False
         """It handed out rows: while it is not exhausted, a sorted position goes no further than its rows did."""
-        self.closed = False
+        self.closed: bool = False
         self.holder: Caller = None
-        self.fetches = False
+        self.fetches: bool = False
         """Whether it is a `fetch`, which goes on at a place."""
         self.place: Any = None
         """Of a `fetch`: where the page begins that follows the last one handed out; None: at the beginning."""
@@ -97,19 +97,19 @@ class Position:
         self._options = options
         self._range = span
         self._boundary = boundary
-        self.loose = Reading(NO_MARK)
+        self.loose: Reading = Reading(NO_MARK)
         """That of `filter` and `observe`; it takes over what others covered that are exhausted."""
         self.readings: list[Reading] = []
         """Under way, or abandoned."""
-        self.above = NO_MARK
+        self.above: Mark = NO_MARK
         """The highest row above the ceiling that was handed out."""
         self.lowest_above: Mark | None = None
         """The lowest one."""
-        self.bound = NO_MARK
+        self.bound: Mark = NO_MARK
         """What this run last claimed of a sorted stream, less the lookback, which no row may go behind."""
-        self.finished = False
+        self.finished: bool = False
         self._ahead: list[Mark] = []  # above the ceiling, lowest first
-        self.under = NO_MARK  # the highest value but one
+        self.under: Mark = NO_MARK  # the highest value but one
 
     # What readings covered
 

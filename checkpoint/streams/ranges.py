@@ -66,18 +66,19 @@ class Range:
         self._cap: Any = None  # a value that is a ceiling, too: of an earlier part of the reading
         self._ahead = ahead
         self._asked: tuple[Any] | None = None  # what the source is asked from, where that is not `start`
-        self.position = position
+        self.position: Any = position
         """The position that the stream was opened with, as it is stored."""
         self.key: Callable[[Any], Key] = self._first_key
         """Maps a row's value to what it compares by; None: it has none."""
         self.sample: Any = None
         """The first row's value, which told how the values compare; None: there was none."""
-        self.start_key = self.opened_key = LOWEST
+        self.start_key: Key = LOWEST
+        self.opened_key: Key = LOWEST
         self.late_key: Key = LOWEST
         """Rows before it are late; those from it to `start_key` were delivered before."""
-        self.end_key = HIGHEST
+        self.end_key: Key = HIGHEST
         self.ahead: tuple[Key, Key] = (HIGHEST, LOWEST)
-        self.scale = self.new_scale()
+        self.scale: Scale = self.new_scale()
         oldest = options.oldest_available
         if position is not None and oldest is not None and self.compare(position, oldest) < 0:
             raise CursorExpired(name, position, oldest)

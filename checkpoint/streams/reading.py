@@ -70,29 +70,34 @@ class Scan:
     def __init__(
         self, name: str, options: Options, position: Any, seen: Seen, touch: Callable[[], object] = nobody
     ) -> None:
-        self.name = name
-        self.touch = touch
-        self.options = options
-        self.fields = FieldReader(options.cursor_field, repr(name), options.primary_key)
+        self.name: str = name
+        self.touch: Callable[[], object] = touch
+        self.options: Options = options
+        self.fields: FieldReader = FieldReader(options.cursor_field, repr(name), options.primary_key)
         self._primary = None if options.primary_key is None else primary_getter(options.primary_key)
         self.refusal: str | None = None
         """Why it takes no more rows."""
-        self.delivered = self.dropped = self.late = self.unremembered = 0
-        self.torn = False
+        self.delivered: int = 0
+        self.dropped: int = 0
+        self.late: int = 0
+        self.unremembered: int = 0
+        self.torn: bool = False
         """Rows were covered that may not have been handed out: an exception of a signal handler came in between."""
-        self.exhausted = self.fetched = False
-        """Whether a `pages`, `track` or `fetch` came to its end; whether a `fetch` was begun."""
+        self.exhausted: bool = False
+        """Whether a `pages`, `track` or `fetch` came to its end."""
+        self.fetched: bool = False
+        """Whether a `fetch` was begun."""
         self.resumed: Resume | None = None
         """Of a `fetch` that an earlier run began: where that was interrupted, and what it had handed out."""
         self.late_top: Mark = NO_MARK
         """The highest of the late rows."""
-        self.range = Range(name, options, position, seen.span)
+        self.range: Range = Range(name, options, position, seen.span)
         self._turn: Reading | None = None  # the reading whose window is open
         self._remember(Boundary(options, self.range, seen))
 
     def _remember(self, boundary: Boundary) -> None:
-        self.boundary = boundary
-        self.position = Position(self.options, self.range, boundary)
+        self.boundary: Boundary = boundary
+        self.position: Position = Position(self.options, self.range, boundary)
         self.observe = passing.observer(self)
 
     @property

@@ -126,12 +126,13 @@ class Epoch(_Writes):
     """Numbers, or digits as text, since 1970 in UTC."""
 
     kind: Kind | None = "instant"
-    low, high = -math.inf, math.inf
+    low: float = -math.inf
+    high: float = math.inf
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self._clock = clock
-        self.places = UNITS[name]
+        self.places: int = UNITS[name]
 
     def read(self, value: Any) -> tuple[Kind, Moment]:
         """See `Spelling`; an aware datetime is a moment, too."""

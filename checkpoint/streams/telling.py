@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from checkpoint.streams.options import Options
     from checkpoint.streams.reading import Scan
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Ending(NamedTuple):

@@ -72,7 +72,7 @@ class Scale:
         known: Mapping[str, Any] = {},
         cursor_format: str | CursorFormat | None = None,
     ) -> None:
-        self.where = where
+        self.where: str = where
         self._known = known
         try:
             self._clock = Clock(zone_of(zone))

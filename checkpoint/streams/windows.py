@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from checkpoint.streams.counts import NO_ROWS
+from checkpoint.streams.counts import NO_ROWS, Stats
 from checkpoint.streams.feeding import Feeding, T
 from checkpoint.streams.values import wire
 
@@ -41,9 +41,9 @@ class Window(Feeding[T]):
     __slots__ = ("_frontier", "end", "start")
 
     def __init__(self, start: Any, end: Any, frontier: Frontier) -> None:
-        self.start = start
+        self.start: Any = start
         """Its first value, in the type of the stream's `start_value`."""
-        self.end = end
+        self.end: Any = end
         """The first value after it."""
         self._frontier = frontier
         self._scan = frontier.idle
@@ -160,15 +160,15 @@ class Frontier:
         self._open: set[Scan] = set()
         self._starts: list[Key] = []  # of the islands, which lie apart and in order
         self._islands: list[Island] = []
-        self.lock = threading.RLock()
-        self.tally = NO_ROWS
+        self.lock: threading.RLock = threading.RLock()
+        self.tally: Stats = NO_ROWS
         """Rows of the windows that were left."""
         self.highest: Any = None
         """The highest value that they handed out."""
         self.refusal: str | None = None
         """Why no more windows are entered."""
         self._unfinished: dict[tuple[Key, Key], str] = {}  # windows that were left, and why they are not finished
-        self.idle = scan.part(replace(self._options, initial_value=None, end_value=None))
+        self.idle: Scan = scan.part(replace(self._options, initial_value=None, end_value=None))
         """What a window is fed to outside its block: nothing."""
         self.idle.close(f"{scan.name!r}: a window is fed inside its with block")
         for first, after in islands:

@@ -89,7 +89,7 @@ class ApiServer:
         switches.setdefault("in_threads", store is not None)
         self.store: Store = store if store is not None else MemoryStore()
         self.token = token
-        self.url = ""
+        self.url: str = ""
         """The base URL, known once the server is entered."""
         self._app = create_app(self.store, token, Switches(**switches))
         self._port = port
