@@ -28,8 +28,11 @@ RESULTS = Path(__file__).parent / "results"
 missing: dict[str, str] = {}
 """Peers that could not be imported, and why."""
 
-settings = argparse.Namespace(before=None)
-"""What the command line said. `before`: a checkout of an older revision, which some measure beside this one."""
+settings = argparse.Namespace(before=None, seconds=0.0)
+"""What the command line said. `before`: a checkout of an older revision, which some measure beside this one.
+
+`seconds`: for how long some keep a server busy.
+"""
 
 only: set[str] = set()
 """Where it is not empty, the only contestants that run beside ours."""
@@ -75,17 +78,23 @@ def main(
     packages: Sequence[str] = (),
     *,
     before: bool = False,
+    seconds: float | None = None,
 ) -> None:
     """Run a script from its command line: measure, print the table, write `results/NAME.json`.
 
-    With `before`, `--before PATH` names a checkout of an older revision.
+    With `before`, `--before PATH` names a checkout of an older revision; with `seconds`, `--seconds N` says how long it
+    keeps a server busy.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it runs; nothing is written")
     parser.add_argument("--results", type=Path, help="folder to write to, also what --quick measured")
     if before:
         parser.add_argument("--before", type=Path, metavar="PATH", help="a checkout of an older revision, beside ours")
+    if seconds is not None:
+        parser.add_argument("--seconds", type=float, default=seconds, help=f"default: {seconds:g}")
     options = parser.parse_args()
+    if seconds is not None:
+        settings.seconds = options.seconds
     if before and options.before is not None:
         settings.before = options.before.resolve(strict=True)
     results = _results(Path(script).stem, description, cases(options.quick), packages)

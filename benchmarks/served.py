@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import fail
@@ -23,25 +24,30 @@ import json, sys
 from functools import partial
 from checkpoint.server import Switches, serve
 from checkpoint.stores.memory import MemoryStore
-store = MemoryStore()
-namespace, token, latency, rate, entries = sys.argv[1:]
+from checkpoint.stores.sqlite import SQLiteStore
+namespace, token, latency, rate, entries, path = sys.argv[1:]
+store = SQLiteStore(path) if path else MemoryStore()
 with open(entries) as file:
     store.commit(namespace, json.load(file))
-options = Switches(latency=float(latency), rate=json.loads(rate), in_threads=False)
+options = Switches(latency=float(latency), rate=json.loads(rate), in_threads=bool(path))
 serve(store, token, port=0, options=options, ready=partial(print, flush=True))
 """
 
 
 @contextmanager
-def server(latency: float, entries: Mapping[str, str], rate: tuple[int, float] | None = None) -> Generator[str]:
+def server(
+    latency: float, entries: Mapping[str, str], rate: tuple[int, float] | None = None, *, file: bool = False
+) -> Generator[str]:
     """Serve the state API, with so many seconds of latency, from another process; its URL.
 
-    The namespace holds these entries; beyond the rate, requests in so many seconds, it answers 429.
+    The namespace holds these entries, in memory or in a SQLite file; beyond the rate, requests in so many seconds, it
+    answers 429.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(entries, file)
-        file.flush()
-        command = [sys.executable, "-c", SERVER, NAMESPACE, TOKEN, str(latency), json.dumps(rate), file.name]
+    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:  # the system's own may be in memory
+        held = Path(folder, "entries.json")
+        held.write_text(json.dumps(entries))
+        path = str(Path(folder, "state.db")) if file else ""
+        command = [sys.executable, "-c", SERVER, NAMESPACE, TOKEN, str(latency), json.dumps(rate), str(held), path]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 url = process.stdout.readline().strip() if process.stdout else ""

@@ -14,7 +14,20 @@ from typing import Any
 from harness import OURS, RESULTS, spell
 from plots import Bar, standing
 
-NAMES = ("flush", "cold", "unchanged", "group", "soon", "rows", "scale", "commit", "imports", "load", "encode")
+NAMES = (
+    "flush",
+    "server",
+    "cold",
+    "unchanged",
+    "group",
+    "soon",
+    "rows",
+    "scale",
+    "commit",
+    "imports",
+    "load",
+    "encode",
+)
 ROOT = Path(__file__).parent.parent
 PAGE, BEGIN, END = (
     ROOT / "docs" / "reference" / "speed.md",

@@ -25,7 +25,7 @@ from meltano.core.state_store.base import (
 from checkpoint.neighbours.meltano import CheckpointStateStoreManager
 
 
-@pytest.fixture(params=["sqlite", "http", "postgres"])
+@pytest.fixture(params=["sqlite", "http", "server", "postgres"])
 def uri(request, tmp_path, monkeypatch):
     """Yield a `state_backend.uri` whose store outlives the processes of a test."""
     if request.param == "sqlite":
@@ -34,6 +34,10 @@ def uri(request, tmp_path, monkeypatch):
         with ApiServer() as server:
             monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
             yield f"checkpoint+{server.url}"
+    elif request.param == "server":
+        with ApiServer() as server:
+            monkeypatch.setenv("CHECKPOINT_TOKEN", server.token)
+            yield f"checkpoint+server+{server.url}"
     else:
         yield f"checkpoint+{request.getfixturevalue('postgres_url')}"
 

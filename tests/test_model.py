@@ -25,7 +25,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from checkpoint import Checkpointer, CommitUnknown, Conflict, MemoryStore, PartialCommit, SQLiteStore, TrutoStore, codec
+from checkpoint import (
+    Checkpointer,
+    CommitUnknown,
+    Conflict,
+    MemoryStore,
+    PartialCommit,
+    ServerStore,
+    SQLiteStore,
+    TrutoStore,
+    codec,
+)
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.testing import ApiServer, Drop
 
@@ -33,7 +43,8 @@ if TYPE_CHECKING:
     from checkpoint import Store
 
 STEPS = int(os.environ.get("CHECKPOINT_MODEL_STEPS", "3000"))
-SHARE = {"memory": 0.47, "sqlite": 0.25, "truto": 0.1, "network": 0.1, "postgres": 0.05, "objects": 0.03}
+SHARE = {"memory": 0.42, "sqlite": 0.2, "truto": 0.1, "network": 0.1, "server": 0.05, "server network": 0.05}
+SHARE |= {"postgres": 0.05, "objects": 0.03}
 A_RUN = 50
 NAMESPACE = "run"
 STREAM = "s"
@@ -369,6 +380,16 @@ class TrutoModel(Model):
         return TrutoStore(self.server.url, self.server.token, rate=(10**6, 1.0))
 
 
+class ServerModel(Model):
+    """Over our own server, which has versions."""
+
+    name = "server"
+    server: ApiServer
+
+    def open_store(self):
+        return ServerStore(self.server.url, self.server.token)
+
+
 class SharedModel(Model):
     """Runs on one server, one after the other."""
 
@@ -391,12 +412,15 @@ class NetworkModel(RuleBasedStateMachine):
     def begin(self):
         self.server.clear()
         self.server.store.commit(NAMESPACE, dict.fromkeys(self.server.store.load(NAMESPACE)))
-        self.store = TrutoStore(self.server.url, self.server.token, rate=(10**6, 1.0))
+        self.store = self.open_store()
         self.cp = Checkpointer(NAMESPACE, self.store)
         self.cp.__enter__()
         self.view: dict[str, dict] = {}
         self.delayed: list[Any] = []
         self.ever: dict[str, list[dict | None]] = {}
+
+    def open_store(self):
+        return TrutoStore(self.server.url, self.server.token, rate=(10**6, 1.0))
 
     def teardown(self):
         if hasattr(self, "store"):
@@ -473,6 +497,15 @@ class NetworkModel(RuleBasedStateMachine):
                 assert any(same(codec.decode(entry.value), said) for said in self.ever.get(key, ()))
 
 
+class ServerNetworkModel(NetworkModel):
+    """The same in front of our own server: a commit is one POST, and is read back by one POST or GET."""
+
+    name = "server network"
+
+    def open_store(self):
+        return ServerStore(self.server.url, self.server.token)
+
+
 def run(model: type[Model | NetworkModel]) -> None:
     steps = int(STEPS * SHARE[model.name])
     profile = settings(
@@ -491,7 +524,9 @@ def test_a_run_is_a_dict_that_is_stored(model):
     run(model)
 
 
-@pytest.mark.parametrize("model", [TrutoModel, NetworkModel], ids=lambda model: model.name)
+@pytest.mark.parametrize(
+    "model", [TrutoModel, NetworkModel, ServerModel, ServerNetworkModel], ids=lambda model: model.name
+)
 def test_a_run_over_http_is_too(model):
     with ApiServer() as server:
         model.server = server

@@ -169,6 +169,8 @@ def test_an_equal_value_of_before_is_not_the_commits(api, store):
     receipt = store.commit("job", {"a": "same", "b": "1"}, {**base, "b": None}, run_id="run")
     assert receipt.entries == api.store.load("job")
     assert receipt.entries["a"].version == receipt.entries["b"].version == 2
+    script(api, Drop())
+    assert store.commit("job", {"a": "same"}, receipt.entries, run_id="run").entries["a"].version == 3
 
 
 def test_a_lost_commit_over_which_another_wrote_is_a_conflict(api, store):
@@ -205,6 +207,7 @@ def test_a_commit_that_lands_after_it_was_read_back_is_own(api, store):
 def test_what_is_not_compared_may_land_again(api, store):
     script(api, Drop(applied=True))
     assert store.commit("job", {"a": "1"}).unsettled == {"a"}
+    assert len(api.store.history("job")) == 1
     script(api, Drop(applied=True))
     assert store.commit("job", {"a": "2"}, {"b": None}).unsettled == {"a"}
     script(api, Answer(503))  # which nobody is at work behind

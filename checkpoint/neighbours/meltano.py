@@ -2,6 +2,7 @@
 
     checkpoint+sqlite:////var/lib/state.db
     checkpoint+https://api.truto.one#crm
+    checkpoint+server+https://checkpoint.example.com
 
 What follows the `+` is the URL of the store, up to the `#`; what follows that is the namespace, percent-decoded, and
 `meltano` where there is none. Each state id is a key of that namespace, as `checkpoint.formats.key_of` spells it, with

@@ -33,7 +33,7 @@ class RunPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Which runs over which store: "atomic" or "api"."""
+    """Which runs over which store: "atomic", "server" (which is that, too) or "api"."""
 
     store: str
     runs: tuple[RunPlan, ...]

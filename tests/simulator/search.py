@@ -73,7 +73,7 @@ def at_random(seed: int) -> Outcome:
 
 def a_plan(dice: random.Random) -> Plan:
     """Make up a plan."""
-    store = dice.choice(("atomic", "atomic", "atomic", "api"))
+    store = dice.choice(("atomic", "atomic", "server", "api"))
     runs = tuple(_a_run(dice, store) for _ in range(dice.choice((1, 2, 2, 2, 3))))
     return Plan(store, runs, faults=dice.choice((0, 1, 1, 2, 3)))
 

@@ -10,9 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from starlette.requests import Request
+
 import checkpoint.run
 import checkpoint.streams
-from checkpoint import CheckpointError, CommitUnknown, MemoryStore, StoreUnavailable, TrutoStore
+from checkpoint import CheckpointError, CommitUnknown, MemoryStore, ServerStore, StoreUnavailable, TrutoStore
+from checkpoint.server.v1 import V1
 from checkpoint.stores.http import Response, TransportError
 
 from .clockwork import Interruption
@@ -57,7 +60,8 @@ class World:
 
     def __init__(self, clockwork: Clockwork, kind: str) -> None:
         self.clockwork = clockwork
-        self.atomic = kind == "atomic"
+        self.kind = kind
+        self.atomic = kind != "api"
         self.truth = MemoryStore()
         self.landed: list[Landed] = []
         self.troubles: set[str] = set()
@@ -71,12 +75,17 @@ class World:
         self._moments += 1
         return self._moments
 
-    def store(self, process: Process) -> Store | TrutoStore:
+    def store(self, process: Process) -> Store | ServerStore | TrutoStore:
         """Return the store as a run sees it."""
-        if self.atomic:
+        if self.kind == "atomic":
             return Store(self, process)
-        store = TrutoStore("http://api", f"token-{process.name}-{next(_worlds)}", rate=(10**6, 1.0))
-        store._service._clients = Wire(self, process)
+        token, store = f"token-{process.name}-{next(_worlds)}", None
+        if self.kind == "server":
+            store = ServerStore("http://server", token)
+            store._service._clients = ServerWire(self, process)
+        else:
+            store = TrutoStore("http://api", token, rate=(10**6, 1.0))
+            store._service._clients = Wire(self, process)
         return store
 
     def write(
@@ -218,18 +227,23 @@ class Wire:
     def send(self, *request: Any) -> Response:
         """Send a request: its method, URL and body are among what is given, in this order."""
         at = next(at for at, one in enumerate(request) if one in {"GET", "POST", "PATCH", "DELETE"})
-        method, url, body = request[at : at + 3]
+        return self._sent(*request[at : at + 3])
+
+    def _sent(self, method: str, url: str, body: bytes | None) -> Response:
         parts = urlsplit(url)
         key = unquote(parts.path.removeprefix("/sync-job-run-state").strip("/")) or None
         assert parse_qs(parts.query)["state_key"] == [NAMESPACE]
         document = json.loads(body) if body else {}
-        world = self._world
 
         def serve(*, late: bool = False, stale: bool = False) -> Response:
             return self._serve(method, key or document.get("key"), document.get("value"), late=late, stale=stale)
 
         own = ("late",) if method != "GET" else ("stale",) if key is None else ()
-        kinds = ("refused", "lost", "503", *own)
+        return self._carried(("refused", "lost", "503", *own), serve)
+
+    def _carried(self, kinds: tuple[str, ...], serve: Callable[..., Response]) -> Response:
+        """Let a request be served, or go wrong in one of the ways that it can."""
+        world = self._world
         answer = world.call(self._process, kinds, serve)
         if not isinstance(answer, Trouble):
             return answer
@@ -259,6 +273,67 @@ class Wire:
             return _answer(404, {"statusCode": 404, "error": "Not Found", "message": key})
         receipt = world.write(self._process.name, {key: None if method == "DELETE" else value}, {}, late=late)
         return _answer(200, _shown(receipt.entries.get(key, found)))
+
+
+class ServerWire(Wire):
+    """The network under a `ServerStore`, and our own server's `/v1` at its end."""
+
+    def _sent(self, method: str, url: str, body: bytes | None) -> Response:
+        def serve(*, late: bool = False) -> Response:
+            return self._answered(method, url, body, late=late)
+
+        commits = url.endswith("/v1/commit")
+        return self._carried(("refused", "lost", "503", *(("late",) if commits else ())), serve)
+
+    def _answered(self, method: str, url: str, body: bytes | None, *, late: bool) -> Response:
+        parts = urlsplit(url)
+        v1 = V1(Truth(self._world, self._process, late=late), Anybody(), _called, lambda: 1 << 30)
+        calls = {"state": v1.state, "commit": v1.commit, "history": v1.history}
+        scope = {"type": "http", "method": method, "headers": [], "query_string": parts.query.encode(), "client": None}
+        answering = v1.answered(calls[parts.path.removeprefix("/v1/")])(Request(scope, _receiving(body or b"")))
+        try:
+            answering.send(None)  # nothing in it waits
+        except StopIteration as done:
+            answer = done.value
+        headers = {name.decode().lower(): value.decode() for name, value in answer.raw_headers}
+        return Response(answer.status_code, headers, bytes(answer.body))
+
+
+class Anybody:
+    """The tokens of a server that lets everybody do everything."""
+
+    def allow(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class Truth:
+    """What is truly stored, as the server sees it while it answers one process."""
+
+    atomic = True
+
+    def __init__(self, world: World, process: Process, *, late: bool) -> None:
+        self._world = world
+        self._process = process
+        self._late = late
+        self.load, self.read, self.history = world.truth.load, world.truth.read, world.truth.history
+
+    def commit(self, state_key: str, changes: Any, base: Any, *, run_id: str | None, **_: Any) -> Receipt:
+        assert run_id == self._process.name
+        return self._world.write(run_id, changes, base, late=self._late)
+
+    def close(self) -> None:
+        pass
+
+
+async def _called(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _receiving(body: bytes) -> Any:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
 
 
 def _answer(status: int, document: Any) -> Response:
