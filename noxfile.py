@@ -163,7 +163,23 @@ def engines(session: nox.Session) -> None:
     """The recipe of a Dagster asset, and what dlt and the Singer SDK answer to the same rows."""
     session.install("-e", ".[all]", *group("test"), "dagster>=1.10", "dlt>=1.4", "singer-sdk>=0.40")
     compared = ("tests/test_incremental_dlt.py", "tests/test_incremental_singer.py")
-    pytest(session, "tests/test_recipes.py", *compared, "-k", "dagster or dlt or singer")
+    pytest(session, "tests/test_orchestrators.py", *compared, "-k", "dagster or dlt or singer")
+
+
+@nox.session
+def airflow(session: nox.Session) -> None:
+    """Airflow: its state in our stores, and the recipes for its DAGs. It goes with none of the other sessions."""
+    mypy = [each for each in group("lint") if each.startswith("mypy")]
+    session.install("-e", ".[all,airflow]", *group("test"), *mypy)
+    session.run("mypy", "--strict", "checkpoint/airflow.py", "checkpoint/neighbours/airflow.py")
+    pytest(session, "tests/test_airflow.py")
+
+
+@nox.session
+def prefect(session: nox.Session) -> None:
+    """The recipe of a Prefect flow, over a server of Prefect's own on the loopback. CI does not run it."""
+    session.install("-e", f".[{EXTRAS}]", *group("test"), "prefect>=3")
+    pytest(session, "tests/test_orchestrators.py", "-n", "0", "-k", "prefect")
 
 
 @nox.session

@@ -27,12 +27,11 @@ import reference  # noqa: E402 - as above
 import table  # noqa: E402 - as above
 
 OWN_TESTS = {
-    ROOT / "docs" / "howto" / "recipes.md",
-    ROOT / "docs" / "howto" / "cluster.md",
+    *(ROOT / "docs" / "howto" / name for name in ("cluster.md", "orchestrators.md", "recipes.md")),
     *(ROOT / "docs" / "guide").glob("*.md"),
     *(ROOT / "docs" / "tutorial").glob("*.md"),
 }
-"""Pages whose blocks are run by test_recipes.py, test_cluster.py, test_guide.py and test_tutorial.py."""
+"""Pages whose blocks have tests of their own: test_recipes.py, test_cluster.py, test_orchestrators.py and others."""
 LANGUAGES = {"python", "sh", "text", "json", "toml", "yaml", "sql", "nginx", "ini", "dockerfile", "javascript"}
 """Languages of blocks. Python and shell run as tests; a drawing, a screen or a configuration says what it is."""
 PAGES = {path: path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
