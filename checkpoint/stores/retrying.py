@@ -233,18 +233,22 @@ class Telling:
         self._deadline = deadline
         self._why = why
         self._over: SimpleQueue[None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> None:
         if self._operation.quiet(self._deadline) < self._deadline.left():
             thread = threading.Thread(target=self._wait, name="checkpoint-telling", daemon=True)
             try:
                 start_thread(thread)
+                self._thread = thread
             except RuntimeError as error:
                 if is_of_handler(error):
                     raise
 
     def __exit__(self, *_: object) -> None:
         self._over.put(None)
+        if self._thread is not None and threading.current_thread() is not threading.main_thread():
+            self._thread.join()  # in the main thread a signal handler could raise in it
 
     def _wait(self) -> None:
         while 0 < (quiet := self._operation.quiet(self._deadline)) < math.inf:  # told by another call, it is no more
