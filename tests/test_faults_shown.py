@@ -14,7 +14,7 @@ import pytest
 from test_faults_secrets import log as log  # noqa: PLC0414 - the fixture
 from test_faults_secrets import shown
 
-from checkpoint import CheckpointError, Conflict, Locked, PartialCommit, StoreError
+from checkpoint import CheckpointError, Conflict, CorruptState, Locked, PartialCommit, StateMissing, StoreError
 from checkpoint.codec import encode
 from checkpoint.entries import Entry
 from checkpoint.errors import printable
@@ -165,6 +165,11 @@ def test_fault_99_what_a_service_says_is_shown_escaped(served, store, log, answe
     assert all(is_shown_safely(record.getMessage()) for record in caplog.records)
 
 
+def because(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 ENTRY = Entry("a", "x", updated_at=EVIL, sync_job_run_id=EVIL)
 
 
@@ -176,6 +181,8 @@ ENTRY = Entry("a", "x", updated_at=EVIL, sync_job_run_id=EVIL)
         PartialCommit({}, ["a"], {"a": StoreError(EVIL)}),
         StoreError(EVIL),
         CheckpointError(EVIL),
+        StateMissing("run", EVIL),
+        because(CorruptState("run", "a", "x"), ValueError(EVIL)),
     ],
     ids=lambda error: type(error).__name__,
 )
