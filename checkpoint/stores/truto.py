@@ -1,6 +1,6 @@
 """The Truto API's sync-job-run-state over HTTP.
 
-The API writes key by key and knows no compare-and-swap: a commit looks before it writes, sends its keys in parallel,
+The API writes key by key and has no compare-and-swap: a commit reads before it writes, sends its keys in parallel,
 and reads back every write whose outcome it did not see. What the reference ("Sync Job Run State") leaves open, such as
 whether a POST of an existing key overwrites it, is taken either way.
 """
