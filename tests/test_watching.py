@@ -9,14 +9,18 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import httpx
+import pytest
 import yaml
 
-from checkpoint import Checkpointer, SQLiteStore
+from checkpoint import Checkpointer, MemoryStore, SQLiteStore
 from checkpoint.streams import telling
+from checkpoint.testing import ApiServer
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "operating" / "watching.md").read_text("utf-8")
 DOCUMENTS = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)]
+CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 METRICS = re.findall(r"^\| `(checkpoint_\w+)` \|", PAGE, re.MULTILINE)
 
 
@@ -37,6 +41,22 @@ def test_the_rules_ask_for_metrics_that_are_promised():
     assert one("scrape_configs")["scrape_configs"][0]["job_name"] == "checkpoint"
 
 
+def test_the_metrics_are_those_that_the_server_tells(recorded):
+    store = MemoryStore()
+    with pytest.raises(ZeroDivisionError), Checkpointer("crm", store):
+        raise ZeroDivisionError
+    with Checkpointer("crm", store) as cp:
+        cp["contacts"] = {"updated_at": "2024-05-01T10:00:00Z"}
+    with ApiServer(store) as server:
+        headers = {"Authorization": f"Bearer {server.token}"}
+        text = httpx.get(f"{server.url}/metrics", headers=headers, trust_env=False).text
+    samples = {line.partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    names = {re.sub(r"\{.*|_(?:bucket|count|sum)$", "", sample) for sample in samples}
+    told = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+    assert (told, {*METRICS} - names) == ({*METRICS}, {"checkpoint_request_seconds"} - names)
+    assert {name for name in METRICS if f'{name}{{namespace="crm"}}' in samples} == {*METRICS[:6]}
+
+
 def test_what_the_rules_advise_are_commands():
     from checkpoint.cli.command import checkpoint
 
@@ -55,7 +75,7 @@ def test_a_locked_job_ends_with_75_and_the_cron_job_knows(tmp_path):
     assert rule["onExitCodes"] == {"containerName": pod["containers"][0]["name"], "operator": "In", "values": [75]}
     assert pod["restartPolicy"] == "Never"  # a pod failure policy needs it
     assert pod["terminationGracePeriodSeconds"] > 30
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (code,) = CODE
     script = tmp_path / "sync.py"
     script.write_text(f"api = sink = None\n{code}")
     path = tmp_path / "state.db"
