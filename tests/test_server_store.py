@@ -7,6 +7,7 @@ import pickle
 import time
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
+from hashlib import sha256
 
 import httpx
 import pytest
@@ -26,6 +27,7 @@ from checkpoint import (
     open_store,
 )
 from checkpoint.entries import RUN_KEY, Entry
+from checkpoint.server.access import Access
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer, Cut, Drop, Hang, Hook
 
@@ -387,6 +389,28 @@ def test_urls_that_are_none_are_refused(monkeypatch, url, said):
     monkeypatch.setenv("CHECKPOINT_TOKEN", "t")
     with pytest.raises(ValueError, match=said.replace("+", r"\+")):
         open_store(url)
+
+
+def test_a_token_reaches_what_its_line_says_and_signs_commits(tmp_path):
+    digest = {name: sha256(f"token of {name}".replace(" ", "-").encode()).hexdigest() for name in ("crm", "reader")}
+    file = tmp_path / "tokens"
+    file.write_text(f"crm write crm_ {digest['crm']}\nreader read * {digest['reader']}\n")
+    behind = MemoryStore()
+    behind.commit("billing", {"a": "1"})
+    with ApiServer(behind, token=Access((), file)) as api:
+        with opened(api, token="token-of-crm") as store:
+            store.commit("crm_eu", {"a": "1"}, run_id="run")
+            assert store.namespaces() == ["crm_eu"]
+            assert [change.by for change in store.history("crm_eu")] == ["crm"]
+            for call in (lambda: store.load("billing"), lambda: store.commit("billing", {"a": "2"})):
+                with pytest.raises(Unauthorized, match="403"):
+                    call()
+        with opened(api, token="token-of-reader") as store:
+            assert store.namespaces() == ["billing", "crm_eu"]
+            assert store.read("billing", ["a", "b"]).keys() == {"a"}  # a POST, which only reads
+            with pytest.raises(Unauthorized, match="403"):
+                store.commit("billing", {"a": "2"})
+    assert behind.load("billing")["a"].value == "1"
 
 
 # What the store behind the server cannot do

@@ -145,15 +145,7 @@ class V1:
     def _namespaces(self, headers: Iterable[tuple[bytes, bytes]]) -> Response:
         if not isinstance(self._store, ListsNamespaces):
             raise _unsupported(f"the {self._name} behind this server does not list its namespaces")
-        found = [name for name in self._store.namespaces() if self._reaches(headers, name)]
-        return json_response({"result": found})
-
-    def _reaches(self, headers: Iterable[tuple[bytes, bytes]], state_key: str) -> bool:
-        try:
-            self._access.allow(headers, "read", state_key)
-        except Refusal:
-            return False
-        return True
+        return json_response({"result": self._access.readable(headers, self._store.namespaces())})
 
     def _kept(self) -> KeepsHistory:
         keeping = history_of(self._store)

@@ -287,7 +287,7 @@ class ServerWire(Wire):
 
     def _answered(self, method: str, url: str, body: bytes | None, *, late: bool) -> Response:
         parts = urlsplit(url)
-        v1 = V1(Truth(self._world, self._process, late=late), Anybody(), _called, lambda: 1 << 30)
+        v1 = V1(Truth(self._world, self._process, late=late), Anybody(), _called, _called, lambda: 1 << 30)
         calls = {"state": v1.state, "commit": v1.commit, "history": v1.history}
         scope = {"type": "http", "method": method, "headers": [], "query_string": parts.query.encode(), "client": None}
         answering = v1.answered(calls[parts.path.removeprefix("/v1/")])(Request(scope, _receiving(body or b"")))
