@@ -35,6 +35,14 @@ PAGES = {
 }
 """Pages of the reference, and the modules that each of them describes."""
 
+INTERNAL = {
+    "Incremental": {
+        "alone", "back", "claim", "claimed", "detach", "end", "ending", "held_elsewhere", "leave", "let_go", "live",
+    },
+    "Group": {"detach", "end", "live", "store_as"},
+}  # fmt: skip
+"""What a run calls of its streams and groups, and jobs do not."""
+
 WIDTH = 100
 SECTIONS = ("Args:", "Raises:", "Returns:", "Yields:")
 
@@ -66,9 +74,10 @@ def described(path: str, name: str, value: Any) -> list[str]:
     parts = [f"### {name}", code(signature(name, value)), prose(inspect.getdoc(value) or "")]
     if not isinstance(value, type):
         return parts
-    if fields := list(documented_fields(value)):
+    internal = INTERNAL.get(name, set())
+    if fields := [(field, text) for field, text in documented_fields(value) if field not in internal]:
         parts.append("\n".join(f"* `{field}`: {prose(text)}" for field, text in fields))
-    for member, found in members(value):
+    for member, found in ((member, found) for member, found in members(value) if member not in internal):
         label = f"{name}.{member}"
         if isinstance(found, property):
             parts += [f"#### {label}", prose(inspect.getdoc(found) or "")]

@@ -92,8 +92,8 @@ class StateMissing(CheckpointError):
 class CorruptState(CheckpointError):
     """What is stored under a key is not a cursor; `value` is the stored string, untouched.
 
-    An opaque value, written by somebody else for another purpose, is one too: read it through `Checkpointer.raw`.
-    `value` is None where the key is an entry of a group, and is missing.
+    A value that somebody else wrote for another purpose counts too: read it through `Checkpointer.raw`. `value` is None
+    where an entry of a group is missing.
     """
 
     def __init__(self, state_key: str, key: str, value: str | None) -> None:
@@ -186,7 +186,7 @@ class LeaseLost(CheckpointError):
 
 
 class CommitUnknown(CheckpointError):
-    """Writes were sent and nobody could tell whether they landed; `keys` names them.
+    """Writes were sent, and whether they landed is unknown; `keys` names them.
 
     They stay changed: committing again is safe, and takes either outcome as its base.
     """

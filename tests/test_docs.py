@@ -189,7 +189,8 @@ def shows(module, value):
 
 def test_every_method_of_a_stream_is_in_the_reference():
     text = reference.api("api")
-    methods = [name for name in dir(Incremental) if not name.startswith("_") and getattr(Incremental, name).__doc__]
+    public = [name for name in dir(Incremental) if not name.startswith("_")]
+    methods = [name for name in public if name not in reference.INTERNAL["Incremental"]]
     assert [name for name in methods if f"#### Incremental.{name}" not in text and f"* `{name}`" not in text] == []
 
 

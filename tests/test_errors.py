@@ -178,7 +178,8 @@ def seen(error: CheckpointError) -> dict[str, object]:
 def drawn(kind: type) -> list[str]:
     """Draw a class and those that inherit it, a line each."""
     lines = [kind.__name__]
-    *others, last = kind.__subclasses__() or [None]
+    own = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+    *others, last = own or [None]
     for child in others:
         first, *rest = drawn(child)
         lines += [f"├── {first}", *(f"│   {line}" for line in rest)]

@@ -65,15 +65,15 @@ class Members(Protocol):
 
 
 class Group(MutableMapping[str, Cursor]):
-    """Member → cursor: what is set is copied, what is read may be changed in place, and a commit finds it.
+    """A mapping of member → cursor. Setting copies; a cursor that was read may be changed in place.
 
         accounts = cp.group("accounts")
         for account in api.accounts():
             accounts[account.id] = {"updated_at": sync(account, since=accounts.get(account.id))}
         cp.commit()
 
-    Made by `Checkpointer.group`, whose commits take it along. On the HTTP API members are packed into shards, each
-    stored whole or not at all; elsewhere each member is an entry of its own.
+    `Checkpointer.group` makes it, and the commits of the run include it. On the HTTP API members are packed into
+    shards, each stored whole or not at all; elsewhere each member is an entry of its own.
     """
 
     def __init__(self, keys: Keys, form: Members) -> None:

@@ -53,7 +53,7 @@ class Feeding(Generic[T]):
     @overload
     def pages(self, batches: Iterable[Iterable[T]]) -> Iterator[list[T]]: ...
     def pages(self, batches: Any) -> Any:
-        """Yield each page with the rows that are new, empty pages left out; pyarrow tables and batches as such.
+        """Yield the new rows of each page, and leave out pages without any; tables come back as pyarrow tables.
 
         A page handed out is covered by the next claim. Of a `"desc"` stream the pages end with the first row before
         `start_value`. Async iterables give async iterators.

@@ -52,16 +52,16 @@ NEW_WINDOWS = "was opened again or went back to its last claim: cut new windows"
 
 
 class Incremental(Feeding[T]):
-    """One stream of rows with a cursor field: from where to read on, which rows are new, what a commit may say.
+    """One stream of rows with a cursor field: where to read on, which rows are new, how far a commit may go.
 
         contacts = cp.incremental("contacts", "updated_at", initial_value="1970-01-01T00:00:00Z", primary_key="id")
         for rows in contacts.pages(api.contacts(updated_since=contacts.start_value)):
             sink.write(rows)
             cp.commit()
 
-    Made by `Checkpointer.incremental`, which claims it. As a context manager it is finished where its block is left
-    cleanly after a `pages`, `track` or `fetch` that was exhausted, and goes back to its last claim, detached, where an
-    exception leaves it. It belongs to one thread at a time.
+    `Checkpointer.incremental` makes it. Used as a context manager, it is finished when its block is left cleanly and a
+    `pages`, `track` or `fetch` was read to its end. An exception takes it back to its last claim, and detaches it: it
+    takes no more rows, and no commit asks it. It belongs to one thread at a time.
     """
 
     __slots__ = (

@@ -33,9 +33,10 @@ class Window(Feeding[T]):
                 for rows in window.pages(api.contacts(window.start, window.end)):
                     sink.write(rows)
 
-    It is finished where its block is left cleanly after a `pages`, `track` or `fetch` that was exhausted: not by an
-    exception, not while the run is stopping, not with one that was begun and is not exhausted; and by `finish()`, where
-    it was fed otherwise or read elsewhere, which needs no block. One that is not finished may be entered again.
+    It is finished when its block is left cleanly and a `pages`, `track` or `fetch` was read to its end. It is not
+    finished after an exception, while the run is stopping, or while one of these was begun and not read to its end.
+    Where it was fed in another way, or read elsewhere, call `finish()`, which needs no block. A window that is not
+    finished may be entered again.
     """
 
     __slots__ = ("_frontier", "end", "start")
