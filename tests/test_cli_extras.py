@@ -34,7 +34,8 @@ VERBS_WITH_A_STORE = [
     ["rewind", "n", "k", "--by", "1"], ["restore", "n", "--to", "1", "--yes"], ["plot", "n", "k"],
     ["copy", "n", "--as", "other"], ["move", "n", "--as", "other", "--yes"], ["export", "n"], ["import", "n"], ["init"],
     ["doctor"], ["reshard", "n", "g", "--shards", "2"], ["unlock", "n", "--yes"],
-    ["singer-run", "n", "--tap", "tap", "--target", "target"], ["serve", "--token", "t"], ["demo"],
+    ["singer-run", "n", "--tap", "tap", "--target", "target"], ["ui", "--no-browser"], ["serve", "--token", "t"],
+    ["demo"],
 ]  # fmt: skip
 
 

@@ -1193,7 +1193,7 @@ def options_of(verb: click.Command) -> set[str]:
 def test_the_options_in_common_are_where_the_page_says():
     where = {option: {name for name, verb in VERBS.items() if option in options_of(verb)} for option in COMMON}
     assert where["--store"] == set(VERBS) - {"token"}
-    assert where["--json"] == set(VERBS) - {"export", "init", "singer-run", "serve", "token", "demo"}
+    assert where["--json"] == set(VERBS) - {"export", "init", "singer-run", "ui", "serve", "token", "demo"}
     assert where["--yes"] == {"clear", "rewind", "restore", "copy", "move", "import", "unlock"}
     assert where["--dry-run"] == where["--yes"] | {"set", "merge", "edit"}
     assert all(f"`{name}`" in PAGE for name in where["--yes"])

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 TYPED = {
     "README.md", "docs/operating/commands.md", "docs/operating/deploy.md", "docs/operating/history.md",
     "docs/operating/watching.md",
+    "docs/operating/page.md",
 }  # fmt: skip
 OWN_TESTS = {
     "docs/operating/server.md": "test_server_docs.py",

@@ -22,6 +22,7 @@ from checkpoint.cli import (
     serve,
     singer,
     status,
+    ui,
 )
 from checkpoint.cli.options import store_option
 from checkpoint.entries import GROUP_PREFIX
@@ -139,6 +140,7 @@ VERBS = (
     care.reshard,
     care.unlock,
     singer.singer_run,
+    ui.ui,
     serve.serve,
     serve.token,
     demo.demo,

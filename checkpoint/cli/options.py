@@ -21,6 +21,7 @@ from checkpoint.streams.spellings import UNITS, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from types import ModuleType
 
     from checkpoint.stores.base import Store
 
@@ -69,6 +70,16 @@ def reading(url: str | None, option: str = "--store") -> Generator[Store]:
         if said := missing(store, option):
             raise click.ClickException(said)
         yield store
+
+
+def server_library() -> ModuleType:
+    """Return `checkpoint.server`, or end with the sentence that its extra is not installed."""
+    try:
+        from checkpoint import server  # fastapi and uvicorn are an extra
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]  # a part of it may be asked for first
+        raise click.ClickException(f"serving needs {name}: pip install 'checkpoint-store[server]'") from error
+    return server
 
 
 def missing(store: Store, option: str = "--store") -> str | None:

@@ -6,14 +6,10 @@ import errno
 import logging
 import re
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
-from checkpoint.cli.options import opened, store_option
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from checkpoint.cli.options import opened, server_library, store_option
 
 
 def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, float] | None:
@@ -35,6 +31,13 @@ def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option(
     "--token",
     help="The token that clients send. Better set $CHECKPOINT_SERVER_TOKEN: the list of processes shows arguments.",
+)
+@click.option(
+    "--host-name",
+    "host_names",
+    metavar="NAME",
+    multiple=True,
+    help="A name by which browsers reach the page under /ui, such as that of a gateway; may be given several times.",
 )
 @click.option("--root-path", metavar="PATH", default="", help="Where a gateway has put the server, such as /state.")
 @click.option(
@@ -60,6 +63,7 @@ def serve(
     port: int,
     host: str,
     token: str | None,
+    host_names: tuple[str, ...],
     root_path: str,
     workers: int,
     page_size: int | None,
@@ -75,7 +79,7 @@ def serve(
     Prints the URL when it listens. SIGTERM and Ctrl-C stop it within 10 seconds, after the requests under way are
     answered.
     """
-    server = _server()
+    server = server_library()
     try:
         access = server.Access.of_token(token) if token else server.Access.of_environment()
     except ValueError as error:
@@ -98,6 +102,7 @@ def serve(
             host,
             port,
             options,
+            page=server.Shown(host_names),
             root_path=root_path,
             workers=workers,
             ready=_listening,
@@ -121,20 +126,11 @@ def token(*, name: str, access: str, prefix: str) -> None:
     of the namespaces that the token reaches, '*' for all.
     """
     try:
-        secret, line = _server().new_token(name, access, prefix)
+        secret, line = server_library().new_token(name, access, prefix)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"The token of {name}, which is not shown again: {secret}", err=True)
     click.echo(line)
-
-
-def _server() -> ModuleType:
-    try:
-        from checkpoint import server  # fastapi and uvicorn are an extra
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        raise click.ClickException(f"serving needs {name}: pip install 'checkpoint-store[server]'") from error
-    return server
 
 
 def _listening(base: str) -> None:

@@ -24,6 +24,8 @@ from checkpoint.server.access import Access
 from checkpoint.server.calls import Calls
 from checkpoint.server.health import Health
 from checkpoint.server.messages import PlainRoute, Refusal, json_response
+from checkpoint.server.ui import DEFAULT, Page, Shown
+from checkpoint.server.ui import PATH as UI
 from checkpoint.server.vendor import DEFAULTS, PATH, Api, Switches
 from checkpoint.stores import wire
 
@@ -44,7 +46,13 @@ COMMITS = frozenset({("POST", PATH), ("PATCH", f"{PATH}/{{id}}"), ("DELETE", f"{
 
 
 def create_app(
-    store: Store, token: str | Access, options: Switches = DEFAULTS, *, root_path: str = "", folder: str | None = None
+    store: Store,
+    token: str | Access,
+    options: Switches = DEFAULTS,
+    *,
+    page: Shown = DEFAULT,
+    root_path: str = "",
+    folder: str | None = None,
 ) -> FastAPI:
     """Return the ASGI application that serves a store to whoever bears a token.
 
@@ -56,6 +64,7 @@ def create_app(
         store: what is served.
         token: the token that may do everything, or who may do what.
         options: see `Switches`.
+        page: how the page for people is shown.
         root_path: where a gateway has put the server, such as `/state`; requests may come with it and without.
         folder: where several processes that serve the same store count their requests together.
 
@@ -99,6 +108,8 @@ def create_app(
     for path, endpoint in ((HEALTH, healthz), (METRICS, of_metrics)):
         app.add_route(path, endpoint, ["GET"], include_in_schema=False)
 
+    app.router.routes += Page(store, access, page, api.reading).routes()
+
     threads = (api.reading, api.writing, health.asking, telling)
     app.state.busy = lambda: any(each.unanswered for each in threads)
 
@@ -133,7 +144,8 @@ class _Gate:
         scope = cast("Scope", {**scope, "root_path": root, "path": root + path})
         answer, began, name = _Answer(send), perf_counter(), None
         try:
-            if path not in PUBLIC:
+            # The page asks by itself: browsers want another challenge, and people another answer.
+            if path not in PUBLIC and not (path == UI or path.startswith(f"{UI}/")):
                 name = self._access.allow(scope["headers"], "read")
                 self._api.count()
             await self._app(scope, receive, answer)

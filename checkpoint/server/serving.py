@@ -18,6 +18,7 @@ import uvicorn
 from checkpoint.server.apart import apart
 from checkpoint.server.app import create_app
 from checkpoint.server.limits import MAX_HEAD, limited
+from checkpoint.server.ui import DEFAULT, Shown
 from checkpoint.server.vendor import DEFAULTS, Switches
 from checkpoint.stores.memory import MemoryStore
 
@@ -46,6 +47,7 @@ def serve(
     port: int = 8080,
     options: Switches = DEFAULTS,
     *,
+    page: Shown = DEFAULT,
     root_path: str = "",
     workers: int = 1,
     ready: Callable[[str], None] | None = None,
@@ -66,7 +68,7 @@ def serve(
     try:
         if workers > 1:
             _check_workers(store, options)
-        make = partial(create_app, store, token, options, root_path=root_path)
+        make = partial(create_app, store, token, options, page=page, root_path=root_path)
         app = make()
         with _listening(host, port) as listener, signals:
             if ready is not None:

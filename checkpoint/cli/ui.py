@@ -1,0 +1,72 @@
+"""`checkpoint ui`: the page for people, over a store, in the browser of whoever asks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from secrets import token_urlsafe
+from threading import Thread
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from checkpoint.cli import screen
+from checkpoint.cli.options import missing, opened, server_library, store_option
+from checkpoint.overview.commands import Commands
+
+if TYPE_CHECKING:
+    from checkpoint.stores.base import Store
+
+
+@click.command()
+@click.option(
+    "--port", metavar="N", type=click.IntRange(0, 65535), default=0, help="Where to listen. Default: any free one."
+)
+@click.option("--no-browser", is_flag=True, help="Only print the address and the password.")
+@store_option()
+def ui(*, url: str | None, port: int, no_browser: bool) -> None:
+    """Show what a store holds in the browser.
+
+    Namespaces, keys and members of groups, their history and runs, with the commands that repair them; nothing can be
+    changed there. Listens on this machine alone, and prints a password for the browser's question: any user name will
+    do. Ctrl-C stops it.
+    """
+    server = server_library()
+    store = opened(url)
+    if said := missing(store):
+        store.close()
+        raise click.ClickException(said)
+    password = token_urlsafe(12)
+    access = server.Access.of_environment({"CHECKPOINT_SERVER_READ_TOKEN": password})
+
+    def ready(base: str) -> None:
+        address = f"{base}/ui/"
+        screen.say(f"{store!r} is shown at {address}")
+        screen.say(f"Password: {password} (any user name; Ctrl-C stops it)")
+        if not no_browser and can_show():
+            Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some wait until they are closed
+
+    shown = server.Shown(commands=Commands(_store_named(url, store)))
+    try:
+        server.serve(store, access, port=port, page=shown, ready=ready)
+    except OSError as error:
+        raise click.ClickException(f"port {port} cannot be listened on, so try another --port: {error}") from error
+
+
+def can_show() -> bool:
+    """Tell whether there is a screen for a browser: one in the terminal would take it away."""
+    shown = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
+    return sys.platform in {"darwin", "win32"} or any(os.environ.get(name) for name in shown)
+
+
+def _store_named(url: str | None, store: Store) -> str | None:
+    """Return the store as commands name it; None: they find it in the environment, or by default."""
+    if url is None or url == os.environ.get("CHECKPOINT_STORE"):
+        return None
+    path: object = getattr(store, "path", None)
+    if isinstance(path, Path) and "?" not in url:  # whoever copies a command may be in another folder
+        return f"sqlite:///{quote(str(path.absolute()))}"
+    return url

@@ -1,0 +1,108 @@
+"""The commands that repair what is shown, as a shell takes them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.overview.positions import position_of
+from checkpoint.overview.words import cursor_of
+from checkpoint.streams.stored import BESIDE, is_value
+from checkpoint.streams.values import epoch_named
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from checkpoint.overview.namespaces import Name
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
+BACK = "2d"
+"""How far a rewind goes, of which nobody said more."""
+
+
+class Commands:
+    """The commands for one store.
+
+    Args:
+        url: the store, as `--store` takes it; None: none is needed. Where it may hold a secret, the variable
+            `CHECKPOINT_STORE` stands in its place.
+
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        secret = url is not None and any(letter in url for letter in "@?=")
+        self._store = [] if url is None else ["--store", '"$CHECKPOINT_STORE"' if secret else quoted(url)]
+
+    def unlock(self, namespace: str) -> str:
+        """Return the command that releases the lease of a namespace."""
+        return self._line("unlock", [namespace])
+
+    def restore(self, namespace: str, to: str, name: Name | None = None) -> str:
+        """Return the command that brings a key or member back to a version or moment; None: the namespace."""
+        words = [namespace] if name is None else [namespace, name.key]
+        return self._line("restore", words, [*_member(name), "--to", to])
+
+    def differences(self, namespace: str, since: str) -> str:
+        """Return the command that shows what has changed in a namespace since a version or moment."""
+        return self._line("diff", [namespace], ["--since", since])
+
+    def rewind(self, namespace: str, name: Name, value: str, before: Any = None, form: str | None = None) -> str | None:
+        """Return the command that takes a position back: a time by two days, another to the one it had before.
+
+        Args:
+            namespace: where it is.
+            name: the key or member.
+            value: what is stored there.
+            before: the last position that differed from that of today; None: none is known.
+            form: the cursor format that a run told; the command takes it from there too.
+
+        None: there is no position, or nothing to take it back to.
+
+        """
+        cursor, found = cursor_of(value) or {}, position_of(value, form)
+        fields = [field for field, part in cursor.items() if field not in BESIDE and is_value(part)]
+        field = found.field if found is not None else fields[0] if len(fields) == 1 else None
+        if field is None or (how := _how_far(found and found.kind, cursor[field], before, form)) is None:
+            return None
+        named = ["--field", field] if len(fields) > 1 else []
+        return self._line("rewind", [namespace, name.key], [*_member(name), *how, *named])
+
+    def _line(self, verb: str, words: Sequence[str], options: Sequence[str] = ()) -> str:
+        """Return a command line; names that begin with a dash come after `--`."""
+        named, chosen = [*map(quoted, words)], [*map(quoted, options), *self._store]
+        ordered = [*chosen, "--", *named] if any(word.startswith("-") for word in words) else [*named, *chosen]
+        return " ".join(["checkpoint", verb, *ordered])
+
+
+def _how_far(kind: str | None, position: Any, before: Any, form: str | None) -> list[str] | None:
+    """Return the options that say how far a position goes back; None: that is not known."""
+    if kind in {"instant", "wall"}:
+        return ["--by", BACK]
+    if form is None and isinstance(position, int | float) and (epoch := epoch_named(position)) is not None:
+        return ["--by", BACK, "--cursor-format", epoch]
+    if before is None or type(before) is not type(position):
+        return None
+    if isinstance(position, int | float) or _NUMBER.fullmatch(position):
+        return ["--to", str(before)]
+    named = [] if form is not None else ["--cursor-format", "text"]
+    return ["--to", before, *named] if before < position else None
+
+
+def _member(name: Name | None) -> list[str]:
+    return [] if name is None or name.member is None else ["--member", name.member]
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it, exactly, and as people see it: what is not printable is escaped."""
+    if word.isprintable():
+        return shlex.quote(word)
+    # `$'…'` of POSIX 2024, in octal bytes: neither the locale nor what follows changes what they are.
+    return "$'" + "".join(map(_escaped, word)) + "'"
+
+
+def _escaped(letter: str) -> str:
+    if letter in "\\'":
+        return f"\\{letter}"
+    return letter if letter.isprintable() else "".join(f"\\{byte:03o}" for byte in letter.encode())
