@@ -163,7 +163,7 @@ def engines(session: nox.Session) -> None:
     """The recipe of a Dagster asset, and what dlt and the Singer SDK answer to the same rows."""
     session.install("-e", ".[all]", *group("test"), "dagster>=1.10", "dlt>=1.4", "singer-sdk>=0.40")
     compared = ("tests/test_incremental_dlt.py", "tests/test_incremental_singer.py")
-    pytest(session, "tests/test_orchestrators.py", *compared, "-k", "dagster or dlt or singer")
+    pytest(session, "tests/test_orchestrators.py", "tests/test_migrate.py", *compared, "-k", "dagster or dlt or singer")
 
 
 @nox.session

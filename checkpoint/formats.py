@@ -1,4 +1,7 @@
-"""Documents of Singer, Airbyte, Meltano, and plain JSON: the public path of `checkpoint.neighbours.documents`."""
+"""Documents of Singer, Airbyte, Meltano, and plain JSON, and the positions in other tools' state.
+
+The public path of `checkpoint.neighbours.documents` and `checkpoint.neighbours.positions`.
+"""
 
 from checkpoint.neighbours.documents import Cursors as Cursors
 from checkpoint.neighbours.documents import Format as Format
@@ -8,3 +11,5 @@ from checkpoint.neighbours.documents import key_of as key_of
 from checkpoint.neighbours.documents import load as load
 from checkpoint.neighbours.documents import name_of as name_of
 from checkpoint.neighbours.documents import streams as streams
+from checkpoint.neighbours.positions import Tool as Tool
+from checkpoint.neighbours.positions import positions as positions

@@ -27,7 +27,7 @@ import reference  # noqa: E402 - as above
 import table  # noqa: E402 - as above
 
 OWN_TESTS = {
-    *(ROOT / "docs" / "howto" / name for name in ("cluster.md", "orchestrators.md", "recipes.md")),
+    *(ROOT / "docs" / "howto" / name for name in ("cluster.md", "migrate.md", "orchestrators.md", "recipes.md")),
     *(ROOT / "docs" / "guide").glob("*.md"),
     *(ROOT / "docs" / "tutorial").glob("*.md"),
 }

@@ -20,6 +20,7 @@ TYPED = {
 }  # fmt: skip
 OWN_TESTS = {
     "docs/operating/server.md": "test_server_docs.py",
+    "docs/howto/migrate.md": "test_migrate.py",
     "docs/howto/neighbours.md": "test_singer.py, test_meltano.py",
     "docs/tutorial/first-connector.md": "test_tutorial.py",
     "docs/tutorial/looking-after.md": "test_tutorial.py",

@@ -18,11 +18,13 @@ import click
 from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.neighbours import documents as formats
+from checkpoint.neighbours.positions import positions
 from checkpoint.overview import words
 from checkpoint.overview.namespaces import Name
 from checkpoint.stores.base import check_changes, check_name
 
 if TYPE_CHECKING:
+    from checkpoint.neighbours.positions import Tool
     from checkpoint.overview.namespaces import Namespace
 
 VALUES = "values"
@@ -88,6 +90,14 @@ def names_in(document: Any, form: str) -> dict[Name, str]:
     except (ValueError, TypeError, RecursionError) as error:
         raise click.ClickException(f"this is no document of the format {form}: {error}") from error
     return values
+
+
+def positions_in(document: Any, tool: Tool) -> dict[str, Any]:
+    """Return the positions in a tool's state, as a document of the format json, or end with the sentence of why not."""
+    try:
+        return positions(document, tool)
+    except (ValueError, RecursionError) as error:
+        raise click.ClickException(f"this is no state of {tool}: {error}") from error
 
 
 def _folded(values: dict[Name, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.documents import NAMESPACES, VALUES, document_of, names_in
+from checkpoint.cli.documents import NAMESPACES, VALUES, document_of, names_in, positions_in
 from checkpoint.cli.judging import check_settable
 from checkpoint.cli.options import (
     as_json,
@@ -28,6 +28,7 @@ from checkpoint.cli.options import (
 from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.neighbours import copying
 from checkpoint.neighbours.documents import FORMATS
+from checkpoint.neighbours.positions import TOOLS
 from checkpoint.overview import words
 from checkpoint.overview.namespaces import Namespace, is_pattern, matching, nothing
 from checkpoint.stores.base import check_name
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from checkpoint.cli.writing import Plan
     from checkpoint.copying import Copy
+    from checkpoint.neighbours.positions import Tool
     from checkpoint.overview.namespaces import Name
     from checkpoint.stores.base import Store
 
@@ -215,6 +217,12 @@ def _exported(there: Namespace, form: str) -> Any:
     show_default=True,
     help="The format of the document; see `checkpoint export`.",
 )
+@click.option(
+    "--from",
+    "tool",
+    type=click.Choice(TOOLS),
+    help="Take the positions out of this tool's state, for streams that go on where it stopped.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace keys that hold something else.")
 @click.option("--delete", is_flag=True, help="Delete keys that the document does not have.")
 @yes
@@ -225,6 +233,7 @@ def import_(
     namespace: str,
     file: Any,
     form: str,
+    tool: Tool | None,
     *,
     overwrite: bool,
     delete: bool,
@@ -240,6 +249,8 @@ def import_(
     namespaces that it fits are stored.
     """
     documents = _documents_in(file.read(), namespace, form)
+    if tool is not None:
+        documents = {name: positions_in(document, tool) for name, document in documents.items()}
     with using(url) as store:
         plans = [
             _import_plan(Namespace(store, name), names_in(document, form), overwrite=overwrite, delete=delete)
