@@ -229,10 +229,14 @@ class Cluster:
         """Run the job once; return True where it came to its end."""
         self.runs += 1
         environment = {
-            **os.environ, "CLUSTER_STORE": self.made.url, "CLUSTER_SOURCE": address,
-            "CLUSTER_SINK": str(self.folder / "sink"), "PYTHONPATH": str(HERE), "PYSPARK_PYTHON": sys.executable,
-            "SPARK_LOCAL_IP": "127.0.0.1", "DASK_DISTRIBUTED__DASHBOARD__LINK": "",
-        }  # fmt: skip
+            **os.environ,
+            "CLUSTER_STORE": self.made.url,
+            "CLUSTER_SOURCE": address,
+            "CLUSTER_SINK": str(self.folder / "sink"),
+            "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+            "PYSPARK_PYTHON": sys.executable,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        }
         with (self.folder / f"output-{self.runs}").open("w+") as output:
             driver = subprocess.Popen(
                 [sys.executable, "job.py"], cwd=self.folder, env=environment, start_new_session=True,

@@ -1,8 +1,9 @@
-"""Stores on the loopback, each in a process of its own: SQLite, PostgreSQL, S3, the vendor's API."""
+"""Stores on the loopback, each in a process of its own: SQLite, PostgreSQL, S3, our own server."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from contextlib import AbstractContextManager
 
+TOKEN = "a-token"
 TESTS = Path(__file__).parent.parent / "tests"
-KINDS = ("sqlite", "postgres", "s3")
+KINDS = ("sqlite", "postgres", "s3", "server")
 
 
 class Place(NamedTuple):
@@ -92,8 +94,24 @@ def bucket(endpoint: str) -> Place:
     return Place(f"s3://{name}/state", {f"AWS_{name}": value for name, value in variables.items()})
 
 
+@contextmanager
+def _server(folder: Path) -> Generator[Place]:
+    """Serve a SQLite file, as a team does that has no database."""
+    command = [sys.executable, "-m", "checkpoint", "serve", "--store", f"sqlite:///{folder.absolute()}/behind.db"]
+    environment = {**os.environ, "CHECKPOINT_SERVER_TOKEN": TOKEN}
+    with subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        try:
+            (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)", said) or fail(f"the server said {said!r}")
+            yield Place(f"server+http://127.0.0.1:{port}", {"CHECKPOINT_TOKEN": TOKEN})
+        finally:
+            process.terminate()
+
+
 _MAKERS: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
     "s3": _s3,
+    "server": _server,
 }

@@ -15,22 +15,32 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import cluster
-from places import Place
+import places
 
 SEED = int(os.environ.get("CHECKPOINT_SEED", "0"))
 SMALL = cluster.Size(rows=1_098, step="days=6", accounts=80, chunk=20, workers_killed=2, workers=3, latency=0)
 """61 windows of eighteen rows, 80 accounts of two."""
 
 
-@pytest.fixture(params=["sqlite", "postgres", "s3"])
+@pytest.fixture(params=["sqlite", "postgres", "s3", "server"])
 def made(request, tmp_path):
     """A store that processes share, and what they need to reach it."""
+    if request.param == "server":
+        with places.place("server", tmp_path) as made:
+            yield made
+        return
     if request.param == "sqlite":
-        return Place(f"sqlite:///{tmp_path / 'state.db'}", {})
-    return Place(request.getfixturevalue({"postgres": "postgres_url", "s3": "s3"}[request.param]), {})
+        yield places.Place(f"sqlite:///{tmp_path / 'state.db'}", {})
+        return
+    yield places.Place(request.getfixturevalue({"postgres": "postgres_url", "s3": "s3"}[request.param]), {})
 
 
-@pytest.mark.parametrize("engine", cluster.ENGINES)
+CASES = [("processes", "sqlite"), ("processes", "postgres"), ("processes", "s3"), ("processes", "server"),
+         ("accounts", "postgres"), ("accounts", "server"), ("dask", "sqlite"), ("dask", "server"),
+         ("spark", "postgres"), ("spark", "server")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine", "made"), CASES, indirect=["made"])
 def test_nothing_is_missing_after_kills(engine, made, tmp_path):
     if engine in cluster.NEEDS:
         pytest.importorskip(cluster.NEEDS[engine], reason=f"{engine} is not installed")
