@@ -32,7 +32,7 @@ SAME_ON_EVERY_PYTHON = [
     *("--ignore=tests/test_server_document.py", "--ignore=tests/test_soak.py", "--ignore=tests/test_crash_sweep.py"),
     *("--ignore=tests/test_incremental_oracle.py", "--ignore=tests/test_model.py", "--ignore=tests/test_demo.py"),
     *("--ignore=tests/test_capacity.py", "--ignore=tests/test_simulator.py", "--ignore=tests/test_guide.py"),
-    "--ignore=tests/test_cluster.py",
+    *("--ignore=tests/test_cluster.py", "--ignore=tests/test_workers.py"),
     *(
         "--ignore=tests/test_connectors.py",
         "--ignore=tests/test_server_docs.py",
