@@ -199,7 +199,8 @@ class CheckpointBackend(BaseStoreBackend):
         except Conflict as conflict:  # one of them was written again
             self._delete_unchanged(namespace, {key: each for key, each in entries.items() if key != conflict.key})
         else:
-            logger.info("%r: %d values have expired and were deleted", namespace, len(entries))
+            extra = {"checkpoint_event": "expired", "checkpoint_namespace": namespace, "checkpoint_keys": len(entries)}
+            logger.info("%r: %d values have expired and were deleted", namespace, len(entries), extra=extra)
 
     def _get(self, place: _Place, name: str) -> str | None:
         key = place.key(name)

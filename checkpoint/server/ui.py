@@ -122,7 +122,8 @@ class Page:
         except CheckpointError as error:
             status = _status_of(error)
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                logger.error("%s %s: %s", PATH, status, error)  # noqa: TRY400 - no traceback
+                extra = {"checkpoint_event": "request_failed", "checkpoint_status": status}
+                logger.error("%s %s: %s", PATH, status, error, extra=extra)  # noqa: TRY400 - no traceback
             return _html("refused.html", {"status": status, "why": str(error)}, status)
 
     async def _shown(self, request: Request, page: str) -> Response:
