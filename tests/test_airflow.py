@@ -217,6 +217,12 @@ def test_any_text_is_a_name(backend):
     scopes = [asset_scope(name=name or "-") for name in names]
     scopes += [task_scope(name or "-") for name in names]
     scopes += [task_scope(run_id=name or "-", map_index=1) for name in names]
+    scopes += [
+        task_scope("load[1]", "1"),
+        task_scope("load", "1", map_index=1),
+        task_scope("load/x", "y"),
+        task_scope("load", "x/y"),
+    ]
     for number, scope in enumerate(scopes):
         for name in names:
             backend.set(scope, name, json.dumps([number, name]))
