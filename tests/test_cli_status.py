@@ -257,6 +257,25 @@ def test_a_member_is_read_where_the_run_tells_so(url):
     assert document("list", "--json")[0]["age"] == 49 * 3_600
 
 
+def test_of_packed_members_writing_another_one_tells_nothing(url):
+    """A member that stands still beside one that is written is not fresh, and stale once neither is written."""
+    store = MemoryStore.from_url(url)
+    head, shard = head_key("accounts"), f"{head_key('accounts')}.00"
+    with freeze_time("2024-05-01T12:00:00Z") as clock:
+        store.commit("crm", {head: encode({"shards": 1}), shard: encode({"dead": {"a": 1}, "alive": {"a": 1}})})
+        clock.move_to("2024-05-03T11:00:00Z")
+        store.commit("crm", {shard: encode({"dead": {"a": 1}, "alive": {"a": 2}})})
+    assert exit_status("crm", "--max-age", "2h") == 3
+    assert exit_status("crm", "--max-age", "30 min") == 1
+    assert screen("status", "crm", "accounts", "dead", "--max-age", "2h", status=3).splitlines()[2:] == [
+        "accounts / dead: when it was written is not told: members share its entry.",
+        "1 key: 1 unknown.",
+    ]
+    reads = {"accounts": {"at": "2024-05-03T11:00:00Z", "but": []}}
+    store.commit("crm", {RUN_KEY: encode({"reads": reads})})
+    assert exit_status("crm", "--max-age", "2h") == 0
+
+
 def test_what_only_an_earlier_record_tells_counts(url):
     """A run that overlapped another one, or one of the form that had no members, is found in the history."""
     store = MemoryStore.from_url(url)

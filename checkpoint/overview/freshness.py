@@ -81,6 +81,11 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
     if age is not None and done is not None and _against(age, limits.age) == "STALE":
         age = min([age, *done.read_since(name)])
     of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
+    is_anothers = (done is not None and of_age == "fresh" and there.shares(name)) and _against(
+        next(iter(done.read_since(name)), None), limits.age
+    ) != "fresh"
+    if is_anothers:
+        of_age = "unknown"
     if of_lag == "unknown" and not limits.is_named:
         of_lag = "-"
     verdict: Freshness = next(one for one in WORST_FIRST if one in {of_age, of_lag})
@@ -89,6 +94,8 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
         for what, found, seconds in (("age", of_age, age), ("lag", of_lag, lag))
         if found == verdict and found in {"STALE", "unknown"}
     ]
+    if is_anothers and verdict == "unknown":
+        said[0] += ": members share its entry"
     if of_lag == verdict == "unknown":
         said += _why_no_time(entry.value, form)
     return Judged(there.state_key, name, verdict, age, lag, "; ".join(said))

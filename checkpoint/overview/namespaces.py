@@ -128,6 +128,10 @@ class Namespace:
             return self.groups[name.key].members.get(name.member)
         return self.names.get(name)
 
+    def shares(self, name: Name) -> bool:
+        """Tell whether a name is a member that shares its entry, whose time may be that of another one."""
+        return name.member is not None and name.key in self.groups and self.groups[name.key].shards is not None
+
     def form_of(self, name: Name, given: str | None = None) -> str | None:
         """Return the cursor format that the job reads a name by; where no run has told it, the given one."""
         return self.known.formats.get(name.key, given)
