@@ -114,9 +114,36 @@ def test_basic_takes_the_token_as_the_password():
     access = Access.of_token("se:cret")
     for user in ("", "anybody"):
         credentials = b64encode(f"{user}:se:cret".encode()).decode()
-        assert access.allow([(b"authorization", f"Basic {credentials}".encode())], "write") is None
+        assert access.allow([(b"authorization", f"Basic {credentials}".encode())], "read") is None
     for credentials in ("", "!", b64encode(b"se:cret").decode()):
         assert refused(access, [(b"authorization", f"Basic {credentials}".encode())], "read")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/commit", '{"state_key":"a","changes":{"k":null},"run_id":"="}'),
+        (PATH, '{"key":"k","value":"="}'),
+    ],
+)
+def test_a_form_of_another_site_writes_nothing(path, body):
+    store = MemoryStore()
+    store.commit("a", {"k": "before"})
+    with ApiServer(store) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        # What a browser that has shown the page sends for `<form method=post enctype=text/plain>`.
+        headers = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+        response = client.post(
+            path, params={"state_key": "a"}, content=body, headers=headers, auth=("anybody", server.token)
+        )
+    assert response.status_code == 403
+    assert response.json()["message"] == "HTTP Basic is for reading: to write, send Authorization: Bearer TOKEN"
+    assert store.load("a")["k"].value == "before"
+
+
+@pytest.mark.parametrize("header", [None, "Bearer ", "Basic " + b64encode(b"anybody:").decode(), "Other x"])
+def test_a_line_for_the_empty_token_lets_nobody_in(tokens, header):
+    tokens.write_text(line("unset", "write", "*", ""))
+    assert refused(Access([], tokens), [(b"authorization", header.encode())] if header else [], "read")[0] == 401
 
 
 def test_fault_100_two_authorization_headers_are_refused():

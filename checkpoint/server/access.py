@@ -95,15 +95,18 @@ class Access:
     def allow(self, headers: Iterable[Header], wish: Wish, state_key: str | None = None) -> str | None:
         """Return the name of whoever sent a request with these headers, as it is stored with a commit.
 
-        `headers` are those of the ASGI scope: `Authorization: Bearer TOKEN`, or `Basic` with the token as the
-        password. `state_key` None: no namespace is concerned. The name is None where the token has none.
+        `headers` are those of the ASGI scope: `Authorization: Bearer TOKEN`, or, to read, `Basic` with the token as the
+        password: browsers add that by themselves, to a form that another site sends too. `state_key` None: no namespace
+        is concerned. The name is None where the token has none.
 
         Raises:
             Refusal: 400 where they authorize twice; 401 without a valid token; 403 where it does not allow the wish, or
-                not in this namespace.
+                not in this namespace, or is to write and came by `Basic`.
 
         """
-        grants = self._grants_of(headers)
+        is_basic, grants = self._grants_of(headers)
+        if is_basic and wish == "write":
+            raise Refusal(403, "HTTP Basic is for reading: to write, send Authorization: Bearer TOKEN")
         for grant in grants:
             if grant.allows(wish, state_key):
                 return grant.name
@@ -119,20 +122,21 @@ class Access:
             Refusal: as `allow`.
 
         """
-        grants = self._grants_of(headers)
+        _, grants = self._grants_of(headers)
         return [name for name in state_keys if any(grant.allows("read", name) for grant in grants)]
 
-    def _grants_of(self, headers: Iterable[Header]) -> list[Grant]:
-        """Return what the token in the headers allows: at least one grant."""
+    def _grants_of(self, headers: Iterable[Header]) -> tuple[bool, list[Grant]]:
+        """Return whether the headers use `Basic`, and what their token allows: at least one grant."""
         given = [value for name, value in headers if name == b"authorization"]
         if len(given) > 1:
             raise Refusal(400, "Authorization is given twice")
-        digest = sha256(_token_of(given[0]) if given else b"").digest()
+        is_basic, token = _token_of(given[0]) if given else (False, b"")
+        digest = sha256(token).digest()
         # Each is compared, whatever was found before: the time tells nothing.
         found = [grant for grant in (*self._given, *self._current()) if hmac.compare_digest(grant.digest, digest)]
-        if not found:
+        if not (token and found):  # a line may have the digest of nothing, where somebody's variable was empty
             raise Refusal(401, "a valid bearer token is required", _CHALLENGE)
-        return found
+        return is_basic, found
 
     def _current(self) -> tuple[Grant, ...]:
         """Return what the file says now; where it cannot be read, what it said before."""
@@ -196,16 +200,16 @@ def _listed(text: str) -> tuple[Grant, ...]:
     return tuple(grants)
 
 
-def _token_of(authorization: bytes) -> bytes:
-    """Return the token of `Bearer TOKEN` or `Basic BASE64(anybody:TOKEN)`; empty: there is none."""
+def _token_of(authorization: bytes) -> tuple[bool, bytes]:
+    """Return whether it is `Basic`, and the token of that or of `Bearer TOKEN`; empty: there is none."""
     scheme, _, credentials = authorization.partition(b" ")
     match scheme.lower():
         case b"bearer":
-            return credentials.strip()
+            return False, credentials.strip()
         case b"basic":
             try:
-                return b64decode(credentials.strip(), validate=True).partition(b":")[2]
+                return True, b64decode(credentials.strip(), validate=True).partition(b":")[2]
             except ValueError:
-                return b""
+                return True, b""
         case _:
-            return b""
+            return False, b""
