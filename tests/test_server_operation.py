@@ -375,6 +375,16 @@ def test_metrics_tell_of_namespaces_and_never_of_members(recorded):
     assert "contacts" not in text
 
 
+def test_metrics_keep_no_methods_that_anybody_makes_up():
+    with ApiServer() as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        for number in range(20):
+            assert client.request(f"MADE-UP-{number}", "/healthz").status_code == 405
+        text = client.get("/metrics", headers={"Authorization": f"Bearer {server.token}"}).text
+    assert "MADE-UP" not in text
+    counted = 'checkpoint_request_seconds_count{method="other",'
+    assert sum(number for name, number in sampled(text).items() if name.startswith(counted)) == 20
+
+
 def test_metrics_show_a_token_its_namespaces_alone(tmp_path):
     from checkpoint.server.access import new_token
 

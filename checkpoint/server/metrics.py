@@ -34,6 +34,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 FRESH = 5.0
 """Seconds for which what was found is told again."""
 
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""Those that are told by name: anybody may send others, and each would be kept."""
+
 SECONDS = 5.0
 """Seconds for one look at the namespaces."""
 
@@ -158,7 +161,7 @@ class Metrics:
 
     def observe(self, method: str, path: str, status: int, seconds: float, *, commits: bool) -> None:
         """Count a request; `path` is that of the route, and `commits` tells whether it is one that commits."""
-        self._seconds.labels(method, path, str(status)).observe(seconds)
+        self._seconds.labels(method if method in METHODS else "other", path, str(status)).observe(seconds)
         if commits and status < 300:
             self._commits.inc()
         elif commits and status == 409:
