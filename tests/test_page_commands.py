@@ -31,6 +31,11 @@ def test_a_shell_reads_each_name_exactly(shell, name):
     assert quoted(name).isprintable()
 
 
+def test_an_older_shell_obeys_nothing_in_a_name():
+    word = quoted("'; echo obeyed >&2; '\u202e")
+    assert subprocess.run(["sh", "-c", f"printf %s {word}"], capture_output=True, check=True).stderr == b""
+
+
 def words(line):
     return shlex.split(line)
 

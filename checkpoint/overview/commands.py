@@ -103,6 +103,7 @@ def quoted(word: str) -> str:
 
 
 def _escaped(letter: str) -> str:
-    if letter in "\\'":
-        return f"\\{letter}"
-    return letter if letter.isprintable() else "".join(f"\\{byte:03o}" for byte in letter.encode())
+    # A shell that knows no `$'…'`, such as dash, ends the word at the first quote, and would obey what follows.
+    return (
+        letter if letter.isprintable() and letter not in "\\'" else "".join(f"\\{byte:03o}" for byte in letter.encode())
+    )
