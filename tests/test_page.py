@@ -199,6 +199,16 @@ def test_a_token_sees_its_own_namespaces_alone(store):
     assert "crn_c" not in missing.text  # it may not be read
 
 
+def test_a_namespace_without_keys_suggests_no_foreign_one(store):
+    for name, key in (("crm_c", "__lease__"), ("crn_c", "contacts")):
+        store.commit(name, {key: at(NOW)})
+    with served(store, Access([Grant("crm team", "read", "crm_", sha256(b"pw").digest())])) as server:
+        for path in ("group?namespace=crm_c&key=a", "key?namespace=crm_c&key=a", "key?namespace=crm_c&key=a&member=b"):
+            found = answer(server, path, password="pw")
+            assert found.status == 404
+            assert "crn_c" not in found.text
+
+
 def test_what_a_browser_may_do_with_an_answer(server, store):
     store.commit("crm", {"contacts": at(NOW)})
     style = base64.b64encode(sha256(STYLE.read_bytes()).digest()).decode()

@@ -212,6 +212,8 @@ def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
 
     """
     layout = there.groups.get(key)
+    if not (there.names or there.groups):
+        raise AbsentError(f"{there.state_key!r} holds no keys")
     if layout is None:
         raise AbsentError(
             f"{key!r} in {there.state_key!r} is not a group" if Name(key) in there.names else there.absent(key)
