@@ -22,6 +22,7 @@ DONE = "__done__"
 KILLED = re.compile(r"bash: line \d+: +\d+ Killed")
 """What a shell says that reads a file; at a prompt it is one word."""
 INSTALLS = re.compile(r"^(?:python3 -m venv|uv sync|uv run|(?:\S*python\S* -m )?pip install)")
+SHOWS = re.compile(r"^checkpoint ui(?= *(#|$))", re.MULTILINE)
 ASKS = re.compile(r"^(checkpoint (?:clear|restore|copy|move|import|unlock) .*?)(\s+#.*)?$", re.MULTILINE)
 
 
@@ -30,9 +31,12 @@ VOLATILE = (
     (re.compile(r"\b[0-9a-f]{8,}(-[0-9a-f]+)*\b"), "ID"),
     (re.compile(r"\b\d+(\.\d+)? ?(ms|s|min|h|d|days?|months?|y|years?)\b"), "SPAN"),
     (re.compile(r"\S+ process \d+"), "PROCESS"),
+    (re.compile(r"SQLiteStore\('[^']*'\)"), "STORE"),
+    (re.compile(r"(?<=127\.0\.0\.1:)\d+"), "PORT"),
+    (re.compile(r"(?<=Password: )\S+"), "PASSWORD"),
     (re.compile(r"[ -]{2,}|\n+"), " "),
 )
-"""What differs from run to run: times of today, names of runs, spans, processes, and the columns between them."""
+"""What differs from run to run: times of today, names of runs, spans, processes, places, secrets, and the columns."""
 
 
 def steady(screen: str) -> str:
@@ -106,10 +110,11 @@ class Reader:
         return True
 
     def type(self, code: str) -> tuple[int, str]:
-        """Type a block; return its exit status and what it printed."""
+        """Type a block; return its exit status and what it printed. The page is stopped by Ctrl-C once it is shown."""
         assert self.bash.stdin is not None
         assert self.bash.stdout is not None
         typed = ASKS.sub(lambda found: f"{found[1]} --yes", self._here(code))
+        typed, pages = SHOWS.subn("checkpoint ui --no-browser", typed)
         self.bash.stdin.write(f'{{\n{typed}\n}} </dev/null\nstatus=$?; echo; echo "{DONE} $status"\n')
         self.bash.stdin.flush()
         lines: list[str] = []
@@ -118,6 +123,8 @@ class Reader:
                 break
             if not KILLED.match(line):
                 lines.append(line)
+            if pages and line.startswith("Password: "):
+                os.killpg(self.bash.pid, signal.SIGINT)
         else:
             raise AssertionError(f"the shell has ended: {''.join(lines)}")
         if code.partition(" #")[0].rstrip().endswith("&"):

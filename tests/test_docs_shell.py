@@ -70,7 +70,7 @@ def test_every_line_of_a_block_does_what_it_says(page, code, reader):
 def here(line, port):
     """Return a line with a database of this folder; a server runs in the background, on a free port."""
     line = re.sub(r"postgresql://\S+", "sqlite:///other.db", line)
-    if re.search(r"\bcheckpoint (serve|ui)\b", line):
+    if re.search(r"\bcheckpoint (serve|ui --)", line):
         line = re.sub(r"(?=\s+#|$)", f" --port {port} &", re.sub(r" --port \d+", "", line), count=1)
     return line
 

@@ -150,8 +150,12 @@ class ObjectStore:
         found = {_state_key(name.removeprefix(self._prefix).lstrip("/")): name for name in sizes}
         known = {key: name for key, name in found.items() if key is not None}
         small = [key for key, name in known.items() if sizes[name] < _EMPTY]
+
+        def look(key: str) -> bool:
+            return not operation.stopped and self._is_empty(known[key])
+
         with ThreadPoolExecutor(16, "checkpoint") as pool:
-            looks = pool.map(lambda name: not operation.stopped and self._is_empty(name), [known[key] for key in small])
+            looks = pool.map(look, small)
             empty = {key for key, is_empty in zip(small, looks, strict=True) if is_empty}  # the first failure ends it
         return sorted(known.keys() - empty)
 
