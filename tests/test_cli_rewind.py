@@ -10,6 +10,7 @@ from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore
 from checkpoint.codec import decode, encode
+from checkpoint.entries import RUN_KEY
 
 POSITION = "2024-05-03T10:00:00.000Z"
 STREAM = {
@@ -389,6 +390,23 @@ def test_restore_of_namespaces_like_a_pattern(store):
         store.commit(name, {"contacts": encode({"at": 2})})
     run("restore", "crm_*", "--to", "1", "--yes")
     assert [stored(store, namespace=name) for name in ("crm_a", "crm_b")] == [{"at": 1}] * 2
+
+
+def test_a_pattern_fits_what_has_no_keys(store):
+    """A job whose only run failed has a record of it and no key; from another somebody deleted the key."""
+    for name in ("crm_a", "crm_b"):
+        store.commit(name, {"contacts": encode({"at": 1}), "deals": encode({"at": 1})})
+    store.commit("crm_a", {"contacts": None})
+    for name in ("crm_a", "crm_failed"):
+        store.commit(name, {RUN_KEY: encode({"run_id": "r", "started": "2024-05-03T10:00:00Z"})})
+    told = document("restore", "crm_*", "contacts", "--to", "1", "--yes", "--json")
+    assert {plan["namespace"]: len(plan["changes"]) for plan in told} == {"crm_a": 1, "crm_b": 0}
+    run("clear", "crm_a", "--yes")
+    assert json.loads(run("export", "crm_*").stdout)["__namespaces__"].keys() == {"crm_b"}
+    told = document("restore", "crm_*", "--to", "1", "--yes", "--json")
+    assert {plan["namespace"]: len(plan["changes"]) for plan in told} == {"crm_a": 2, "crm_b": 0}
+    assert error("export", "crm_f*").startswith("Error: 'crm_failed' holds nothing in MemoryStore()")
+    assert error("restore", "crm_f*", "--to", "1").startswith("Error: 'crm_failed' holds nothing in MemoryStore()")
 
 
 # Plots

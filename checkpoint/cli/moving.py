@@ -187,9 +187,10 @@ def export(namespace: str, file: Path, form: str, *, overwrite: bool, url: str |
     if file.is_file() and not overwrite:
         raise click.ClickException(f"{file} exists, and nothing was written: --overwrite replaces it")
     with reading(url) as store:
-        spaces = {name: Namespace(store, name) for name in matching(store, namespace)}
+        found = {name: Namespace(store, name) for name in matching(store, namespace)}
+        several = [*found] != [namespace]
+        spaces = {name: there for name, there in found.items() if there.names} or found  # some have runs alone
         documents = {name: _exported(there, form) for name, there in spaces.items()}
-    several = [*spaces] != [namespace]
     text = words.json_of({NAMESPACES: documents} if several else documents[namespace], indent=2)
     if file == Path("-"):
         screen.write_text(text)

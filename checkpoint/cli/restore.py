@@ -13,7 +13,7 @@ from checkpoint.cli.options import as_json, dry_run, keys, member, namespace, re
 from checkpoint.cli.writing import Plan, carry_out, counted, planned
 from checkpoint.overview import words
 from checkpoint.overview.namespaces import Name, Namespace, chosen
-from checkpoint.overview.past import kept_at, kept_of_member
+from checkpoint.overview.past import changes_of, kept_at, kept_of_member
 from checkpoint.streams.stored import RESUME
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from checkpoint.overview.moments import When
     from checkpoint.overview.past import Kept
+    from checkpoint.stores.base import Store
 
 
 @click.command()
@@ -59,7 +60,7 @@ def restore(
     if member is not None and len(keys) != 1:
         raise click.UsageError("--member is of one group: name it as KEY")
     with reading(url) as store:
-        plans = [_restored(there, keys, member, moment, delete=delete) for there in chosen(store, namespace, keys)]
+        plans = [_restored(there, keys, member, moment, delete=delete) for there in _with_past(store, namespace, keys)]
         losses = [plan.loss for plan in plans if plan.loss]
         if not delete and losses and not any(plan.changes for plan in plans):
             raise click.ClickException(f"{' '.join(losses)} Nothing was written.")
@@ -71,6 +72,19 @@ def restore(
             return " ".join([*(losses if delete else ()), question])
 
         carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
+
+
+def _with_past(store: Store, namespace: str, keys: tuple[str, ...]) -> list[Namespace]:
+    """Return what a name or a pattern stands for; of several those that hold or held something, or one of the keys."""
+    found = chosen(store, namespace)
+    if len(found) == 1:
+        return found
+    asked: list[str | None] = [*keys] or [None]
+    return [there for there in found if any(_had(there, key) for key in asked)] or found
+
+
+def _had(there: Namespace, key: str | None) -> bool:
+    return bool((there.names if key is None else there.under(key)) or changes_of(there, key))
 
 
 def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When, *, delete: bool) -> Plan:
