@@ -405,3 +405,13 @@ def read_or_refuse(key_of, value):
         return key_of(value)
     except (TypeError, ValueError) as error:
         return type(error)
+
+
+@pytest.mark.parametrize(("zone", "broken"), [("Z", "2024-05-01T10:00,59Z"), ("+02:00", "2024-05-01T10:00-01+02:00")])
+def test_fault_52_text_of_an_hour_that_was_seen_is_no_exception(zone, broken):
+    scale = Scale("here")
+    assert scale.begin(f"2024-05-01T10:00:00{zone}")
+    for minute in range(60):
+        assert scale.key(f"2024-05-01T10:{minute:02}:00{zone}")
+    with pytest.raises(ValueError, match="does not say how it compares"):
+        scale.key(broken)

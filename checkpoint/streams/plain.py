@@ -180,7 +180,7 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
         nonlocal low, high, others
         try:
             if low <= value < high:
-                if len(value) == size or (value[-1] == "Z" and len(value) in _SIZES_Z):
+                if value[_TO_SECONDS] == ":" and (len(value) == size or (value[-1] == "Z" and len(value) in _SIZES_Z)):
                     return _parse(value)
             elif value[-1] == "Z" and len(value) in _SIZES_Z:
                 found = value[4:20:3]
@@ -200,6 +200,7 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
 
 
 _TO_MINUTE = len("2024-05-01T10:")
+_TO_SECONDS = len("2024-05-01T10:00")
 _SOME = 8
 """Texts of another hour after which one of them is remembered."""
 
@@ -230,7 +231,7 @@ def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
         try:
             known = offsets.get(value[_TO_SECOND:])
             if known is not None:
-                if known.low <= value < known.high:
+                if known.low <= value < known.high and value[_TO_SECONDS] == ":":
                     return _parse(value[:_TO_SECOND]) - known.east
                 if value[4:17:3] == seconds:
                     key = _parse(value[:_TO_SECOND]) - known.east
