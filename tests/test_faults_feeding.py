@@ -873,6 +873,19 @@ def test_fault_75_a_thread_that_has_ended_holds_nothing(memory):
         assert stored(memory) == {"at": 1}
 
 
+def test_fault_75_who_reads_on_after_the_block_holds_the_rows(memory):
+    with Checkpointer("run", memory) as cp, ThreadPoolExecutor(1) as pool:
+        inc = cp.incremental("s", "at", row_order="asc")
+        reading = inc.track(rows(1, 2, 3, 4))
+        with inc:
+            next(reading)
+        assert [next(reading)["at"] for _ in range(3)] == [2, 3, 4]
+        pool.submit(cp.commit).result()
+        assert stored(memory) is None
+        cp.commit()
+        assert stored(memory) == {"at": 3}
+
+
 def test_fault_75_of_tasks_the_caller_of_commit_counts(memory):
     async def job():
         async with AsyncCheckpointer("run", memory) as cp:

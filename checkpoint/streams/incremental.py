@@ -249,6 +249,7 @@ class Incremental(Feeding[T]):
     ) -> None:
         if exc_type is None:
             self.leave()
+            self._scan.shut()  # whoever asks for another row holds it
             self._scan.position.let_go(here(), closed=False)
         else:
             self.detach()
