@@ -296,6 +296,25 @@ def test_what_only_an_earlier_record_tells_counts(url):
     }
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"process": None}, {"read": None}, {"read": 5}, {"ended": 5}, {"streams": [1]}, {"commits": None}, {"started": 1}],
+)
+def test_a_record_of_another_form_is_left_out(url, told):
+    """It is no traceback, whose exit status would say that something is stale."""
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T11:00:00Z"):
+        store.commit("crm", {"contacts": encode({"a": 1})})
+        run_told = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-03T10:00:00Z"}
+        store.commit("crm", {RUN_KEY: encode({**run_told, **told})})
+    assert screen("runs", "crm") == "No runs of 'crm' are recorded in MemoryStore().\n"
+    assert exit_status("crm", "--max-age", "2h") == 0
+    assert screen("list").splitlines()[1].split() == ["crm", "1", "-", "1", "h", "-"]
+    without = {name: value for name, value in run_told.items() if name not in told}
+    store.commit("crm", {RUN_KEY: encode(without)})
+    assert exit_status("crm", "--max-age", "30 min") == 1
+
+
 def test_a_list_tells_how_the_last_run_ended(url):
     store = MemoryStore.from_url(url)
     with freeze_time("2024-05-03T09:00:00Z"):

@@ -194,11 +194,25 @@ def recorded(changes: Iterable[Change]) -> list[Run]:
     runs: dict[tuple[str, str], Run] = {}
     for change in changes:  # newest first, so the record of an end comes before that of its beginning
         cursor = change.cursor_after
-        if cursor is None or not isinstance(cursor.get("run_id"), str) or not isinstance(cursor.get("started"), str):
+        told = None if cursor is None else {name: cursor[name] for name in Run._fields if name in cursor}
+        if told is None or not _is_run({**Run._field_defaults, **told}):
             continue
-        run = Run(**{name: cursor[name] for name in Run._fields if name in cursor})
+        run = Run(**told)
         run = run._replace(read=tuple(run.read))
         earlier = runs.get((run.run_id, run.started))
         if earlier is None or (earlier.ended is None and run.ended is not None):
             runs[run.run_id, run.started] = run
     return sorted(runs.values(), key=lambda run: run.started, reverse=True)
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "host", "started"), str),
+    **dict.fromkeys(("process", "commits"), int),
+    **dict.fromkeys(("ended", "outcome", "error"), (str, type(None))),
+    "streams": dict,
+    "read": (list, tuple),
+}
+
+
+def _is_run(told: Mapping[str, object]) -> bool:
+    return all(isinstance(told.get(name, ...), kind) for name, kind in _KINDS.items())
