@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 TYPED = {
     "README.md", "docs/operating/commands.md", "docs/operating/deploy.md", "docs/operating/history.md",
     "docs/operating/watching.md",
-    "docs/operating/page.md",
+    "docs/operating/page.md", "docs/howto/orchestrators.md",
 }  # fmt: skip
 OWN_TESTS = {
     "docs/operating/server.md": "test_server_docs.py",
@@ -50,6 +50,9 @@ def reader(tmp_path):
                     with Checkpointer(name, store) as cp:
                         cp["contacts"] = {"updated_at": f"2024-05-0{day}T10:00:00Z"}
                         cp.group("accounts")["a17"] = {"updated_at": f"2024-05-0{day}T11:00:00Z"}
+                for name in ("airflow.asset.contacts", "airflow.dag.watermarks"):
+                    with Checkpointer(name, store) as cp:
+                        cp["watermark"] = {"value": f"2024-05-0{day}T10:00:00Z"}
     mail = tmp_path / "mail"
     mail.write_text("#!/bin/sh\ncat >sent\n", "utf-8")
     mail.chmod(0o700)
