@@ -277,7 +277,15 @@ def test_a_404_is_never_an_empty_namespace(api, store, answer):
 
 
 @pytest.mark.parametrize(
-    "body", ["<html>log in</html>", {"result": None}, {"result": [1]}, {"result": [{"key": "a"}]}, []]
+    "body",
+    [
+        "<html>log in</html>",
+        {"result": None},
+        {"result": [1]},
+        {"result": [{"key": "a"}]},
+        {"result": [{"key": []}]},
+        [],
+    ],
 )
 def test_another_answer_than_the_servers_is_an_error(api, store, body):
     script(api, Answer(200, body), path=STATE)
@@ -286,6 +294,15 @@ def test_another_answer_than_the_servers_is_an_error(api, store, body):
     script(api, Answer(200, body, applied=True))
     with pytest.raises(StoreError):
         store.commit("job", {"a": "1"})
+
+
+@pytest.mark.parametrize("code", [[], "conflict", "value_too_large"], ids=str)
+def test_a_refusal_that_no_call_knows_is_an_error(api, store, code):
+    answer = Answer(409, {"code": code, "key": []}, headers={"checkpoint-time": "2024-05-01T10:00:00Z"})
+    for path, call in (STATE, lambda: store.load("job")), (COMMIT, lambda: store.commit("job", {"a": "1"})):
+        script(api, answer, path=path)
+        with pytest.raises(StoreError, match="409|something else"):
+            call()
 
 
 def test_a_run_goes_on_after_an_answer_of_another(api, store):

@@ -246,13 +246,13 @@ class _Calls:
         response = self.service.answer(self.run, self.deadline, method, path, body)
         self.note(response)
         if response.status >= 400:
-            self._refuse(response)
+            self._refuse(response, commits=path == wire.COMMIT)
         return self.service.judged(response)
 
-    def _refuse(self, response: Response) -> None:
+    def _refuse(self, response: Response, *, commits: bool) -> None:
         told, said = _told(response), self.service.said(response)
-        code = told.get("code")
-        if code in {wire.CONFLICT, wire.TOO_LARGE}:
+        code = str(told.get("code"))
+        if commits and code in {wire.CONFLICT, wire.TOO_LARGE}:
             raise _Told(told)
         if code == wire.UNAVAILABLE:
             raise Again(said)

@@ -100,7 +100,8 @@ def written_of(fields: object, changes: Mapping[str, str | None]) -> Entry:
 
     """
     told = _object(fields)
-    return entry_of({**told, "value": changes.get(told.get("key", ""))})
+    key = told.get("key")
+    return entry_of({**told, "value": changes.get(key) if isinstance(key, str) else None})
 
 
 def change_fields(change: Change) -> dict[str, Any]:
