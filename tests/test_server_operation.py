@@ -516,6 +516,28 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         eventually(lambda: not any(map(is_running, workers)))
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_outlives_the_shell_that_started_it(tmp_path, workers):
+    said = tmp_path / "said"
+    script = '"$@" > "$said" 2>&1 & echo $!; until grep -q " on " "$said" || ! kill -0 $!; do sleep 0.1; done'
+    command = [sys.executable, "-c", SERVE, "0", "{}", "serve", "--port", "0", "--workers", workers]
+    started = subprocess.run(
+        ["sh", "-c", script, "sh", *command, "--store", f"sqlite:///{tmp_path}/state.db"],
+        env={**os.environ, "CHECKPOINT_SERVER_TOKEN": TOKEN, "said": str(said)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    pid, url = int(started.stdout), said.read_text().split()[-1]
+    try:
+        until = time.monotonic() + 2  # it looks ten times a second
+        while time.monotonic() < until:
+            assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+    finally:
+        if is_running(pid):
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda: not is_running(pid))
+
+
 def test_several_workers_are_refused_where_there_can_be_one():
     with pytest.raises(ValueError, match=r"^several workers need a store that they share: in memory each would have"):
         serve(MemoryStore(), TOKEN, port=0, workers=2)

@@ -77,7 +77,8 @@ def serve(
                 busy = _run(app, listener, signals)
             else:
                 with TemporaryDirectory(prefix="checkpoint-") as folder:
-                    _supervise(lambda: _run(make(folder=folder), listener, signals), workers, signals)
+                    parent = os.getpid()
+                    _supervise(lambda: _run(make(folder=folder), listener, signals, parent), workers, signals)
     finally:
         if not busy:  # or else it would wait for what the store still does
             store.close()
@@ -118,16 +119,16 @@ class Signals:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends in time, and with the process that started it."""
+    """uvicorn's server, which ends in time, and a worker with its parent."""
 
-    def __init__(self, config: uvicorn.Config, signals: Signals) -> None:
+    def __init__(self, config: uvicorn.Config, signals: Signals, parent: int | None) -> None:
         super().__init__(config)
         self._signals = signals
-        self._parent = os.getppid()
+        self._parent = parent
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether the server is to end."""
-        if self._signals.asked or os.getppid() != self._parent:
+        if self._signals.asked or self._parent not in {None, os.getppid()}:
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -143,8 +144,11 @@ class _Server(uvicorn.Server):
             asyncio.get_running_loop().call_later(0.5, connection.transport.abort)
 
 
-def _run(app: FastAPI, listener: socket.socket, signals: Signals) -> bool:
-    """Run until the server is to end; return whether the store is still busy."""
+def _run(app: FastAPI, listener: socket.socket, signals: Signals, parent: int | None = None) -> bool:
+    """Run until the server is to end; return whether the store is still busy.
+
+    A worker names its `parent`. Without workers none is watched: a shell may start a server and leave.
+    """
     config = uvicorn.Config(
         app,
         http=limited(),
@@ -158,7 +162,7 @@ def _run(app: FastAPI, listener: socket.socket, signals: Signals) -> bool:
         timeout_keep_alive=75,  # longer than clients keep one, so that none writes to a closed connection
         timeout_graceful_shutdown=9,
     )
-    _Server(config, signals).run(sockets=[listener])
+    _Server(config, signals, parent).run(sockets=[listener])
     return bool(app.state.busy())
 
 
