@@ -296,6 +296,25 @@ def test_what_only_an_earlier_record_tells_counts(url):
     }
 
 
+def test_a_job_that_failed_before_its_first_key_is_not_fresh(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T11:30:00Z"):
+        store.commit("crm_a", {"contacts": encode({"updated_at": "2024-05-03T11:00:00Z"})})
+        with suppress(OSError), Checkpointer("crm_b", store, record_run=True):
+            raise OSError
+        with Checkpointer("crm_c", store, record_run=True):
+            pass
+    assert screen("status", "--max-age", "2h", status=3) == (
+        "       namespace  key          age  lag\n"
+        "fresh  crm_a      contacts  30 min  1 h\n"
+        "The last run of 'crm_b' failed 30 min ago (OSError).\n"
+        "'crm_b' holds no key.\n"
+        "1 key: all fresh.\n"
+    )
+    assert document("status", "crm_*", "--max-lag", "2h", "--json", status=3)["status"] == "unknown"
+    assert (exit_status(), exit_status("crm_[ac]", "--max-age", "2h"), exit_status("--max-age", "1 min")) == (0, 0, 1)
+
+
 @pytest.mark.parametrize(
     "told",
     [{"process": None}, {"read": None}, {"read": 5}, {"ended": 5}, {"streams": [1]}, {"commits": None}, {"started": 1}],

@@ -85,8 +85,8 @@ def status(
         judgements = [one for there in found for one in judged(there, key, member, limits)]
         if not judgements:
             raise click.ClickException(_absence(found, namespace, key, member) or f"{store!r} holds nothing")
-    code = _exit_status(judgements, limits)
-    beside = [_Beside(there.state_key, held_by(there), last_run(there)) for there in found]
+    beside = [_Beside(there.state_key, held_by(there), last_run(there), not there.names) for there in found]
+    code = _exit_status(judgements, beside, limits)
     if as_json:
         screen.document(_document(judgements, beside, code))
     else:
@@ -102,6 +102,13 @@ class _Beside(NamedTuple):
     """The exclusive run that holds it."""
     last: Run | None
     """The run that was recorded last."""
+    is_empty: bool
+    """Whether it holds no key."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its last run failed."""
+        return self.last is not None and self.last.outcome == "failed"
 
 
 def _absence(found: list[Namespace], namespace: str | None, key: str | None, member: str | None) -> str:
@@ -112,13 +119,15 @@ def _absence(found: list[Namespace], namespace: str | None, key: str | None, mem
     return found[0].absent(key, member)
 
 
-def _exit_status(judgements: list[Judged], limits: Limits) -> int:
+def _exit_status(judgements: list[Judged], beside: list[_Beside], limits: Limits) -> int:
     verdicts = {one.verdict for one in judgements}
     if "STALE" in verdicts:
         return STALE
-    if "unknown" in verdicts or (verdicts == {"-"} and (limits.age, limits.lag) != (None, None)):
+    if "unknown" in verdicts:
         return UNKNOWN
-    return 0
+    is_asked = (limits.age, limits.lag) != (None, None)
+    has_none = any(one.is_empty and one.has_failed for one in beside)  # a job that never came to its first key
+    return UNKNOWN if is_asked and (verdicts == {"-"} or has_none) else 0
 
 
 # Showing
@@ -127,14 +136,16 @@ def _exit_status(judgements: list[Judged], limits: Limits) -> int:
 def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits) -> None:
     columns = ("", "namespace", "key", "age", "lag")
     screen.show_table(columns, _rows(judgements), wide="key", right=("age", "lag"))
-    for namespace, holder, run in beside:
-        if run is not None and run.outcome == "failed":
-            screen.say(f"The last run of {namespace!r} failed {words.age(run.ended)} ago ({run.error}).")
-        if holder is not None:
-            screen.say(f"{namespace!r} is held by {holder}.")
-    for one in judgements if limits.is_named else ():
-        if one.verdict == "unknown":
-            screen.say(f"{one.name.said}: {one.why}.")
+    for one in beside:
+        if one.last is not None and one.has_failed:
+            screen.say(f"The last run of {one.namespace!r} failed {words.age(one.last.ended)} ago ({one.last.error}).")
+        if one.has_failed and one.is_empty:
+            screen.say(f"{one.namespace!r} holds no key.")
+        if one.holder is not None:
+            screen.say(f"{one.namespace!r} is held by {one.holder}.")
+    for each in judgements if limits.is_named else ():
+        if each.verdict == "unknown":
+            screen.say(f"{each.name.said}: {each.why}.")
     screen.say(_sum(judgements, limits))
 
 
@@ -208,7 +219,11 @@ def _document(judgements: list[Judged], beside: list[_Beside], code: int) -> dic
             for one in judgements
         ],
         "namespaces": [
-            {"namespace": name, "held_by": holder, "last_run": None if run is None else fields_of(run)}
-            for name, holder, run in beside
+            {
+                "namespace": one.namespace,
+                "held_by": one.holder,
+                "last_run": None if one.last is None else fields_of(one.last),
+            }
+            for one in beside
         ],
     }
