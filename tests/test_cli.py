@@ -390,7 +390,8 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
         store.commit("job", {"key-00001": encode({})})
     done = shell("checkpoint list job | grep key", {**environment, "TERM": "xterm-256color"})
     assert re.sub(r" {2,3}(age|\d+ s)  ", "  AGE  ", done.stdout.decode()) == (  # of one digit or two
-        f"key        cursor  lag  AGE  last run\nkey-00000  {json.dumps(cursor, separators=(',', ':'))}    -  AGE  -\n"
+        "key        cursor  lag  AGE  written by\n"
+        f"key-00000  {json.dumps(cursor, separators=(',', ':'))}    -  AGE  -\n"
         "key-00001  {}    -  AGE  -\n"
     )
 
@@ -469,12 +470,13 @@ def test_export_to_a_file_is_whole_or_not_at_all(tmp_path):
     (folder / "link").symlink_to("job.json")
     # What is measured of a process goes into a file, too.
     unmeasured = {name: value for name, value in environment.items() if not name.startswith("COVERAGE_")}
-    full = shell(f"ulimit -f 1; checkpoint export job {folder}/job.json", unmeasured)
+    full = shell(f"ulimit -f 1; checkpoint export job {folder}/job.json --overwrite", unmeasured)
     assert (full.returncode, full.stderr) == (1, f"Error: [Errno 27] File too large: '{folder}/job.json'\n".encode())
     assert {file.name: file.read_text() for file in folder.iterdir()} == dict.fromkeys(
         ("job.json", "link"), "the last one\n"
     )
-    done = shell(f"checkpoint export job {folder}/link && checkpoint export job /dev/stdout | cat", environment)
+    quiet = f"checkpoint export job {folder}/link --overwrite >/dev/null"
+    done = shell(f"{quiet} && checkpoint export job /dev/stdout | cat", environment)
     assert (done.returncode, done.stderr) == (0, b"")
     assert sorted(file.name for file in folder.iterdir()) == ["job.json", "link"]
     assert (folder / "link").is_symlink()

@@ -196,6 +196,8 @@ def export(namespace: str, file: Path, form: str, *, overwrite: bool, url: str |
         screen.write_text(text)
         return
     screen.write_file(file, f"{text}\n".encode())
+    if not file.is_file():  # a pipe or device, /dev/stdout too, gets the document alone
+        return
     what = counted([name for there in spaces.values() for name in there.names])
     of = words.count(len(spaces), "namespace") if several else repr(namespace)
     screen.say(f"{what} of {of} written to {file}.")
