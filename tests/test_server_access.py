@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -153,6 +154,16 @@ def test_fault_100_two_authorization_headers_are_refused():
             response = client.get(PATH, params={"state_key": "a"}, headers=headers)
             assert (response.status_code, response.json()["message"]) == (400, "Authorization is given twice")
         assert client.get(PATH, params={"state_key": "a"}, headers=[good]).status_code == 200
+
+
+def test_who_may_only_read_uploads_no_commit(tokens):
+    tokens.write_text(line("board", "read", "*", "two"))
+    with ApiServer(token=Access([], tokens)) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port), timeout=10) as connection:
+            head = "Host: x\r\nAuthorization: Bearer two\r\nContent-Length: 60000000\r\n\r\n"
+            connection.sendall(f"POST /v1/commit HTTP/1.1\r\n{head}".encode())  # and nothing of the body
+            assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
 
 
 def test_who_committed_is_in_the_history(tokens):

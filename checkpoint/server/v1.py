@@ -94,6 +94,7 @@ class V1:
 
     async def commit(self, request: Request) -> Response:
         """Commit changes, all or none, where the entries named in `base` are as it says."""
+        self._access.allow(request.scope["headers"], "write")  # before a body of many megabytes is taken
         body = await body_of(request, self._most())
         client = request.client.host if request.client is not None else ""
         return await self._do(self._write, self._commit, request.scope["headers"], body, client)
