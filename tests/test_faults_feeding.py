@@ -984,7 +984,7 @@ def test_members_of_a_group_are_told_of_together(memory, caplog):
         for member in range(20):
             inc = cp.incremental(f"m{member}", "at", group="crm")
             inc.filter(rows(1))
-    told = [record for record in caplog.records if hasattr(record, "checkpoint_event")]
+    told = [record for record in caplog.records if hasattr(record, "checkpoint_stream")]
     assert [(record.checkpoint_event, record.checkpoint_stream, record.levelname) for record in told] == [
         ("unfinished", "crm", "WARNING"), ("run_ended", "crm", "INFO"),
     ]  # fmt: skip
@@ -996,7 +996,7 @@ def test_a_stream_ends_with_one_line(memory, caplog):
     with Checkpointer("run", memory) as cp:
         read(cp.incremental("s", "at", initial_value=2), rows(1, 2, 3))
         cp.commit()
-    [told] = [record for record in caplog.records if hasattr(record, "checkpoint_event")]
+    [told] = [record for record in caplog.records if hasattr(record, "checkpoint_stream")]
     assert told.getMessage() == "'s': seen=3 delivered=2 dropped=1 late=1 commits=2"
     fields = {name: value for name, value in vars(told).items() if name.startswith("checkpoint_")}
     assert fields == {
