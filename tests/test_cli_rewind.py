@@ -359,7 +359,7 @@ def test_export_and_import_of_namespaces_like_a_pattern(store, tmp_path):
     run("clear", "crm_a", "--yes")
     assert [plan["namespace"] for plan in document("import", "crm_*", str(file), "--json")] == ["crm_a", "crm_b"]
     assert (stored(store, namespace="crm_a"), stored(store)) == ({"name": "crm_a"}, STREAM)
-    assert error("import", "erp_*", str(file)) == "Error: the document has no namespace like 'erp_*'"
+    assert error("import", "erp_*", str(file)) == "Error: no namespace in the document matches 'erp_*'"
     run("clear", "crm_a", "--yes")
     file.write_text(json.dumps(namespaces))  # by hand
     assert [plan["namespace"] for plan in document("import", "crm_*", str(file), "--json")] == ["crm_a", "crm_b"]

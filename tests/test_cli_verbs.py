@@ -295,7 +295,7 @@ def test_raw_text_must_be_text(store):
 
 def test_names_are_checked_before_anything_is_opened(monkeypatch, url):
     monkeypatch.setenv("CHECKPOINT_STORE", "nosuch://")
-    ours = "'__lease__' is the library's own: no key of yours begins with __."
+    ours = "'__lease__' is reserved: keys that begin with __ belong to the library."
     for verb in (["set", "job", "__lease__", "{}"], ["merge", "job", "__lease__", "{}"], ["edit", "job", "__lease__"]):
         assert error(*verb, status=2) == f"Error: Invalid value for 'KEY': {ours}"
     for verb in ("clear", "restore"):
@@ -920,7 +920,7 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
         ("json", '{"a": 1}', None),
         ("values", '{"a": 1}', "it must be an object of texts"),
         ("values", "[]", "it must be an object of texts"),
-        ("values", '{"__lease__": "x"}', "'__lease__' is the library's own"),
+        ("values", '{"__lease__": "x"}', "'__lease__' is reserved"),
         ("values", '{"": "x"}', "key must not be ''"),
         ("values", '{"a": "\\ud800"}', "the value of 'a' must not hold lone surrogates"),
     ],

@@ -213,7 +213,7 @@ def clear(
     __, stay.
     """
     if member is not None and len(keys) != 1:
-        raise click.UsageError("--member is of one group: name it as KEY")
+        raise click.UsageError("--member needs its group: give that as KEY")
     with reading(url) as store:
         there = Namespace(store, namespace)
         gone = dict.fromkeys(named_by(there, keys, member) if keys else there.names)

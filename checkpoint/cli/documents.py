@@ -121,7 +121,7 @@ def _plain_and_groups(document: Any, form: str) -> tuple[dict[str, Any], dict[st
         raise ValueError(f"its {GROUPS!r} must be an object of groups, which are objects of members")
     for key in (*plain, *cast("dict[str, Any]", groups)):
         if key.startswith(RESERVED):
-            raise ValueError(f"{key!r} is the library's own")
+            raise ValueError(f"{key!r} is reserved: it belongs to the library")
     return plain, cast("dict[str, dict[str, Any]]", groups)
 
 

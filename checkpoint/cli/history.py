@@ -45,10 +45,10 @@ def history(namespace: str, key: str | None, *, member: str | None, limit: int, 
     """Show what the latest commits changed, newest first.
 
     For one key, one member of a group, or for all. Each change begins with its version, which `checkpoint restore --to`
-    and `checkpoint diff --since` take. Of the rows that a stream remembers it shows the number; --json has them.
+    and `checkpoint diff --since` take. For the rows that a stream remembers only their number is shown; --json has all.
     """
     if member is not None and key is None:
-        raise click.UsageError("--member is of one group: name it as KEY")
+        raise click.UsageError("--member needs its group: give that as KEY")
     with reading(url) as store:
         there = Namespace(store, namespace)
         changes = changes_of(there, key, member)

@@ -48,9 +48,9 @@ def list_(
 ) -> None:
     """List namespaces, keys, or the members of a group.
 
-    The lag is how far a position is behind the clock, the age the time since it was last written, or read to its end by
-    a run that ended well: of several keys or members the largest. The last run is the one that began last. Values in
-    quotes are not cursors: another program stored that text.
+    The lag is how far a position is behind the clock. The age is the time since a key was last written, or last read to
+    its end by a run that ended well. For several keys or members the largest is shown. The last run is the one that
+    began last. Values in quotes are not cursors: another program stored that text.
     """
     with reading(url) as store:
         if namespace is None:

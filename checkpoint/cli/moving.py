@@ -180,9 +180,9 @@ _FORMAT = click.Choice([*FORMATS, VALUES])
 def export(namespace: str, file: Path, form: str, *, overwrite: bool, url: str | None) -> None:
     """Write a namespace as a document.
 
-    To FILE, or to standard output. In json a value that is no cursor, such as a placeholder of a sync job, is its text;
-    the formats of other systems have cursors only. Groups are under the member __group__, by member. Where NAMESPACE is
-    a pattern, 'crm_*', the document has the namespaces under the member __namespaces__, by name.
+    To FILE, or to standard output. The format json writes a value that is not a cursor, such as a placeholder of a sync
+    job, as its text; the formats of other systems hold cursors only. Members of groups are under __group__, by name. If
+    NAMESPACE is a pattern, 'crm_*', the namespaces are under __namespaces__, by name.
     """
     if file.is_file() and not overwrite:
         raise click.ClickException(f"{file} exists, and nothing was written: --overwrite replaces it")
@@ -248,8 +248,8 @@ def import_(
     """Store a document in a namespace.
 
     From FILE, or from standard input. If a key holds something else, nothing is written, unless --overwrite is given.
-    Where NAMESPACE is a pattern, 'crm_*', the document is one that `checkpoint export` wrote with a pattern, and the
-    namespaces that it fits are stored.
+    If NAMESPACE is a pattern, 'crm_*', the document must be one that `checkpoint export` wrote with a pattern, and only
+    the namespaces that match are stored.
     """
     documents = _documents_in(file.read(), namespace, form)
     if tool is not None:
@@ -288,10 +288,10 @@ def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
         return {namespace: document}
     document = document if several is None else several
     if not isinstance(document, dict):
-        raise click.ClickException(f"this is no document of several namespaces, which {namespace!r} stands for")
+        raise click.ClickException(f"the pattern {namespace!r} needs a document with namespaces by name")
     found = {name: each for name, each in cast("dict[str, Any]", document).items() if fnmatchcase(name, namespace)}
     if not found:
-        raise click.ClickException(f"the document has no namespace like {namespace!r}")
+        raise click.ClickException(f"no namespace in the document matches {namespace!r}")
     try:
         for name in found:
             check_name("namespace", name)

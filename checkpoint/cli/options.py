@@ -116,7 +116,7 @@ def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Na
                 + (f" and the member, {group} --member {member}." if member is not None else ".")
             )
         if name.startswith(RESERVED):
-            raise click.BadParameter(f"{name!r} is the library's own: no key of yours begins with {RESERVED}.")
+            raise click.BadParameter(f"{name!r} is reserved: keys that begin with {RESERVED} belong to the library.")
     return checked(ctx, param, value)
 
 

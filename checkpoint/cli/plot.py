@@ -45,7 +45,7 @@ def plot(
     """Draw a key's position over time, and its lag.
 
     As far back as the history reaches. The lag is how far the position was behind the clock at each commit. It is drawn
-    if the position is a time, or a number of which the job's runs or --cursor-format say that it is one. Text is drawn
+    if the position is a time, or a number that is a time by what the job's runs or --cursor-format say. Text is drawn
     in its order.
     """
     if out is not None and out.suffix.lower() not in {".svg", ".png"}:

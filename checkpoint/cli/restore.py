@@ -50,15 +50,15 @@ def restore(
 
     All keys, if none is named; a KEY that is a group stands for all of its members. MOMENT is a version that
     `checkpoint history` shows (as it was after that commit), a time such as 2024-05-01T10:00Z (UTC if it has no zone),
-    or an age such as 2h: the newest kept state by then is taken, and named. The old values are written as a new commit;
-    the history is kept. Keys that came later are left as they are, unless --delete is given. NAMESPACE may be a
-    pattern, 'crm_*'.
+    or an age such as 2h. The newest state that was kept up to then is taken, and its version is printed. The old values
+    are written as a new commit; the history is kept. Keys that came later are left as they are, unless --delete is
+    given. NAMESPACE may be a pattern, 'crm_*'.
 
     The place where a paged reading was interrupted does not come back: its page token is as old as the moment, and a
     source may refuse it. The stream reads on from the position.
     """
     if member is not None and len(keys) != 1:
-        raise click.UsageError("--member is of one group: name it as KEY")
+        raise click.UsageError("--member needs its group: give that as KEY")
     with reading(url) as store:
         plans = [_restored(there, keys, member, moment, delete=delete) for there in _with_past(store, namespace, keys)]
         losses = [plan.loss for plan in plans if plan.loss]

@@ -82,9 +82,10 @@ def rewind(
 ) -> None:
     """Take a position back: the next run reads from there again.
 
-    Never ahead. What belongs to the old position goes with it: the rows remembered there, finished windows, and the
-    place where a reading was interrupted. --by 0 forgets that place alone, for one that the source refuses. A KEY that
-    is a group stands for all of its members, NAMESPACE may be a pattern, 'crm_*': then it asks first.
+    It never moves a position ahead. What belongs to the old position is deleted: the rows remembered there, finished
+    windows, and the place where a reading was interrupted. If the source refuses that place, --by 0 deletes it and
+    keeps the position. A KEY that is a group stands for all of its members, and NAMESPACE may be a pattern, 'crm_*';
+    before several positions are changed, it asks.
     """
     if to is not None and by is not None:
         raise click.UsageError("how far? Give --to VALUE or --by AMOUNT, not both")

@@ -72,12 +72,12 @@ def status(
 ) -> None:
     """Tell whether keys are fresh, and name each stale one.
 
-    Of all namespaces, of one or of those like a pattern, 'crm_*'; of one KEY, or one member of a group. Exits with 0 if
-    all are fresh, with 1 if one is stale, else with 3 if it cannot be told, or there is no such key. A position that is
-    no time is left out of --max-lag, unless its KEY is named.
+    Looks at all namespaces, at one, or at those that match a pattern, 'crm_*'; at one KEY, or one member of a group.
+    Exits with 0 if all are fresh, with 1 if one is stale, and else with 3 if it cannot be told or there is no such key.
+    --max-lag passes over positions that are not times, unless the KEY is named.
     """
     if member is not None and key is None:
-        raise click.UsageError("--member is of one group: name it as KEY")
+        raise click.UsageError("--member needs its group: give that as KEY")
     limits = Limits(max_age, max_lag, cursor_format, key is not None)
     with reading(url) as store:
         spaces = names_of_namespaces(store) if namespace is None else matching(store, namespace)
