@@ -55,8 +55,29 @@ def test_the_token_of_the_server_is_taken_back(tmp_path, monkeypatch):
 
 
 def test_fewer_points_are_spread_over_all(tmp_path):
-    assert crash_and_resume(good, tmp_path, limit=4) == Crashes(points=4, twice=4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["crash-1", "crash-13", "crash-5", "crash-9", "whole"]
+    assert crash_and_resume(good, tmp_path / "few", limit=4) == Crashes(points=4, twice=4)
+    names = {path.name for path in (tmp_path / "few").iterdir()}
+    assert len(names) == 5
+    crash_and_resume(good, tmp_path / "again", limit=4)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == names
+
+
+def test_a_wrong_job_of_many_rows_is_found_by_few_points(tmp_path):
+    """1050 points in a period of 105: a step of fixed length would come to records alone."""
+    many = [
+        {"id": number, "updated_at": f"2024-05-01T{number // 60:02}:{number % 60:02}:00Z"} for number in range(1000)
+    ]
+
+    def job(run):
+        with Checkpointer("crm", run.store) as cp:
+            contacts = stream(cp)
+            rows = [row for row in many if row["updated_at"] >= contacts.start_value]
+            for page in contacts.pages(list(run.records(rows[at : at + 100])) for at in range(0, len(rows), 100)):
+                cp.commit()
+                run.write(page)
+
+    with pytest.raises(AssertionError, match="crashed after commit 1 .* lost 100 of 1000 rows"):
+        crash_and_resume(job, tmp_path)
 
 
 @BOTH

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import signal
 import threading
 import traceback
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterable
 from contextlib import contextmanager
 from functools import wraps
+from itertools import pairwise
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
@@ -38,6 +40,8 @@ STORE = "sqlite:///{folder}/state.db"
 TOKEN_VARIABLE = "TRUTO_API_TOKEN"  # noqa: S105 - where it is, not what
 
 _SHOWN = 3  # rows in a message
+LAST = "after the last record"
+"""The crash point that each end of a source is."""
 
 
 class Crash(BaseException):
@@ -142,13 +146,13 @@ class Attempt:
         for item in source:
             self._reach(f"before record {self._number('record')}", again=True)
             yield item
-        self._reach("after the last record", again=True)
+        self._reach(LAST, again=True)
 
     async def _records_async(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
         async for item in source:
             self._reach(f"before record {self._number('record')}", again=True)
             yield item
-        self._reach("after the last record", again=True)
+        self._reach(LAST, again=True)
 
     def _marking(self, name: str, call: Callable[..., T]) -> Callable[..., T]:
         @wraps(call)
@@ -210,7 +214,8 @@ def crash_and_resume(
         kill: False: the point raises a `BaseException`, so that `finally` and `with` do what they do at Ctrl-C. True:
             the job runs in a forked process, which SIGKILL ends, so that nothing does. Needs `fork`, and a store and a
             sink outside of the process.
-        limit: Of more points than this, so many are taken, evenly spread; None: all.
+        limit: Of more points than this, so many are taken: those around writes, commits and marks first, then records,
+            spread by chance, the same ones each time. None: all.
 
     Raises:
         AssertionError: rows are missing; the job writes none, or reaches no point where it could die.
@@ -224,9 +229,25 @@ def crash_and_resume(
 
     trial = _Trial(job, folder, rows, primary_key, store, kill)
     truth, places = trial.whole()
-    count = min(len(places), limit or len(places))
-    points = [1 + index * len(places) // count for index in range(count)]
-    return Crashes(count, max(trial.crash(point, truth, places) for point in points))
+    points = _chosen(places, limit or len(places))
+    return Crashes(len(points), max(trial.crash(point, truth, places) for point in points))
+
+
+def _chosen(places: list[str], limit: int) -> list[int]:
+    """Return the numbers of the points to crash at, counted from 1."""
+    dice = random.Random(len(places))  # noqa: S311 - a step of fixed length might always meet the same part of a page
+    numbers = range(1, len(places) + 1)
+    records = [number for number in numbers if places[number - 1] == LAST or " record " in places[number - 1]]
+    others = sorted({*numbers}.difference(records))
+    count = min(len(places), limit)
+    most = min(len(others), max(count - len(records), -(-count * 3 // 4)))
+    return sorted((*_spread(others, most, dice), *_spread(records, count - most, dice)))
+
+
+def _spread(numbers: list[int], count: int, dice: random.Random) -> list[int]:
+    """Return one number of each of so many parts of the same length."""
+    ends = [index * len(numbers) // count for index in range(count + 1)] if count else []
+    return [dice.choice(numbers[begin:end]) for begin, end in pairwise(ends)]
 
 
 class _Trial(NamedTuple):
