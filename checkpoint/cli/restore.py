@@ -111,7 +111,10 @@ def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: W
     kept = kept_at(there, moment, lambda name: not keys or name.key in keys or name in wanted)
     for key, names in under.items():
         if not any(name.key == key or name in names for name in kept):
-            _, question, meant = there.absent(key).partition(": did you mean ")
+            absent = there.absent(key)
+            if "--member" in absent:
+                raise click.ClickException(absent)
+            _, question, meant = absent.partition(": did you mean ")
             where = f"there is no {key!r} in {there.state_key!r}, now or at {moment.text}"
             raise click.ClickException(f"{where}{question}{meant}")
     return kept

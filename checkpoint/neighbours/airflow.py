@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Entry
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 ASSETS, DAGS = "airflow.asset.", "airflow.dag."
 """What the names of namespaces begin with."""

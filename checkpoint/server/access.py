@@ -17,7 +17,7 @@ from checkpoint.server.messages import Refusal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 Wish: TypeAlias = Literal["read", "write"]
 Header: TypeAlias = "tuple[bytes, bytes]"

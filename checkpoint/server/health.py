@@ -13,7 +13,7 @@ from checkpoint.stores.base import ReadsKeys
 if TYPE_CHECKING:
     from checkpoint.stores.base import Store
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 NAME = "checkpoint serve"
 """The namespace, and the key in it, that is asked for; nobody writes it."""
@@ -30,7 +30,7 @@ class Health:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.asking = Calls("health", threads=1)
+        self.asking: Calls = Calls("health", threads=1)
         self._asked: asyncio.Task[bool] | None = None
         self._at = 0.0
 

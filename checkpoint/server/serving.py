@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from checkpoint.server.access import Access
     from checkpoint.stores.base import Store
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 DRAIN = 7.0
 """Seconds for requests under way, once the server is to end."""
@@ -101,7 +101,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: bool = False
         self.workers: dict[int, float] = {}
         """When each was started, by its process id; they are told too."""
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     Call = Callable[..., Awaitable[Any]]
 
-logger = logging.getLogger("checkpoint")
+logger: logging.Logger = logging.getLogger("checkpoint")
 
 PATH = "/ui"
 

@@ -104,7 +104,8 @@ class Api:
     def __init__(self, store: Store, access: Access, options: Switches = DEFAULTS) -> None:
         self.store = store
         self.options = options
-        self.reading, self.writing = Calls("reading"), Calls("writing")
+        self.reading: Calls = Calls("reading")
+        self.writing: Calls = Calls("writing")
         self._access = access
         self._admitted: deque[float] = deque()
         self._stale: dict[str, dict[str, Entry]] = {}

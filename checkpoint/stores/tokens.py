@@ -51,6 +51,15 @@ class Secret:
         return self._spellings.sub("***", text)
 
 
+def _for_another_server(variable: str) -> str:
+    """Return what may be meant where another variable than this one holds a token."""
+    if variable != "CHECKPOINT_TOKEN" and {"CHECKPOINT_TOKEN", "CHECKPOINT_TOKEN_FILE"} & os.environ.keys():
+        return (
+            "; CHECKPOINT_TOKEN is for a URL that begins with server+https:// or server+http://, of `checkpoint serve`"
+        )
+    return ""
+
+
 class Token:
     """The token of a service: a text, a callable that gives one, or what an environment variable or its file holds.
 
@@ -80,7 +89,7 @@ class Token:
             self._source = lambda: _token_in(name, f"${variable}_FILE")
             self._secret = self._source()
         else:
-            raise ValueError(f"no API token: set {variable}, or pass token=")
+            raise ValueError(f"no API token: set {variable}, or pass token={_for_another_server(variable)}")
 
     def current(self) -> Secret:
         """Return the token, asking for it the first time."""
