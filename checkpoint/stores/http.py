@@ -30,7 +30,7 @@ from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
 from checkpoint.stores.network import Limit, Loop, LoopNetwork, Network
-from checkpoint.stores.route import PROXY_AUTHENTICATION_REQUIRED, Route, TransportError, failed, route_to
+from checkpoint.stores.route import PROXY_AUTHENTICATION_REQUIRED, Route, TransportError, by_way_of, failed, route_to
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -252,7 +252,8 @@ class _Shared:
             if limit.deadline.left() > 0:  # nobody waits for the answer any more
                 raise
             reached = self._network.wire is not None
-            raise TransportError("no whole answer by the deadline", reached=reached) from None
+            text = f"no whole answer by the deadline{by_way_of(self._route.proxy)}"
+            raise TransportError(text, reached=reached) from None
         finally:
             late.cancel()
 

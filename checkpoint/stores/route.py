@@ -202,10 +202,14 @@ def _translated(links: list[BaseException], proxy: Proxy | None, token: Secret) 
             return TransportError(f"no TLS is spoken there, so try http://: {text}", reached=False, again=False)
         if proxy is not None and _first(links, ssl.SSLError) is None:
             return TransportError(f"{proxy} cannot be reached: {text}", reached=False, again=False)
-    if proxy is not None:
-        text += f" (by way of {proxy})"
+    text += by_way_of(proxy)
     again = not isinstance(error, _MISTAKES)
     return TransportError(text, reached=again and not isinstance(error, _NOT_REACHED), again=again)
+
+
+def by_way_of(proxy: Proxy | None) -> str:
+    """Return what names the proxy behind a failure; empty without one."""
+    return "" if proxy is None else f" (by way of {proxy})"
 
 
 def _untrusted(
