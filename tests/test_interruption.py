@@ -48,7 +48,11 @@ SCENARIOS = tuple(
     f"{store}{how}" for store in ("sqlite", "http") for how in ("", " exclusive", " async", " async exclusive")
 )
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs setitimer")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs setitimer"),
+    # Raised inside a destructor or a callback of a weak reference, an error is ignored by the interpreter, whatever we do.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -250,7 +254,6 @@ def test_fault_96_it_comes_out_of_an_awaited_commit(waiting, error):
     assert not left_over("run")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_fault_96_it_comes_out_of_every_store(every_store):
     """At random moments of loads and commits; the store goes on."""
     for error in HANDLERS * 3:
@@ -396,7 +399,6 @@ def test_fault_97_http_without_a_thread_is_told(api, threads):
 # An event loop that is given up
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_fault_95_an_abandoned_event_loop_leaves_nothing():
     """Its task is destroyed, and nobody can await anything any more."""
     store = MemoryStore()
