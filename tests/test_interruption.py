@@ -50,7 +50,7 @@ SCENARIOS = tuple(
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs setitimer"),
-    # Raised inside a destructor or a callback of a weak reference, an error is ignored by the interpreter, whatever we do.
+    # Raised in a destructor or a callback of a weak reference, an error is ignored by the interpreter, whatever we do.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
