@@ -271,7 +271,6 @@ class Holders:
         """Finish all streams, unless something says that there is more to read."""
         for holder in self.live():
             holder.stream.leave()
-            self.touch(holder.key)  # at the end all are claimed, come what may
 
     def end(self) -> None:
         """Let no stream be fed any more: the run has ended."""

@@ -12,6 +12,7 @@ import re
 import sys
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -66,6 +67,7 @@ class Written(NamedTuple):
     """The zone as written; empty: naive."""
 
 
+@lru_cache(maxsize=64)  # a claim reads the same few positions again and again
 def read_time(text: str) -> Written | None:
     """Read a time; None where the text is none."""
     match = _TIME.fullmatch(text)

@@ -98,7 +98,11 @@ class Scan:
     def _remember(self, boundary: Boundary) -> None:
         self.boundary: Boundary = boundary
         self.position: Position = Position(self.options, self.range, boundary)
-        self.observe = passing.observer(self)
+        self.observe = self._observe_first
+
+    def _observe_first(self, record: Any) -> bool:
+        self.observe = passing.observer(self)  # not made before, for most streams are fed otherwise
+        return self.observe(record)
 
     @property
     def stats(self) -> Stats:

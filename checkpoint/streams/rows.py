@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter, itemgetter
 from secrets import token_hex
@@ -59,6 +60,7 @@ def quick_getter(field: Field, first: Any) -> Get:
     return itemgetter(field) if _has_names(first) else attrgetter(field)
 
 
+@lru_cache(maxsize=256)  # thousands of streams read the same few names
 def _by_name(field: str) -> Get:
     def get(row: Any) -> Any:
         try:
