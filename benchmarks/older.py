@@ -74,7 +74,7 @@ def worker(checkout: Path) -> Generator[Any]:
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-W", "ignore", "-c", WORKER, NAMESPACE, TOKEN]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
