@@ -176,6 +176,22 @@ def test_a_foreign_host_is_refused_before_anything(store, host, status):
         assert "--host-name" in found.text
 
 
+@pytest.mark.parametrize("given", ["Gateway:8443", "gateway", "gateway.:443"])
+def test_a_host_name_may_be_given_with_its_port(store, given):
+    with served(store, shown=Shown(host_names=(given, "[fd00::17]:8443", "fd00::18"))) as server:
+        for host, status in (("gateway:8443", 200), ("gateway", 200), ("[fd00::17]", 200), ("[fd00::18]:80", 200),
+                             ("gatewa", 400), ("[fd00::19]", 400)):  # fmt: skip
+            assert answer(server, host=host).status == status, host
+
+
+@pytest.mark.parametrize(
+    "given", ["", "https://state.example.com", "state.example.com/ui", "a b", "*", "a:b", "[a:b]", "[x]"]
+)
+def test_what_is_no_host_name_is_refused_at_the_start(store, given):
+    with pytest.raises(ValueError, match=re.escape(f"{given!r} is no host name: give one such as")):
+        create_app(store, "token", page=Shown(host_names=(given,)))
+
+
 def test_a_request_with_two_hosts_is_refused(server):
     assert answer(server, HOST="127.0.0.1").status == 400
 

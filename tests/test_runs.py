@@ -308,3 +308,45 @@ def test_a_record_that_cannot_be_read_tells_nothing(value, store):
     assert known(store) == runs.Known({}, {})
     with Checkpointer("run", store):
         pass
+
+
+def test_a_record_of_version_1_is_read(store):
+    rows = {"seen": 3, "delivered": 2, "dropped": 1, "late": 0}
+    run = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-01T10:00:00Z", "ended": "2024-05-01T10:01:00Z",
+           "outcome": "done", "error": None, "commits": 1, "streams": {"s": rows, "t": rows},
+           "read": ["s"]}  # fmt: skip
+    reads = {"s": {"at": run["ended"]}, "g": {"at": run["ended"], "only": ["a"]}}
+    store.commit("run", {"__run__": codec.encode(run | {"formats": {"s": "epoch_s"}, "reads": reads})})
+    assert listed(store) == [Run(**run)._replace(read=("s",))]
+    assert known(store) == runs.Known({"s": "epoch_s"}, reads)
+    with Checkpointer("run", store) as cp:
+        cp["s"], cp.group("g")["a"] = A, A
+        assert known(store) == runs.Known({"s": "epoch_s"}, reads)
+
+
+def test_a_record_costs_a_few_bytes_a_stream(store):
+    for _ in range(2):
+        with Checkpointer("run", store) as cp:
+            for number in range(500):
+                cp.incremental(f"{number:04}", "at", row_order="asc").filter([])
+                read_to_the_end(cp, f"read-{number:04}", number)
+    [run, _] = listed(store)
+    assert len(run.streams) == 1_000
+    assert run.streams["0007"] == {"seen": 0, "delivered": 0, "dropped": 0, "late": 0}
+    assert len(run.read) == 500
+    record = codec.decode(store.load("run")["__run__"].value)
+    assert (record["streams"]["0007"], record["streams"]["read-0007"]) == ([], [1, 1])
+    begun, ended = (len(change.after) for change in store.history("run", "__run__")[1::-1])
+    assert begun < 500 * 24
+    assert ended < 500 * 60
+
+
+def test_what_is_known_of_a_stream_goes_with_its_key(store):
+    with Checkpointer("run", store) as cp:
+        for key in ("left", "gone"):
+            read_to_the_end(cp, key, 1_714_557_600, cursor_format="epoch_s")
+        read_to_the_end(cp, "member", 1_714_557_600, cursor_format="epoch_s", group="g")
+    with Checkpointer("run", store) as cp:
+        del cp["gone"]
+    assert known(store).formats == {"left": "epoch_s", "g": "epoch_s"}
+    assert known(store).reads.keys() == {"left", "g"}

@@ -123,7 +123,8 @@ class Block:
             holders = self._layers.holders
             did = Did(self._commits.flush.commits, holders.counts(), holders.read())
             known = Known(holders.formats(), {**{key: {} for key in did.read}, **self._layers.members_read()})
-            self._record.end(error, did, known, stopped=bool(self._stops.came))
+            stored = self._layers.claims.known
+            self._record.end(error, did, known, stored, stopped=bool(self._stops.came))
 
     def end(self) -> None:
         """Let go of everything that entering took; called twice where it is interrupted."""

@@ -15,6 +15,7 @@ from checkpoint import codec
 from checkpoint.entries import named
 from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.run.claims import decoded
+from checkpoint.streams.counts import ROWS
 from checkpoint.streams.holding import here as caller
 from checkpoint.streams.stored import WrongShapeError
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from checkpoint.streams.telling import Ending
 
 __all__ = ["Holders", "KeyHolder", "Scope", "Stream", "caller"]
-
-
-ROWS = ("seen", "delivered", "dropped", "late")
-"""What is counted of a stream's rows."""
 
 
 class Stream(Protocol):

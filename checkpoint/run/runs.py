@@ -13,12 +13,13 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from checkpoint import codec
-from checkpoint.entries import RUN_KEY
+from checkpoint.entries import RUN_KEY, head_key
 from checkpoint.errors import CheckpointError, StoreUnavailable
 from checkpoint.stores.base import check_text, host, utc_now
+from checkpoint.streams.counts import ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from checkpoint.entries import Change, Entry
     from checkpoint.stores.base import KeepsHistory
@@ -91,10 +92,37 @@ class Known(NamedTuple):
         except ValueError:
             stored = {}
         formats, reads = (_dict(stored.get(field)) for field in cls._fields)
-        return cls(
-            {name: form for name, form in formats.items() if isinstance(form, str)},
-            {name: read for name, each in reads.items() if isinstance((read := _dict(each)).get("at"), str)},
-        )
+        of_groups = {name: read for name, each in reads.items() if isinstance((read := _dict(each)).get("at"), str)}
+        by_moment = {name: {"at": at} for at, names in _dict(stored.get("at")).items() for name in _texts(names)}
+        run = next(iter(_runs_in(stored)), None)
+        ended = run.ended if run is not None and run.outcome == "done" else None
+        just_now = {name: {"at": ended} for name in (() if run is None or ended is None else run.read)}
+        return cls(_by_name(formats), {**by_moment, **just_now, **of_groups})
+
+    def told(self, run: Run) -> dict[str, Any]:
+        """Return this as the record of a run has it; what it read to its end itself is left out."""
+        own = {*run.read} if run.outcome == "done" else set[str]()
+        formats: dict[str, list[str]] = {}
+        moments: dict[str, list[str]] = {}
+        groups: dict[str, Mapping[str, Any]] = {}
+        for name, form in self.formats.items():
+            formats.setdefault(form, []).append(name)
+        for name, read in self.reads.items():
+            if len(read) > 1:
+                groups[name] = read
+            elif name not in own:
+                moments.setdefault(read["at"], []).append(name)
+        told = {"formats": formats, "at": moments, "reads": groups}
+        return {field: value for field, value in told.items() if value}
+
+    def of_those(self, stored: Container[str], streams: Container[str]) -> Known:
+        """Return what is known of the keys and groups that are stored, and of these streams; others are gone."""
+
+        def is_there(name: str) -> bool:
+            return name in stored or head_key(name) in stored or name in streams
+
+        formats = {name: form for name, form in self.formats.items() if is_there(name)}
+        return Known(formats, {name: read for name, read in self.reads.items() if is_there(name)})
 
     def read_at(self, key: str, member: str | None = None) -> str | None:
         """Return when a run ended that read a key, or a member of a group, to its end; None: that is not known."""
@@ -112,6 +140,16 @@ class Known(NamedTuple):
         """Return this with what a later run did: its streams have the formats that it gave them, or none."""
         formats = {**self.formats, **later.formats}
         return Known({name: form for name, form in formats.items() if form}, {**self.reads, **later.reads})
+
+
+def _texts(value: object) -> list[str]:
+    return [each for each in cast("list[object]", value) if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _by_name(formats: Mapping[str, object]) -> dict[str, str]:
+    """Return the format of each name; version 1 told them by name."""
+    by_name = {name: form for name, form in formats.items() if isinstance(form, str)}
+    return by_name | {name: form for form, names in formats.items() for name in _texts(names)}
 
 
 def _dict(value: object) -> dict[str, Any]:
@@ -158,8 +196,10 @@ class Record:
         if self._run is not None:
             self._write(self._run)
 
-    def end(self, error: BaseException | None, did: Did, known: Known, *, stopped: bool) -> None:
-        """Record how the run ended, once, and what it makes known of its streams."""
+    def end(
+        self, error: BaseException | None, did: Did, known: Known, stored: Container[str], *, stopped: bool
+    ) -> None:
+        """Record how the run ended, once, and what it makes known of its streams; `stored` are the entries' keys."""
         run, self._run = self._run, None
         if run is None or run.process != os.getpid():  # the child of a fork is not the run
             return
@@ -167,7 +207,8 @@ class Record:
         name = None if error is None else type(error).__name__
         ended = run._replace(ended=utc_now(), outcome=outcome, error=name, **did._asdict())
         read = {key: {"at": ended.ended, **members} for key, members in known.reads.items()}
-        self._known = self._known.and_then(Known(known.formats, read if outcome == "done" else {}))
+        later = Known(known.formats, read if outcome == "done" else {})
+        self._known = self._known.and_then(later).of_those(stored, did.streams)
         if isinstance(error, StoreUnavailable):
             self._warn("the end of the run was not recorded", error)
         else:
@@ -175,7 +216,7 @@ class Record:
 
     def _write(self, run: Run) -> None:
         try:
-            told = run._asdict() | {field: value for field, value in self._known._asdict().items() if value}
+            told = _told(run) | self._known.told(run)
             self._store.commit(self._state_key, {RUN_KEY: codec.encode(told)}, run_id=run.run_id)
         except CheckpointError as error:
             self._warn("the run was not recorded", error)
@@ -193,16 +234,43 @@ def recorded(changes: Iterable[Change]) -> list[Run]:
     """
     runs: dict[tuple[str, str], Run] = {}
     for change in changes:  # newest first, so the record of an end comes before that of its beginning
-        cursor = change.cursor_after
-        told = None if cursor is None else {name: cursor[name] for name in Run._fields if name in cursor}
-        if told is None or not _is_run({**Run._field_defaults, **told}):
-            continue
-        run = Run(**told)
-        run = run._replace(read=tuple(run.read))
-        earlier = runs.get((run.run_id, run.started))
-        if earlier is None or (earlier.ended is None and run.ended is not None):
-            runs[run.run_id, run.started] = run
+        for run in _runs_in(change.cursor_after or {}):
+            earlier = runs.get((run.run_id, run.started))
+            if earlier is None or (earlier.ended is None and run.ended is not None):
+                runs[run.run_id, run.started] = run
     return sorted(runs.values(), key=lambda run: run.started, reverse=True)
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """Return a run as it is recorded; see the top of this file."""
+    told = {field: value for field, value in run._asdict().items() if field not in {"streams", "read"}}
+    streams = {name: _without_zeros([rows.get(what, 0) for what in ROWS]) for name, rows in run.streams.items()}
+    read = {*run.read}
+    return told | {"streams": streams, "unread": [name for name in streams if name not in read]}
+
+
+def _without_zeros(rows: list[int]) -> list[int]:
+    """Return numbers without the zeros at the end."""
+    while rows and not rows[-1]:
+        rows.pop()
+    return rows
+
+
+def _runs_in(stored: Mapping[str, Any]) -> list[Run]:
+    """Return the run that a record tells; none where it cannot be read as one."""
+    told = {**Run._field_defaults, **{name: stored[name] for name in Run._fields if name in stored}}
+    if not all(isinstance(told.get(name, ...), kind) for name, kind in _KINDS.items()):
+        return []
+    streams = {name: _rows(rows) for name, rows in told["streams"].items()}
+    unread = {*_texts(stored.get("unread"))}
+    read = [name for name in streams if name not in unread] if "unread" in stored else told["read"]
+    return [Run(**told)._replace(streams=streams, read=tuple(read))]
+
+
+def _rows(told: object) -> Mapping[str, int]:
+    """Return the rows of a stream by what became of them; version 1 told them so."""
+    rows = dict(zip(ROWS, cast("list[object]", told), strict=False)) if isinstance(told, list) else _dict(told)
+    return dict.fromkeys(ROWS, 0) | {what: number for what, number in rows.items() if isinstance(number, int)}
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -212,7 +280,3 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "streams": dict,
     "read": (list, tuple),
 }
-
-
-def _is_run(told: Mapping[str, object]) -> bool:
-    return all(isinstance(told.get(name, ...), kind) for name, kind in _KINDS.items())

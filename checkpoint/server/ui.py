@@ -71,7 +71,8 @@ class Shown(NamedTuple):
     """How the page is shown."""
 
     host_names: tuple[str, ...] = ()
-    """Names that the Host header may give, beside those of loopback and the address that was connected to."""
+    """Names that the Host header may give, beside those of loopback and the address that was connected to; a port in
+    one makes no difference."""
     commands: Commands | None = None
     """The commands that it shows; None: those for this server as a store, by the address that was asked for."""
 
@@ -88,12 +89,15 @@ class Page:
         shown: how.
         call: calls a function that reads the store, in a thread.
 
+    Raises:
+        ValueError: one of the host names is none.
+
     """
 
     def __init__(self, store: Store, access: Access, shown: Shown = DEFAULT, call: Call = run_in_threadpool) -> None:
         self._store = store
         self._access = access
-        self._host_names = {name.lower() for name in shown.host_names}
+        self._host_names = {host_name(name) for name in shown.host_names}
         self._commands = shown.commands
         self._call = call
 
@@ -198,6 +202,19 @@ def _check(request: Request, names: set[str]) -> None:
         raise Refusal(400, f"this server does not answer for the host {host!r}: --host-name says that it should")
     if request.method != "GET":
         raise Refusal(405, "the page is only read: GET", {"Allow": "GET"})
+
+
+def host_name(given: str) -> str:
+    """Return the name in what somebody gave as the name of a host, such as `state.example.com` or `gateway:8443`.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    name = _host_of(given) or given.lower()
+    if (":" in name or not _host_of(given)) and _address(name) is None:
+        raise ValueError(f"{given!r} is no host name: give one such as state.example.com, without https:// and a path")
+    return name
 
 
 def _host_of(header: str) -> str:

@@ -27,3 +27,6 @@ class Stats:
 
 _COUNTS = attrgetter(*(field.name for field in fields(Stats)))
 NO_ROWS = Stats(0, 0, 0, 0)
+
+ROWS = ("seen", "delivered", "dropped", "late")
+"""Of them, what the record of a run tells."""
