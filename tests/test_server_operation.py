@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from checkpoint.codec import encode
 from checkpoint.errors import StoreUnavailable
 from checkpoint.server import health, limits, metrics, serve, serving
 from checkpoint.server.access import Access
-from checkpoint.server.calls import Calls
+from checkpoint.server.calls import Calls, UnderWay
 from checkpoint.server.vendor import Switches
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.testing import ApiServer
@@ -231,9 +232,72 @@ def test_fault_100_a_write_that_waits_holds_up_no_end(tmp_path):
             write = pool.submit(client.patch, f"{PATH}/a", json={"value": "2"})
             eventually(lambda: client.get("/metrics").text.count("_request_seconds_count") >= 2)
             status, said, seconds = ended(process)
-            assert (write.result().status_code, write.result().json()["message"]) == (503, "the server is stopping")
+            assert (write.result().status_code, write.result().json()["message"][:22]) == (
+                504,
+                "the server is stopping",
+            )
     assert (status, said) == (0, "")
     assert seconds < 10
+
+
+def test_at_the_end_503_is_certain_and_504_is_not(tmp_path):
+    """Of 20 commits 16 are begun, in as many threads, and may land yet; the others are never made."""
+    path = tmp_path / "state.db"
+    with running("--store", f"sqlite:///{path}", DRAIN=0.5) as (process, client), locked(path):
+        connections = [connected(client) for _ in range(20)]
+        for number, connection in enumerate(connections):
+            body = json.dumps({"state_key": "job", "changes": {f"key {number}": "1"}})
+            connection.sendall(f"POST /v1/commit HTTP/1.1\r\n{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert client.get("/healthz").status_code == 200  # asked after them, so they were taken
+        assert ended(process)[:2] == (0, "")
+        answers = [read_all(connection).partition(b"\r\n")[0] for connection in connections]
+        for connection in connections:
+            connection.close()
+    assert answers == [b"HTTP/1.1 504 Gateway Timeout"] * 16 + [b"HTTP/1.1 503 Service Unavailable"] * 4
+
+
+def test_a_call_that_nobody_waits_for_is_not_begun():
+    begun, made, ends, go_on = threading.Event(), [], [], threading.Event()
+
+    def call(name):
+        made.append(name)
+        begun.set()
+        go_on.wait(30)
+
+    async def cancelled():
+        calls = Calls("few", threads=1)
+
+        async def waiting(name):
+            try:
+                await calls(call, name)
+            except asyncio.CancelledError as error:
+                ends.append(type(error))
+
+        tasks = [asyncio.ensure_future(waiting(name)) for name in "ab"]
+        await asyncio.to_thread(begun.wait, 30)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
+        assert calls.unanswered == 1
+        go_on.set()
+        await asyncio.to_thread(calls.stop)
+        await asyncio.sleep(0)
+        assert calls.unanswered == 0
+
+    asyncio.run(cancelled())
+    assert (ends, made) == ([UnderWay, asyncio.CancelledError], ["a"])
+
+
+def test_a_request_to_upgrade_is_answered_without_advice():
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    with running("--store", "memory://x") as (process, client), connected(client) as connection:
+        for _ in range(2):  # and the connection is kept
+            connection.sendall(f"GET {PATH}?state_key=job HTTP/1.1\r\n{HEAD}{upgrade}\r\n".encode())
+            answer = b""
+            while not answer.endswith(b'{"result":[]}'):
+                answer += connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        assert ended(process)[:2] == (0, "")
 
 
 # One key among many

@@ -120,7 +120,24 @@ def test_history_names_the_process_of_the_client(api, store):
 
 def test_the_clock_and_the_facts_are_the_servers(store):
     assert abs((store.clock() - datetime.now(timezone.utc)).total_seconds()) < 60
-    assert store.facts()["server"].endswith("over MemoryStore")
+    assert store.facts()["server"].endswith(", over MemoryStore")
+
+
+def test_only_tokens_of_all_namespaces_see_the_store(tmp_path):
+    (tmp_path / "tokens").write_text(
+        "".join(
+            f"{name} read {prefix} {sha256(name.encode()).hexdigest()}\n" for name, prefix in (("a", "*"), ("b", "b"))
+        )
+    )
+    with (
+        closing(SQLiteStore(tmp_path / "state.db")) as kept,
+        ApiServer(kept, token=Access([], tmp_path / "tokens")) as api,
+        opened(api, token="a") as whole,
+        opened(api, token="b") as part,
+    ):
+        assert whole.facts().keys() == {"server", "SQLite", "journal mode", "file"}
+        assert part.facts() == {"server": whole.facts()["server"].removesuffix(", over SQLiteStore")}
+        assert abs((part.clock() - datetime.now(timezone.utc)).total_seconds()) < 60
 
 
 # Lost answers
@@ -214,6 +231,8 @@ def test_what_is_not_compared_may_land_again(api, store):
     assert store.commit("job", {"a": "2"}, {"b": None}).unsettled == {"a"}
     script(api, Answer(503))  # which nobody is at work behind
     assert store.commit("job", {"a": "3"}).unsettled == frozenset()
+    script(api, Answer(504))  # as the server says that ends before a store has answered
+    assert store.commit("job", {"a": "4"}).unsettled == {"a"}
 
 
 def test_an_outcome_that_cannot_be_read_back_is_unknown(api):

@@ -125,6 +125,16 @@ class Access:
         _, grants = self._grants_of(headers)
         return [name for name in state_keys if any(grant.allows("read", name) for grant in grants)]
 
+    def reaches_all(self, headers: Iterable[Header]) -> bool:
+        """Tell whether whoever sent the headers may read all namespaces.
+
+        Raises:
+            Refusal: as `allow`.
+
+        """
+        _, grants = self._grants_of(headers)
+        return any(not grant.prefix for grant in grants)
+
     def _grants_of(self, headers: Iterable[Header]) -> tuple[bool, list[Grant]]:
         """Return whether the headers use `Basic`, and what their token allows: at least one grant."""
         given = [value for name, value in headers if name == b"authorization"]

@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from checkpoint.errors import CheckpointError, StoreUnavailable, ValueTooLarge
+from checkpoint.errors import CheckpointError, CommitUnknown, StoreUnavailable, ValueTooLarge
 from checkpoint.server import metrics, v1, vendor
 from checkpoint.server.access import Access
-from checkpoint.server.calls import Calls
+from checkpoint.server.calls import Calls, UnderWay
 from checkpoint.server.health import Health
 from checkpoint.server.messages import PlainRoute, Refusal, json_response
 from checkpoint.server.ui import DEFAULT, Page, Shown
@@ -151,9 +151,9 @@ class _Gate:
             await self._app(scope, receive, answer)
         except Refusal as refusal:
             await refusal.response()(scope, receive, answer)
-        except asyncio.CancelledError:  # the server is ending, and this took too long
+        except asyncio.CancelledError as cancelled:  # the server is ending, and this took too long
             if answer.status is None:
-                await Refusal(503, "the server is stopping").response()(scope, receive, answer)
+                await _stopped(cancelled).response()(scope, receive, answer)
         finally:
             self._note(scope, answer.status or 500, perf_counter() - began, name)
 
@@ -169,6 +169,16 @@ class _Gate:
         extra = {"checkpoint_event": "request", "checkpoint_status": status, "checkpoint_seconds": seconds}
         told = (client, name or "-", method, target, status, seconds * 1_000)
         access_logger.info("%s %s %s %s %d %.1f ms", *told, extra=extra)
+
+
+def _stopped(cancelled: asyncio.CancelledError) -> Refusal:
+    """Return the answer to a request that the server did not finish; only 503 says for certain that nothing was done.
+
+    504 is what gateways say of a request that may be done yet, and clients of either API know it.
+    """
+    if isinstance(cancelled, UnderWay):
+        return Refusal(504, "the server is stopping before the store has answered: what was asked may yet be done")
+    return Refusal(503, "the server is stopping: nothing was done")
 
 
 class _Answer:
@@ -205,7 +215,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return refusal.response()
 
 
-_STATUSES = ((ClientDisconnect, 400), (ValueTooLarge, 413), (StoreUnavailable, 503), (CheckpointError, 500))
+_STATUSES = (
+    (ClientDisconnect, 400),
+    (ValueTooLarge, 413),
+    (StoreUnavailable, 503),
+    (CommitUnknown, 504),
+    (CheckpointError, 500),
+)
 
 
 def _refusal(request: Request, error: Exception) -> Refusal:

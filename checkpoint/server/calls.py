@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,9 +14,6 @@ from checkpoint.server.messages import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias
-
-    _Call: TypeAlias = tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 T = TypeVar("T")
 
@@ -24,6 +22,24 @@ THREADS = 16
 
 WAITING = 256
 """Calls that may wait for a thread; more are refused."""
+
+
+class UnderWay(asyncio.CancelledError):
+    """Nobody waits any more for a call that a thread has begun, and may finish yet."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that waits for a thread, or is under way."""
+
+    future: asyncio.Future[Any]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    _taken: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self) -> bool:
+        """Tell whether it is the caller's to make, or to drop: True once."""
+        return self._taken.acquire(blocking=False)
 
 
 class Calls:
@@ -50,6 +66,7 @@ class Calls:
 
         Raises:
             Refusal: 503, too many calls wait already.
+            UnderWay: cancelled after a thread has begun it. One that was cancelled before is never made.
 
         """
         if self._unanswered >= self._room:
@@ -57,12 +74,21 @@ class Calls:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._unanswered += 1
         future.add_done_callback(self._answered)
-        self._queue.put((future, function, args))
+        call = _Call(future, function, args)
+        self._queue.put(call)
         if len(self._threads) < min(self._unanswered, self._most):
             thread = threading.Thread(target=self._work, name=f"checkpoint {self._name}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        return await asyncio.shield(future)  # which counts until it is answered, though nobody waits for it any more
+        try:
+            return await asyncio.shield(
+                future
+            )  # which counts until it is answered, though nobody waits for it any more
+        except asyncio.CancelledError as cancelled:
+            if not call.take():
+                raise UnderWay from cancelled
+            future.cancel()
+            raise
 
     def stop(self) -> None:
         """End the threads once they have done what is queued, and wait for that."""
@@ -77,7 +103,8 @@ class Calls:
 
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
-            _answer(*call)
+            if call.take():
+                _answer(call.future, call.function, call.args)
             del call  # not kept until the next one
 
 

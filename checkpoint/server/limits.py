@@ -90,6 +90,10 @@ class LimitedProtocol(H11Protocol):
         super().data_received(data)
         self._look()
 
+    def _should_upgrade(self) -> bool:
+        """Answer in HTTP/1.1 who asks for another protocol (RFC 9110, section 7.8), and log no advice of uvicorn."""
+        return False
+
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         super().on_response_complete()

@@ -80,9 +80,10 @@ class V1:
         return answer
 
     async def about(self, request: Request) -> Response:
-        """Return what the server is, and what its store tells of itself."""
-        self._access.allow(request.scope["headers"], "read")
-        return await self._do(self._read, self._about)
+        """Return what the server is, and to whom all namespaces are open, what its store tells of itself."""
+        headers = request.scope["headers"]
+        self._access.allow(headers, "read")
+        return await self._do(self._read, self._about, self._access.reaches_all(headers))
 
     async def state(self, request: Request) -> Response:
         """Return all entries of a namespace, or those of some keys, as far as they exist."""
@@ -115,11 +116,12 @@ class V1:
         query_of(request)
         return await self._do(self._read, self._namespaces, headers)
 
-    def _about(self) -> Response:
-        store = self._store
-        facts = store.facts() if isinstance(store, TellsFacts) else {}
-        release = version("checkpoint-store")
-        return json_response({"release": release, "store": type(store).__name__, "facts": facts})
+    def _about(self, reaches_all: bool) -> Response:
+        store, about = self._store, {"release": version("checkpoint-store"), "store": None, "facts": {}}
+        if reaches_all:
+            facts = store.facts() if isinstance(store, TellsFacts) else {}
+            about |= {"store": type(store).__name__, "facts": facts}
+        return json_response(about)
 
     def _entries(self, state_key: str, keys: list[str] | None) -> dict[str, Entry]:
         if keys is None:
@@ -339,10 +341,10 @@ class Namespaces(BaseModel):
 
 
 class About(BaseModel):
-    """What the server is: its release, the sort of its store, and what that tells of itself."""
+    """What the server is; the store and what it tells of itself only to tokens that reach all namespaces."""
 
     release: str
-    store: str
+    store: str | None
     facts: dict[str, str]
 
 
@@ -409,7 +411,7 @@ def _add_call(
     if body is not None:
         schema = {"type": "object", "properties": body, "required": list(required), "additionalProperties": False}
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    statuses = (400, 401, 403, 409, 413, 429, 500, 501, 503)
+    statuses = (400, 401, 403, 408, 409, 413, 429, 500, 501, 503, 504)
     problems: dict[int | str, dict[str, Any]] = {status: {"model": CodedProblem} for status in statuses}
     app.add_api_route(
         path, v1.answered(call), methods=[method], response_model=answer, responses=problems, openapi_extra=extra

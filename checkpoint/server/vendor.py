@@ -361,7 +361,7 @@ _ONE: list[dict[str, Any]] = [_ID, _STATE_KEY]
 
 def add_calls(app: FastAPI, api: Api) -> None:
     """Add the five calls to an application."""
-    one, every = PATH + "/{id}", (400, 401, 403, 408, 429, 500, 503)
+    one, every = PATH + "/{id}", (400, 401, 403, 408, 429, 500, 503, 504)
     add = partial(_add_call, app)
     add("GET", PATH, api.list_entries, _LISTED, StatePage, (*every, 404))
     add("POST", PATH, api.create_entry, [_STATE_KEY], StateEntry, (*every, 409, 413, 422), key=_NAME, value=_TEXT)

@@ -181,7 +181,8 @@ class ServerStore:
         document = self._ask(lambda call: self._service.document(call.ask(wire.ABOUT, {})))
         told = document.get("facts")
         facts = cast("dict[str, object]", told) if isinstance(told, dict) else {}
-        server = f"checkpoint-store {document.get('release')}, over {document.get('store')}"
+        over = f", over {document['store']}" if document.get("store") else ""  # untold to a token of some namespaces
+        server = f"checkpoint-store {document.get('release')}{over}"
         return {name: self._service.hide(str(fact)) for name, fact in {"server": server, **facts}.items()}
 
     def close(self) -> None:
