@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from checkpoint import Checkpointer, SQLiteStore
+from checkpoint.server import serving
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.server import ServerStore
 from checkpoint.testing import ApiServer
@@ -95,6 +96,26 @@ def test_the_containers_steps_run_in_a_fresh_environment(tmp_path, postgres_url)
             f"{url}/v1/state?state_key=crm", headers={"Authorization": f"Bearer {token}"}, trust_env=False
         )
         assert [entry["key"] for entry in answer.json()["result"] if not entry["key"].startswith("__")] == ["contacts"]
+
+
+def test_the_containers_agree_with_each_other():
+    """No engine runs them here: what one file says of the other, and what the server's own facts are."""
+    document = yaml.safe_load(block("yaml", "services:"))
+    server, database = document["services"]["checkpoint"], document["services"]["db"]
+    environment = server["environment"]
+    (exposed,) = steps("EXPOSE")
+    assert [port.rpartition(":")[2] for port in server["ports"]] == [exposed]
+    (health,) = steps("HEALTHCHECK")
+    assert f"http://127.0.0.1:{exposed}/healthz" in health
+    assert json.loads(steps("CMD")[0])[1:4] == ["serve", "--host", "0.0.0.0"]  # the port is the default one
+    (folder,) = server["volumes"]
+    assert str(Path(environment["CHECKPOINT_SERVER_TOKENS"]).parent) == folder.split(":")[1]
+    user = database["environment"]["POSTGRES_USER"]
+    assert environment["CHECKPOINT_STORE"] == f"postgresql://{user}@db/{user}"
+    assert environment["PGPASSWORD"] == database["environment"]["POSTGRES_PASSWORD"]
+    assert database["healthcheck"]["test"] == ["CMD", "pg_isready", "-U", user]
+    assert [volume.partition(":")[0] for volume in database["volumes"]] == [*document["volumes"]]
+    assert int(server["stop_grace_period"].removesuffix("s")) > serving.KILL
 
 
 def test_the_unit_of_systemd_starts_a_server(tmp_path):

@@ -117,11 +117,9 @@ class V1:
         return await self._do(self._read, self._namespaces, headers)
 
     def _about(self, reaches_all: bool) -> Response:
-        store, about = self._store, {"release": version("checkpoint-store"), "store": None, "facts": {}}
-        if reaches_all:
-            facts = store.facts() if isinstance(store, TellsFacts) else {}
-            about |= {"store": type(store).__name__, "facts": facts}
-        return json_response(about)
+        release, name = version("checkpoint-store"), self._name if reaches_all else None
+        facts = self._store.facts() if reaches_all and isinstance(self._store, TellsFacts) else {}
+        return json_response({"release": release, "store": name, "facts": facts})
 
     def _entries(self, state_key: str, keys: list[str] | None) -> dict[str, Entry]:
         if keys is None:
