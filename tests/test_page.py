@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 from freezegun import freeze_time
@@ -293,11 +293,76 @@ def test_namespaces_tell_their_runs_lag_and_holder(server, store):
         store.commit("crm", {lease.KEY: held.value()})
     with freeze_time(NOW):
         page = seen(server)
+    assert "1 failed 1 held by a run that is probably dead 2 behind by more than a day" in page.text
     assert "2 namespaces, failed runs and the slowest first" in page.text
-    first, second = page.text.split("shop", 1)[1].split("crm", 1)
+    second, first = page.text.split("crm", 1)[1].split("shop", 1)
     assert "failed ConnectionError 1 h ago 2024-05-03 11:00:00 UTC 1 d 2 h behind contacts 1 h contacts 1" in first
     assert "done 2 h ago 2024-05-03 10:00:00 UTC 1 d 2 h behind contacts 2 h contacts 1" in second
-    assert "worker 3 since 2024-05-03T11:30:00.000Z" in second
+    assert "worker 3 probably dead: last renewed 1 h ago" in second
+
+
+def test_a_run_without_an_end_is_said_to_run_or_to_be_dead(server, store):
+    """By its lease, where it is exclusive; what the rows are is told when it ends."""
+    with freeze_time(NOW) as clock:
+        Checkpointer("plain", store, run_id="r1", record_run=True).__enter__()["a"] = {"id": 1}
+        Checkpointer("held", store, run_id="r2", record_run=True).__enter__()
+        store.commit("held", {lease.KEY: lease.LeaseState("host, process 7, run r2, 1234", NOW, 1, 1).value()})
+        for name in ("plain", "held"):
+            store.commit(name, {"a": at(NOW)})
+        clock.tick(12)
+        pages = ("", "namespace?namespace={}", "key?namespace={}&key=a", "runs?namespace={}")
+
+        def told(name):
+            return [seen(server, path.format(name)).text for path in pages]
+
+        for text in told("plain"):
+            assert "no end: still running, or killed" in text
+        for text in told("plain")[1:3]:
+            assert "not told: running, or killed" in text
+        for text in told("held"):
+            assert re.search(r"(?i)last renewed 12 s ago", text)
+        for text in told("held")[1:]:
+            assert "no end" not in text
+            assert "One exclusive run at a time" in text
+        for text in told("held")[1:3]:
+            assert "running: told at its end" in text
+        assert "An exclusive run holds this namespace" in told("held")[2].split("Repair")[1]
+        clock.tick(3_600)
+        for text in told("held"):
+            assert "no end: probably killed" in text
+            assert "probably dead" in text.replace("held by a run that is probably dead", "")
+        assert "An exclusive run holds this namespace" not in told("held")[2]
+
+
+def test_streams_without_rows_are_told_with_a_run(server, store):
+    with Checkpointer("crm", store, record_run=True) as cp:
+        for number in range(40):
+            for _ in cp.incremental(f"quiet-{number:02}", "at", row_order="asc").pages([]):
+                pass
+        for number in (1, 2):
+            for _ in cp.incremental(f"busy-{number}", "at", row_order="asc").pages([[{"at": 1}] * number]):
+                pass
+    text = seen(server, "runs?namespace=crm").text
+    assert "By stream busy-2 2 seen, 2 delivered; read to its end busy-1 1 seen" in text
+    assert "quiet-00 no rows; read to its end quiet-01" in text
+    assert "and 10 more: checkpoint runs --json" in text
+
+
+def test_members_that_share_an_entry_have_no_age_of_their_own(server, store):
+    shard = codec.encode({"a": {"updated_at": "2024-05-01T00:00:00Z"}, "b": {"updated_at": "2024-05-02T00:00:00Z"}})
+    with freeze_time("2024-05-03T10:00:00Z"):
+        store.commit("crm", {"__group__.accounts": codec.encode({"shards": 1}), "__group__.accounts.00": shard})
+    with freeze_time(NOW):
+        assert "2 d 12 h behind accounts / a not told 2" in seen(server).text
+        for path in ("namespace?namespace=crm", "group?namespace=crm&key=accounts"):
+            text = seen(server, path).text
+            assert "unknown its entry, shared with other members, was written 2 h ago" in text
+            assert "2 h ago 2024" not in text
+        assert "Age 2 h ago" in seen(server, "key?namespace=crm&key=accounts&member=a").text  # as its history tells
+        reads = {"accounts": {"at": "2024-05-03T11:30:00Z", "only": ["a"]}}
+        store.commit("crm", {"__run__": codec.encode({"reads": reads})})
+        assert "30 min ago read to its end" in seen(server, "group?namespace=crm&key=accounts").text
+        assert "not told" not in seen(server).text.split("accounts / a", 1)[1].split("accounts / a")[0]
 
 
 def test_namespaces_are_found_by_part_and_by_pattern(server, store):
@@ -315,18 +380,61 @@ def test_namespaces_are_found_by_part_and_by_pattern(server, store):
     assert "No namespace is like “none”. All 3" in page.text
 
 
-def test_many_namespaces_are_read_page_by_page(server, store):
+@pytest.fixture
+def tenants(store):
+    """2 000 namespaces, of which some need somebody."""
     for number in range(2_000):
-        store.commit(f"tenant-{number:04}", {"contacts": at(NOW)})
+        store.commit(f"tenant-{number:04}", {"contacts": at("2024-05-03T11:00:00Z")})
+    with freeze_time("2024-05-03T11:00:00Z"):
+        run_of(store, "tenant-1500", "failed", error=ConnectionError())
+        Checkpointer("tenant-1600", store, run_id="killed", record_run=True).__enter__()
+    store.commit("tenant-1700", {"contacts": at("2024-05-01T00:00:00Z")})
+    store.commit("tenant-1800", {"__group__.accounts": "no head"})
     store.calls.clear()
-    page = seen(server, "?page=20")
+    return store
+
+
+def test_of_many_namespaces_the_worst_come_first(server, tenants):
+    with freeze_time(NOW):
+        page = seen(server)
+    assert re.findall(r"namespace\?namespace=tenant-(\d+)", " ".join(page.links))[:3] == ["1800", "1500", "1700"]
+    assert "1 cannot be shown 1 failed 1 without an end 1 behind by more than a day" in page.text
+    assert "./?sort=slowest&page=2" in page.links
+    assert len(tenants.calls) == 2_001
+
+
+def test_namespaces_that_take_too_long_to_read_come_by_name(server, tenants, monkeypatch):
+    monkeypatch.setattr(views, "READING", 0.0)
+    page = seen(server)
+    assert "Reading all of them takes longer than a page may" in page.text
+    assert re.search(r"namespace\?namespace=tenant-(\d+)", " ".join(page.links))[1] == "0000"
+    assert len(tenants.calls) < 200
+    assert "1 failed" in seen(server, "?sort=slowest").text
+
+
+def test_many_namespaces_are_read_page_by_page(server, tenants):
+    page = seen(server, "?sort=name&page=20")
     assert "Page 20 of 20" in page.text
     assert "./?sort=name&page=19" in page.links
-    assert store.calls == [("namespaces",), *(("load", f"tenant-{number:04}") for number in range(1_900, 2_000))]
-    store.calls.clear()
-    with freeze_time(NOW):
-        assert "tenant-0000" in seen(server, "?sort=slowest").text
-    assert len(store.calls) == 2_001
+    assert tenants.calls == [("namespaces",), *(("load", f"tenant-{number:04}") for number in range(1_900, 2_000))]
+
+
+@pytest.mark.parametrize(
+    "letter", ["\u202e", "\u2028", "\u00ad", "\u00a0", "\ue000", "\U000e0001", '"', "&#8238;", " "]
+)
+def test_a_search_leads_to_the_same_namespace(server, store, letter):
+    """What cannot be seen is escaped where people read it, and exact where the browser sends it back."""
+    name = f"a{letter}b"
+    store.commit(name, {f"{letter}{number}": at(NOW) for number in range(12)})
+    with Checkpointer(name, store, record_run=False) as cp:
+        cp.group(name)["m"] = {"a": 1}
+    for path in ("namespace", "group"):
+        found = seen(server, f"{path}?namespace={quote(name)}&key={quote(name)}&like={quote(letter)}")
+        sent = {attrs["name"]: attrs["value"] for attrs in found.all("input")}
+        assert (sent["namespace"], sent.get("key", name)) == (name, name)
+        assert sent["like"] == letter.strip()
+        again = seen(server, f"{path}?{urlencode(sent)}")
+        assert any(f"?namespace={quote(name, safe='')}&" in link for link in again.links)
 
 
 def test_a_namespace_that_cannot_be_read_hides_no_other(server, store):

@@ -57,8 +57,12 @@ class Judged(NamedTuple):
 
 
 def age_of(there: Namespace, name: Name, entry: Entry) -> float | None:
-    """Return the age of a key or member in seconds, as the last run's record tells it; None: nobody told."""
-    ages = (seconds_since(entry.updated_at), seconds_since(there.known.read_at(*name)))
+    """Return the age of a key or member in seconds, as the last run's record tells it; None: nobody told.
+
+    The entry that a member shares with others was written for whichever of them: it tells no member's age.
+    """
+    written = None if there.shares(name) else seconds_since(entry.updated_at)
+    ages = (written, seconds_since(there.known.read_at(*name)))
     return min((age for age in ages if age is not None), default=None)
 
 
@@ -78,14 +82,12 @@ def _names_asked(there: Namespace, key: str | None, member: str | None) -> Itera
 def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Done | None) -> Judged:
     form = there.form_of(name, limits.form)
     age, lag = age_of(there, name, entry), lag_of(entry.value, form)
-    if age is not None and done is not None and _against(age, limits.age) == "STALE":
-        age = min([age, *done.read_since(name)])
+    if done is not None and _against(age, limits.age) != "fresh":
+        age = min([*([] if age is None else [age]), *done.read_since(name)], default=None)
     of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
-    is_anothers = (done is not None and of_age == "fresh" and there.shares(name)) and _against(
-        next(iter(done.read_since(name)), None), limits.age
-    ) != "fresh"
-    if is_anothers:
-        of_age = "unknown"
+    is_anothers = of_age == "unknown" and there.shares(name)
+    if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":
+        age, of_age = at_least, "STALE"  # no member was written after the entry
     if of_lag == "unknown" and not limits.is_named:
         of_lag = "-"
     verdict: Freshness = next(one for one in WORST_FIRST if one in {of_age, of_lag})
@@ -182,6 +184,19 @@ def last_run(there: Namespace) -> Run | None:
     return next(iter(recorded([change])), None)
 
 
+Ended: TypeAlias = Literal["ended", "running", "killed", "open"]
+"""Whether a run has ended; `open`: it is still running, or was killed."""
+
+
+def how_far(run: Run, held: Holder | None) -> Ended:
+    """Return whether a run has ended; of one that has not, its lease may tell."""
+    if run.ended is not None:
+        return "ended"
+    if held is None or not held.is_of(run):
+        return "open"
+    return "killed" if held.is_probably_dead else "running"
+
+
 def run_in_short(run: Run | None) -> str:
     """Return how a run ended, and how long ago, in a few words; a dash for none."""
     if run is None:
@@ -191,13 +206,42 @@ def run_in_short(run: Run | None) -> str:
     return f"{run.outcome} {words.age(run.ended)} ago{f', {run.error}' if run.error else ''}"
 
 
-def holder_of(there: Namespace) -> lease.LeaseState | None:
-    """Return the lease by which an exclusive run holds a namespace; None: none does, or what is stored is no lease."""
+class Holder(NamedTuple):
+    """The exclusive run that holds a namespace."""
+
+    owner: str
+    since: str | None
+    """When it got in, by its own clock."""
+    renewed: str | None
+    """When it renewed its lease last; None: the store does not tell."""
+    seconds: float
+    """Without a renewal, after which the lease may be taken."""
+
+    @property
+    def is_probably_dead(self) -> bool:
+        """Whether the lease was not renewed for its time, as far as the clocks of two machines tell."""
+        since = seconds_since(self.renewed)
+        return since is not None and since > self.seconds + _CLOCKS
+
+    def is_of(self, run: Run) -> bool:
+        """Tell whether a run holds the lease."""
+        return f"run {run.run_id}" in self.owner.split(", ")
+
+
+_CLOCKS = 5.0
+"""Seconds by which the clocks of two machines may differ."""
+
+
+def holder_of(there: Namespace) -> Holder | None:
+    """Return the exclusive run that holds a namespace; None: none does, or what is stored is no lease."""
+    entry = there.stored.get(lease.KEY)
     try:
-        held = lease.lease_state(there.state_key, there.stored.get(lease.KEY))
+        held = lease.lease_state(there.state_key, entry)
     except CorruptState:
         return None
-    return held if held.owner is not None else None
+    if entry is None or held.owner is None:
+        return None
+    return Holder(held.owner, held.since, entry.updated_at, held.seconds)
 
 
 def held_by(there: Namespace) -> str | None:
@@ -256,6 +300,8 @@ class Summary(NamedTuple):
     """The exclusive run that holds it, and since when."""
     run: Run | None
     """The run that was recorded last."""
+    held: Holder | None
+    """The exclusive run that holds it."""
 
 
 def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:
@@ -283,4 +329,5 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
         None if oldest is None else ages[oldest],
         held_by(there),
         last_run(there),
+        holder_of(there),
     )

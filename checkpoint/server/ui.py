@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -295,6 +295,12 @@ def _shown(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _exact(value: str) -> Markup:
+    """Return a value of a form as the browser is to send it back: what is not printable is written as a number."""
+    letters = (letter if letter.isprintable() else f"&#{ord(letter)};" for letter in str(escape(value)))
+    return Markup("".join(letters))  # noqa: S704 - it is escaped
+
+
 def _utc(moment: str | None) -> str:
     """Return a time as people read it, to the second; as it is where it cannot be read."""
     then = instant(moment)
@@ -303,8 +309,10 @@ def _utc(moment: str | None) -> str:
 
 def _since(moment: str | None) -> str:
     seconds = seconds_since(moment)
-    if seconds is None:
-        return "not told"
+    return "not told" if seconds is None else _past(seconds)
+
+
+def _past(seconds: float) -> str:
     return words.span(seconds) if seconds <= -1 else f"{words.span(seconds)} ago"
 
 
@@ -321,7 +329,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"ago": _since, "behind": _behind, "span": words.span, "svg": Markup, "utc": _utc}
+    filters: dict[str, Any] = {
+        "ago": _since,
+        "behind": _behind,
+        "exact": _exact,
+        "past": _past,
+        "span": words.span,
+        "svg": Markup,
+        "utc": _utc,
+    }
     known: dict[str, Any] = {
         "count": words.count,
         "link": _link,

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from checkpoint.entries import RUN_KEY
 from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.overview import chart, words
-from checkpoint.overview.freshness import Ends, ends_of, holder_of, last_run, runs_of, summary_of
-from checkpoint.overview.moments import instant
+from checkpoint.overview.freshness import (
+    Ends,
+    Summary,
+    age_of,
+    ends_of,
+    holder_of,
+    how_far,
+    last_run,
+    runs_of,
+    summary_of,
+)
+from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
 from checkpoint.overview.past import changes_of
 from checkpoint.overview.plotted import drawn_field, panels, plotted
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Change, Entry
     from checkpoint.overview.commands import Commands
-    from checkpoint.overview.freshness import Summary
+    from checkpoint.overview.freshness import Ended, Holder
     from checkpoint.overview.plotted import PlottedChange
     from checkpoint.run.runs import Run
     from checkpoint.stores.base import Store
@@ -36,6 +47,12 @@ PAST = 25
 """Commits of a key's history, and runs, on a page at most."""
 
 SORTS = ("name", "slowest")
+
+READING = 0.7
+"""Seconds that reading namespaces may take before they are sorted by what they hold, unless somebody asks for it."""
+
+BEHIND = 86_400.0
+"""Seconds of lag or age from which on a namespace is counted."""
 
 
 class Asked(NamedTuple):
@@ -84,17 +101,51 @@ class Broken(NamedTuple):
 def namespaces_shown(store: Store, names: list[str], asked: Asked) -> dict[str, Any]:
     """Return what the list of namespaces shows; `names` are those that exist and may be read.
 
-    Reads those that are shown, and all that are asked for where they are to be sorted by what they hold.
+    All that are asked for are read, for what failed and what is slow comes first; where that takes too long, and nobody
+    asked for that order, those of the page by name.
     """
     chosen = asked.chosen(names)
-    sort = asked.sort or ("slowest" if len(chosen) <= PAGE else "name")
-    if sort == "slowest":
-        rows = sorted((_summed(store, name) for name in chosen), key=_worst_first)
-        page = paged(rows, asked.page)
-    else:
+    rows = None if asked.sort == "name" else _all_summed(store, chosen, None if asked.sort else READING)
+    if rows is None:
         page = paged(chosen, asked.page)
         page = page._replace(items=[_summed(store, name) for name in page.items])
-    return {"page": page, "asked": asked._replace(sort=sort, page=page.number), "known": len(names)}
+    else:
+        page = paged(sorted(rows, key=_worst_first), asked.page)
+    return {
+        "page": page._replace(items=[(row, _state(row)) for row in page.items]),
+        "asked": asked,
+        "sort": "name" if rows is None else "slowest",
+        "wrong": None if rows is None else _wrong(rows),
+        "known": len(names),
+    }
+
+
+def _all_summed(store: Store, names: list[str], seconds: float | None) -> list[Summary | Broken] | None:
+    """Sum up namespaces; None: that would take longer than so many seconds."""
+    until = None if seconds is None else monotonic() + seconds
+    rows: list[Summary | Broken] = []
+    for name in names:
+        if until is not None and monotonic() > until and len(names) > PAGE:
+            return None
+        rows.append(_summed(store, name))
+    return rows
+
+
+def _wrong(rows: Sequence[Summary | Broken]) -> dict[str, int]:
+    """Return how many namespaces have what somebody may have to look at; what none has is left out."""
+    summed = [row for row in rows if isinstance(row, Summary)]
+    runs = [row.run for row in summed if row.run is not None]
+    late = [row for row in summed if max(row.lag or 0.0, row.age or 0.0) > BEHIND]
+    counts = {
+        "cannot be shown": len(rows) - len(summed),
+        "failed": sum(run.outcome == "failed" for run in runs),
+        "held by a run that is probably dead": sum(
+            row.held is not None and row.held.is_probably_dead for row in summed
+        ),
+        "without an end": sum(run.outcome is None for run in runs),
+        "behind by more than a day": len(late),
+    }
+    return {what: number for what, number in counts.items() if number}
 
 
 def _summed(store: Store, name: str) -> Summary | Broken:
@@ -104,13 +155,19 @@ def _summed(store: Store, name: str) -> Summary | Broken:
         return Broken(name, str(error))
 
 
+def _state(row: Summary | Broken) -> Ended | None:
+    return None if isinstance(row, Broken) or row.run is None else how_far(row.run, row.held)
+
+
 def _worst_first(row: Summary | Broken) -> tuple[Any, ...]:
-    """Sort what cannot be read first, then failed runs, then the slowest."""
+    """Sort what cannot be read first, then runs that failed or were killed, then the slowest."""
     if isinstance(row, Broken):
         return (0, 0.0, row.state_key)
-    has_failed = row.run is not None and row.run.outcome == "failed"
+    is_wrong = (row.run is not None and row.run.outcome == "failed") or (
+        row.held is not None and row.held.is_probably_dead
+    )
     behind = row.lag if row.lag is not None else row.age or 0.0
-    return (1 if has_failed else 2, -round(behind), row.state_key)  # each was read at another moment
+    return (1 if is_wrong else 2, -round(behind), row.state_key)  # each was read at another moment
 
 
 class Rows(NamedTuple):
@@ -122,6 +179,21 @@ class Rows(NamedTuple):
     late: int
 
 
+class Aged(NamedTuple):
+    """The age of a key, a member or a group."""
+
+    seconds: float | None
+    """None: it is not known."""
+    written: str | None = None
+    """When it was written; None: that is not known."""
+    read: str | None = None
+    """When a run ended that read it to its end, where that is later than it was written."""
+    shared: str | None = None
+    """When the entry was written that it shares with other members; None: it shares none."""
+    name: Name | None = None
+    """Of a group: the member whose age this is."""
+
+
 class KeyRow(NamedTuple):
     """A key, a member or a group in a list."""
 
@@ -130,9 +202,8 @@ class KeyRow(NamedTuple):
     """Of a group: its member that was written last."""
     shown: str
     lag: float | None
+    aged: Aged
     rows: Rows | None
-    read: str | None
-    """When a run ended that read it to its end, where that is later than it was written; None: it is not known."""
     members: int | None = None
     """None: it is no group."""
     ends: Ends | None = None
@@ -170,6 +241,7 @@ def _repairs(there: Namespace, run: Run | None, commands: Commands) -> dict[str,
     failed = run is not None and run.outcome == "failed" and isinstance(there.store, KeepsHistory)
     return {
         "held": held,
+        "state": None if run is None else how_far(run, held),
         "unlock": commands.unlock(there.state_key) if held is not None else None,
         "undo": commands.restore(there.state_key, run.started) if failed and run is not None else None,
         "changed": commands.differences(there.state_key, run.started) if failed and run is not None else None,
@@ -184,14 +256,18 @@ def _rows_of(run: Run | None, key: str) -> Rows | None:
 def _key_row(there: Namespace, name: Name, entry: Entry, run: Run | None) -> KeyRow:
     shown, lag = words.readable_in_short(entry.value), lag_of(entry.value, there.form_of(name))
     rows = _rows_of(run, name.key) if name.member is None else None
-    return KeyRow(name, entry, shown, lag, rows, _read_later(there, name, entry))
+    return KeyRow(name, entry, shown, lag, _aged(there, name, entry), rows)
 
 
-def _read_later(there: Namespace, name: Name, entry: Entry) -> str | None:
-    """Return when a name was last read to its end, if that was after it was written."""
-    read, written = instant(there.known.read_at(*name)), instant(entry.updated_at)
-    is_later = read is not None and (written is None or (read - written).total_seconds() >= 1)
-    return there.known.read_at(*name) if is_later else None
+def _aged(there: Namespace, name: Name, entry: Entry, changed: str | None = None) -> Aged:
+    """Return the age of a key or member; of one that shares its entry the history may tell when it changed."""
+    shared = entry.updated_at if there.shares(name) else None
+    written = entry.updated_at if shared is None else changed
+    ages = [age for age in (age_of(there, name, entry), seconds_since(written)) if age is not None]
+    read = there.known.read_at(*name)
+    since_read, since_written = seconds_since(read), seconds_since(written)
+    is_later = since_read is not None and (since_written is None or since_written - since_read >= 1)
+    return Aged(min(ages, default=None), written, read if is_later else None, None if written or is_later else shared)
 
 
 def _group_row(there: Namespace, key: str, run: Run | None) -> KeyRow:
@@ -200,8 +276,13 @@ def _group_row(there: Namespace, key: str, run: Run | None) -> KeyRow:
         ends_of(members, there.form_of(Name(key))),
         max(members.values(), key=lambda entry: entry.updated_at or ""),
     )
+    every = {Name(key, member): age_of(there, Name(key, member), entry) for member, entry in members.items()}
+    ages = {name: age for name, age in every.items() if age is not None}
+    oldest = max(ages, key=lambda name: ages[name], default=None)
+    shared = last.updated_at if len(ages) < len(members) else None
+    aged = Aged(None if oldest is None else ages[oldest], shared=shared, name=oldest)
     lag = None if ends is None else ends.lag
-    return KeyRow(Name(key), last, "", lag, _rows_of(run, key), None, len(members), ends)
+    return KeyRow(Name(key), last, "", lag, aged, _rows_of(run, key), len(members), ends)
 
 
 def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
@@ -230,7 +311,8 @@ def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
         "namespace": there.state_key,
         "group": key,
         "page": page._replace(items=rows),
-        "asked": asked._replace(sort=sort),
+        "asked": asked,
+        "sort": sort,
         "known": len(layout.members),
         "rows": _rows_of(run, key),
         "run": run,
@@ -275,7 +357,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     entry, past = there.entry(name), _past(there, name)
     if entry is None and not past:
         raise AbsentError(there.absent(*name) if there.names or there.groups else f"{there.state_key!r} holds nothing")
-    run, form = last_run(there), there.form_of(name)
+    run, form, held = last_run(there), there.form_of(name), holder_of(there)
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
     return {
@@ -288,11 +370,12 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "latest": past[0] if past else None,
         "run": run,
         "rows": _rows_of(run, name.key),
-        "read": None if entry is None else _read_later(there, name, entry),
+        "aged": None if entry is None else _aged(there, name, entry, past[0].at if past else None),
         "drawn": _drawn(past or [], name, form),
         "keeps_history": past is not None,
         "page": page._replace(items=steps),
-        "held": holder_of(there),
+        "held": held,
+        "state": None if run is None else how_far(run, held),
         **({} if entry is None else _cursor(entry.value)),
         "rewind": None if entry is None else _rewind(there, name, entry, past or [], commands),
     }
@@ -401,26 +484,50 @@ def _said(steps: Sequence[PlottedChange]) -> str:
 # Runs
 
 
+class StreamRows(NamedTuple):
+    """What a run did with a stream, or with all members of a group."""
+
+    name: str
+    rows: Rows
+    read: bool
+    """Whether it is known that the run read it to its end."""
+
+
+STREAMS = 30
+"""Streams of a run that the page names at most, with rows and without."""
+
+
 def runs_shown(there: Namespace, number: int, commands: Commands) -> dict[str, Any]:
     """Return what the page of a namespace's runs shows."""
-    found = runs_of(there)
+    found, held = runs_of(there), holder_of(there)
     keeps = isinstance(there.store, KeepsHistory)
     page = paged(found, number, PAST)
-    rows = [
-        {
-            "run": run,
-            "took": _took(run),
-            "rows": Rows(*(sum(stream.get(what, 0) for stream in run.streams.values()) for what in Rows._fields)),
-            "undo": commands.restore(there.state_key, run.started) if run.outcome == "failed" else None,
-            "changed": commands.differences(there.state_key, run.started),
-        }
-        for run in page.items
-    ]
     return {
         "namespace": there.state_key,
-        "page": page._replace(items=rows),
-        "held": holder_of(there),
+        "page": page._replace(items=[_run_row(there, run, held, commands) for run in page.items]),
+        "held": held,
         "keeps_history": keeps and (bool(found) or RUN_KEY not in there.stored),
+    }
+
+
+def _run_row(there: Namespace, run: Run, held: Holder | None, commands: Commands) -> dict[str, Any]:
+    """Return a run with what it did: the streams with the most rows first, and those without rows by name."""
+    read = {*run.read}
+    streams = [StreamRows(name, rows, name in read) for name in run.streams if (rows := _rows_of(run, name))]
+    busy = sorted((stream for stream in streams if stream.rows.seen), key=lambda stream: -stream.rows.seen)
+    quiet = [stream for stream in streams if not stream.rows.seen]
+    return {
+        "run": run,
+        "state": how_far(run, held),
+        "took": _took(run),
+        "rows": Rows(*(sum(numbers) for numbers in zip(*(stream.rows for stream in streams), strict=True)))
+        if streams
+        else Rows(0, 0, 0, 0),
+        "busy": busy[:STREAMS],
+        "quiet": quiet[:STREAMS],
+        "more": len(busy[STREAMS:]) + len(quiet[STREAMS:]),
+        "undo": commands.restore(there.state_key, run.started) if run.outcome == "failed" else None,
+        "changed": commands.differences(there.state_key, run.started),
     }
 
 
