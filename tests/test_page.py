@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
+import shlex
 from contextlib import closing
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -14,9 +16,11 @@ from types import SimpleNamespace
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
+from click.testing import CliRunner
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, codec
+from checkpoint.cli.command import checkpoint
 from checkpoint.entries import Writer
 from checkpoint.run import lease
 from checkpoint.server import Access, Shown, create_app, views
@@ -541,19 +545,24 @@ def test_a_key_shows_who_changed_what_when_and_why(server, night):
         r"History 4 h ago 2024-05-03 08:00:00 UTC version 4, run checkpoint rewind, by anna, \S+ process \d+ "
         r'Reason: rows were missing . was: updated_at: "2024-05-03T01:00:00Z" '
         r'\+ is: updated_at: "2024-05-01T01:00:00Z" '
+        r"Undo this change: checkpoint restore crm contacts --to 3 --store \S+ "
         r"10 h ago 2024-05-03 02:00:00 UTC version 3, run nightly-3, \S+ process \d+ . was: updated_at: ",
         page.text,
     )
 
 
 def test_a_key_is_drawn_over_time_and_told_in_words(server, night):
-    page = seen(server, "key?namespace=crm&key=contacts")
+    with freeze_time("2024-05-05T08:00:00Z"):
+        page = seen(server, "key?namespace=crm&key=contacts")
     (figure,) = page.all("figure")
     assert figure["role"] == "img"
     assert figure["aria-label"] == (
         "4 commits, from 2024-05-01T02:00:00.000Z to 2024-05-03T08:00:00.000Z: position from 2024-05-01T01:00:00Z to "
-        "2024-05-01T01:00:00Z; lag between 1 h and 2 d 7 h"
+        "2024-05-01T01:00:00Z; lag between 1 h and 2 d 7 h; unchanged for 2 d until now, lag 4 d 7 h"
     )
+    position, lag = (path["d"] for path in page.all("path")[1:4:2])
+    assert re.search(r"H1100\.0V(\S+)$", position)[1] == re.findall(r"V([0-9.]+)", position)[-2]  # it stands still
+    assert re.search(r"H1100\.0V20\.0$|H1100\.0V240\.0$", lag)  # and its lag is the largest one
     assert len(page.all("svg")) == 2
     assert len(page.all("circle")) == 16
 
@@ -566,15 +575,33 @@ def commands(page, text):
 def test_beside_each_state_stands_the_command_that_restores_it(server, night):
     text = answer(server, "key?namespace=crm&key=contacts").text
     store = f"--store server+{server.url}"
-    assert (
-        commands(None, text)
-        == [
-            f"checkpoint rewind crm contacts --by 2d {store}",
-            f"checkpoint restore crm contacts --to 3 {store}",
-            f"checkpoint restore crm contacts --to 2 {store}",
-            f"checkpoint restore crm contacts --to 1 {store}",
-        ][:3]
-    )  # what the first night stored is what is stored now
+    assert commands(None, text) == [
+        f"checkpoint rewind crm contacts --by 2d {store}",
+        f"checkpoint restore crm contacts --to 3 {store}",  # undoes the newest one
+        f"checkpoint restore crm contacts --to 3 {store}",
+        f"checkpoint restore crm contacts --to 2 {store}",
+    ]  # what the first night stored is what is stored now
+
+
+@pytest.mark.parametrize("kind", ["key", "member", "new", "deleted"])
+def test_the_newest_change_can_be_undone(server, store, kind, monkeypatch):
+    member = {"member": "a 1"} if kind == "member" else {}
+    stored = "__group__.accounts/a 1" if member else "accounts"
+    head = {"__group__.accounts": codec.encode({"members": "entries"})} if member else {}
+    for moment in ("2024-05-01T00:00:00Z", NOW):
+        if kind != "new" or moment == NOW:
+            store.commit("crm", head | {stored: at(moment), "other": at(moment)})
+    if kind == "deleted":
+        store.commit("crm", {"other": None, stored: None})
+    before = store.history("crm", stored)[0].before
+    assert before == {"new": None, "deleted": at(NOW)}.get(kind, at("2024-05-01T00:00:00Z"))
+    text = answer(server, f"key?{urlencode({'namespace': 'crm', 'key': 'accounts', **member})}").text
+    [command] = re.findall(r"Undo this change:</p>\s*<code [^>]*>([^<]*)<", text)
+    monkeypatch.setenv("CHECKPOINT_TOKEN", server.token)
+    done = CliRunner().invoke(checkpoint, [*shlex.split(html.unescape(command))[1:], "--yes"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    entry = store.load("crm").get(stored)
+    assert (None if entry is None else entry.value) == before
 
 
 def test_a_failed_run_and_a_lease_come_with_their_commands(server, store):
@@ -732,8 +759,8 @@ def test_every_stored_text_is_there_to_be_read(server, evil):
 def test_each_page_has_landmarks_headings_and_labels(server, night, path):
     accounts(night, 120)
     page = Seen(answer(server, path).text)
-    (html,), (main,) = page.all("html"), page.all("main")
-    assert html["lang"] == "en"
+    (root,), (main,) = page.all("html"), page.all("main")
+    assert root["lang"] == "en"
     assert len(page.all("h1")) == len(page.all("title")) == len(page.all("header")) == len(page.all("footer")) == 1
     assert (page.all("a")[0]["href"], main["id"]) == ("#main", "main")
     assert all(attrs.get("aria-label") for attrs in page.all("nav"))

@@ -171,7 +171,14 @@ def test_a_stream_is_found_rewound_and_seen_in_its_history(visit):
     newest = tab.locator("ol.past > li").first
     assert "run checkpoint rewind" in newest.inner_text()
     assert "Reason: rewound by 2 d" in newest.inner_text()
-    second = tab.locator("ol.past > li").nth(1)
+    rewound = tab.locator("dd.large").first.inner_text()
+    assert "1 key of 'crm' changed." in run(f"{copied(tab, newest.locator('.command'))} --yes")  # undone
+    tab.reload()
+    assert tab.locator("dd.large").first.inner_text() == before
+    assert "1 key of 'crm' changed." in run(f"{copied(tab, newest.locator('.command'))} --yes")  # and done again
+    tab.reload()
+    assert tab.locator("dd.large").first.inner_text() == rewound
+    second = tab.locator("ol.past > li").nth(3)
     second.get_by_text("Bring this state back").click()
     assert "1 key of 'crm' changed." in run(f"{copied(tab, second.locator('.command'))} --yes")
     tab.reload()

@@ -13,7 +13,7 @@ from checkpoint.errors import printable
 from checkpoint.overview import chart, words
 from checkpoint.overview.namespaces import Name, Namespace
 from checkpoint.overview.past import changes_of, check_known
-from checkpoint.overview.plotted import drawn_field, panels, plotted
+from checkpoint.overview.plotted import drawn_field, panels, plotted, standing_until
 from checkpoint.overview.positions import epoch_hint
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def plot(
 ) -> None:
     """Draw a key's position over time, and its lag.
 
-    As far back as the history reaches. The lag is how far the position was behind the clock at each commit. It is drawn
-    if the position is a time, or a number that is a time by what the job's runs or --cursor-format say. Text is drawn
-    in its order.
+    From as far back as the history reaches until now. The lag is how far the position was behind the clock at each
+    commit, and is now. It is drawn if the position is a time, or a number that is a time by what the job's runs or
+    --cursor-format say. Text is drawn in its order.
     """
     if out is not None and out.suffix.lower() not in {".svg", ".png"}:
         raise click.UsageError(f"{out} is neither SVG nor PNG: give --out a name that ends in .svg or .png")
@@ -63,12 +63,13 @@ def plot(
         return
     if form is None and steps[-1].kind == "number" and (hint := epoch_hint(steps[-1].position)):
         screen.warn(f"{steps[-1].position} is drawn as a number{hint}")
+    drawn = panels(steps, standing_until(changes, steps))
     if out is not None:
-        screen.write_file(out, _image(out, chart.svg(title, panels(steps))))
+        screen.write_file(out, _image(out, chart.svg(title, drawn)))
         screen.say(f"{words.count(len(steps), 'commit')} of {title} drawn in {out}.")
     else:
         console = screen.console()
-        console.print(chart.text(title, panels(steps), min(console.width, 120)), soft_wrap=False)
+        console.print(chart.text(title, drawn, min(console.width, 120)), soft_wrap=False)
 
 
 def _image(out: Path, svg: str) -> bytes:

@@ -28,8 +28,16 @@ class Panel(NamedTuple):
     title: str
     points: list[Point]
     label: Callable[[float], str]
+    until: Point | None = None
+    """Where the line goes on to after the last point, and its value there, which is no change; None: it ends."""
     floor: float | None = None
     """What the axis of a drawing begins with, if nothing is lower; None: with the lowest value."""
+
+    @property
+    def extents(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The first and the last time, and the lowest and the highest value."""
+        places = [*self.points, *([] if self.until is None else [self.until])]
+        return _extent([place.at for place in places]), _extent([place.value for place in places])
 
 
 def time_label(seconds: float) -> str:
@@ -52,7 +60,7 @@ def text(title: str, panels: list[Panel], width: int) -> str:
 
 def _lines(panel: Panel, width: int) -> list[str]:
     """Draw a dot where a value begins, and a line for as long as it lasts."""
-    low, high = _extent([point.value for point in panel.points])
+    _, (low, high) = panel.extents
     labels = {_ROWS - 1: panel.label(low)}
     if high > low:
         labels[0] = panel.label(high)
@@ -65,23 +73,25 @@ def _lines(panel: Panel, width: int) -> list[str]:
 
 def _grid(panel: Panel, columns: int) -> list[str]:
     """Return the rows of a panel, the highest values first."""
-    low, high = _extent([point.value for point in panel.points])
-    begin, end = _extent([point.at for point in panel.points])
+    (begin, end), (low, high) = panel.extents
     grid = [[" "] * columns for _ in range(_ROWS)]
     places = [
         (_cell(point.at, begin, end, columns - 1), _ROWS - 1 - _cell(point.value, low, high, _ROWS - 1))
         for point in panel.points
     ]
-    for (column, row), (until, _) in zip(places, [*places[1:], (columns - 1, 0)], strict=True):
+    last = columns if panel.until is not None and end > begin else columns - 1
+    for (column, row), (until, _) in zip(places, [*places[1:], (last, 0)], strict=True):
         grid[row][column + 1 : until] = "─" * max(0, until - column - 1)
     for column, row in places:
         grid[row][column] = "●"
+    if panel.until is not None and (row := _ROWS - 1 - _cell(panel.until.value, low, high, _ROWS - 1)) != places[-1][1]:
+        grid[row][columns - 1] = "○"
     return ["".join(cells) for cells in grid]
 
 
 def _axis(panel: Panel, columns: int) -> str:
     """Return the first time and, where there is room for it, the last one."""
-    begin, end = _extent([point.at for point in panel.points])
+    (begin, end), _ = panel.extents
     first, last = time_label(begin), time_label(end)
     room = columns - len(first)
     return f"{first}{last:>{room}}" if end > begin and room > len(last) else first
@@ -129,14 +139,17 @@ def drawing(panels: list[Panel], look: Look) -> str:
 
 
 def _drawing(panel: Panel, top: int, look: Look) -> list[str]:
-    low, high = _extent([*(point.value for point in panel.points), *([] if panel.floor is None else [panel.floor])])
-    begin, end = _extent([point.at for point in panel.points])
+    (begin, end), (low, high) = panel.extents
+    low = low if panel.floor is None else min(low, panel.floor)
+    high = max(high, low)
     left, right, bottom = look.left, look.width - 20, top + look.height
-    places = [
+    places: list[tuple[float, float]] = [
         (left + _share(point.at, begin, end) * (right - left), bottom - _share(point.value, low, high) * look.height)
         for point in panel.points
     ]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
+    if panel.until is not None:
+        path += f"H{right:.1f}V{bottom - _share(panel.until.value, low, high) * look.height:.1f}"
     return [
         _label(panel.title, left, top - 6, "start"),
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="{look.axis}"/>',

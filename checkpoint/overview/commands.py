@@ -14,6 +14,7 @@ from checkpoint.streams.values import epoch_named
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from checkpoint.entries import Change
     from checkpoint.overview.namespaces import Name
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
@@ -43,6 +44,12 @@ class Commands:
         """Return the command that brings a key or member back to a version or moment; None: the namespace."""
         words = [namespace] if name is None else [namespace, name.key]
         return self._line("restore", words, [*_member(name), "--to", to])
+
+    def undo(self, namespace: str, name: Name, change: Change) -> str:
+        """Return the command that brings a key or member back to what it was before a commit."""
+        words = [namespace, name.key]
+        new = ["--delete"] if change.before is None else []
+        return self._line("restore", words, [*_member(name), "--to", str(change.version - 1), *new])
 
     def differences(self, namespace: str, since: str) -> str:
         """Return the command that shows what has changed in a namespace since a version or moment."""

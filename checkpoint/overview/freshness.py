@@ -83,7 +83,8 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
     form = there.form_of(name, limits.form)
     age, lag = age_of(there, name, entry), lag_of(entry.value, form)
     if done is not None and _against(age, limits.age) != "fresh":
-        age = min([*([] if age is None else [age]), *done.read_since(name)], default=None)
+        known = done.read_since(name) if age is None else [age, *done.read_since(name)]
+        age = min(known, default=None)
     of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
     is_anothers = of_age == "unknown" and there.shares(name)
     if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":

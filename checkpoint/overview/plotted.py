@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.errors import printable
 from checkpoint.overview import chart
-from checkpoint.overview.moments import instant
+from checkpoint.overview.moments import instant, now
 from checkpoint.overview.namespaces import AbsentError
 from checkpoint.overview.positions import measured
 from checkpoint.overview.words import cursor_of, span
@@ -110,14 +110,27 @@ def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
     return [(places[text], "text") for text in texts]
 
 
-def panels(steps: list[PlottedChange]) -> list[chart.Panel]:
-    """Return the charts of changes, at least one: their position, and where it is a time their lag."""
+def standing_until(changes: list[Change], steps: list[PlottedChange]) -> float | None:
+    """Return the time, until which the last of the changes stands; None: what is stored now was not drawn."""
+    moment, last = now().timestamp(), instant(changes[0].at) if changes else None
+    is_last = bool(steps) and steps[-1].version == changes[0].version
+    return moment if is_last and last is not None and last.timestamp() < moment else None
+
+
+def panels(steps: list[PlottedChange], until: float | None = None) -> list[chart.Panel]:
+    """Return the charts of changes, at least one: their position, and where it is a time their lag.
+
+    The line goes on to `until`, as long as the last one stands: while a position stands still its lag grows.
+    """
     moments = [at.timestamp() for step in steps if (at := instant(step.at)) is not None]
     points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
-    drawn = [chart.Panel("position", points, _axis_label(steps))]
+    last = steps[-1]
+    standing = None if until is None else chart.Point(until, last.scale)
+    drawn = [chart.Panel("position", points, _axis_label(steps), standing)]
     lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
     if lags:
-        drawn.append(chart.Panel("lag", lags, span))
+        growing = None if until is None else chart.Point(until, until - last.scale)
+        drawn.append(chart.Panel("lag", lags, span, growing))
     return drawn
 
 

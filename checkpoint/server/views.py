@@ -23,7 +23,7 @@ from checkpoint.overview.freshness import (
 from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
 from checkpoint.overview.past import changes_of
-from checkpoint.overview.plotted import drawn_field, panels, plotted
+from checkpoint.overview.plotted import drawn_field, panels, plotted, standing_until
 from checkpoint.overview.positions import lag_of, position_of
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.stored import BESIDE
@@ -345,6 +345,8 @@ class Step(NamedTuple):
     lines: list[Line]
     restore: str | None
     """The command that brings its value back; None: it is what is stored now."""
+    undo: str | None = None
+    """Of the newest commit: the command that takes it back."""
 
 
 def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> dict[str, Any]:
@@ -360,6 +362,8 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     run, form, held = last_run(there), there.form_of(name), holder_of(there)
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
+    if steps and page.number == 1 and steps[0].change.before != steps[0].change.after:
+        steps[0] = steps[0]._replace(undo=commands.undo(there.state_key, name, steps[0].change))
     return {
         "namespace": there.state_key,
         "name": name,
@@ -467,18 +471,24 @@ def _drawn(past: list[Change], name: Name, form: str | None) -> Drawn | None:
         steps = plotted(past, drawn_field(past, name, form), form)
     except AbsentError:
         return None
-    if len(steps) < 2:
+    until = standing_until(past, steps)
+    if len(steps) < (1 if until is not None else 2):
         return None
-    drawn = [panel if panel.title != "lag" else panel._replace(floor=0.0) for panel in panels(steps)]
-    return Drawn(len(steps), _said(steps), chart.drawing(drawn, _WIDE), chart.drawing(drawn, _NARROW))
+    every = panels(steps, until)
+    drawn = [panel if panel.title != "lag" else panel._replace(floor=0.0) for panel in every]
+    return Drawn(len(steps), _said(steps, every), chart.drawing(drawn, _WIDE), chart.drawing(drawn, _NARROW))
 
 
-def _said(steps: Sequence[PlottedChange]) -> str:
+def _said(steps: Sequence[PlottedChange], drawn: Sequence[chart.Panel]) -> str:
     first, last = steps[0], steps[-1]
     commits, moved = words.count(len(steps), "commit"), f"position from {first.position} to {last.position}"
     said = f"{commits}, from {first.at} to {last.at}: {moved}"
     lags = [step.lag for step in steps if step.lag is not None]
-    return f"{said}; lag between {words.span(min(lags))} and {words.span(max(lags))}" if lags else said
+    if lags:
+        said += f"; lag between {words.span(min(lags))} and {words.span(max(lags))}"
+    grown = [f", lag {words.span(panel.until.value)}" for panel in drawn if panel.title == "lag" and panel.until]
+    stands = f"; unchanged for {words.age(last.at)} until now{''.join(grown)}"
+    return said if drawn[0].until is None else said + stands
 
 
 # Runs
