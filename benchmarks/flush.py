@@ -23,6 +23,8 @@ from checkpoint.stores.truto import CONCURRENCY, TrutoStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from checkpoint.stores.base import Store
+
     Run = Callable[[], float]
 
 LOOP = "requests.patch loop"
@@ -57,8 +59,8 @@ def flush(latency: int, count: int, rounds: int) -> Case:
         keys = [f"stream_{number:06}" for number in range(count)]
         rest = Rest()
         contestants = {
-            OURS: ours(stack, url, keys, rest),
-            OVERWRITE: ours(stack, url, keys, rest, on_conflict="overwrite"),
+            OURS: committing(stack, TrutoStore(url, TOKEN), keys, rest),
+            OVERWRITE: committing(stack, TrutoStore(url, TOKEN), keys, rest, on_conflict="overwrite"),
             **peers(stack, url, keys),
             f"{CONCURRENCY} raw sockets (floor)": sockets(stack, url, keys, CONCURRENCY),
         }
@@ -82,8 +84,10 @@ class Rest:
         self._until = max(self._until, time.monotonic()) + requests * 10 / 500 * 1.5
 
 
-def ours(stack: ExitStack, url: str, keys: list[str], rest: Rest, **options: Any) -> Run:
-    store = TrutoStore(url, TOKEN)
+def committing(
+    stack: ExitStack, store: Store, keys: list[str], rest: Rest, counts: dict[str, float] | None = None, **options: Any
+) -> Run:
+    """Return a round of a run that changes all of these keys and commits; it counts its requests."""
     stack.callback(store.close)
     cp = stack.enter_context(Checkpointer(NAMESPACE, store, **options))
     numbers = itertools.count(1)
@@ -99,6 +103,8 @@ def ours(stack: ExitStack, url: str, keys: list[str], rest: Rest, **options: Any
         seconds = time.perf_counter() - started
         if len(commit.keys) != len(keys) or commit.retries:
             fail(f"not the flush that was meant: {commit}")
+        if counts is not None:
+            counts["requests"] = commit.requests
         return seconds
 
     return run

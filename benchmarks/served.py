@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from harness import fail
 from checkpoint.codec import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
 TOKEN = "a-token"
 NAMESPACE = "sync_job_123"
@@ -56,6 +58,38 @@ def server(
                 yield url
             finally:
                 process.terminate()
+
+
+@contextmanager
+def killed() -> Generator[tuple[str, Path, Callable[[], None]]]:
+    """Serve a SQLite file by `checkpoint serve`; its URL, the file, and a call that kills it and starts it again."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
+        path = Path(folder, "state.db")
+        command = [sys.executable, "-m", "checkpoint", "serve", "--store", f"sqlite:///{path}", "--port", str(port)]
+        environment = {**os.environ, "CHECKPOINT_SERVER_TOKEN": TOKEN}
+        running: list[subprocess.Popen[str]] = []
+
+        def start() -> None:
+            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+            if not (running[-1].stdout and running[-1].stdout.readline()):
+                fail("the server did not start")
+
+        def kill() -> None:
+            end()
+            start()
+
+        def end() -> None:
+            process = running.pop()
+            process.kill()
+            process.communicate()
+
+        start()
+        try:
+            yield f"http://127.0.0.1:{port}", path, kill
+        finally:
+            end()
 
 
 def streams(count: int) -> dict[str, str]:

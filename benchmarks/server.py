@@ -1,4 +1,4 @@
-"""Our own server: 100 changed keys in one request, one key beside many, and eight clients at once.
+"""Our own server: 100 changed keys in one request, one key beside many, eight clients, and a server that is killed.
 
 The vendor's API and the loop of requests write to the same server, in the same rounds.
 """
@@ -13,13 +13,13 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import served
-from flush import LOOP, Rest, fresh, one_by_one
-from harness import OURS, Case, case, chosen, compare, fail, main, peer, settings
+from flush import LOOP, Rest, committing, fresh, one_by_one
+from harness import OURS, Case, case, chosen, compare, main, peer, settings
 from served import NAMESPACE, TOKEN, streams
 
 from checkpoint import Checkpointer
 from checkpoint.codec import encode
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, CommitUnknown, Conflict
 from checkpoint.stores.server import ServerStore
 from checkpoint.stores.truto import TrutoStore
 
@@ -39,11 +39,11 @@ PACKAGES = ("fastapi", "httpx", "httpx2", "requests", "starlette", "uvicorn", "h
 
 
 def cases(quick: bool) -> list[Case]:
-    """Measure at three latencies; beside few keys and many; and eight clients."""
-    many, seconds = (1_000, 2.0) if quick else (MANY, settings.seconds)
+    """Measure at three latencies; beside few keys and many; eight clients; and eight that count while it is killed."""
+    many, seconds, every = (1_000, 2.0, 1.0) if quick else (MANY, settings.seconds, 3.0)
     rounds = {50: 1} if quick else {50: 3, 5: 5, 0: 9}
     measured = [flush(latency, 20 if quick else 100, count) for latency, count in rounds.items()]
-    return [*measured, *beside(many, 5 if quick else 50), clients(seconds)]
+    return [*measured, *beside(many, 5 if quick else 50), clients(seconds), killed(seconds, every)]
 
 
 def flush(latency: int, count: int, rounds: int) -> Case:
@@ -53,8 +53,8 @@ def flush(latency: int, count: int, rounds: int) -> Case:
         keys = [*streams(count)]
         requests = {OURS: {"requests": 0.0}, VENDOR: {"requests": 0.0}}
         contestants = {
-            OURS: committing(stack, ServerStore(url, TOKEN), keys, Rest(free=True), requests[OURS]),
-            VENDOR: committing(stack, TrutoStore(url, TOKEN), keys, Rest(), requests[VENDOR]),
+            OURS: committing(stack, ServerStore(url, TOKEN), keys, Rest(free=True), requests[OURS], record_run=False),
+            VENDOR: committing(stack, TrutoStore(url, TOKEN), keys, Rest(), requests[VENDOR], record_run=False),
         }
         with peer("requests"):
             import requests as library  # it may be missing
@@ -67,30 +67,8 @@ def flush(latency: int, count: int, rounds: int) -> Case:
             requests[LOOP] = {"requests": float(count)}
         times, name = GOALS[latency], f"own server, {count} keys, {latency} ms"
         goal = (f"≥ {times} × as fast as the {LOOP}", lambda figures: figures[LOOP].ratio >= times)
-        return compare(name, rounds, contestants, goal if LOOP in contestants else None, requests)
-
-
-def committing(stack: ExitStack, store: Store, keys: list[str], rest: Rest, counts: dict[str, float]) -> Run:
-    """Return a round of a run that changes all of these keys and commits."""
-    stack.callback(store.close)
-    cp = stack.enter_context(Checkpointer(NAMESPACE, store, record_run=False))
-    numbers = itertools.count(1)
-
-    def run() -> float:
-        cp.reload()  # the other contestants write the same keys
-        rest.take(len(keys) + 2)
-        cursor = fresh(numbers)
-        started = time.perf_counter()
-        for key in keys:
-            cp[key] = cursor
-        commit = cp.commit()
-        seconds = time.perf_counter() - started
-        if len(commit.keys) != len(keys) or commit.retries:
-            fail(f"not the flush that was meant: {commit}")
-        counts["requests"] = commit.requests
-        return seconds
-
-    return run
+        wanted = LOOP in contestants and count >= 100  # fewer keys cannot be so many times as fast
+        return compare(name, rounds, contestants, goal if wanted else None, requests)
 
 
 def beside(many: int, rounds: int) -> list[Case]:
@@ -169,6 +147,55 @@ def one_client(url: str, namespace: str, seconds: float) -> tuple[list[float], i
                 errors += 1
             times.append(time.perf_counter() - started)
     return times, errors
+
+
+def killed(seconds: float, every: float) -> Case:
+    """Measure eight processes that count in one key, while the server is killed and started again."""
+    with served.killed() as (url, path, kill), multiprocessing.get_context("spawn").Pool(CLIENTS) as pool:
+        told = pool.starmap_async(one_counter, [(url, seconds)] * CLIENTS)
+        kills = 0
+        while not told.ready():
+            told.wait(every)
+            kill()
+            kills += 1
+        counters = told.get()
+        with Checkpointer(NAMESPACE, f"sqlite:///{path}") as cp:
+            stored = cp["count"]["n"]
+    times = [each for one, _ in counters for each in one]
+    unknown = sum(one for _, one in counters)
+    figures = {"kills": kills, "counted": len(times), "stored": stored, "unknown": unknown}
+    said = ("each count is stored once", lambda _: len(times) <= stored <= len(times) + unknown)
+    name = f"{CLIENTS} count in one key, killed each {every:g} s"
+    return case(name, {OURS: times}, said, {OURS: {what: float(number) for what, number in figures.items()}})
+
+
+def one_counter(url: str, seconds: float) -> tuple[list[float], int]:
+    """Count for so many seconds; return what each count took, tries included, and how many have an unknown outcome."""
+    times: list[float] = []
+    unknown = 0
+    with closing(ServerStore(url, TOKEN)) as store, Checkpointer(NAMESPACE, store) as cp:
+        until = time.perf_counter() + seconds
+        while (started := time.perf_counter()) < until:
+            if count(cp):
+                times.append(time.perf_counter() - started)
+            else:
+                unknown += 1
+    return times, unknown
+
+
+def count(cp: Checkpointer) -> bool:
+    """Add one, to what others have counted meanwhile too; tell whether that is certain."""
+    while True:
+        cp["count"] = {"n": cp.get("count", {"n": 0})["n"] + 1}
+        try:
+            cp.commit()
+        except Conflict:
+            cp.discard()
+        except CommitUnknown:
+            cp.reload()
+            return False
+        else:
+            return True
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from checkpoint import (
     ValueTooLarge,
     open_store,
 )
-from checkpoint.entries import RUN_KEY, Entry
+from checkpoint.codec import encode
+from checkpoint.entries import RUN_KEY, Entry, Writer
 from checkpoint.server.access import Access
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer, Cut, Drop, Hang, Hook
@@ -192,14 +193,24 @@ def test_an_equal_value_of_before_is_not_the_commits(api, store):
     assert store.commit("job", {"a": "same"}, receipt.entries, run_id="run").entries["a"].version == 3
 
 
-def test_a_lost_commit_over_which_another_wrote_is_a_conflict(api, store):
+def written_over(api, cp):
+    """Commit `a` and `b`, whose answer is lost, and let another writer replace `b` at once; return what that wrote."""
+    theirs = []
+    then = Hook(after=lambda: theirs.append(api.store.commit("job", {"b": "theirs"}).entries["b"]), then=Drop(True))
+    script(api, then)
+    cp["a"], cp["b"] = B, B
+    return theirs
+
+
+def test_a_lost_commit_over_which_another_wrote_is_found(api, store):
+    """History tells of it; the next commit is the one that meets the other writer."""
     with Checkpointer("job", store) as cp:
         cp["a"], cp["b"] = A, A
         cp.commit()
-        theirs = []
-        then = Hook(after=lambda: theirs.append(api.store.commit("job", {"b": "theirs"}).entries["b"]), then=Drop(True))
-        script(api, then)
-        cp["a"], cp["b"] = B, B
+        theirs = written_over(api, cp)
+        commit = cp.commit()
+        assert commit.keys == ("a", "b")
+        cp["b"] = A
         with pytest.raises(Conflict) as caught:
             cp.commit()
         assert (caught.value.key, caught.value.found) == ("b", theirs[0])
@@ -207,6 +218,61 @@ def test_a_lost_commit_over_which_another_wrote_is_a_conflict(api, store):
         assert (cp.raw["b"], cp["a"]) == ("theirs", B)
         cp["b"] = B
         cp.commit()
+    assert [change.after for change in api.store.history("job", "a")] == [encode(B), encode(A)]
+
+
+def test_a_lost_commit_over_which_another_deleted_is_found(api, store):
+    written = store.commit("job", {"gone": "1"}).entries
+    script(api, Hook(after=lambda: api.store.commit("job", {"new": None}), then=Drop(True)))
+    receipt = store.commit("job", {"new": "2", "gone": None}, {**written, "new": None}, run_id="run")
+    assert receipt.entries["new"][:2] == ("new", "2")
+    (_, own) = api.store.history("job", "new")
+    assert (receipt.entries["new"].version, receipt.entries["new"].updated_at) == (own.version, own.at)
+    assert store.load("job") == {}
+
+
+def test_without_history_what_was_lost_and_replaced_conflicts():
+    with ApiServer(MemoryStore(keep=0)) as api, opened(api) as store, Checkpointer("job", store) as cp:
+        cp["a"], cp["b"] = A, A
+        cp.commit()
+        theirs = written_over(api, cp)
+        with pytest.raises(Conflict) as caught:
+            cp.commit()
+        assert (caught.value.key, caught.value.found) == ("b", theirs[0])
+        cp.discard()
+        assert (cp.raw["b"], cp["a"]) == ("theirs", B)
+
+
+@pytest.mark.parametrize("writes", [1, 3, 4])
+def test_what_history_has_forgotten_is_unknown(writes):
+    """The server keeps three changes: with the commit's own, two of others."""
+    with ApiServer(MemoryStore(keep=3)) as api, opened(api) as store:
+        base = store.commit("job", {"a": "0"}).entries
+
+        def others():
+            for number in range(writes):
+                api.store.commit("job", {"a": f"other {number}"})
+
+        script(api, Hook(before=others, then=Drop()))  # it does not land
+        with pytest.raises(CommitUnknown if writes > 3 else Conflict) as caught:
+            store.commit("job", {"a": "1"}, base, run_id="run")
+        assert caught.value.unsettled == {"a"}
+
+
+@pytest.mark.parametrize("process", [1, os.getpid()])
+def test_what_another_process_did_alike_is_not_the_commits(api, store, process):
+    base = store.commit("job", {"a": "1"}).entries
+
+    def others():
+        api.store.commit("job", {"a": "2"}, run_id="run", writer=Writer(host(), process))
+        api.store.commit("job", {"a": "3"})
+
+    script(api, Hook(before=others, then=Drop()))
+    if process == os.getpid():  # then it is the commit's own
+        assert store.commit("job", {"a": "2"}, base, run_id="run").entries["a"].version == 2
+    else:
+        with pytest.raises(Conflict):
+            store.commit("job", {"a": "2"}, base, run_id="run")
 
 
 def test_a_commit_that_lands_after_it_was_read_back_is_own(api, store):
@@ -591,7 +657,7 @@ def test_a_forked_child_has_connections_of_its_own(api, store):
 
 def test_a_store_tells_after_three_seconds_that_it_waits(api, caplog):
     started = time.monotonic()
-    script(api, *[Answer(503)] * 60, path=STATE)
+    script(api, *[Answer(503, headers={"Retry-After": "1"})] * 60, path=STATE)
     with opened(api, deadline=5.0) as store, pytest.raises(StoreUnavailable):
         store.load("job")
     assert time.monotonic() - started < 8

@@ -12,10 +12,10 @@ from urllib.parse import quote, urlencode
 
 import orjson
 
-from checkpoint.entries import Entry, Receipt, Writer
+from checkpoint.entries import Entry, Receipt, Writer, has_history, named
 from checkpoint.errors import CommitUnknown, Conflict, StoreError, Unauthorized, ValueTooLarge
 from checkpoint.stores import service, wire
-from checkpoint.stores.base import check_changes, check_name, holds, unchanged
+from checkpoint.stores.base import check_changes, check_name, entries_of, holds, unchanged
 from checkpoint.stores.history import check_question, writer_of
 from checkpoint.stores.listing import listed
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline
@@ -154,7 +154,7 @@ class ServerStore:
         }
         run, last_look = Requests(self._base_url), min(self._timeout, self._deadline / 2)
         calls = _Calls(self._service, run, Deadline(self._deadline - last_look), self._note)
-        commit = _Commit(calls, state_key, changes, base, run_id, orjson.dumps(fields))
+        commit = _Commit(calls, state_key, changes, base, run_id, author, orjson.dumps(fields))
         return self._service.commit(run, lambda: commit.settle(last_look))
 
     def namespaces(self) -> list[str]:
@@ -299,6 +299,7 @@ class _Commit:
         changes: Mapping[str, str | None],
         base: Mapping[str, Entry | None],
         run_id: str | None,
+        author: Writer,
         body: bytes,
     ) -> None:
         self._call = call  # whose deadline leaves time for the last look
@@ -306,6 +307,7 @@ class _Commit:
         self._changes = changes
         self._base = base
         self._run_id = run_id
+        self._author = author
         self._body = body
         self._in_doubt = False
         self._lost = False
@@ -338,8 +340,9 @@ class _Commit:
                 self._late |= lost.late
             raise
         except Conflict:
-            # An attempt that landed after it was read back is what this one conflicts with.
-            if self._lost and (receipt := self._read_back()) is not None:
+            # What this one conflicts with may be an attempt that landed after it was read back, or what another writer
+            # wrote over one that had landed before.
+            if self._lost and (receipt := self._read_back() or self._remembered()) is not None:
                 return receipt
             raise
 
@@ -432,6 +435,35 @@ class _Commit:
                     return False
                 written.append(entry)
         return len({entry.version for entry in written}) < 2
+
+    def _remembered(self) -> Receipt | None:
+        """Return what history tells of an attempt that landed; None: of none, or nothing is kept of these keys.
+
+        Raises:
+            Again: the server cannot say now.
+            CommitUnknown: so many have written since that history has forgotten what came after the base.
+
+        """
+        base = self._base
+        compared = (key for key in self._changes if key in base and has_history(key))
+        key = next((key for key in compared if self._changes[key] is not None or base[key] is not None), None)
+        if key is None:
+            return None
+        expected, asked = base[key], {"state_key": self._state_key, "key": str.__str__(key)}
+        before, version = (expected.value, expected.version or 0) if expected is not None else (None, 0)
+        meant = (before, self._changes[key], self._run_id, self._author.host, self._author.process)
+        try:
+            told = self._call.result(wire.HISTORY, asked, wire.change_of)
+        except StoreError:
+            return None
+        since = [each for each in told if each.version > version and (each.key, each.member) == named(key)]
+        for each in since:
+            if (each.before, each.after, each.run_id, each.host, each.process) == meant:
+                stored = {key: entry for key, entry in base.items() if entry is not None}
+                return self._receipt(entries_of(self._changes, stored, each.at, self._run_id, each.version))
+        if since and [each.before for each in since] != [*(each.after for each in since[1:]), before]:
+            raise CommitUnknown(self._state_key, self._changes)
+        return None
 
     def _give_up(self, last: Again, last_look: float) -> Receipt:
         """Read back once more after the last attempt, and say what is known."""
