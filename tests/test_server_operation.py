@@ -157,6 +157,44 @@ def test_fault_100_the_times_are_those_of_the_contract():
     assert serving.DRAIN + 0.5 < 9 < serving.KILL == 10
 
 
+CHUNKED = "POST /v1/commit HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+NOT_HTTP = {
+    "noise": b"\x16\x03\x01\x02\x00\x01\x00\xfc\r\n\r\n",
+    "no host": b"GET /v1 HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /v1 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "a path that is not ASCII": f"GET /v1/state?state_key=\u00e9 HTTP/1.1\r\n{HEAD}\r\n".encode(),
+    "a length that is none": f"POST /v1/commit HTTP/1.1\r\n{HEAD}Content-Length: x\r\n\r\n".encode(),
+    "a chunk that is none": f"{CHUNKED}Authorization: Bearer {TOKEN}\r\n\r\nzz\r\n".encode(),
+    "a long head": b"GET /v1 HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+}
+
+
+def test_what_is_not_http_is_refused_in_one_form():
+    with running("--store", "memory://x") as (process, client):
+        for what, request in NOT_HTTP.items():
+            with connected(client) as connection:
+                connection.sendall(request)
+                head, _, body = read_all(connection).partition(b"\r\n\r\n")
+                assert (head.split(b"\r\n")[0], json.loads(body)["error"]) == (
+                    b"HTTP/1.1 400 Bad Request",
+                    "Bad Request",
+                ), what
+        status, said, _ = ended(process)
+    assert (status, {*said.splitlines()}) == (0, {"Invalid HTTP request received."})
+
+
+def test_a_bad_chunk_after_the_answer_ends_the_connection():
+    with running("--store", "memory://x") as (process, client), connected(client) as connection:
+        connection.sendall(f"{CHUNKED}\r\n".encode())
+        answer = connection.recv(65536)  # 401, before the body has come
+        connection.sendall(b"zz\r\n")
+        answer += read_all(connection)
+        status, said, _ = ended(process)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert (status, said) == (0, "Invalid HTTP request received.\n")
+
+
 def test_a_connection_that_asks_nothing_is_closed_without_a_word():
     with running("--store", "memory://x", HEAD=0.5) as (_, client), connected(client) as connection:
         assert read_all(connection) == b""

@@ -29,6 +29,7 @@ from checkpoint import (
 from checkpoint.codec import encode
 from checkpoint.entries import RUN_KEY, Entry, Writer
 from checkpoint.server.access import Access
+from checkpoint.server.apart import apart
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer, Cut, Drop, Hang, Hook
 
@@ -131,12 +132,13 @@ def test_only_tokens_of_all_namespaces_see_the_store(tmp_path):
         )
     )
     with (
-        closing(SQLiteStore(tmp_path / "state.db")) as kept,
+        closing(apart(SQLiteStore(tmp_path / "state.db"))) as kept,
         ApiServer(kept, token=Access([], tmp_path / "tokens")) as api,
         opened(api, token="a") as whole,
         opened(api, token="b") as part,
     ):
         assert whole.facts().keys() == {"server", "SQLite", "journal mode", "file"}
+        assert whole.facts()["server"].endswith(", over SQLiteStore")
         assert part.facts() == {"server": whole.facts()["server"].removesuffix(", over SQLiteStore")}
         assert abs((part.clock() - datetime.now(timezone.utc)).total_seconds()) < 60
 

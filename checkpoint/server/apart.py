@@ -18,6 +18,11 @@ def apart(store: Store) -> Store:
     return ReadsApart(store) if isinstance(store, SQLiteStore) and store.path is not None else store
 
 
+def kind(store: Store) -> str:
+    """Return the name of a store's class, as users know it."""
+    return SQLiteStore.__name__ if isinstance(store, ReadsApart) else type(store).__name__
+
+
 class ReadsApart:
     """A SQLite store with a second connection for reading: one connection serves one thread at a time."""
 

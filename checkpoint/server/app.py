@@ -228,8 +228,10 @@ def _refusal(request: Request, error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, HTTPException):
-        wrong_method = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
-        return Refusal(error.status_code, error.detail, {"Allow": _allowed(request)} if wrong_method else None)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = _allowed(request)
+            return Refusal(405, f"this path takes {allowed}", {"Allow": allowed})
+        return Refusal(error.status_code, error.detail)
     for kind, status in _STATUSES:
         if isinstance(error, kind):
             return Refusal(status, str(error))

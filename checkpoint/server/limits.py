@@ -14,6 +14,7 @@ request at once, so those who send half of one by the hundred close each other.
 from __future__ import annotations
 
 import sys
+from http import HTTPStatus
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,12 @@ class LimitedProtocol(H11Protocol):
         """Answer in HTTP/1.1 who asks for another protocol (RFC 9110, section 7.8), and log no advice of uvicorn."""
         return False
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, and close; uvicorn fails where an answer was given before the body had come."""
+        self._say(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1 as it should be, or its head is too long")
+        self.transport.close()
+        self._watch()
+
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         super().on_response_complete()
@@ -146,15 +153,18 @@ class LimitedProtocol(H11Protocol):
 
     def _too_late(self, limit: str, seconds: float) -> None:
         """Say that it took too long, and close; one that never sent anything is told nothing."""
-        begun = limit == "body" or self.conn.trailing_data[0]
-        cycle: Any = self.cycle  # None before the first request, whatever uvicorn's types say
-        if begun and (cycle is None or not cycle.response_started or cycle.response_complete):
-            said = f"the {limit} of a request must not take longer than {seconds:g} s"
-            body = orjson.dumps({"statusCode": 408, "error": "Request Timeout", "message": said})
-            head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        if limit == "body" or self.conn.trailing_data[0]:
+            self._say(HTTPStatus.REQUEST_TIMEOUT, f"the {limit} of a request must not take longer than {seconds:g} s")
         self.transport.close()  # the application's `receive` tells it
         self._watch()
+
+    def _say(self, status: HTTPStatus, message: str) -> None:
+        """Refuse a request to which no answer has begun, in the form of every other refusal."""
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            return
+        body = orjson.dumps({"statusCode": status, "error": status.phrase, "message": message})
+        head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
 
     def _watch(self, before: float = inf) -> None:
         """Close a connection whose client has read nothing of what was written before."""

@@ -20,6 +20,7 @@ from starlette.responses import StreamingResponse
 
 from checkpoint.entries import Writer
 from checkpoint.errors import CheckpointError, CommitUnknown, Conflict, StoreUnavailable, ValueTooLarge
+from checkpoint.server.apart import kind
 from checkpoint.server.messages import Problem, Refusal, asked_state_key, body_of, json_response, query_of, valid_name
 from checkpoint.stores import wire
 from checkpoint.stores.base import Atomic, ListsNamespaces, ReadsKeys, TellsFacts, history_of, utc_now
@@ -156,7 +157,7 @@ class V1:
 
     @property
     def _name(self) -> str:
-        return type(self._store).__name__
+        return kind(self._store)
 
     async def _question(self, request: Request, *names: str) -> dict[str, Any]:
         """Return what a query, or the body of a POST, asks for."""
