@@ -338,6 +338,18 @@ def test_a_run_without_an_end_is_said_to_run_or_to_be_dead(server, store):
         assert "An exclusive run holds this namespace" not in told("held")[2]
 
 
+def test_a_position_ahead_of_the_clock_comes_first(server, store):
+    store.commit("ahead", {"contacts": at("2024-06-03T00:00:00Z"), "deals": at("2024-05-03T11:00:00Z")})
+    store.commit("slow", {"contacts": at("2024-04-01T00:00:00Z")})
+    with freeze_time(NOW):
+        text = seen(server).text
+        page = seen(server, "key?namespace=ahead&key=contacts").text
+    assert "1 with a position ahead of the clock 1 behind by more than a day" in text
+    assert re.search(r"ahead 1?.*1 h behind deals ahead of the clock contacts .* slow ", text)
+    assert "The position is ahead of the clock by 30 d." in page
+    assert "Read again from two days before now: checkpoint rewind ahead contacts --by 33d" in page
+
+
 def test_streams_without_rows_are_told_with_a_run(server, store):
     with Checkpointer("crm", store, record_run=True) as cp:
         for number in range(40):
@@ -561,8 +573,8 @@ def test_a_key_is_drawn_over_time_and_told_in_words(server, night):
         "2024-05-01T01:00:00Z; lag between 1 h and 2 d 7 h; unchanged for 2 d until now, lag 4 d 7 h"
     )
     position, lag = (path["d"] for path in page.all("path")[1:4:2])
-    assert re.search(r"H1100\.0V(\S+)$", position)[1] == re.findall(r"V([0-9.]+)", position)[-2]  # it stands still
-    assert re.search(r"H1100\.0V20\.0$|H1100\.0V240\.0$", lag)  # and its lag is the largest one
+    assert re.search(r"L1100\.0 (\S+)$", position)[1] == re.findall(r"V([0-9.]+)", position)[-1]  # it stands still
+    assert lag.endswith("L1100.0 240.0")  # and its lag has grown to be the largest one
     assert len(page.all("svg")) == 2
     assert len(page.all("circle")) == 16
 

@@ -73,7 +73,7 @@ def test_a_namespace_called_like_the_variable_is_quoted():
     assert "'$CHECKPOINT_STORE'" in Commands().unlock("$CHECKPOINT_STORE")
 
 
-EPOCH = 1_700_000_000
+EPOCH = 1_714_600_000
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,8 @@ EPOCH = 1_700_000_000
         ({"updated_at": "2024-05-01T10:00:00Z"}, None, "--by 2d"),
         ({"updated_at": "2024-05-01 10:00"}, None, "--by 2d"),
         ({"updated_at": "2024-05-01T10:00:00Z", "page": 3}, None, "--by 2d --field updated_at"),
+        ({"updated_at": "2024-05-03T00:04:00Z"}, None, "--by 2d"),
+        ({"updated_at": "2024-06-03T00:00:00Z"}, None, "--by 33d"),  # to two days before now
         ({"at": EPOCH}, None, "--by 2d --cursor-format epoch_s"),
         ({"id": 500}, 400, "--to 400"),
         ({"id": 500}, None, None),
@@ -96,7 +98,7 @@ EPOCH = 1_700_000_000
 )
 def test_a_rewind_goes_back_by_time_or_to_the_value_before(cursor, before, how):
     expected = None if how is None else f"checkpoint rewind n k {how}"
-    with freeze_time("2023-11-16"):
+    with freeze_time("2024-05-03"):
         assert Commands().rewind("n", Name("k"), codec.encode(cursor), before) == expected
 
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 _SCALE = 2
 """Pixels for each of the SVG's: for screens on which one of these is too coarse for text."""
 _SPACE = "{http://www.w3.org/2000/svg}"
-_STEP = re.compile(r"([MHV])([-0-9.]+)(?: ([-0-9.]+))?")
+_STEP = re.compile(r"([MHVL])([-0-9.]+)(?: ([-0-9.]+))?")
 
 
 def png(svg: str) -> bytes:
-    """Return an SVG that `chart` wrote as PNG: rectangles, texts, circles, and paths of M, H and V.
+    """Return an SVG that `chart` wrote as PNG: rectangles, texts, circles, and paths of M, L, H and V.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -58,7 +58,9 @@ def _corners(path: str) -> list[tuple[float, float]]:
     for step, first, second in _STEP.findall(path):
         x, y = corners[-1] if corners else (0.0, 0.0)
         length = float(first) * _SCALE
-        corners.append((length, float(second) * _SCALE) if step == "M" else (length, y) if step == "H" else (x, length))
+        corners.append(
+            (length, float(second) * _SCALE) if step in "ML" else (length, y) if step == "H" else (x, length)
+        )
     return corners
 
 

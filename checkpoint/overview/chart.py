@@ -142,6 +142,11 @@ def _drawing(panel: Panel, top: int, look: Look) -> list[str]:
     (begin, end), (low, high) = panel.extents
     low = low if panel.floor is None else min(low, panel.floor)
     high = max(high, low)
+    if low == high:  # in the middle, where the axis does not hide it
+        low, high = low - 1, high + 1
+        labels = [(panel.label(low + 1), top + look.height // 2)]
+    else:
+        labels = [(panel.label(high), top), (panel.label(low), top + look.height)]
     left, right, bottom = look.left, look.width - 20, top + look.height
     places: list[tuple[float, float]] = [
         (left + _share(point.at, begin, end) * (right - left), bottom - _share(point.value, low, high) * look.height)
@@ -149,12 +154,11 @@ def _drawing(panel: Panel, top: int, look: Look) -> list[str]:
     ]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
     if panel.until is not None:
-        path += f"H{right:.1f}V{bottom - _share(panel.until.value, low, high) * look.height:.1f}"
+        path += f"L{right:.1f} {bottom - _share(panel.until.value, low, high) * look.height:.1f}"
     return [
         _label(panel.title, left, top - 6, "start"),
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="{look.axis}"/>',
-        *([_label(panel.label(high), left - 8, top + 4, "end")] if high > low else []),
-        _label(panel.label(low), left - 8, bottom + 4, "end"),
+        *(_label(words, left - 8, y + 4, "end") for words, y in labels),
         _label(time_label(begin), left, bottom + 18, "start"),
         *([_label(time_label(end), right, bottom + 18, "end")] if end > begin else []),
         f'<path d="{path}" fill="none" stroke="{look.line}" stroke-width="1.5"/>',

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.overview.positions import position_of
+from checkpoint.overview.positions import is_ahead, position_of
 from checkpoint.overview.words import cursor_of
 from checkpoint.streams.stored import BESIDE, is_value
 from checkpoint.streams.values import epoch_named
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
-BACK = "2d"
+BACK_DAYS = 2
+BACK = f"{BACK_DAYS}d"
 """How far a rewind goes, of which nobody said more."""
 
 
@@ -58,6 +60,8 @@ class Commands:
     def rewind(self, namespace: str, name: Name, value: str, before: Any = None, form: str | None = None) -> str | None:
         """Return the command that takes a position back: a time by two days, another to the one it had before.
 
+        One that is ahead of the clock goes to two days before now.
+
         Args:
             namespace: where it is.
             name: the key or member.
@@ -73,6 +77,8 @@ class Commands:
         field = found.field if found is not None else fields[0] if len(fields) == 1 else None
         if field is None or (how := _how_far(found and found.kind, cursor[field], before, form)) is None:
             return None
+        if found is not None and found.lag is not None and is_ahead(found.lag) and how[:2] == ["--by", BACK]:
+            how[1] = f"{BACK_DAYS + ceil(-found.lag / 86_400)}d"
         named = ["--field", field] if len(fields) > 1 else []
         return self._line("rewind", [namespace, name.key], [*_member(name), *how, *named])
 

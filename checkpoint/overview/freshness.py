@@ -16,7 +16,7 @@ from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name
-from checkpoint.overview.positions import epoch_like, lag_of, misread, position_of, positions_in
+from checkpoint.overview.positions import epoch_like, is_ahead, lag_of, misread, position_of, positions_in
 from checkpoint.run import lease
 from checkpoint.run.runs import Known, Run, recorded
 from checkpoint.stores.base import KeepsHistory
@@ -303,6 +303,8 @@ class Summary(NamedTuple):
     """The run that was recorded last."""
     held: Holder | None
     """The exclusive run that holds it."""
+    ahead: Name | None
+    """The key or member whose position is ahead of the clock; of several the one that is furthest."""
 
 
 def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:
@@ -331,4 +333,5 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
         held_by(there),
         last_run(there),
         holder_of(there),
+        min((name for name, lag in lags.items() if is_ahead(lag)), key=lambda name: lags[name], default=None),
     )

@@ -130,8 +130,12 @@ def panels(steps: list[PlottedChange], until: float | None = None) -> list[chart
     lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
     if lags:
         growing = None if until is None else chart.Point(until, until - last.scale)
-        drawn.append(chart.Panel("lag", lags, span, growing))
+        drawn.append(chart.Panel("lag", lags, _lag_label, growing))
     return drawn
+
+
+def _lag_label(seconds: float) -> str:
+    return f"{span(-seconds)} ahead" if seconds <= -1 else span(seconds)
 
 
 def _axis_label(steps: list[PlottedChange]) -> Callable[[float], str]:

@@ -86,6 +86,15 @@ def lag_of(value: str | None, form: str | None = None) -> float | None:
     return None
 
 
+_AHEAD = 300.0
+"""Seconds that a position may be ahead of the clock, for the clocks of two machines differ."""
+
+
+def is_ahead(lag: float | None) -> bool:
+    """Tell whether a position is ahead of the clock: a stream that stands there delivers nothing until then."""
+    return lag is not None and lag < -_AHEAD
+
+
 _FIRST, _LATER = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp(), 2 * 86_400
 """Positions of jobs lie after this, in seconds since 1970, and no more than so many seconds ahead."""
 

@@ -24,7 +24,7 @@ from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
 from checkpoint.overview.past import changes_of
 from checkpoint.overview.plotted import drawn_field, panels, plotted, standing_until
-from checkpoint.overview.positions import lag_of, position_of
+from checkpoint.overview.positions import is_ahead, lag_of, position_of
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.stored import BESIDE
 
@@ -143,6 +143,7 @@ def _wrong(rows: Sequence[Summary | Broken]) -> dict[str, int]:
             row.held is not None and row.held.is_probably_dead for row in summed
         ),
         "without an end": sum(run.outcome is None for run in runs),
+        "with a position ahead of the clock": sum(row.ahead is not None for row in summed),
         "behind by more than a day": len(late),
     }
     return {what: number for what, number in counts.items() if number}
@@ -160,12 +161,12 @@ def _state(row: Summary | Broken) -> Ended | None:
 
 
 def _worst_first(row: Summary | Broken) -> tuple[Any, ...]:
-    """Sort what cannot be read first, then runs that failed or were killed, then the slowest."""
+    """Sort what cannot be read first, then failed and killed runs and positions to come, then the slowest."""
     if isinstance(row, Broken):
         return (0, 0.0, row.state_key)
-    is_wrong = (row.run is not None and row.run.outcome == "failed") or (
-        row.held is not None and row.held.is_probably_dead
-    )
+    has_failed = row.run is not None and row.run.outcome == "failed"
+    is_dead = row.held is not None and row.held.is_probably_dead
+    is_wrong = has_failed or is_dead or row.ahead is not None
     behind = row.lag if row.lag is not None else row.age or 0.0
     return (1 if is_wrong else 2, -round(behind), row.state_key)  # each was read at another moment
 
@@ -360,6 +361,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     if entry is None and not past:
         raise AbsentError(there.absent(*name) if there.names or there.groups else f"{there.state_key!r} holds nothing")
     run, form, held = last_run(there), there.form_of(name), holder_of(there)
+    lag = None if entry is None else lag_of(entry.value, form)
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
     if steps and page.number == 1 and steps[0].change.before != steps[0].change.after:
@@ -370,7 +372,8 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "entry": entry,
         "position": None if entry is None else position_of(entry.value, form),
         "form": form,
-        "lag": None if entry is None else lag_of(entry.value, form),
+        "lag": lag,
+        "ahead": is_ahead(lag),
         "latest": past[0] if past else None,
         "run": run,
         "rows": _rows_of(run, name.key),
