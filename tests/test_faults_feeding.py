@@ -978,6 +978,44 @@ def test_fault_54_numbers_that_look_like_times_are_told(memory, caplog):
     ]
 
 
+def test_fault_54_another_unit_of_epochs_is_named(memory, caplog):
+    units = {"epoch_s": 1, "epoch_ms": 10**3, "epoch_us": 10**6, "epoch_ns": 10**9}
+    with freeze_time(NOW), Checkpointer("run", memory) as cp:
+        for order in (None, "asc", "desc"):
+            for given in units:
+                for meant, factor in units.items():
+                    name = f"{order} {given} {meant}"
+                    stream = cp.incremental(name, "at", cursor_format=given, row_order=order, initial_value=0)
+                    read(stream, rows(str(1714550000 * factor)))
+    told = {record.checkpoint_stream: record.getMessage() for record in caplog.records}
+    assert {record.checkpoint_event for record in caplog.records} == {"other_epoch"}
+    assert sorted(told) == sorted(
+        f"{order} {given} {meant}"
+        for order in (None, "asc", "desc")
+        for given in units
+        for meant in units
+        if given != meant
+    )
+    assert all(f"did you mean cursor_format='{name.split()[2]}'?" in text for name, text in told.items())
+
+
+def test_fault_54_bounds_in_another_unit_name_it(memory):
+    with freeze_time(NOW), Checkpointer("run", memory) as cp:
+        stream = cp.incremental("s", "at", cursor_format="epoch_s", initial_value=1714000000)
+        with pytest.raises(ValueError, match=r"is in the future: cursor_format='epoch_s' .* mean 'epoch_ms'\?"):
+            list(stream.windows(timedelta(days=1), until=1714500000000))
+
+
+def test_a_field_that_is_nested_is_named_by_its_path(memory):
+    with Checkpointer("run", memory) as cp:
+        stream = cp.incremental("s", "at")
+        nested = {"id": 1, "meta": {"at": None, "x.y": {"at": "2024-05-01"}, "times": {"at": "2024-05-01"}}}
+        with pytest.raises(ValueError, match="'meta.times.at', so write that as the cursor_field, or choose"):
+            list(stream.pages([[nested]]))
+        with pytest.raises(ValueError, match="row 0 of the batch.: filter it out, or choose"):
+            list(cp.incremental("t", "at").pages([[{"id": 1, "meta": {"bt": 1}}]]))
+
+
 def test_members_of_a_group_are_told_of_together(memory, caplog):
     caplog.set_level(logging.INFO, "checkpoint")
     with Checkpointer("run", memory) as cp:

@@ -485,8 +485,8 @@ def test_fault_11_the_token_is_taken_out_before_a_text_is_cut(job):
 
 
 REWRITTEN = (
-    "a gateway or proxy answers in the API's place, or rewrites paths (decodes %2F, resolves .., drops a prefix). "
-    "Correct the base URL, or let it pass paths on as they are"
+    "Correct the base URL; if it is right, a gateway or proxy answers in the API's place, or rewrites paths "
+    "(decodes %2F, resolves .., drops a prefix): let it pass them on as they are"
 )
 
 
@@ -497,7 +497,7 @@ def test_fault_12_a_json_404_is_missing_an_html_404_an_error(job):
         cp["a"] = B
         for method in ("GET", "PATCH"):
             job.api.script(page, method=method)
-            with job.fails(StoreError, f"URL: 'a' was answered {said}, which is not the API's own form: {REWRITTEN}"):
+            with job.fails(StoreError, f"URL: 'a' was answered {said}, which is not the API's own form. {REWRITTEN}"):
                 cp.commit()
         assert job.calls() == ["GET", "GET a", "GET a", "PATCH a"]
         job.api.store.commit("run", {"a": None})
@@ -507,7 +507,7 @@ def test_fault_12_a_json_404_is_missing_an_html_404_an_error(job):
         assert job.calls() == ["GET a", "GET"]
         cp.discard()
     job.api.script(page, forever=True)
-    with job.fails(StoreError, f"URL: the list of 'run' was answered {said}, 3 times: {REWRITTEN}"), job.run():
+    with job.fails(StoreError, f"URL: the list of 'run' was answered {said}, 3 times. {REWRITTEN}"), job.run():
         pass
     assert job.held() == {}
 

@@ -355,7 +355,7 @@ def test_a_404_is_never_an_empty_namespace(api, store, answer):
     store.commit("job", {"a": "1"})
     api.clear()
     script(api, answer, path=STATE, forever=True)
-    with pytest.raises(StoreError, match="3 times: a gateway or proxy answers in the server's place"):
+    with pytest.raises(StoreError, match=r"3 times\. Correct the base URL; if it is right, a gateway or"):
         store.load("job")
     assert asked(api) == [f"GET {STATE}"] * 3
     api.clear()

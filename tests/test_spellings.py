@@ -136,6 +136,8 @@ def test_an_unknown_time_zone(zone):
     [
         ("9", "cursor_format='number'"), ("1714557600", "cursor_format='epoch_s'"),
         ("1714557600.123456", "cursor_format='epoch_s'"), ("1714557600123", "cursor_format='epoch_ms'"),
+        ("20240501", "cursor_format='%Y%m%d'"), ("20240501100000", "cursor_format='%Y%m%d%H%M%S'"),
+        ("98765432", "cursor_format='number'"), ("9999999999", "cursor_format='number'"),
         ("12/31/2025", "cursor_format='%m/%d/%Y'"), ("31/12/2025", "cursor_format='%d/%m/%Y'"),
         ("Wed, 01 May 2024 10:00:00 GMT", "cursor_format='%a, %d %b %Y %H:%M:%S GMT', timezone='UTC'"),
         ("Wed, 01 May 2024 10:00:00 +0200", "cursor_format='%a, %d %b %Y %H:%M:%S %z'"),

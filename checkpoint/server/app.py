@@ -38,6 +38,8 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 access_logger: logging.Logger = logging.getLogger("checkpoint.access")
 
 DOCUMENT, HEALTH, METRICS = "/openapi.json", "/healthz", "/metrics"
+SHOWN = 200
+"""Characters of a wrong path that its answer repeats."""
 PUBLIC = frozenset({DOCUMENT, HEALTH})
 """Paths that need no token."""
 
@@ -206,7 +208,7 @@ def _late(send: Send, seconds: float) -> Send:
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
         # Without `statusCode`: a client that was led here by a wrong URL must not read it as a missing entry.
-        said = "the server has no such path: check the base URL, and what a gateway makes of it"
+        said = f"nothing is served under {request.url.path[:SHOWN]!r}"
         return json_response({"error": "no such path", "message": said}, error.status_code)
     refusal = _refusal(request, error)
     if isinstance(error, CheckpointError) and refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:

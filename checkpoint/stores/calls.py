@@ -80,8 +80,8 @@ class StateApi:
     def rewritten(self, what: str) -> StoreError:
         """Return the error of an answer that is not that of the path that was asked for."""
         return StoreError(
-            f"{self.service.base_url}: {what}: a gateway or proxy answers in the API's place, or rewrites paths "
-            "(decodes %2F, resolves .., drops a prefix). Correct the base URL, or let it pass paths on as they are"
+            f"{self.service.base_url}: {what}. Correct the base URL; if it is right, a gateway or proxy answers in the "
+            "API's place, or rewrites paths (decodes %2F, resolves .., drops a prefix): let it pass them on as they are"
         )
 
     def post(self, key: str, value: str, deadline: Deadline) -> Response:

@@ -266,8 +266,8 @@ class _Calls:
             if self.misses < LOST:
                 raise Again(said)
             raise StoreError(
-                f"{self.service.base_url} answered {said}, {LOST} times: a gateway or proxy answers in the server's "
-                "place, its base URL has another path, or it is no server of this library's release"
+                f"{self.service.base_url} answered {said}, {LOST} times. Correct the base URL; if it is right, a "
+                "gateway or proxy answers in the server's place"
             )
 
     def strange(self, why: object) -> StoreError:

@@ -27,7 +27,7 @@ from checkpoint.streams.holding import here
 from checkpoint.streams.options import Options, check_options
 from checkpoint.streams.reading import Scan, nobody
 from checkpoint.streams.stored import RESUME, read_state
-from checkpoint.streams.values import Step, wire
+from checkpoint.streams.values import Step, likelier_epoch, wire
 from checkpoint.streams.windows import Frontier, Window, frontier_of
 
 if TYPE_CHECKING:
@@ -318,8 +318,16 @@ class Incremental(Feeding[T]):
             meant=meant,
             all_ahead=above is not None and scan.position.high()[1] is None and span.lies_in_future(above[1]),
             epoch=None if self._frontier is None and options.asc else telling.epoch_of(scan, options, self.last_value),
+            other_epoch=self._other_epoch(),
             noted={} if self.alone else self._told,
         )
+
+    def _other_epoch(self) -> str | None:
+        """Return the epoch format that the stream's values were meant in, as it seems; None: the one it has."""
+        value, above = self.last_value, self._scan.position.lowest_above
+        if value is None and above is not None:
+            value = above[1]
+        return likelier_epoch(value, self._options.cursor_format)
 
     def _unfinished_now(self) -> str | None:
         """Return why the stream, or some of its windows, was left unfinished; None: it was not."""

@@ -19,7 +19,7 @@ from checkpoint.streams.holding import here
 from checkpoint.streams.keys import HIGHEST, LOWEST
 from checkpoint.streams.position import Position, Reading, Recent
 from checkpoint.streams.ranges import Range
-from checkpoint.streams.rows import FieldReader, primary_getter
+from checkpoint.streams.rows import FieldReader, nested_path, primary_getter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -293,7 +293,7 @@ class Scan:
         """
         span = self.range
         if key is None:
-            return self._judge_missing(index)
+            return self._judge_missing(record, index)
         if key < span.start_key:
             return Judgement(deliver=False, late=(key, value, None) if key < span.late_key else None)
         if key >= span.end_key:
@@ -310,12 +310,14 @@ class Scan:
                 memo, known = self.boundary.recognise(memo, key, value)
         return Judgement(not known, row=(key, value, memo), identity=identity)
 
-    def _judge_missing(self, index: int | None) -> Judgement:
+    def _judge_missing(self, record: Any, index: int | None) -> Judgement:
         """Judge a row without a cursor value."""
         if self.options.on_cursor_value_missing == "raise":
             where = "" if index is None else f" (row {index} of the batch)"
+            path = nested_path(record, self.options.field)
+            advice = f"it has {path!r}, so write that as the cursor_field" if path else "filter it out"
             raise ValueError(
-                f"{self.name!r}: a row has no {self.options.field!r}{where}: filter it out, or choose "
+                f"{self.name!r}: a row has no {self.options.field!r}{where}: {advice}, or choose "
                 "on_cursor_value_missing='include' or 'exclude'"
             )
         return Judgement(self.options.on_cursor_value_missing == "include")

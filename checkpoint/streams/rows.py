@@ -150,6 +150,22 @@ def no_row(record: Any, field: str) -> str:
     )
 
 
+def nested_path(record: Any, field: str) -> str | None:
+    """Return the dotted path of a field of this name one or two levels down in a row; None: there is none."""
+    paths = list(_items(record).items())
+    paths += [(f"{path}.{name}", value) for path, outer in paths for name, value in _items(outer).items()]
+    found = (f"{path}.{field}" for path, value in paths if _items(value).get(field) is not None)
+    return next(found, None)
+
+
+def _items(value: Any) -> Mapping[str, Any]:
+    """Return the fields of a mapping that a dotted path can name; none of what is no mapping."""
+    if not isinstance(value, Mapping):
+        return {}
+    fields = cast("Mapping[Any, Any]", value)
+    return {name: inner for name, inner in fields.items() if isinstance(name, str) and "." not in name}
+
+
 def primary_getter(primary: Primary, first: Any = _NOTHING) -> Get:
     """Return what reads the primary key of rows, quickest of rows like `first`; None where they have none."""
     if callable(primary) or isinstance(primary, str):

@@ -351,22 +351,36 @@ _NOBODYS = Clock(None)
 def formats_for(text: str) -> list[str]:
     """Return the cursor formats that would read a text, as a job writes them, the likeliest first.
 
+    Digits may be a number too: a format that makes them a time between 1990 and 2100 comes before "number".
     "text" reads everything, and is not named where it may sort otherwise: "9" comes after "10" there, and the first of
     February after the second of January of the next year.
     """
-    patterns = [pattern for pattern in _COMMON if Pattern(pattern, _NOBODYS).matches(text)]
-    found = [repr(pattern) + (", timezone='UTC'" if pattern.endswith(("GMT", "Z")) else "") for pattern in patterns]
-    sorts = all(pattern.startswith(("%Y", "%G")) for pattern in patterns)
+    read = [Pattern(pattern, _NOBODYS) for pattern in _COMMON]
+    patterns = [pattern for pattern in read if pattern.matches(text)]
+    sorts = all(pattern.name.startswith(("%Y", "%G")) for pattern in patterns)
+    found = [_as_argument(pattern.name) for pattern in patterns]
     if _NUMBER.fullmatch(text):
-        digits = len(text.partition(".")[0].lstrip("+-"))
-        likely = {10: "epoch_s", 13: "epoch_ms", 16: "epoch_us", 19: "epoch_ns"}.get(digits)
-        found = [repr(name) for name in (likely, "number") if name] + found
+        times = [repr(name) for name in UNITS if is_probable(Decimal(text), name)]
+        times += [_as_argument(each.name) for each in patterns if is_probable(each.read(text)[1][0], "epoch_s")]
+        found = [*times, "'number'", *(each for each in found if each not in times)]
         sorts = False
     if sorts:
         found.append("'text' (by code point)")
     return [*(f"cursor_format={each}" for each in found), "a CursorFormat(parse, format)"]
 
 
+def _as_argument(pattern: str) -> str:
+    return repr(pattern) + (", timezone='UTC'" if pattern.endswith(("GMT", "Z")) else "")
+
+
+def is_probable(number: float | Decimal, name: str) -> bool:
+    """Tell whether an epoch format makes a number a time between 1990 and 2100, as most cursor values are."""
+    unit = 10 ** UNITS[name]
+    return _YEAR_1990 * unit <= number < _YEAR_2100 * unit
+
+
+_YEAR_1990, _YEAR_2100 = 631_152_000, 4_102_444_800
+"""Seconds since 1970 at the begin of these years, UTC."""
 _COMMON = (
     "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p",
     "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y", "%d.%m.%Y %H:%M:%S", "%d-%m-%Y", "%d-%m-%Y %H:%M:%S",

@@ -8,6 +8,7 @@ Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the
     unfinished     WARNING   the position of an unsorted stream did not move; INFO where that was meant
     all_ahead      WARNING   every row lies in the future, so that none became the position
     maybe_epoch    WARNING   numbers that look like times were compared as numbers
+    other_epoch    WARNING   another epoch format reads the values as times of our days; the one that was given does not
     many_at_once   WARNING   more rows share the position than are remembered
     unremembered   INFO      more rows lie inside the lookback or above the ceiling than are remembered
     resumed        INFO      a fetch goes on where an earlier one was interrupted
@@ -49,6 +50,8 @@ class Ending(NamedTuple):
     all_ahead: bool
     epoch: str | None
     """The format that its numbers look like."""
+    other_epoch: str | None
+    """The epoch format that reads its values as times between 1990 and 2100, where the one it was given does not."""
     noted: Mapping[str, str]
     """What was noted of a member, which a single stream tells at once; see `AT_ONCE`."""
 
@@ -156,8 +159,14 @@ def _warn(name: str, endings: Sequence[Ending]) -> None:
         "start_value lies at or after end_value, so nothing can be read%s: to read the range again, rewind() to "
         "its beginning or keep it under a key of its own; to go on, raise end_value or leave it out",
     )  # fmt: skip
+    misread = [ending for ending in endings if ending.other_epoch]
     _warn_of(
-        "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead],
+        "other_epoch", name, endings, misread,
+        "its cursor_format makes no probable times of its values%s: did you mean cursor_format=%r?",
+        *(ending.other_epoch for ending in misread[:1]),
+    )  # fmt: skip
+    _warn_of(
+        "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead and not ending.other_epoch],
         "every row lies later than now, so none became the position%s: is it a clock that is wrong, a time zone "
         "(timezone=), or a field of planned times?",
     )  # fmt: skip

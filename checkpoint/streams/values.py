@@ -33,7 +33,7 @@ from checkpoint.streams.keys import (
     is_fixed,
 )  # fmt: skip
 from checkpoint.streams.plain import plain_python, read_day, read_time
-from checkpoint.streams.spellings import UNITS, CursorFormat, Epoch, formats_for, spelling
+from checkpoint.streams.spellings import UNITS, CursorFormat, Epoch, formats_for, is_probable, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,7 +167,8 @@ class Scale:
         """Return what to say of a value that is not read: where it is, and of an argument how it is written."""
         name = next((name for name, known in self._known.items() if known is value), None)
         if name is None:
-            return f"{self.where}: {error}"
+            is_iso = isinstance(value, str) and (read_time(value) is not None or read_day(value) is not None)
+            return f"{self.where}: {error}" + (": ISO 8601 text needs no cursor_format, leave it out" if is_iso else "")
         advice = f": write {name}='0' or an aware datetime" if isinstance(self._spelling, Epoch) else ""
         return f"{self.where}: {name}: {error}{advice}"
 
@@ -225,8 +226,14 @@ class Scale:
             return self._spelling.write(moved, value)
         except (ValueError, OverflowError) as error:
             if moved[0] > 0:
-                raise OverflowError(f"{self.where}: past the year 9999") from error
+                raise OverflowError(f"{self.where}: past the year 9999{self.unit_advice(value)}") from error
             return self._spelling.lowest(value)
+
+    def unit_advice(self, value: Any) -> str:
+        """Return, as the end of an error, which other epoch format makes a value a probable time; empty: none does."""
+        format_ = self._spelling.name if isinstance(self._spelling, Epoch) else None
+        likelier = likelier_epoch(value, format_)
+        return f": cursor_format={format_!r} reads it so, did you mean {likelier!r}?" if likelier else ""
 
     def check_step(self, name: str, step: Step | None) -> None:
         """Refuse a step, the argument `name`, by which values of this kind are not moved.
@@ -348,6 +355,18 @@ def epoch_named(number: Any) -> str | None:
         if now - 30 * DAY <= number / 10**places <= now + DAY:
             return name
     return None
+
+
+def likelier_epoch(value: Any, cursor_format: object) -> str | None:
+    """Return the epoch format that reads a value as a time between 1990 and 2100, where the `cursor_format` does not.
+
+    None: the `cursor_format` is no epoch format, or reads such a time, or no other one does.
+    """
+    number = _decimal(value) if isinstance(value, str) else value
+    if cursor_format not in UNITS or isinstance(number, bool) or not isinstance(number, int | float | Decimal):
+        return None
+    likely = [name for name in UNITS if is_probable(number, name)]
+    return None if not likely or cursor_format in likely else likely[0]
 
 
 def shorten(value: Any) -> str:

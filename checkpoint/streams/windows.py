@@ -126,7 +126,8 @@ def _check_until(name: str, scale: Scale, options: Options, until: Any) -> None:
             "is, such as timezone='UTC'"
         )
     if now is not None and end > now:
-        raise ValueError(f"{name!r}: until={until!r} is in the future: what happens until then would be lost")
+        advice = scale.unit_advice(until) or ": what happens until then would be lost"
+        raise ValueError(f"{name!r}: until={until!r} is in the future{advice}")
     if options.end_value is not None and end > scale.key_of(options.end_value):
         raise ValueError(f"{name!r}: until={until!r} lies after end_value, up to which the stream is read")
 
