@@ -102,6 +102,9 @@ class Api:
             yield answer["rows"]
             page = answer["next"]
 
+    def table(self, name, **query):
+        return self.pages(name, **query)
+
     def contacts(self, **query):
         return self.pages("contacts", **query)
 

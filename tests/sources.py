@@ -228,6 +228,23 @@ class Source:
             "rows": [{"id": number, "version": version, sort: str(at // 1000)} for at, number, version in rows]
         }
 
+    # The same as HubSpot has it: the fields of a row lie in `properties`, and times are ISO text in answers.
+
+    def get_crm_v3_objects_contacts_search(self, filterGroups, sorts, properties, limit, after):  # noqa: N803 - theirs
+        [[condition], [order]] = filterGroups[0]["filters"], sorts
+        assert (condition["operator"], order["direction"]) == ("GTE", "ASCENDING")
+        assert condition["propertyName"] == order["propertyName"] == "lastmodifieddate"
+        after = int(after)
+        if after + limit > CAP or limit > 200:
+            return 400, {"message": "paging is limited to 10000 results"}
+        found = self.millis.sorted(int(condition["value"]) * 1000)
+        results = []
+        for at, number, version in found[after : after + limit]:
+            time = (EPOCH + timedelta(microseconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            have = {"lastmodifieddate": time, "email": f"{number}@example.com", "version": version}
+            results.append({"id": str(number), "properties": {name: have[name] for name in properties}})
+        return 200, {"total": len(found), "results": results}
+
     # Partitions.
 
     def get_accounts(self):

@@ -37,7 +37,7 @@ def good(run: Attempt) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("store", ["sqlite:///{folder}/state.db", "memory://{unique}", "{server}"])
+@pytest.mark.parametrize("store", ["sqlite:///{folder}/state.db", "memory://{unique}", "{server}", "server+{server}"])
 def test_a_good_job_passes_at_every_point(tmp_path, store, kill):
     if kill and store.startswith("memory"):
         pytest.skip("refused, see below")
@@ -45,13 +45,14 @@ def test_a_good_job_passes_at_every_point(tmp_path, store, kill):
     assert crash_and_resume(good, tmp_path, store=store, kill=kill) == Crashes(points=16, twice=4)
 
 
-def test_the_token_of_the_server_is_taken_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("variable", ["TRUTO_API_TOKEN", "CHECKPOINT_TOKEN"])
+def test_the_token_of_the_server_is_taken_back(tmp_path, monkeypatch, variable):
     for before in ("mine", None):
-        monkeypatch.setenv("TRUTO_API_TOKEN", "mine")
+        monkeypatch.setenv(variable, "mine")
         if before is None:
-            monkeypatch.delenv("TRUTO_API_TOKEN")
+            monkeypatch.delenv(variable)
         crash_and_resume(good, tmp_path / str(before), store="{server}", limit=1)
-        assert os.environ.get("TRUTO_API_TOKEN") == before
+        assert os.environ.get(variable) == before
 
 
 def test_fewer_points_are_spread_over_all(tmp_path):

@@ -27,6 +27,7 @@ JOBS = {
     "newest-first": ("newest-first.md", 0),
     "ask-again": ("ask-again.md", 0),
     "capped": ("ask-again.md", 1),
+    "hubspot": ("ask-again.md", 2),
     "keyset": ("keyset.md", 0),
     "backfill": ("backfill.md", 0),
     "partitions": ("partitions.md", 0),
@@ -88,7 +89,8 @@ class World:
             return self.source.log_truth()
         if self.shape == "delta-tokens":
             return self.source.feed_truth()
-        return (self.source.millis if self.shape == "capped" else self.source.table).truth()
+        table = self.source.millis if self.shape in ("capped", "hubspot") else self.source.table
+        return {str(key) if self.shape == "hubspot" else key: version for key, version in table.truth().items()}
 
     def sink(self):
         """Return what an upsert has made of the rows that were written."""

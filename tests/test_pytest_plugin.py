@@ -100,7 +100,7 @@ def test_server(checkpoint_server):
     assert [call.method for call in checkpoint_server.requests] == ["GET", "GET", "POST"]
 
 def test_its_token_is_gone():
-    assert "TRUTO_API_TOKEN" not in os.environ
+    assert not {"TRUTO_API_TOKEN", "CHECKPOINT_TOKEN"} & os.environ.keys()
 
 @pytest.mark.parametrize("checkpoint_store", ["memory://{unique}", "{server}"], indirect=True)
 def test_a_parameter_names_the_store(checkpoint_store, checkpoint_server):
@@ -112,7 +112,10 @@ def test_a_parameter_names_the_store(checkpoint_store, checkpoint_server):
     done.assert_outcomes(passed=6)
 
 
-@pytest.mark.parametrize(("url", "name"), [("memory://{unique}", "MemoryStore"), ("{server}", "TrutoStore")])
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("memory://{unique}", "MemoryStore"), ("{server}", "TrutoStore"), ("server+{server}", "ServerStore")],
+)
 def test_the_configuration_names_the_store(run, pytester, url, name):
     pytester.makeini(f"[pytest]\ncheckpoint_store = {url}\n")
     done = run(f"""

@@ -43,6 +43,14 @@ def test_with_a_progress_bar(job, capsys):
     assert job.sink.counts == expected(TABLES["contacts"])
 
 
+def test_several_tables_in_one_run(job):
+    rows = TABLES["contacts"] + TABLES["orders"]
+    job.dies_and_goes_on("Several tables in one run", [15, 120])
+    assert job.sink.counts == expected(rows)
+    job("Several tables in one run")
+    assert job.sink.counts == expected(rows)
+
+
 def test_page_by_time(job):
     title = "An API asked again for each page"
     job.dies_and_goes_on(title, [15, 37])

@@ -162,7 +162,7 @@ def _items(value: Any) -> Mapping[str, Any]:
     """Return the fields of a mapping that a dotted path can name; none of what is no mapping."""
     if not isinstance(value, Mapping):
         return {}
-    fields = cast("Mapping[Any, Any]", value)
+    fields = cast("Any", value)
     return {name: inner for name, inner in fields.items() if isinstance(name, str) and "." not in name}
 
 

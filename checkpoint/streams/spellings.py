@@ -375,7 +375,7 @@ def _as_argument(pattern: str) -> str:
 
 def is_probable(number: float | Decimal, name: str) -> bool:
     """Tell whether an epoch format makes a number a time between 1990 and 2100, as most cursor values are."""
-    unit = 10 ** UNITS[name]
+    unit: int = 10 ** UNITS[name]
     return _YEAR_1990 * unit <= number < _YEAR_2100 * unit
 
 

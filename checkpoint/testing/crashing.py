@@ -37,7 +37,7 @@ StoreT = TypeVar("StoreT", bound="Store")
 STORE = "sqlite:///{folder}/state.db"
 """The store of a test that names none."""
 
-TOKEN_VARIABLE = "TRUTO_API_TOKEN"  # noqa: S105 - where it is, not what
+TOKEN_VARIABLES = ("TRUTO_API_TOKEN", "CHECKPOINT_TOKEN")
 
 _SHOWN = 3  # rows in a message
 LAST = "after the last record"
@@ -210,7 +210,8 @@ def crash_and_resume(
         rows: Returns what the job's own sink holds; without it, what the job gave to `run.write`.
         primary_key: What tells whether two rows are the same: a name, or a callable of the row. None: the whole row.
         store: The URL of the store, in which `{folder}` stands for the run's folder, `{unique}` for a text that is used
-            once, and `{server}` for the URL of an `ApiServer` that runs meanwhile, its token in `$TRUTO_API_TOKEN`.
+            once, and `{server}` for the URL of an `ApiServer` that runs meanwhile: `{server}` alone is the Truto API,
+            `server+{server}` the API of `checkpoint serve`. Its token is in `$TRUTO_API_TOKEN` and `$CHECKPOINT_TOKEN`.
         kill: False: the point raises a `BaseException`, so that `finally` and `with` do what they do at Ctrl-C. True:
             the job runs in a forked process, which SIGKILL ends, so that nothing does. Needs `fork`, and a store and a
             sink outside of the process.
@@ -335,15 +336,15 @@ def _place(folder: Path, template: str) -> Generator[str]:
     if "{server}" not in template:
         yield fill(template, folder, "")
         return
-    before = os.environ.get(TOKEN_VARIABLE)
+    before = {name: os.environ[name] for name in TOKEN_VARIABLES if name in os.environ}
     with ApiServer() as server:
-        os.environ[TOKEN_VARIABLE] = server.token
+        os.environ.update(dict.fromkeys(TOKEN_VARIABLES, server.token))
         try:
             yield fill(template, folder, server.url)
         finally:
-            del os.environ[TOKEN_VARIABLE]
-            if before is not None:
-                os.environ[TOKEN_VARIABLE] = before
+            for name in TOKEN_VARIABLES:
+                del os.environ[name]
+            os.environ.update(before)
 
 
 def _attempt(job: Callable[[Attempt], object], run: Attempt) -> None:

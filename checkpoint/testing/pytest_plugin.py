@@ -29,11 +29,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def checkpoint_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """Run a `checkpoint.testing.ApiServer` without state, whose token is in `$TRUTO_API_TOKEN`."""
+    """Run a `checkpoint.testing.ApiServer` without state, whose token is in `$TRUTO_API_TOKEN` and `$CHECKPOINT_TOKEN`.
+
+    A `TrutoStore` opens its `url`, and a `ServerStore` `server+` before it.
+    """
     from checkpoint.testing import ApiServer  # a test session that needs none does not load it
 
     with ApiServer() as server:
-        monkeypatch.setenv("TRUTO_API_TOKEN", server.token)
+        for name in ("TRUTO_API_TOKEN", "CHECKPOINT_TOKEN"):
+            monkeypatch.setenv(name, server.token)
         yield server
 
 
@@ -42,7 +46,8 @@ def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
     """Open an empty store: SQLite in a folder of this test's, or what the ini option or an indirect parameter names.
 
     The option `checkpoint_store` and the parameter are URLs, in which `{folder}` stands for an empty folder, `{unique}`
-    for a text that is used once, and `{server}` for the URL of `checkpoint_server`.
+    for a text that is used once, and `{server}` for the URL of `checkpoint_server` (`server+{server}` opens a
+    `ServerStore` on it).
     """
     from checkpoint.stores import open_store
     from checkpoint.testing.crashing import fill
