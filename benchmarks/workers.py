@@ -9,8 +9,8 @@ Windows: workers read, and one run commits each finished window (`commit`), or a
 
 A commit is what the store's protocol makes it. The vendor's API: a look and a write, at the rate of the token, which
 the workers share. PostgreSQL: eight round trips, the last six under the lock of the namespace's row. A bucket: the
-object is read and put on condition, again after a pause where another worker's put came first. Our server: one round
-trip, one commit at a time. What is not simulated: bandwidth, and the sizes of namespaces.
+object is read and put on condition, again where another worker's put came first, with a pause after two. Our server:
+one round trip, one commit at a time. What is not simulated: bandwidth, and the sizes of namespaces.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import RESULTS
 from table import put
 
+from checkpoint.stores.objects import CROWDED, IN_A_ROW, PAUSE
 from checkpoint.stores.rate import Rate
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ TRIPS = {"sqlite": 0, "postgres": 8, "s3": 2, "server": 1, "truto": 2}
 """Round trips of one commit that nobody is in the way of."""
 LOCKED = {"postgres": 6, "server": 0, "sqlite": 0}
 """Of these, the trips under a lock of the whole namespace."""
-FIRST, LONGEST = 0.05, 4.0
-"""Limits of the pauses of a bucket's commit, as `checkpoint.stores.objects` has them."""
+FIRST, LONGEST = 0.05, PAUSE
+"""Limits of the pauses of a bucket's commit."""
 
 
 @dataclass(frozen=True)
@@ -173,18 +174,26 @@ class World:
         self.seen.requests += trips
 
     def swapped(self) -> Steps:
-        """Read, and put on the condition that nobody has meanwhile."""
+        """Read, and put on the condition that nobody has meanwhile; after two puts in vain, look and pause."""
         half, limit = self.crowd.latency / 2, FIRST
+        began, refused = self.now, 0
         while True:
             yield half
             found = self.version
+            if refused == IN_A_ROW:
+                self.seen.requests += 1
+                yield half
+                yield self.dice.uniform(0, min(limit, CROWDED * (self.now - began)))
+                limit = min(2 * limit, LONGEST)
+                began, refused = self.now, 0
+                continue
             yield 2 * half
             self.seen.requests += TRIPS["s3"]
             if self.version == found:
                 break
             self.seen.repeated += 1
-            yield half + self.dice.uniform(0, limit)
-            limit = min(2 * limit, LONGEST)
+            refused += 1
+            yield half
         self.version += 1
         yield half
 

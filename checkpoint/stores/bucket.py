@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -55,6 +56,8 @@ class Failed(Exception):
         self.unauthorized: bool = status in {401, 403} or code in _EXPIRED
         self.refused: bool = status in {409, 412} or code in _ABSENT
         """Whether a put was refused because its condition did not hold."""
+        self.longest: float = math.inf
+        """Seconds of the longest pause before it is tried again."""
         self.too_large: bool = status == 413 or code == "EntityTooLarge"
 
 

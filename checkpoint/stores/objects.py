@@ -24,7 +24,7 @@ from checkpoint.stores import bucket
 from checkpoint.stores.aside import Aside
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
-from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy, Telling
+from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy, Telling, monotonic
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -38,8 +38,14 @@ FORMAT = 1
 PAUSE = 4.0
 """Seconds of the longest pause before the next attempt."""
 
-ATTEMPTS = 50
-"""Attempts before a request counts as failed; the deadline may end it earlier."""
+ATTEMPTS = 1_000
+"""Attempts before a request counts as failed; the deadline ends nearly all earlier."""
+
+IN_A_ROW = 2
+"""Puts without a pause between them, where another run's put came first."""
+
+CROWDED = 4
+"""The pause after these is at most so many times as long as they took."""
 
 MAX_NAME = 1024
 """Bytes of the longest object name: the limit of S3, of Google and, in characters, of Azure."""
@@ -246,6 +252,7 @@ class _BucketCommit:
         self._doubted = 0  # the version that the first put would have made which may have been done; 0: none may
         self._open: Mode | None = None  # the condition of a put that may be done yet
         self._unread = False  # nothing was asked since a put that may have been done
+        self._overtaken = 0  # puts that were refused because another one came first
 
     @property
     def doubtful(self) -> bool:
@@ -260,10 +267,28 @@ class _BucketCommit:
             Failed: it may be tried again, or may not.
 
         """
-        found = self._read()
-        landed = self._landed(found)
-        if landed is not None:
-            return landed
+        began, refused = monotonic(), list[Failed]()
+        while True:
+            # At once after a refusal: after a pause too many commits may have followed to tell what became of the put.
+            found = self._read()
+            landed = self._landed(found)
+            if landed is None and len(refused) == IN_A_ROW:
+                # Who won begins its next commit without a pause: whoever waits long beside it never gets its turn.
+                refused[-1].longest = CROWDED * (monotonic() - began)
+                raise refused[-1]
+            if refused:
+                self._asked.count_attempt()
+            if landed is not None:
+                return landed
+            try:
+                return self._write(found, base)
+            except Failed as failed:
+                if not failed.refused:
+                    raise
+                refused.append(failed)
+
+    def _write(self, found: _Document, base: Mapping[str, Entry | None]) -> dict[str, Entry]:
+        """Put the changes in the place of a document that was read; return the written entries."""
         check_base(self._state_key, self._changes, base, found.entries)
         if not self._changes:
             return {}
@@ -275,6 +300,7 @@ class _BucketCommit:
         if not self._asked.may_write():
             raise StoreUnavailable(
                 f"{self._asked.where}: gave up after {self._asked.spent()}: no time is left to write"
+                + (_OVERTAKEN.format(self._overtaken) if self._overtaken else "")
             )
         self._sent[attempt] = written
         self._put(data, found)
@@ -290,6 +316,7 @@ class _BucketCommit:
         try:
             opened.put(self._name, data, found.mode)
         except Failed as failed:
+            self._overtaken += failed.refused
             if failed.reached:
                 self._doubted = self._doubted or found.version + 1
                 self._unread = True
@@ -477,6 +504,12 @@ _ADVICE = (
 )
 
 
+_OVERTAKEN = (
+    "; {} times another run wrote the namespace first: commit less often (min_interval=5), give each worker a "
+    "namespace of its own, or put ?deadline=180 behind the store's URL"
+)
+
+
 class _Asked:
     """One load or commit: its deadline, its attempts, its requests."""
 
@@ -491,6 +524,10 @@ class _Asked:
     def retries(self) -> int:
         """How often it was tried again."""
         return self._deadline.attempts - 1
+
+    def count_attempt(self) -> None:
+        """Count one that followed without a pause."""
+        self._deadline.attempts += 1
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -517,7 +554,7 @@ class _Asked:
                 return attempt()
             except Failed as failed:
                 if failed.again:
-                    raise Again(str(failed)) from failed
+                    raise Again(str(failed), longest=failed.longest) from failed
                 raise
 
         try:

@@ -57,12 +57,14 @@ def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
 class Again(Exception):
     """An attempt failed in a way that may pass; stores derive from it what else they need to know.
 
-    `pause`: the seconds that the service asked for.
+    `pause`: the seconds that the service asked for. `longest`: of the random pause, where it is to be shorter than the
+    policy's.
     """
 
-    def __init__(self, text: str, *, pause: float = 0.0) -> None:
+    def __init__(self, text: str, *, pause: float = 0.0, longest: float = math.inf) -> None:
         super().__init__(text)
         self.pause = pause
+        self.longest = longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +173,9 @@ class Operation:
                 last = failure
                 raise
 
-        jittered = wait_random_exponential(multiplier=policy.first, max=policy.longest)
-
         def pause(state: RetryCallState) -> float:
-            failure = state.outcome.exception() if state.outcome is not None else None
-            return max(jittered(state), failure.pause if isinstance(failure, Again) else 0.0)
+            longest = min(policy.longest, last.longest)
+            return max(wait_random_exponential(multiplier=policy.first, max=longest)(state), last.pause)
 
         def ended(state: RetryCallState) -> bool:
             spent = policy.attempts is not None and state.attempt_number >= policy.attempts
