@@ -170,6 +170,24 @@ def test_only_the_cursor_column_and_boundary_rows_become_objects(monkeypatch):
     assert sum(looked) - 1000 <= 10 * 2 * 3  # two looks at three fields of the last row of each page
 
 
+@pytest.mark.parametrize("kind", ["utc", "berlin"])
+def test_of_times_in_order_only_the_ends_are_made(monkeypatch, kind):
+    from checkpoint.streams import arrow
+
+    made = []
+    after = arrow._after
+    monkeypatch.setattr(arrow, "_after", lambda epoch, count: made.append(count) or after(epoch, count))
+    whole, last = table(kind, range(1000), range(1000)), START + timedelta(seconds=999)
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        assert [page.num_rows for page in stream.pages(whole.slice(n, 100) for n in range(0, 1000, 100))] == [100] * 10
+        assert (stream.last_value, stream.last_value.utcoffset()) == (last, whole["at"][0].as_py().utcoffset())
+        with pytest.raises(CursorRegressed):
+            stream.filter(table(kind, [999, 1001, 1000], [1, 2, 3]))
+        assert stream.last_value == last
+    assert len(made) <= 10 * 40
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_columns_inside_structs_and_callables(chunked):
     whole = pa.table({"meta": [{"at": 1}, {"at": 3}, None], "x": [1, 2, 3]})

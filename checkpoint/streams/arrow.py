@@ -1,6 +1,7 @@
 """Pages that are Arrow tables, record batches, or come over the Arrow PyCapsule interface; the only import of pyarrow.
 
-Only the cursor column becomes Python objects, and the rows that have to be remembered.
+Only the cursor column becomes Python objects, of sorted times only where they are looked at, and the rows that have
+to be remembered.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from itertools import groupby
 from typing import Any
+
+from checkpoint.streams.keys import Counted
 
 try:
     import pyarrow  # noqa: ICN001 - `pa` is the name without types
@@ -48,12 +52,17 @@ class TablePage(Sequence["Row"]):
     def __iter__(self) -> Iterator[Row]:
         return (Row(self, index) for index in range(len(self)))
 
-    def values(self, field: str | Callable[[Any], Any]) -> list[Any]:
-        """Return what a field is in each row; a name, a path into structs, or a callable of the row."""
+    def values(self, field: str | Callable[[Any], Any], *, counted: bool = False) -> Sequence[Any]:
+        """Return what a field is in each row; a name, a path into structs, or a callable of the row.
+
+        `counted`: of moments that datetimes hold it may be `Counted`.
+        """
         if callable(field):
             return [field(row) for row in self]
         column = self._column(field)
-        return [None] * len(self) if column is None else _python_values(column)
+        if column is None:
+            return [None] * len(self)
+        return (_moments(column) if counted else None) or _python_values(column)
 
     def _column(self, field: str) -> Any:
         if field in self.places:
@@ -139,12 +148,41 @@ def _datetimes(column: Any) -> list[Any]:
     first = next((scalar.as_py() for scalar in column if scalar.is_valid), None)
     if first is None:
         return [None] * len(column)
-    zone, micros = first.tzinfo, _integers(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+    at = _at(first.tzinfo, column)
+    return [None if count is None else at(count) for count in _micros(column)]
+
+
+def _moments(column: Any) -> Counted | None:
+    """Return times with a zone where each is there, and a datetime in every zone; None: they are something else."""
+    is_time = pa.types.is_timestamp(column.type) and column.type.tz is not None and column.type.unit != "ns"
+    if not is_time or column.null_count or not len(column):
+        return None
+    try:
+        counts, first = _micros(column), column[0].as_py()
+    except Exception:  # noqa: BLE001 - as in `_python_values`, which says what it is
+        return None
+    held = min(counts) >= _LOWEST and max(counts) <= -_LOWEST
+    return Counted(counts, _at(first.tzinfo, column)) if held else None
+
+
+_LOWEST = -(60_000_000_000 * 10**6)
+"""Microseconds before 1970 up to which times surely are in the years of a datetime; and, less the sign, after it."""
+
+
+def _micros(column: Any) -> list[Any]:
+    return _integers(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+
+
+def _at(zone: Any, column: Any) -> Callable[[int], datetime]:
+    """Return what makes a datetime in a zone of microseconds since 1970."""
     if zone is None or column.type.tz == "UTC":
-        epoch = datetime(1970, 1, 1, tzinfo=zone)
-        return [None if count is None else epoch + timedelta(0, 0, count) for count in micros]
+        return partial(_after, datetime(1970, 1, 1, tzinfo=zone))
     epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return [None if count is None else (epoch + timedelta(0, 0, count)).astimezone(zone) for count in micros]
+    return lambda count: _after(epoch, count).astimezone(zone)
+
+
+def _after(epoch: datetime, count: int) -> datetime:
+    return epoch + timedelta(0, 0, count)
 
 
 def _integers(column: Any) -> list[Any]:

@@ -147,7 +147,7 @@ class Boundary:
         """Tell whether a row of a sorted stream comes after all that are remembered, where the memory is deep."""
         return not self.deep or not self._ties or bool(key >= self._ties[-1][0])
 
-    def taken(self, keys: list[Key], values: list[Any], rows: Sequence[Any], highest: Key) -> list[Mark]:
+    def taken(self, keys: Sequence[Key], values: Sequence[Any], rows: Sequence[Any], highest: Key) -> list[Mark]:
         """Return what `add_page` is to remember of a page; nothing is remembered yet, for a row may be refused."""
         if self.deep:
             self.take(rows[0])  # which chooses how the others are taken
@@ -157,7 +157,7 @@ class Boundary:
             return [*self._taken_at(max(lower), keys, values, rows), *self._taken_at(highest, keys, values, rows)]
         return self._taken_at(highest, keys, values, rows) if highest >= top else []
 
-    def _taken_at(self, at: Key, keys: list[Key], values: list[Any], rows: Sequence[Any]) -> list[Mark]:
+    def _taken_at(self, at: Key, keys: Sequence[Key], values: Sequence[Any], rows: Sequence[Any]) -> list[Mark]:
         found = [(value, row) for key, value, row in zip(keys, values, rows, strict=True) if key == at]
         return [(at, value, self.take(row)) for value, row in found[: self._options.max_seen + 1]]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import total_ordering
@@ -379,6 +379,34 @@ def remembering(slow: ToKey, of: type[date | str]) -> ToKey:
         return slow(value)
 
     return day
+
+
+class Counted(Sequence[Any]):
+    """What is made of whole numbers, in whose order it lies; each is made where it is looked at.
+
+    Args:
+        counts: the numbers.
+        of: makes one.
+
+    """
+
+    __slots__ = ("_of", "counts")
+
+    def __init__(self, counts: list[int], of: Callable[[int], Any]) -> None:
+        self.counts = counts
+        self._of = of
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, index: Any) -> Any:
+        count: int = self.counts[index]
+        return self._of(count)
+
+    def keys(self, key: ToKey) -> Counted:
+        """Return the keys of all of it."""
+        of = self._of
+        return Counted(self.counts, lambda count: key(of(count)))
 
 
 # Columns of numbers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from checkpoint import codec
 from checkpoint.errors import CursorStuck
 from checkpoint.streams.holding import here
+from checkpoint.streams.keys import Counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,18 +67,21 @@ def feed(scan: Scan, batch: Any, reading: Reading) -> Any:
         from checkpoint.streams import arrow  # an extra
 
         page = arrow.TablePage(batch)
-        mask = _feed(scan, page, page.values(scan.options.cursor_field), reading)
+        options = scan.options
+        in_order = options.asc and options.cursor_format is None and not scan.boundary.keyed
+        mask = _feed(scan, page, page.values(options.cursor_field, counted=in_order), reading)
         return page.table if mask is None else page.choose(mask)
     rows: list[Any] = batch if isinstance(batch, list) else list(batch)  # pyright: ignore[reportUnknownVariableType] - any iterable
     mask = _feed(scan, rows, scan.fields.read_all(rows), reading)
     return rows[:] if mask is None else [*compress(rows, mask)]
 
 
-def _feed(scan: Scan, rows: Sequence[Any], values: list[Any], reading: Reading) -> list[bool] | None:
+def _feed(scan: Scan, rows: Sequence[Any], values: Sequence[Any], reading: Reading) -> list[bool] | None:
     """Observe a page; return which rows to deliver, None: all of them."""
     if not scan.range.bound:
         scan.bind(values)
-    keys = list(map(scan.range.key, values))
+    key_of = scan.range.key
+    keys = values.keys(key_of) if isinstance(values, Counted) else list(map(key_of, values))
     scan.shut()
     if reading is not scan.position.loose:
         reading.holder = here()
@@ -86,6 +90,9 @@ def _feed(scan: Scan, rows: Sequence[Any], values: list[Any], reading: Reading) 
     except TypeError:  # keys do not compare with None, which a row without a value has
         highest = None
     if highest is None:
+        if isinstance(values, Counted):
+            values = [*values]
+            keys = list(map(key_of, values))
         judgements = _judge_all(scan, rows, values, keys, reading)
         _cover_judged(scan, judgements, reading)
         return [judgement.deliver for judgement in judgements]
@@ -103,7 +110,7 @@ def _feed(scan: Scan, rows: Sequence[Any], values: list[Any], reading: Reading) 
     return None
 
 
-def _passing(scan: Scan, keys: list[Key], rows: Sequence[Any], reading: Reading) -> Key | None:
+def _passing(scan: Scan, keys: Sequence[Key], rows: Sequence[Any], reading: Reading) -> Key | None:
     """Return the highest key of a page whose rows need no judging: all are new, inside the range, and in order.
 
     None: some have to be judged.
@@ -127,18 +134,19 @@ def _are_inside(scan: Scan, lowest: Key, highest: Key) -> bool:
     return bool(highest < min(span.end_key, span.ceiling(), span.ahead[0]))
 
 
-def _are_in_order(scan: Scan, keys: list[Key], reading: Reading) -> bool:
+def _are_in_order(scan: Scan, keys: Sequence[Key], reading: Reading) -> bool:
     """Tell whether keys go on as the rows of a sorted stream do."""
     last = None if reading is scan.position.loose else reading.last
     if scan.options.asc:
         at_least = scan.position.bound[0] if last is None else max(scan.position.bound[0], last[0])
-        return bool(keys[0] >= at_least) and sorted(keys) == keys
+        order = keys.counts if isinstance(keys, Counted) else keys
+        return bool(keys[0] >= at_least) and sorted(order) == order
     if reading is scan.position.loose or scan.options.row_order is None:
         return True
     return (last is None or bool(keys[0] < last[0])) and sorted(keys, reverse=True) == keys
 
 
-def _are_fresh(scan: Scan, keys: list[Key], rows: Sequence[Any], recent: Recent) -> bool:
+def _are_fresh(scan: Scan, keys: Sequence[Key], rows: Sequence[Any], recent: Recent) -> bool:
     """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
     recent.widen(len(rows))
     found = list(map(scan.identity, rows, keys))
@@ -149,7 +157,9 @@ def _are_fresh(scan: Scan, keys: list[Key], rows: Sequence[Any], recent: Recent)
     return True
 
 
-def _cover(scan: Scan, values: list[Any], keys: list[Key], highest: Key, marks: list[Mark], reading: Reading) -> None:
+def _cover(
+    scan: Scan, values: Sequence[Any], keys: Sequence[Key], highest: Key, marks: list[Mark], reading: Reading
+) -> None:
     """Cover a page whose rows all passed."""
     asc, position = scan.options.asc, scan.position
     scan.boundary.add_page(marks)
@@ -164,7 +174,7 @@ def _cover(scan: Scan, values: list[Any], keys: list[Key], highest: Key, marks: 
 
 
 def _judge_all(
-    scan: Scan, rows: Sequence[Any], values: list[Any], keys: list[Key], reading: Reading
+    scan: Scan, rows: Sequence[Any], values: Sequence[Any], keys: Sequence[Key], reading: Reading
 ) -> list[Judgement]:
     """Judge the rows of a page one by one; nothing of them is observed."""
     is_loose = reading is scan.position.loose
