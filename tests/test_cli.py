@@ -390,9 +390,9 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
         store.commit("job", {"key-00001": encode({})})
     done = shell("checkpoint list job | grep key", {**environment, "TERM": "xterm-256color"})
     assert re.sub(r" {2,3}(age|\d+ s)  ", "  AGE  ", done.stdout.decode()) == (  # of one digit or two
-        "key        cursor  lag  AGE  written by\n"
+        f"key        cursor{' ' * 54}  lag  AGE  written by\n"
         f"key-00000  {json.dumps(cursor, separators=(',', ':'))}    -  AGE  -\n"
-        "key-00001  {}    -  AGE  -\n"
+        f"key-00001  {{}}{' ' * 58}    -  AGE  -\n"
     )
 
 
@@ -401,7 +401,7 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
     [
         ("set job new - <&-", 1, b"Error: the value for 'new' is no cursor: "),
         ("import job <&-", 1, b"Error: this is no document of the format json: "),
-        ("clear job <&- >/dev/null", 2, b"Usage: "),
+        ("clear job <&- >/dev/null", 2, b"Error: Delete 1 key of 'job'? Nobody"),
         ("list >&-", 0, b""),
         ("get job key-00000 >&-", 0, b""),
         ("export job >&-", 0, b""),

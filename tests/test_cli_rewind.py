@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
-from cli_screens import document, error, run, screen
+from cli_screens import UNDO, document, error, run, screen
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore
@@ -433,3 +435,32 @@ def test_plot_of_epochs_is_a_time_where_their_format_is_given(url):
     assert "lag" in lines
     done = run("plot", "crm", "events")
     assert done.stderr == "1714730400 is drawn as a number: if 1714730400 counts time, add --cursor-format epoch_s\n"
+
+
+@pytest.mark.parametrize("keys", [("contacts",), ("accounts", "--member", "a1"), ("accounts",)])
+@pytest.mark.parametrize("verb", [("rewind", "--by", "1d"), ("clear",), ("restore", "--to", "1", "--delete")])
+def test_what_takes_back_or_away_says_how_to_undo_it(url, keys, verb):
+    store = MemoryStore.from_url(url)
+    for day in (1, 2):
+        with Checkpointer("crm", store) as cp:
+            at = {"at": f"2024-05-0{day}T00:00:00Z"}
+            cp["contacts"] = at
+            cp.group("accounts").update({f"a{number}": at for number in range(3)})
+        if day == 1:
+            version = max(entry.version for entry in store.load("crm").values())
+    before = {key: entry.value for key, entry in store.load("crm").items()}
+    name, *how = [str(version) if word == "1" else word for word in verb]
+    done = run(name, "crm", *keys, *how, "--yes")
+    assert {key: entry.value for key, entry in store.load("crm").items()} != before
+    (line,) = re.findall(UNDO, done.stderr)
+    assert run(*shlex.split(line)[4:], "--yes").exit_code == 0
+    assert {key: entry.value for key, entry in store.load("crm").items()} == before
+
+
+def test_undo_names_the_store_where_the_command_line_does(tmp_path, monkeypatch):
+    monkeypatch.delenv("CHECKPOINT_STORE", raising=False)
+    url = f"sqlite:///{tmp_path}/state.db"
+    run("set", "crm", "contacts", '{"at": "2024-05-02T00:00:00Z"}', "--store", url)
+    for line in (["--store", url, "rewind"], ["rewind", "--store", url]):
+        done = run(*line, "crm", "contacts", "--by", "1d")
+        assert re.fullmatch(rf"To undo it: checkpoint restore crm contacts --to \d --store {url}\n", done.stderr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
 import pytest
-from cli_screens import document, error, run, screen
+from cli_screens import UNDO, document, error, run, screen
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore
@@ -350,6 +351,7 @@ def test_a_list_tells_how_the_last_run_ended(url):
         "a_done        1  4 h  3 h  done 3 h ago\n"
         "b_failed      1  4 h  3 h  failed 3 h ago, OSError\n"
         "c_going       1  4 h  3 h  no end, began 30 min ago\n"
+        "3 namespaces; last runs: 1 failed, 1 without an end (still going, or killed).\n"
     )
 
 
@@ -432,11 +434,15 @@ def test_iso_8601_lags_whatever_the_format_of_the_others_is(url, form):
 
 def test_status_and_list_say_who_holds_the_lease(store):
     held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
-    store.commit("crm", {lease.KEY: held.value()})
-    said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z."
-    for verb in (["status"], ["list"], ["list", "crm"]):
-        assert said in screen(*verb).replace("\n", " ").replace("  ", " ")
-    assert document("list", "--json")[0]["held_by"] == "host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
+    said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
+    fields = {"owner": "host, process 1, run 2", "since": "2024-05-03T11:00:00.000Z"}
+    for renewed, silent in (("11:59:50", ""), ("11:40:00", ". It is probably dead: silent for 20 min")):
+        with freeze_time(f"2024-05-03T{renewed}Z"):
+            store.commit("crm", {lease.KEY: held.value()})
+        for verb in (["status"], ["list"], ["list", "crm"]):
+            assert f"{said}{silent}." in " ".join(screen(*verb).split())
+        told = {"renewed": f"2024-05-03T{renewed}.000Z", "probably_dead": bool(silent)}
+        assert document("list", "--json")[0]["held_by"] == fields | told
 
 
 def test_a_write_under_an_exclusive_runs_feet_says_so_first(store):
@@ -454,8 +460,8 @@ def test_a_write_under_an_exclusive_runs_feet_says_so_first(store):
         ["clear", "crm", "contacts", "--yes"],
     ):
         done = run(*verb)
-        assert (done.exit_code, done.stderr) == (0, said), verb
-    assert run("set", "crm", "contacts", "{}", "--dry-run").stderr == ""
+        assert (done.exit_code, re.sub(UNDO, "", done.stderr)) == (0, said), verb
+    assert run("set", "crm", "contacts", "{}", "--dry-run").stderr == said
 
 
 def test_runs(url):
@@ -502,3 +508,84 @@ def test_the_store_may_stand_before_the_verb(store, url, monkeypatch):
     assert screen("--store", url, "get", "crm", "ids") == '{"id":7}\n'
     assert screen("--store", "nosuch://y", "get", "crm", "ids", "--store", url) == '{"id":7}\n'
     assert error("get", "crm", "ids").startswith("Error: no store opens 'nosuch://x'")
+
+
+# Many at once
+
+
+def test_more_than_a_hundred_namespaces_come_slowest_first(url):
+    store = MemoryStore.from_url(url)
+    for number in range(101):
+        store.commit(f"tenant-{number:03}", {"contacts": encode({"at": f"2024-05-0{1 + number % 2}T00:00:00Z"})})
+    names = [line.split()[0] for line in screen("list").splitlines()[1:]]
+    assert names[:2] == ["tenant-000", "tenant-002"]
+    assert names[50:52] == ["tenant-100", "tenant-001"]
+    assert names != sorted(names)
+    by_name = [line.split()[0] for line in screen("list", "--order", "name").splitlines()[1:]]
+    assert by_name == sorted(names)
+
+
+def test_members_are_listed_by_pattern_and_order(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T11:00:00Z"), Checkpointer("crm", store) as cp:
+        cp.group("accounts").update({f"a{n}": {"at": f"2024-05-0{3 - n}T00:00:00Z"} for n in range(3)})
+
+    def members(*options):
+        return [line.split()[0] for line in screen("list", "crm", "accounts", *options).splitlines()[1:]]
+
+    assert members() == ["a0", "a1", "a2"]
+    assert members("--order", "slowest") == ["a2", "a1", "a0"]
+    assert members("--member", "a[12]") == ["a1", "a2"]
+    assert error("list", "crm", "accounts", "--member", "b*") == (
+        "Error: no member of 'accounts' in 'crm' matches 'b*'"
+    )
+    assert "needs its group" in error("list", "crm", "--member", "a*", status=2)
+
+
+def test_fresh_keys_are_summed_up_where_there_are_many(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T11:00:00Z"):
+        store.commit("crm", {f"key-{number:02}": encode({"at": number}) for number in range(21)})
+    with freeze_time("2024-05-01T11:00:00Z"):
+        store.commit("crm", {"old": encode({"at": 1})})
+    with freeze_time("2024-04-01T11:00:00Z"):
+        store.commit("crm", {"z-older": encode({"at": 1})})
+    lines = screen("status", "--max-age", "1d", status=1).splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["STALE", "crm", "z-older"], ["STALE", "crm", "old"]]
+    assert " ".join(lines[3].split()) == "fresh 21 keys of no group 1 h -"
+
+
+def test_a_position_ahead_of_the_clock_is_not_fresh(url):
+    store = MemoryStore.from_url(url)
+    for at, status in (("2024-05-04T11:00:00Z", 0), ("2024-05-09T12:00:00Z", 1)):
+        with freeze_time("2024-05-03T11:00:00Z"):
+            store.commit("crm", {"contacts": encode({"at": at})})
+        for limit in ("--max-age", "--max-lag"):
+            assert run("status", "crm", limit, "2d").exit_code == status
+    assert document("status", "crm", "--max-age", "2d", "--json", status=1)["keys"][0]["why"] == (
+        "its position is 6 d ahead of the clock, and rows until then may be passed over"
+    )
+
+
+def test_runs_by_stream_name_those_without_rows(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T09:00:00Z"), Checkpointer("crm", store, run_id="nightly", record_run=True) as cp:
+        for key, rows in (("contacts", [{"at": 1}, {"at": 2}]), ("deals", [])):
+            with cp.incremental(key, "at", row_order="asc") as stream:
+                for _ in stream.pages([rows]):
+                    pass
+    assert screen("runs", "crm", "--streams") == (
+        "began             ended  stream    seen  delivered  dropped  late  run\n"
+        "2024-05-03 09:00  done   contacts     2          2        0     0  nightly\n"
+        "2024-05-03 09:00  done   deals        0          0        0     0  nightly\n"
+    )
+
+
+def test_long_names_are_cut_in_the_middle(url, monkeypatch):
+    store = MemoryStore.from_url(url)
+    name = "tenants/europe/" + "x" * 80 + "/production"
+    store.commit(name, {"contacts": encode({"at": "2024-05-03T11:00:00Z"})})
+    line = screen("list").splitlines()[1]
+    assert re.match(r"tenants/europe/x+…x+/production ", line)
+    monkeypatch.delenv("COLUMNS")
+    assert name in run("list").stdout  # a file has no edge

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
 import pytest
+from cli_screens import UNDO
 from test_cli import ENVIRONMENT
 
 from checkpoint import Checkpointer, codec
@@ -150,7 +151,7 @@ def run(command):
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, re.sub(UNDO, "", done.stderr)) == (0, "")
     return done.stdout
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -22,7 +24,14 @@ from checkpoint.cli.options import (
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
-from checkpoint.overview.freshness import age_of, ends_of, held_by, run_in_short, summary_of
+from checkpoint.overview.freshness import (
+    age_of,
+    ends_of,
+    holder_of,
+    run_in_short,
+    summary_of,
+    worst_first,
+)
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
 from checkpoint.overview.positions import lag_of
@@ -31,20 +40,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from checkpoint.entries import Entry
-    from checkpoint.overview.freshness import Summary
+    from checkpoint.overview.freshness import Holder, Summary
     from checkpoint.overview.namespaces import Layout
     from checkpoint.stores.base import Store
+
+BY_NAME = 100
+"""Namespaces that are listed by name at most, where no order is asked for."""
 
 
 @click.command("list")
 @click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
 @click.argument("key", metavar="[GROUP]", required=False, callback=checked, shell_complete=complete_key)
+@click.option("--member", "like", metavar="PATTERN", help="Of a GROUP: only the members that match, 'acct-1*'.")
+@click.option(
+    "--order",
+    type=click.Choice(["name", "slowest"]),
+    help=f"Default: by name, but of more than {BY_NAME} namespaces those with a failed run and the slowest ones first.",
+)
 @click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
 @cursor_format
 @as_json
 @store_option()
 def list_(
-    namespace: str | None, key: str | None, *, ours: bool, cursor_format: str | None, as_json: bool, url: str | None
+    namespace: str | None,
+    key: str | None,
+    *,
+    like: str | None,
+    order: str | None,
+    ours: bool,
+    cursor_format: str | None,
+    as_json: bool,
+    url: str | None,
 ) -> None:
     """List namespaces, keys, or the members of a group.
 
@@ -52,16 +78,45 @@ def list_(
     its end by a run that ended well. For several keys or members the largest is shown. The last run is the one that
     began last. Values in quotes are not cursors: another program stored that text.
     """
+    if like is not None and key is None:
+        raise click.UsageError("--member needs its group: list NAMESPACE GROUP --member PATTERN")
+    how = _How(cursor_format, order, ours=ours, as_json=as_json)
     with reading(url) as store:
         if namespace is None:
-            _list_namespaces(store, cursor_format, ours=ours, as_json=as_json)
+            _list_namespaces(store, how)
         elif key is None:
-            _list_keys(Namespace(store, namespace), cursor_format, ours=ours, as_json=as_json)
+            _list_keys(Namespace(store, namespace), how)
         else:
-            _list_members(Namespace(store, namespace), key, cursor_format, as_json=as_json)
+            _list_members(Namespace(store, namespace), key, like, how)
 
 
-def _list_namespaces(store: Store, form: str | None, *, ours: bool, as_json: bool) -> None:
+class _How(NamedTuple):
+    """How a list is to be shown."""
+
+    form: str | None
+    """The cursor format of positions that are not ISO 8601, where no run has told it."""
+    order: str | None
+    """`name`, `slowest`, or None: by the number of namespaces, else by name."""
+    ours: bool
+    """Whether reserved keys are shown, too."""
+    as_json: bool
+
+    def ordered(self, there: Namespace, names: Iterable[tuple[Name, str | None]]) -> list[Name]:
+        """Return names in the order that was asked for; each comes with its value, None for a group."""
+        every = sorted(names, key=lambda item: item[0].said)
+        if self.order == "slowest":
+            every.sort(key=lambda item: -(self._lag(there, *item) or 0.0))
+        return [name for name, _ in every]
+
+    def _lag(self, there: Namespace, name: Name, value: str | None) -> float | None:
+        form = there.form_of(name, self.form)
+        if value is not None:
+            return lag_of(value, form)
+        ends = ends_of(there.groups[name.key].members, form)
+        return None if ends is None else ends.lag
+
+
+def _list_namespaces(store: Store, how: _How) -> None:
     names = names_of_namespaces(store)
     rows: list[Summary] = []
     failure: CorruptState | None = None  # of one namespace, which is told when the others are shown
@@ -70,23 +125,37 @@ def _list_namespaces(store: Store, form: str | None, *, ours: bool, as_json: boo
             told(done, len(names), name)
             try:
                 there = Namespace(store, name)
-                row = summary_of(there, _reserved(there).values() if ours else (), form)
+                row = summary_of(there, _reserved(there).values() if how.ours else (), how.form)
             except CorruptState as error:
                 failure = error
             else:
                 rows += [row] if row is not None else []
-    if as_json:
+    if (how.order or ("slowest" if len(rows) > BY_NAME else "name")) == "slowest":
+        rows.sort(key=worst_first)
+    if how.as_json:
         screen.document([_summary_fields(row) for row in rows])
     elif rows:
         table = [_summary_row(row) for row in rows]
         columns = ("namespace", "keys", "lag", "age", "last run")
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
         for row in rows:
-            _say_held(row.state_key, row.holder)
+            _say_held(row.state_key, row.held)
+        if said := _sum(rows):
+            screen.say(said)
     elif failure is None:
         screen.say(f"{store!r} holds nothing.")
     if failure is not None:
         raise failure
+
+
+def _sum(rows: list[Summary]) -> str:
+    """Return of how many namespaces the last run did not end well; empty: of none."""
+    ends = Counter("no end" if row.run.outcome is None else row.run.outcome for row in rows if row.run is not None)
+    bad = [f"{ends[outcome]:,} {said}" for outcome, said in _NOT_WELL.items() if ends[outcome]]
+    return f"{words.count(len(rows), 'namespace')}; last runs: {', '.join(bad)}." if bad else ""
+
+
+_NOT_WELL = {"failed": "failed", "stopped": "stopped", "no end": "without an end (still going, or killed)"}
 
 
 def _summary_row(row: Summary) -> tuple[str, ...]:
@@ -103,16 +172,18 @@ def _summary_fields(row: Summary) -> dict[str, Any]:
         "slowest": None if row.slowest is None else row.slowest.fields(),
         "age": row.age,
         "last_run": None if row.run is None else fields_of(row.run),
-        "held_by": row.holder,
+        "held_by": None if row.held is None else row.held.fields(),
     }
 
 
-def _list_keys(there: Namespace, form: str | None, *, ours: bool, as_json: bool) -> None:
+def _list_keys(there: Namespace, how: _How) -> None:
+    form = how.form
     plain = {name.key: entry for name, entry in there.shown().items() if name.member is None}
-    plain |= _reserved(there) if ours else {}
+    plain |= _reserved(there) if how.ours else {}
     groups = {name: layout for name, layout in there.groups.items() if name not in plain}
-    keys = sorted([*plain, *groups])
-    if as_json:
+    values = [*((Name(key), entry.value) for key, entry in plain.items()), *((Name(key), None) for key in groups)]
+    keys = [name.key for name in how.ordered(there, values)]
+    if how.as_json:
         screen.document(
             [
                 _entry_fields(there, Name(key), plain[key], form)
@@ -127,22 +198,29 @@ def _list_keys(there: Namespace, form: str | None, *, ours: bool, as_json: bool)
             for key in keys
         ]
         _show_rows("key", rows)
-        _say_held(there.state_key, held_by(there))
+        _say_held(there.state_key, holder_of(there))
     else:
         _say_nothing(there)
 
 
-def _list_members(there: Namespace, key: str, form: str | None, *, as_json: bool) -> None:
+def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> None:
     layout = there.groups.get(key)
     if layout is None:
         if Name(key) in there.names:
             raise click.ClickException(f"{key!r} in {there.state_key!r} is not a group: `checkpoint get` prints it")
         raise click.ClickException(there.absent(key))
-    members = [(Name(key, member), entry) for member, entry in sorted(layout.members.items())]
-    if as_json:
-        screen.document([_entry_fields(there, name, entry, form) for name, entry in members])
+    members = {
+        Name(key, member): entry
+        for member, entry in layout.members.items()
+        if like is None or fnmatchcase(member, like)
+    }
+    names = how.ordered(there, ((name, entry.value) for name, entry in members.items()))
+    if how.as_json:
+        screen.document([_entry_fields(there, name, members[name], how.form) for name in names])
     elif members:
-        _show_rows("member", [_entry_row(there, name, entry, form) for name, entry in members])
+        _show_rows("member", [_entry_row(there, name, members[name], how.form) for name in names])
+    elif like is not None:
+        raise click.ClickException(f"no member of {key!r} in {there.state_key!r} matches {like!r}")
     else:
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
 
@@ -152,9 +230,10 @@ def _say_nothing(there: Namespace) -> None:
     screen.say(said if said.endswith("?") else f"{said}.")
 
 
-def _say_held(namespace: str, holder: str | None) -> None:
+def _say_held(namespace: str, holder: Holder | None) -> None:
     if holder is not None:
-        screen.say(f"{namespace!r} is held by {holder}.")
+        for sentence in holder.sentences(namespace):
+            screen.say(sentence)
 
 
 def _show_rows(first: str, rows: list[tuple[str, ...]]) -> None:

@@ -48,6 +48,19 @@ def _store_given(ctx: click.Context, param: click.Parameter, value: str | None) 
     return value if before is None else before
 
 
+def store_on_the_line() -> str | None:
+    """Return the URL of the store as the command line names it; None: it does not, so a command that follows need not.
+
+    The environment, or the default, says it then.
+    """
+    context: click.Context | None = click.get_current_context()
+    while context is not None:
+        if context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
+            return str(context.params["url"])
+        context = context.parent
+    return None
+
+
 def opened(url: str | None) -> Store:
     """Return the store that a URL names, or end with one sentence."""
     try:
@@ -205,12 +218,18 @@ dry_run: Decorator = click.option("--dry-run", is_flag=True, help="Say what woul
 yes: Decorator = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")
 
 
+class UnaskedError(click.ClickException):
+    """What ends a verb that has to ask, where nobody is there: the command line lacks the answer."""
+
+    exit_code = 2
+
+
 def confirm(question: str, *, sure: bool) -> None:
     """Ask before something is lost; refuse where nobody can be asked."""
     if sure:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Nobody can be asked here: add --yes.")
+        raise UnaskedError(f"{question} Nobody can be asked here: add --yes.")
     click.confirm(question, abort=True, err=True)
 
 

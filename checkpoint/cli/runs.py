@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show at most N runs.", metavar="N"
 )
+@click.option("--streams", "by_stream", is_flag=True, help="Show the rows of each stream, and of each group.")
 @as_json
 @store_option()
-def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
+def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str | None) -> None:
     """List the runs of a namespace, the latest first.
 
     When each began, how long it took, how it ended, its commits, and the rows that its streams saw and delivered. A run
@@ -38,6 +39,10 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
             raise click.ClickException(nothing(there.store, namespace))
     if as_json:
         screen.document([fields_of(run) for run in found])
+    elif found and by_stream:
+        right = ("seen", "delivered", "dropped", "late")
+        rows = [row for run in found for row in _stream_rows(run)]
+        screen.show_table(("began", "ended", "stream", *right, "run"), rows, wide="run", right=right)
     elif found:
         columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
         right = ("took", "commits", "seen", "delivered")
@@ -48,6 +53,16 @@ def runs(namespace: str, *, limit: int, as_json: bool, url: str | None) -> None:
             screen.say("no end: still going, or killed.")
     else:
         screen.say(f"No runs of {namespace!r} are recorded in {store!r}.")
+
+
+def _stream_rows(run: Run) -> list[tuple[str, ...]]:
+    """Return a line for each stream of a run; of a run without an end nothing is known of them."""
+    began, outcome = run.started[:16].replace("T", " "), run.outcome or "no end"
+    streams = [
+        (name, *(f"{rows.get(what, 0):,}" for what in ("seen", "delivered", "dropped", "late")))
+        for name, rows in run.streams.items()
+    ]
+    return [(began, outcome, *stream, run.run_id) for stream in streams or [("-",) * 5]]
 
 
 def _run_row(run: Run) -> tuple[str, ...]:

@@ -21,18 +21,20 @@ from checkpoint.cli.options import (
     store_option,
 )
 from checkpoint.overview import words
-from checkpoint.overview.freshness import WORST_FIRST, Judged, Limits, held_by, judged, last_run
+from checkpoint.overview.freshness import WORST_FIRST, Judged, Limits, holder_of, judged, last_run
 from checkpoint.overview.namespaces import Namespace, matching, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from checkpoint.overview.freshness import Holder
     from checkpoint.run.runs import Run
 
 
 NAMED = 20
-"""Members of a group that are named at most, of those that are stale, and of those of which it cannot be told."""
+"""Members of a group that are named at most, of those that are stale, and of those of which it cannot be told; and keys
+with which nothing is wrong."""
 
 STALE, UNKNOWN = 1, 3
 """Exit statuses; 0 is fresh, and 2 stays the command line's."""
@@ -85,7 +87,7 @@ def status(
         judgements = [one for there in found for one in judged(there, key, member, limits)]
         if not judgements:
             raise click.ClickException(_absence(found, namespace, key, member) or f"{store!r} holds nothing")
-    beside = [_Beside(there.state_key, held_by(there), last_run(there), not there.names) for there in found]
+    beside = [_Beside(there.state_key, holder_of(there), last_run(there), not there.names) for there in found]
     code = _exit_status(judgements, beside, limits)
     if as_json:
         screen.document(_document(judgements, beside, code))
@@ -98,7 +100,7 @@ class _Beside(NamedTuple):
     """What is told of a namespace beside its keys."""
 
     namespace: str
-    holder: str | None
+    holder: Holder | None
     """The exclusive run that holds it."""
     last: Run | None
     """The run that was recorded last."""
@@ -142,7 +144,8 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
         if one.has_failed and one.is_empty:
             screen.say(f"{one.namespace!r} holds no key.")
         if one.holder is not None:
-            screen.say(f"{one.namespace!r} is held by {one.holder}.")
+            for sentence in one.holder.sentences(one.namespace):
+                screen.say(sentence)
     for each in judgements if limits.is_named else ():
         if each.verdict == "unknown":
             screen.say(f"{each.name.said}: {each.why}.")
@@ -151,20 +154,29 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
 
 def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
     """Return a line for each key, the worst verdicts first; of each group for some of its stale members, the worst."""
-    keys: dict[tuple[int, str, str], tuple[str, ...]] = {}
+    keys: dict[tuple[int, str, str], Judged] = {}
     groups: dict[tuple[int, str, str], list[Judged]] = {}
     for one in judgements:
         place = (WORST_FIRST.index(one.verdict), one.namespace, one.name.key)
         if one.name.member is None:
-            keys[place] = _row(one)
+            keys[place] = one
         else:
             groups.setdefault(place, []).append(one)
     rows: list[tuple[str, ...]] = []
-    for verdict in range(len(WORST_FIRST)):
-        rows += [row for place, row in sorted(keys.items()) if place[0] == verdict]
+    for verdict, word in enumerate(WORST_FIRST):
+        found = [one for place, one in sorted(keys.items()) if place[0] == verdict]
+        if word in {"STALE", "unknown"}:
+            found.sort(key=lambda one: (-(one.age or 0), -(one.lag or 0)))
+        rows += [*map(_row, found)] if len(found) <= NAMED or word in {"STALE", "unknown"} else [_row_of_many(found)]
         for place, members in sorted(groups.items()):
             rows += _rows_of_group(members, alone=len(judgements) == 1) if place[0] == verdict else []
     return rows
+
+
+def _row_of_many(keys: list[Judged]) -> tuple[str, ...]:
+    """Return one line for many keys with which nothing is wrong."""
+    ages, lags = (_most(getattr(one, what) for one in keys) for what in ("age", "lag"))
+    return keys[0].verdict, "", f"{words.count(len(keys), 'key')} of no group", ages, lags
 
 
 def _rows_of_group(members: list[Judged], *, alone: bool) -> list[tuple[str, ...]]:
@@ -221,7 +233,7 @@ def _document(judgements: list[Judged], beside: list[_Beside], code: int) -> dic
         "namespaces": [
             {
                 "namespace": one.namespace,
-                "held_by": one.holder,
+                "held_by": None if one.holder is None else one.holder.fields(),
                 "last_run": None if one.last is None else fields_of(one.last),
             }
             for one in beside

@@ -10,9 +10,11 @@ import click
 
 from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.options import confirm
+from checkpoint.cli.options import confirm, store_on_the_line
+from checkpoint.errors import CheckpointError
 from checkpoint.overview import words
-from checkpoint.overview.freshness import held_by
+from checkpoint.overview.commands import Commands
+from checkpoint.overview.freshness import holder_of
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
@@ -68,23 +70,31 @@ def carry_out(
     as_json: bool,
     ask: Callable[[int], str | None] = lambda _number: None,
     yes: bool = False,
+    tells_undo: bool = False,
 ) -> None:
-    """Show what is to change, ask, write it, and say what was done.
+    """Show what is to change, ask, write it, and say what was done and, if so asked, how to undo it.
 
     `ask` makes the question of the number of changes, None: nobody is asked. Where `namespace` is a pattern the
     document is a list, one item a namespace.
     """
     many = is_many(plans, namespace)
     shown = as_json or screen.told(lambda: _show_plans(plans, many=many))
-    if not dry_run:
-        _prepare(plans, ask, yes=yes)
+    changing = [plan for plan in plans if plan.changes]
+    for plan in changing:
+        warn_of_lease(plan.there)
+    if changing and not dry_run and (question := ask(sum(len(plan.changes) for plan in changing))):
+        confirm(question, sure=yes)
+    undos: dict[str, str | None] = {}
     for plan in plans:
         if plan.changes and not dry_run:
             _write(plan)
+            undos[plan.there.state_key] = _undo(plan) if tells_undo else None
         if not as_json:
             sentence = _sentence_of(plan, dry_run=dry_run)
             if not (shown and screen.told(partial(screen.say, sentence))):
                 screen.warn(sentence)  # what was asked for is done, and said, also where nobody reads what it was
+            if undo := undos.get(plan.there.state_key):
+                screen.warn(f"To undo it: {undo}")
     if as_json:
         told = [{"namespace": plan.there.state_key, "dry_run": dry_run, "changes": _changes(plan)} for plan in plans]
         screen.document(told if many else told[0])
@@ -93,15 +103,6 @@ def carry_out(
 def is_many(plans: Sequence[Plan], namespace: str) -> bool:
     """Tell whether plans are of what a pattern stands for, and not of the namespace of this name."""
     return [plan.there.state_key for plan in plans] != [namespace]
-
-
-def _prepare(plans: Sequence[Plan], ask: Callable[[int], str | None], *, yes: bool) -> None:
-    """Say which runs hold what is to be changed, and ask."""
-    changing = [plan for plan in plans if plan.changes]
-    for plan in changing:
-        warn_of_lease(plan.there)
-    if changing and (question := ask(sum(len(plan.changes) for plan in changing))):
-        confirm(question, sure=yes)
 
 
 def _show_plans(plans: Sequence[Plan], *, many: bool) -> None:
@@ -138,13 +139,31 @@ def _write(plan: Plan) -> None:
         written = there.entries_for(plan.changes)
     except ValueError as error:
         raise click.ClickException(f"a member of a packed group must be JSON: {error}") from error
-    run_id = f"checkpoint {click.get_current_context().info_name}"
-    base = there.base_for(written)
+    run_id, base = _run_id(), there.base_for(written)
     if plan.reason is not None and isinstance(there.store, KeepsHistory):
         reasons = dict.fromkeys(written, plan.reason)
         there.store.commit(there.state_key, written, base, run_id=run_id, reasons=reasons)
     else:
         there.store.commit(there.state_key, written, base, run_id=run_id)
+
+
+def _run_id() -> str:
+    return f"checkpoint {click.get_current_context().info_name}"
+
+
+def _undo(plan: Plan) -> str | None:
+    """Return the command that takes back what was just written; None: the store keeps no history to restore it from."""
+    there = plan.there
+    if not isinstance(there.store, KeepsHistory):
+        return None
+    try:
+        newest = there.store.history(there.state_key, limit=1)
+    except CheckpointError:  # of a server whose store keeps none
+        return None
+    if not newest or newest[0].run_id != _run_id():
+        return None  # another run wrote meanwhile
+    added = any(there.value(name) is None for name in plan.changes)
+    return Commands(store_on_the_line()).undo(there.state_key, newest[0].version, [*plan.changes], added=added)
 
 
 def _sentence_of(plan: Plan, *, dry_run: bool) -> str:
@@ -165,9 +184,9 @@ def counted(names: Sequence[Name] | Mapping[Name, object]) -> str:
 
 def warn_of_lease(there: Namespace) -> None:
     """Say that an exclusive run holds a namespace that is about to be changed."""
-    held = held_by(there)
+    held = holder_of(there)
     if held is not None:
         screen.warn(
-            f"{there.state_key!r} is held by {held}. If that run is alive, its next commit of what is changed here is "
-            "a Conflict: stop it first."
+            f"{' '.join(held.sentences(there.state_key))} If that run is alive, its next commit of what is changed "
+            "here is a Conflict: stop it first."
         )

@@ -15,10 +15,12 @@ from checkpoint.streams.values import epoch_named
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from checkpoint.entries import Change
     from checkpoint.overview.namespaces import Name
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
+_NAMED = 5
+"""Keys that a command names at most; where more were changed, it is of the namespace."""
 
 BACK_DAYS = 2
 BACK = f"{BACK_DAYS}d"
@@ -47,11 +49,20 @@ class Commands:
         words = [namespace] if name is None else [namespace, name.key]
         return self._line("restore", words, [*_member(name), "--to", to])
 
-    def undo(self, namespace: str, name: Name, change: Change) -> str:
-        """Return the command that brings a key or member back to what it was before a commit."""
-        words = [namespace, name.key]
-        new = ["--delete"] if change.before is None else []
-        return self._line("restore", words, [*_member(name), "--to", str(change.version - 1), *new])
+    def undo(self, namespace: str, version: int, names: Sequence[Name], *, added: bool) -> str:
+        """Return the command that takes a commit back.
+
+        Args:
+            namespace: where it was made.
+            version: of the commit.
+            names: the keys and members that it changed.
+            added: whether it created some of them.
+
+        """
+        keys = [*dict.fromkeys(name.key for name in names)]
+        only = names[0] if len(names) == 1 else None
+        options = [*_member(only), "--to", str(version - 1), *(["--delete"] if added else [])]
+        return self._line("restore", [namespace, *(keys if len(keys) <= _NAMED else [])], options)
 
     def differences(self, namespace: str, since: str) -> str:
         """Return the command that shows what has changed in a namespace since a version or moment."""

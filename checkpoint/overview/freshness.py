@@ -31,6 +31,10 @@ Freshness: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
 """What a key is found to be; `-`: nothing was asked of it."""
 
 
+AHEAD = 86_400.0
+"""Seconds that a position may be ahead of the clock: naive clocks and dates are, for up to a day."""
+
+
 class Limits(NamedTuple):
     """What is asked of each key."""
 
@@ -89,11 +93,14 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
     is_anothers = of_age == "unknown" and there.shares(name)
     if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":
         age, of_age = at_least, "STALE"  # no member was written after the entry
-    if of_lag == "unknown" and not limits.is_named:
+    is_ahead = lag is not None and lag < -AHEAD and (limits.age, limits.lag) != (None, None)
+    if is_ahead:
+        of_lag = "STALE"
+    elif of_lag == "unknown" and not limits.is_named:
         of_lag = "-"
     verdict: Freshness = next(one for one in WORST_FIRST if one in {of_age, of_lag})
     said = [
-        _WHY[what, found].format(words.span(seconds or 0))
+        _WHY["ahead" if is_ahead and what == "lag" else what, found].format(words.span(abs(seconds or 0)))
         for what, found, seconds in (("age", of_age, age), ("lag", of_lag, lag))
         if found == verdict and found in {"STALE", "unknown"}
     ]
@@ -118,6 +125,7 @@ WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
 _WHY = {
     ("age", "STALE"): "neither written nor read to its end for {}",
     ("lag", "STALE"): "its position is {} behind",
+    ("ahead", "STALE"): "its position is {} ahead of the clock, and rows until then may be passed over",
     ("age", "unknown"): "when it was written is not told",
     ("lag", "unknown"): "its position is no time",
 }
@@ -224,6 +232,17 @@ class Holder(NamedTuple):
         since = seconds_since(self.renewed)
         return since is not None and since > self.seconds + _CLOCKS
 
+    def sentences(self, namespace: str) -> list[str]:
+        """Return who holds a namespace, since when and, where it is silent, for how long."""
+        since = f" since {self.since}" if self.since else ""
+        dead = f"It is probably dead: silent for {words.age(self.renewed)}."
+        return [f"{namespace!r} is held by {self.owner}{since}.", *([dead] if self.is_probably_dead else [])]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the holder as documents have it."""
+        told = {"owner": self.owner, "since": self.since, "renewed": self.renewed}
+        return told | {"probably_dead": self.is_probably_dead}
+
     def is_of(self, run: Run) -> bool:
         """Tell whether a run holds the lease."""
         return f"run {run.run_id}" in self.owner.split(", ")
@@ -243,12 +262,6 @@ def holder_of(there: Namespace) -> Holder | None:
     if entry is None or held.owner is None:
         return None
     return Holder(held.owner, held.since, entry.updated_at, held.seconds)
-
-
-def held_by(there: Namespace) -> str | None:
-    """Return which exclusive run holds a namespace, and since when; None: none does, or what is stored is no lease."""
-    held = holder_of(there)
-    return held and (f"{held.owner} since {held.since}" if held.since else held.owner)
 
 
 class Ends(NamedTuple):
@@ -297,14 +310,24 @@ class Summary(NamedTuple):
     """The key or member whose age is the largest; None: the store does not tell."""
     age: float | None
     """Its age in seconds."""
-    holder: str | None
-    """The exclusive run that holds it, and since when."""
     run: Run | None
     """The run that was recorded last."""
     held: Holder | None
     """The exclusive run that holds it."""
     ahead: Name | None
     """The key or member whose position is ahead of the clock; of several the one that is furthest."""
+
+
+def worst_first(row: Summary) -> tuple[bool, float, str]:
+    """Sort namespaces: failed and killed runs and positions to come first, then the slowest; without a lag by age."""
+    has_failed = row.run is not None and row.run.outcome == "failed"
+    is_dead = row.held is not None and row.held.is_probably_dead
+    behind = row.lag if row.lag is not None else row.age or 0.0
+    return (
+        not (has_failed or is_dead or row.ahead is not None),
+        -round(behind),
+        row.state_key,
+    )  # each was read at another moment
 
 
 def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:
@@ -330,7 +353,6 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
         None if slowest is None else lags[slowest],
         oldest,
         None if oldest is None else ages[oldest],
-        held_by(there),
         last_run(there),
         holder_of(there),
         min((name for name, lag in lags.items() if is_ahead(lag)), key=lambda name: lags[name], default=None),

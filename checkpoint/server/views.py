@@ -19,6 +19,7 @@ from checkpoint.overview.freshness import (
     last_run,
     runs_of,
     summary_of,
+    worst_first,
 )
 from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
@@ -161,14 +162,8 @@ def _state(row: Summary | Broken) -> Ended | None:
 
 
 def _worst_first(row: Summary | Broken) -> tuple[Any, ...]:
-    """Sort what cannot be read first, then failed and killed runs and positions to come, then the slowest."""
-    if isinstance(row, Broken):
-        return (0, 0.0, row.state_key)
-    has_failed = row.run is not None and row.run.outcome == "failed"
-    is_dead = row.held is not None and row.held.is_probably_dead
-    is_wrong = has_failed or is_dead or row.ahead is not None
-    behind = row.lag if row.lag is not None else row.age or 0.0
-    return (1 if is_wrong else 2, -round(behind), row.state_key)  # each was read at another moment
+    """Sort what cannot be read first, then as `checkpoint list` does."""
+    return (-1, 0, row.state_key) if isinstance(row, Broken) else worst_first(row)
 
 
 class Rows(NamedTuple):
@@ -365,7 +360,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
     if steps and page.number == 1 and steps[0].change.before != steps[0].change.after:
-        steps[0] = steps[0]._replace(undo=commands.undo(there.state_key, name, steps[0].change))
+        steps[0] = steps[0]._replace(undo=_undo(there, name, steps[0].change, commands))
     return {
         "namespace": there.state_key,
         "name": name,
@@ -425,6 +420,10 @@ def _cursor(value: str) -> dict[str, list[str]]:
 
 def _in_lines(cursor: Mapping[str, Any]) -> list[str]:
     return words.json_of(cursor, indent=2).split("\n")
+
+
+def _undo(there: Namespace, name: Name, change: Change, commands: Commands) -> str:
+    return commands.undo(there.state_key, change.version, [name], added=change.before is None)
 
 
 def _step(there: Namespace, name: Name, change: Change, entry: Entry | None, commands: Commands) -> Step:
