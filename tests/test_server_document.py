@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
 from hypothesis import settings
 
 from checkpoint.codec import encode
+from checkpoint.entries import Change, Entry
+from checkpoint.server import v1, vendor
 from checkpoint.testing import ApiServer
 
 pytest.importorskip("schemathesis")
+
+
+def test_the_document_names_what_entries_and_changes_hold():
+    for model, kind, left_out in (
+        (v1.StoredEntry, Entry, set()),
+        (v1.WrittenEntry, Entry, {"value"}),
+        (vendor.StateEntry, Entry, {"version"}),
+        (v1.KeptChange, Change, set()),
+    ):
+        hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in left_out}
+        assert {name: field.annotation for name, field in model.model_fields.items()} == hints
 
 
 def test_answers_conform_to_the_document(tmp_path):

@@ -278,6 +278,17 @@ def test_fault_100_a_write_that_waits_holds_up_no_end(tmp_path):
     assert seconds < 10
 
 
+@pytest.mark.parametrize("path", ["/v1/state", PATH])
+def test_a_client_that_does_not_read_holds_up_no_end(path):
+    with running("--store", "memory://x", DRAIN=0.5) as (process, client):
+        changes = {str(number): "x" * 1_000 for number in range(20_000)}
+        assert client.post("/v1/commit", json={"state_key": "job", "changes": changes}).status_code == 200
+        with connected(client) as connection:
+            connection.sendall(f"GET {path}?state_key=job HTTP/1.1\r\n{HEAD}\r\n".encode())
+            assert connection.recv(10) == b"HTTP/1.1 2"
+            assert ended(process)[:2] == (0, "")
+
+
 def test_at_the_end_503_is_certain_and_504_is_not(tmp_path):
     """Of 20 commits 16 are begun, in as many threads, and may land yet; the others are never made."""
     path = tmp_path / "state.db"

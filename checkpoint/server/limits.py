@@ -121,6 +121,13 @@ class LimitedProtocol(H11Protocol):
         super().timeout_keep_alive_handler()
         self._watch()
 
+    def cut(self) -> None:
+        """Close the connection as the server ends: now where its answer has begun, else once the last one was sent."""
+        if self.conn.our_state is h11.SEND_BODY:
+            self.end()
+        else:
+            self.loop.call_later(0.5, self.transport.abort)
+
     def end(self) -> None:
         """Close the connection now, whatever is still to be written."""
         self.waiting.pop(self, None)

@@ -11,7 +11,7 @@ import sys
 import time
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from checkpoint.server.access import Access
+    from checkpoint.server.limits import LimitedProtocol
     from checkpoint.stores.base import Store
 
 logger: logging.Logger = logging.getLogger("checkpoint")
@@ -138,10 +139,10 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _cut(self) -> None:
-        for task in [*self.server_state.tasks]:
-            task.cancel()  # the application answers with 503
         for connection in [*self.server_state.connections]:
-            asyncio.get_running_loop().call_later(0.5, connection.transport.abort)
+            cast("LimitedProtocol", connection).cut()
+        for task in [*self.server_state.tasks]:
+            task.cancel()  # the application answers with 503 or 504
 
 
 def _run(app: FastAPI, listener: socket.socket, signals: Signals, parent: int | None = None) -> bool:

@@ -14,11 +14,11 @@ import orjson
 
 from checkpoint.entries import Entry, Receipt, Writer, has_history, named
 from checkpoint.errors import CommitUnknown, Conflict, StoreError, Unauthorized, ValueTooLarge
-from checkpoint.stores import service, wire
+from checkpoint.stores import wire
 from checkpoint.stores.base import check_changes, check_name, entries_of, holds, unchanged
 from checkpoint.stores.history import check_question, writer_of
 from checkpoint.stores.listing import listed
-from checkpoint.stores.retrying import DEADLINE, Again, Deadline
+from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Policy
 from checkpoint.stores.service import AnswerLost, Requests, Service, checked_url
 from checkpoint.stores.tokens import Token
 from checkpoint.stores.urls import check_seconds, positive
@@ -42,6 +42,9 @@ LONGEST_QUERY = 2_000
 
 LOST = 3
 """Answers of another than the server, until the address is taken for wrong."""
+
+POLICY = Policy(longest=2.0)
+"""How requests are tried again: a server is back within seconds, and history tells only of a key's last changes."""
 
 _UNPACED = (1_000, 0.001)  # requests and seconds: the server says itself when it is busy
 
@@ -193,7 +196,7 @@ class ServerStore:
         """Return the answer to a question that may be asked again, until the deadline."""
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
         calls = _Calls(self._service, run, deadline, self._note)
-        return self._service.load(run, lambda: run.call(lambda: question(calls), deadline, service.POLICY))
+        return self._service.load(run, lambda: run.call(lambda: question(calls), deadline, POLICY))
 
     def _note(self, response: Response) -> None:
         kept = response.headers.get(wire.KEEPS_HISTORY)
@@ -317,7 +320,7 @@ class _Commit:
         """Commit within the deadline, and read back once more after it, within so many seconds."""
         try:
             try:
-                return self._call.run.retry(self._attempt, self._call.deadline, service.POLICY)
+                return self._call.run.retry(self._attempt, self._call.deadline, POLICY)
             except Again as last:
                 return self._give_up(last, last_look)
         except (Conflict, StoreError, CommitUnknown) as error:

@@ -6,7 +6,7 @@ the vendor's API, and a `code` where a client is to tell it from others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast, get_type_hints
 
 from checkpoint.entries import Change, Entry
 
@@ -109,19 +109,7 @@ def change_fields(change: Change) -> dict[str, Any]:
     return change._asdict()
 
 
-_CHANGE: Mapping[str, type | tuple[type, ...]] = {
-    "key": str,
-    "before": (str, type(None)),
-    "after": (str, type(None)),
-    "version": int,
-    "at": str,
-    "run_id": (str, type(None)),
-    "host": str,
-    "process": int,
-    "member": (str, type(None)),
-    "reason": (str, type(None)),
-    "by": (str, type(None)),
-}
+_CHANGE: Mapping[str, Any] = get_type_hints(Change)
 
 
 def change_of(fields: object) -> Change:
