@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 from click.testing import CliRunner
@@ -162,6 +165,36 @@ def test_values_come_back_as_they_were(backend, asset):
         backend.clear(scope)
         backend.clear(scope)
         assert backend.get(scope, "other") is None
+
+
+def test_the_page_leads_to_each_value(backend, asset, store):
+    """From the namespaces to every asset and task: each screen can be read, and each link on it works."""
+    from test_page import answer, seen
+
+    backend.set(asset_scope(asset_id=asset.id), "watermark", '"2024-05-01T10:00:00+00:00"')
+    backend.set(asset_scope(asset_id=asset.id), "a/b c?#%", '{"page": 3}')
+    for run_id in ("manual__1", "scheduled__2024-05-01T02:00:00+00:00"):
+        backend.set(task_scope(run_id=run_id), "cursor", '"2024-05-01T01:00:00+00:00"', expires_at=EVER)
+        backend.set(task_scope("load.inner", run_id, map_index=2), "rows", "70")
+    with closing(open_store(store)) as opened, ApiServer(opened) as server:
+        todo, visited = [""], {}
+        while todo:
+            path = todo.pop()
+            page = visited[path] = seen(server, path)
+            links = (link.removeprefix("./") for link in page.links if not link.startswith("#"))
+            todo += {link for link in links if link not in visited and link not in todo and "sort=" not in link}
+        names = [(name, key) for name, entries in sorted(stored(store).items()) for key in entries]
+        assert len(names) == 6
+        for name, key in names:
+            path = f"key?{urlencode({'namespace': name, 'key': key}, quote_via=quote, safe='')}"
+            assert f"{key} · {name} · checkpoint" in visited[path].text
+            assert "Undo this change: checkpoint restore" in visited[path].text
+            if key.endswith("/cursor"):
+                assert "Position 2024-05-01T01:00:00+00:00 value Lag" in visited[path].text
+        first = visited[""].text
+        for name, keys in (("airflow.dag.crm", 4), ("airflow.asset.orders/daily", 2)):
+            assert re.search(rf"{re.escape(name)} not recorded .*? {keys} ", first), first
+        assert answer(server, "namespace?namespace=airflow.dag.crm&like=load*").status == 200
 
 
 @pytest.mark.parametrize("store", ["sqlite", "http", "server", "postgres", "s3"], indirect=True)
