@@ -608,7 +608,7 @@ def test_the_newest_change_can_be_undone(server, store, kind, monkeypatch):
     before = store.history("crm", stored)[0].before
     assert before == {"new": None, "deleted": at(NOW)}.get(kind, at("2024-05-01T00:00:00Z"))
     text = answer(server, f"key?{urlencode({'namespace': 'crm', 'key': 'accounts', **member})}").text
-    [command] = re.findall(r"Undo this change:</p>\s*<code [^>]*>([^<]*)<", text)
+    [command] = re.findall(r"Undo this change(?:, so that the stream begins anew)?:</p>\s*<code [^>]*>([^<]*)<", text)
     monkeypatch.setenv("CHECKPOINT_TOKEN", server.token)
     done = CliRunner().invoke(checkpoint, [*shlex.split(html.unescape(command))[1:], "--yes"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
