@@ -31,10 +31,6 @@ Freshness: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
 """What a key is found to be; `-`: nothing was asked of it."""
 
 
-AHEAD = 86_400.0
-"""Seconds that a position may be ahead of the clock: naive clocks and dates are, for up to a day."""
-
-
 class Limits(NamedTuple):
     """What is asked of each key."""
 
@@ -93,14 +89,14 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
     is_anothers = of_age == "unknown" and there.shares(name)
     if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":
         age, of_age = at_least, "STALE"  # no member was written after the entry
-    is_ahead = lag is not None and lag < -AHEAD and (limits.age, limits.lag) != (None, None)
-    if is_ahead:
+    is_to_come = is_ahead(lag) and (limits.age, limits.lag) != (None, None)
+    if is_to_come:
         of_lag = "STALE"
     elif of_lag == "unknown" and not limits.is_named:
         of_lag = "-"
     verdict: Freshness = next(one for one in WORST_FIRST if one in {of_age, of_lag})
     said = [
-        _WHY["ahead" if is_ahead and what == "lag" else what, found].format(words.span(abs(seconds or 0)))
+        _WHY["ahead" if is_to_come and what == "lag" else what, found].format(words.span(abs(seconds or 0)))
         for what, found, seconds in (("age", of_age, age), ("lag", of_lag, lag))
         if found == verdict and found in {"STALE", "unknown"}
     ]
@@ -125,7 +121,7 @@ WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
 _WHY = {
     ("age", "STALE"): "neither written nor read to its end for {}",
     ("lag", "STALE"): "its position is {} behind",
-    ("ahead", "STALE"): "its position is {} ahead of the clock, and rows until then may be passed over",
+    ("ahead", "STALE"): "its position is {} ahead of the clock, and nothing is delivered until then",
     ("age", "unknown"): "when it was written is not told",
     ("lag", "unknown"): "its position is no time",
 }
@@ -323,11 +319,8 @@ def worst_first(row: Summary) -> tuple[bool, float, str]:
     has_failed = row.run is not None and row.run.outcome == "failed"
     is_dead = row.held is not None and row.held.is_probably_dead
     behind = row.lag if row.lag is not None else row.age or 0.0
-    return (
-        not (has_failed or is_dead or row.ahead is not None),
-        -round(behind),
-        row.state_key,
-    )  # each was read at another moment
+    is_wrong = has_failed or is_dead or row.ahead is not None
+    return not is_wrong, -round(behind), row.state_key  # each was read at another moment
 
 
 def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:
