@@ -400,8 +400,8 @@ class Counted(Sequence[Any]):
         return len(self.counts)
 
     def __getitem__(self, index: Any) -> Any:
-        count: int = self.counts[index]
-        return self._of(count)
+        counts: Any = self.counts
+        return self._of(counts[index])
 
     def keys(self, key: ToKey) -> Counted:
         """Return the keys of all of it."""
