@@ -24,7 +24,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +35,7 @@ from urllib.parse import parse_qsl, urlsplit
 from harness import RESULTS
 from places import KINDS, place, reached
 
-from checkpoint import Checkpointer
+from checkpoint import Checkpointer, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +49,10 @@ BEGIN, END = "<!-- cluster: from benchmarks/results -->\n", "<!-- end of cluster
 FIRST, UNTIL = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
 YEAR = 366 * 86_400
-ENGINES = {"processes": "Processes", "dask": "Dask", "spark": "Spark", "accounts": "Thousands of accounts"}
+ACCOUNTS = "Thousands of accounts"
+ENGINES = {"processes": "Processes", "dask": "Dask", "spark": "Spark", "accounts": ACCOUNTS, "accounts-dask": "On Dask"}
 """The jobs, and the headings under which they stand."""
-NEEDS = {"dask": "distributed", "spark": "pyspark"}
+NEEDS = {"dask": "distributed", "spark": "pyspark", "accounts-dask": "distributed"}
 GOES_ON = ("BrokenProcessPool", "KilledWorker", "Job aborted due to stage failure", "CancelledError")
 """How an engine says that it cannot go on without a worker: the job is run again. Anything else is a fault."""
 TIMEOUT = 600
@@ -174,7 +175,7 @@ class Source:
 
     def truth(self, engine: str) -> set[int]:
         """Return the ids of all rows that are to be read, found by looking at each row."""
-        if engine == "accounts":
+        if engine.startswith("accounts"):
             return {2 * number + index for number in range(self.size.accounts) for index in range(2)}
         return {number for at, number in self._tickets if FIRST <= at < UNTIL}
 
@@ -190,9 +191,10 @@ class Cluster:
         self.engine, self.made, self.folder, self.size = engine, made, folder, size
         self.dice = random.Random(f"{engine} {seed}")
         self.workers_killed = self.drivers_killed = self.runs = 0
-        (folder / "job.py").write_text(code(engine, size))
+        self.accounts = engine.startswith("accounts")
+        (folder / "job.py").write_text(code(engine, size, made.url))
         (folder / "sink").mkdir()
-        requests = size.accounts * 2 if engine == "accounts" else size.rows // 50
+        requests = size.accounts * 2 if self.accounts else size.rows // 50
         total = size.workers_killed + size.drivers_killed
         moments = sorted(self.dice.sample(range(5, max(requests * 3 // 4, total + 6)), total))
         victims = ["driver"] * size.drivers_killed + ["worker"] * size.workers_killed
@@ -215,7 +217,7 @@ class Cluster:
                 self.engine,
                 self.made.url.partition(":")[0],
                 len(truth),
-                self.size.accounts if self.engine == "accounts" else len(source.windows),
+                self.size.accounts if self.accounts else len(source.windows),
                 self.runs,
                 self.workers_killed,
                 self.drivers_killed,
@@ -280,22 +282,39 @@ class Cluster:
 
     def _check(self) -> None:
         """See that the stored state says what was done."""
-        with Checkpointer("crm", self.made.url, record_run=False) as cp:
-            if self.engine == "accounts":
-                if len(cp.group("orders")) != self.size.accounts:
-                    raise SystemExit(f"cluster: {len(cp.group('orders'))} members are stored")
-            elif cp["tickets"] != {"updated_at": UNTIL}:
-                raise SystemExit(f"cluster: {cp['tickets']} is stored")
+        if not self.accounts:
+            with Checkpointer("crm", self.made.url, record_run=False) as cp:
+                if cp["tickets"] != {"updated_at": UNTIL}:
+                    raise SystemExit(f"cluster: {cp['tickets']} is stored")
+            return
+        members = 0
+        with closing(open_store(self.made.url)) as store:
+            for namespace in store.namespaces():
+                with Checkpointer(namespace, store, record_run=False) as cp:
+                    members += len(cp.group("orders"))
+        if members != self.size.accounts:
+            raise SystemExit(f"cluster: {members} members are stored")
 
 
-def code(engine: str, size: Size) -> str:
+def code(engine: str, size: Size, url: str) -> str:
     """Return a job of the page, after what it imports."""
-    text = PAGE.read_text("utf-8")
-    heading = ENGINES[engine]
-    (block,) = re.findall(rf"^#+ {heading}\n.*?^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[:1]
-    (copy,) = re.findall(r"^```python\n(def copy.*?)^```", text, re.DOTALL | re.MULTILINE)
-    block = block.replace("days=1", size.step).replace("250", str(size.chunk)).replace("(8,", f"({size.workers},")
-    return f"from cluster_client import STORE, get, pages, sink\n\n\n{copy}\n\n{block}"
+    heading = "In a bucket" if (engine, url[:3]) == ("accounts", "s3:") else ENGINES[engine]
+    block = blocks(heading)[0]
+    before = blocks("A backfill in windows")[0]
+    if engine in NEEDS and engine.startswith("accounts"):
+        before = blocks(ACCOUNTS)[0].partition("\n\n\nif ")[0]  # what it imports, and `sync`
+    before, block = (text.replace("days=1", size.step).replace("250", str(size.chunk)) for text in (before, block))
+    for eight in ("(8,", "n_workers=8"):
+        block = block.replace(eight, eight.replace("8", str(size.workers)))
+    block = block.replace("range(40)", f"range({-(-size.accounts // size.chunk)})")
+    return f"from cluster_client import STORE, get, pages, sink\n\n\n{before}\n\n{block}"
+
+
+def blocks(heading: str) -> list[str]:
+    """Return the code that stands under a heading of the page."""
+    _, _, below = PAGE.read_text("utf-8").partition(f"# {heading}\n")
+    below = re.split(r"^#+ [A-Z]", below, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"^```python\n(.*?)^```", below, re.DOTALL | re.MULTILINE)
 
 
 def in_session(leader: int) -> set[int]:
@@ -368,6 +387,8 @@ def main() -> None:
         write([])
     for engine in [] if options.table else options.engines:
         for kind in options.stores:
+            if kind == "s3" and engine in NEEDS and engine.startswith("accounts"):
+                continue  # the page gives a bucket another job
             found = measure(engine, kind, Size(step="days=3") if engine == "spark" else Size(), options.seed)
             print(" ".join(f"{name}={value}" for name, value in asdict(found).items()), flush=True)
             write([found], options.results)
