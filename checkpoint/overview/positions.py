@@ -86,12 +86,12 @@ def lag_of(value: str | None, form: str | None = None) -> float | None:
     return None
 
 
-_AHEAD = 300.0
-"""Seconds that a position may be ahead of the clock, for the clocks of two machines differ."""
+_AHEAD = 86_400.0
+"""Seconds that a position may be ahead of the clock: times of another zone are, for up to a day."""
 
 
 def is_ahead(lag: float | None) -> bool:
-    """Tell whether a position is ahead of the clock: a stream that stands there delivers nothing until then."""
+    """Tell whether a position is ahead of the clock, so that rows until then may be passed over."""
     return lag is not None and lag < -_AHEAD
 
 
