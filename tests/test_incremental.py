@@ -632,8 +632,8 @@ def test_what_is_no_row_is_said_to_be_none(cp, how, warm, batch, shown):
     with pytest.raises(TypeError) as caught:
         feed(inc, how, batch)
     assert str(caught.value) == (
-        f"'s': a row has 'at' as a key, a column or an attribute; a {shown} has not: pages() and filter() take lists "
-        "of rows, track() and observe() one row; of other rows a callable can read the field"
+        f"'s': a {shown} has no key, column or attribute 'at': pages() and filter() take lists of rows, "
+        "track() and observe() one row; for rows of another kind, write a callable"
     )
     assert inc.stats.seen == warm
     inc.unfinished()

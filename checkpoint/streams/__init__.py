@@ -1,1 +1,1 @@
-"""What a job knows of a source: which rows are new, and how far it is safe to say."""
+"""Streams: which rows of a source are new, and how far a job has come."""

@@ -26,7 +26,7 @@ pc: Any = pyarrow.compute  # pyright: ignore[reportUnknownMemberType] - as above
 
 
 class TablePage(Sequence["Row"]):
-    """The rows of a table, which are read when they are looked at.
+    """The rows of a table; a row is only converted when it is accessed.
 
     Args:
         batch: a pyarrow Table or RecordBatch, or what has `__arrow_c_stream__`.
@@ -53,7 +53,7 @@ class TablePage(Sequence["Row"]):
         return (Row(self, index) for index in range(len(self)))
 
     def values(self, field: str | Callable[[Any], Any], *, counted: bool = False) -> Sequence[Any]:
-        """Return what a field is in each row; a name, a path into structs, or a callable of the row.
+        """Return the value of a field in each row: a name, a path into structs, or a callable of the row.
 
         `counted`: of moments that datetimes hold it may be `Counted`.
         """

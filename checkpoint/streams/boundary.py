@@ -84,12 +84,12 @@ class Boundary:
 
     @property
     def take(self) -> Callable[[Any], Memo]:
-        """What takes a snapshot of a row, which stays as it is when the job changes the row; see `Fingerprint`."""
+        """A function that copies what is remembered of a row, so that later changes by the job do not matter."""
         return self._print.snapshot
 
     @property
     def quick_take(self) -> Callable[[Any], Memo]:
-        """What does the same for rows like the first one, and raises TypeError for others."""
+        """Like `take`, but faster: only for rows of the first row's type. Raises TypeError for others."""
         return self._print.quick
 
     def settle(self, value: Any) -> None:
@@ -102,7 +102,7 @@ class Boundary:
         self.deep = self.deep or (self.keyed and (rounded or self._range.scale.repeats(value)))
 
     def knows(self, key: Key) -> bool:
-        """Tell whether a row of this value may be one that an earlier run delivered."""
+        """Tell whether an earlier run may have delivered a row with this cursor value."""
         if self.keyed and key <= self._range.opened_key:
             return True
         low, high = self._range.ahead
@@ -124,7 +124,7 @@ class Boundary:
     # What this run delivered
 
     def add(self, row: Mark) -> None:
-        """Remember a row at the highest value so far, which it may raise; where the memory is deep, at any."""
+        """Remember a row at the highest value so far, or above it; where the memory is deep, at any value."""
         if self.deep:
             self._in_order = self._in_order and self.follows(row[0])
             self._ties.append(row)
@@ -148,7 +148,7 @@ class Boundary:
         return not self.deep or not self._ties or bool(key >= self._ties[-1][0])
 
     def taken(self, keys: Sequence[Key], values: Sequence[Any], rows: Sequence[Any], highest: Key) -> list[Mark]:
-        """Return what `add_page` is to remember of a page; nothing is remembered yet, for a row may be refused."""
+        """Prepare what `add_page` remembers of a page, which is not remembered yet: a row may be refused."""
         if self.deep:
             self.take(rows[0])  # which chooses how the others are taken
             return [*zip(keys, values, map(self.take, rows), strict=True)]
@@ -201,7 +201,7 @@ class Boundary:
         return ((adopt(key, other._range.scale), value, memo) for key, value, memo in rows)
 
     def forgotten(self, position: Any) -> int:
-        """Return how many rows that are asked for again from a position were too many to be kept."""
+        """Return how many rows a position asks for again that are not remembered, because there were too many."""
         if (
             self._thinned
             and position is not None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Claimed(NamedTuple):
-    """What a claim says of a stream."""
+    """The content of one claim of a stream."""
 
     cursor: Cursor | None
     position: Any
@@ -31,25 +31,25 @@ class Claimed(NamedTuple):
 
 
 class Said:
-    """What claims have said of a stream."""
+    """The claims of a stream: the last one, and the pending one."""
 
     __slots__ = ("base", "commits", "delivered", "last", "pending", "position")
 
     def __init__(self, stored: Cursor | None) -> None:
         self.last = stored
-        """The last claim, or what was stored: where going back leads to."""
+        """The last claim, or the stored cursor; a stream that goes back returns to it."""
         self.base = stored
-        """What the next claim begins from: the last one, until the stream is rewound."""
+        """The cursor that the next claim builds on: the last claim, or the one that a rewind made."""
         self.position: Any = None
-        """The position of that, as it came."""
+        """The position in it, as the source spelled it."""
         self.pending: Claimed = Claimed(stored, None)
-        """What is claimed and not yet committed as the last claim."""
+        """The claim that is made and not yet taken as the last one."""
         self.commits: int = 0
         self.delivered: int = 0
         """Rows delivered by the last claim."""
 
     def commit(self, delivered: int) -> Claimed:
-        """Take the pending claim for the last one, and return it."""
+        """Make the pending claim the last one, and return it."""
         self.last = self.base = self.pending.cursor
         self.position = self.pending.position
         self.commits += 1
@@ -58,7 +58,7 @@ class Said:
 
 
 def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> Claimed:
-    """Return what a stream's key is to hold once all rows handed out are delivered.
+    """Return the cursor to store once all rows handed out are delivered.
 
     Args:
         scan: what the stream was fed.
@@ -171,7 +171,7 @@ def _ahead(scan: Scan, before: Seen, position: Any) -> Seen:
 
 
 def _place(scan: Scan, options: Options, reached: Any) -> dict[str, Any] | None:
-    """Return where a `fetch` that is under way goes on, as it is stored; None: at the beginning."""
+    """Return the place to resume of a `fetch` under way, as it is stored; None: start at the beginning."""
     at = next((one.place for one in reversed(scan.position.readings) if one.fetches), None)
     if at is None or scan.position.finished or (options.asc and options.lookback is not None):
         return None
@@ -212,7 +212,7 @@ def _beyond(scan: Scan, islands: Iterable[Any], position: Any) -> list[Any]:
 
 
 def differs(place: Resume, scan: Scan, options: Options) -> str | None:
-    """Return which argument has another value now than in the question that a place belongs to; None: none has."""
+    """Return which argument has changed since the stored place was made, so that it is not used; None: none has."""
     span = scan.range
 
     def same(stored: Any, now: Any) -> bool:

@@ -29,4 +29,4 @@ _COUNTS = attrgetter(*(field.name for field in fields(Stats)))
 NO_ROWS = Stats(0, 0, 0, 0)
 
 ROWS = ("seen", "delivered", "dropped", "late")
-"""Of them, what the record of a run tells."""
+"""The counts that the record of a run contains."""

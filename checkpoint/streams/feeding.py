@@ -1,4 +1,4 @@
-"""What rows are fed through: the same for a stream and for a window of it, typed once."""
+"""The methods that take rows, shared by streams and windows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tabular(Protocol):
 
 
 class Feeding(Generic[T]):
-    """Takes the rows of a source, and hands out those that are new.
+    """Takes the rows of a source and hands out the new ones.
 
     A *reading* is one call of `pages`, `track` or `fetch`; it begins when its first row is asked for. A claim covers
     the pages handed out, the records given to `observe`, and of a `track` the records before the one in hand.
@@ -133,7 +133,7 @@ class Feeding(Generic[T]):
         return iterating.fetch(self._current, self._place, page)
 
     def _place(self) -> Resume | None:
-        """Return where a `fetch` goes on; None: at the beginning."""
+        """Return the place where a `fetch` starts; None: at the first page."""
         return None
 
     def observe(self, record: T) -> bool:

@@ -44,7 +44,7 @@ def here() -> Caller:
 
 
 def asking(holder: Caller) -> Callable[[], Caller]:
-    """Return what tells quickly who is running, where that is a thread, or a task of the same loop, as `holder` is."""
+    """Return a quick function for the current caller, valid while callers are of the same kind as `holder`."""
     if holder is None or isinstance(holder, weakref.ref):
         return _HERE
     return partial(sys.modules["asyncio"].current_task, holder.get_loop())

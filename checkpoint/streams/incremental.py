@@ -1,4 +1,4 @@
-"""One stream's cursor: what to ask the source for, what was handed out, and how far it is safe to say.
+"""One stream's cursor: what to ask the source for, what was handed out, and what a claim may cover.
 
     Options    what it was opened with
     Range      from where to where it reads, and how its values compare
@@ -85,7 +85,7 @@ class Incremental(Feeding[T]):
         self.key: str = key
         """The key the cursor is stored under."""
         self.alone: bool = alone
-        """Whether it tells of itself at its end; of a member its group does."""
+        """Whether it logs its own end; a group logs the end of its members together."""
         check_options(key, options)
         self._options = options
         self._stops = stops  # not empty: the run is to stop
@@ -95,7 +95,7 @@ class Incremental(Feeding[T]):
         self._said = Said(stored)
         self._before: tuple[Stats, Any] = NO_ROWS, None  # rows of earlier scans, and the highest value of them
         self.reason: str | None = None
-        """Why the position was taken back since the last claim; None: it was not."""
+        """The reason of a rewind since the last claim; None: there was none."""
         self._start(stored)
         _streams.add(self)
 
@@ -209,7 +209,7 @@ class Incremental(Feeding[T]):
         return place if other is None else None
 
     def _note(self, event: str, detail: str) -> None:
-        """Tell something once; of a member its group tells at its end."""
+        """Log an event once per run; the events of a member are logged by its group at the end."""
         if event not in self._told:
             self._told[event] = detail
             if self.alone:
@@ -278,7 +278,9 @@ class Incremental(Feeding[T]):
         if self._scan.position.readings:
             return "a pages(), track() or fetch() was begun and not read to its end"
         if not self._scan.exhausted:
-            return "it was fed by filter() and observe() alone, which do not tell whether that was all: call finish()"
+            return (
+                "it was fed by filter() and observe() alone, which cannot know whether more rows follow: call finish()"
+            )
         return None
 
     def detach(self) -> None:
@@ -290,7 +292,7 @@ class Incremental(Feeding[T]):
         self._close(DETACHED)
 
     def end(self) -> None:
-        """Refuse to be fed any more, for the run has ended; what the stream can tell stays readable."""
+        """Take no more rows, because the run has ended; positions and counts stay readable."""
         if not self._detached:
             self._tell(failed=False)
             self._detached = True
@@ -301,7 +303,7 @@ class Incremental(Feeding[T]):
             telling.tell_of_end(self.key, [self.ending()], failed=failed)
 
     def ending(self) -> telling.Ending:
-        """Return what there is to tell of the stream at its end."""
+        """Return what the end of the stream is judged and logged by."""
         scan, options = self._scan, self._options
         span = scan.range
         above = scan.position.lowest_above
@@ -323,7 +325,7 @@ class Incremental(Feeding[T]):
         )
 
     def _other_epoch(self) -> str | None:
-        """Return the epoch format that the stream's values were meant in, as it seems; None: the one it has."""
+        """Return the epoch format that the values are probably in; None: the one that was given, or not known."""
         value, above = self.last_value, self._scan.position.lowest_above
         if value is None and above is not None:
             value = above[1]
@@ -362,7 +364,7 @@ class Incremental(Feeding[T]):
         return self._scan.position.held_elsewhere(by)
 
     def let_go(self, by: Caller) -> None:
-        """Take note that `by` committed the stream, or left its block: what it closed is held by nobody."""
+        """Release the closed readings of `by`, which has committed the stream or left its block."""
         self._scan.position.let_go(by, closed=True)
 
     def back(self, cursor: Cursor | None) -> None:
@@ -371,7 +373,7 @@ class Incremental(Feeding[T]):
         self._said.last = cursor
 
     def claim(self) -> Cursor | None:
-        """Return what the stream's key is to hold once all rows handed out are delivered; None: nothing.
+        """Return the cursor to store once all rows handed out are delivered; None: no cursor.
 
         It becomes the last claim with `claimed`.
         """
@@ -416,7 +418,7 @@ class Incremental(Feeding[T]):
         self._touch()
 
     def _close(self, why: str) -> None:
-        """Take no more rows, in windows neither."""
+        """Take no more rows, neither here nor in windows."""
         self._scan.close(f"{self.key!r} {why}")
         if self._frontier is not None:
             self._frontier.close(f"{self.key!r} {ENDED if why is ENDED else NEW_WINDOWS}")
@@ -427,7 +429,7 @@ _streams: weakref.WeakSet[Incremental[Any]] = weakref.WeakSet()
 
 
 def _go_back_in_child() -> None:
-    """Let the streams of a forked child go back: it cannot say that rows which the parent took are delivered."""
+    """Take the streams of a forked child back: it cannot claim rows that the parent has taken."""
     for stream in list(_streams):
         if stream.live:
             stream.back(stream._said.last)  # noqa: SLF001 - this module's

@@ -27,7 +27,7 @@ ToKey: TypeAlias = Callable[[Any], Any]
 MICRO = 6
 """Fraction digits of a datetime."""
 REMEMBERED = 1 << 15
-"""Spellings whose keys are kept; then the memory begins anew."""
+"""How many spellings are cached; when the cache is full it is emptied."""
 
 DAY, HOUR, MINUTE = 86_400, 3_600, 60
 EPOCH_DAY = date(1970, 1, 1).toordinal()
@@ -39,7 +39,7 @@ YEAR_ONE = _FIRST_DAY * DAY
 
 @total_ordering
 class _Least:
-    """Below every key, so that a bound that does not exist needs no case of its own."""
+    """Lower than every key; stands for a bound that does not exist."""
 
     def __lt__(self, other: object) -> bool:
         return self is not other
@@ -150,17 +150,17 @@ def moment_of(key: str | datetime) -> Moment:
 
 
 def clock_of(value: datetime) -> int | None:
-    """Return what the clock of a naive datetime shows, in seconds since 1970; None: it says whose clock it is."""
+    """Return a naive datetime as seconds since 1970 on its own clock; None: it has a time zone."""
     return None if value.tzinfo is not None else moment_of(value.replace(fold=0))[0]
 
 
 def is_fixed(zone: tzinfo | None) -> bool:
-    """Tell whether a clock is never put forward or back."""
+    """Tell whether a zone has a fixed offset from UTC."""
     return zone is None or isinstance(zone, timezone) or getattr(zone, "key", None) in ("UTC", "Etc/UTC")
 
 
 def offset_at(local: int, zone: tzinfo) -> timedelta:
-    """Return the offset of a zone at what its clock shows; of two such moments the earlier's."""
+    """Return the offset of a zone at a local time; if the local time occurs twice, that of the earlier moment."""
     try:
         return (EPOCH + timedelta(seconds=local)).replace(tzinfo=zone).utcoffset() or timedelta()
     except OverflowError:
@@ -168,7 +168,7 @@ def offset_at(local: int, zone: tzinfo) -> timedelta:
 
 
 def begin_of_repeated(local: int, zone: tzinfo) -> int | None:
-    """Return when the span begins that a clock shows twice, where what it shows lies in one; None: it does not."""
+    """Return the begin of the repeated span that a local time lies in; None: it lies in none."""
     if not _is_repeated(local, zone):
         return None
     outside = local
@@ -191,7 +191,7 @@ def _is_repeated(local: int, zone: tzinfo) -> bool:
 class KeyForm(Protocol):
     """What the keys of moments are.
 
-    Between `low` and `high` lie all keys but those of years that nobody means.
+    All keys but those of improbable years lie between `low` and `high`.
     """
 
     @property
@@ -259,7 +259,7 @@ class Datetimes(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Whose clock it is that times without a zone were read from."""
+    """The time zone of times that name none."""
 
     zone: tzinfo | None
     """None: nobody said."""

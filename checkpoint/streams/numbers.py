@@ -1,4 +1,4 @@
-"""Numbers that are converted downwards and without loss."""
+"""Conversion of numbers: exact, or rounded down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 _PLACES = 100
-"""As many as a Decimal is given that needs more than it had."""
+"""Decimal places at most, where a number needs more than `like` has."""
 _EXACT = Context(prec=MAX_PREC)
 
 
@@ -36,7 +36,7 @@ def decimal_of(number: Fraction) -> Decimal:
             rest, count = rest // factor, count + 1
         places = max(places, count)
     if rest != 1:
-        raise ValueError(f"{number} has no end of places")
+        raise ValueError(f"{number} has infinitely many decimal places")
     return Decimal(number.numerator * 10**places // number.denominator).scaleb(-places, _EXACT)
 
 

@@ -56,7 +56,7 @@ class Options:
 
 
 def check_options(name: str, options: Options) -> None:
-    """Refuse arguments that can be judged without a row; errors name the stream.
+    """Check the arguments that can be checked before the first row; errors name the stream.
 
     Raises:
         TypeError, ValueError: one of them is wrong.
@@ -91,10 +91,10 @@ def _check_most(most: object) -> None:
 
 
 def check_amount(what: str, amount: object) -> None:
-    """Refuse what is no length of time and no number, and negative ones.
+    """Check that an argument is a timedelta or a number, and not negative.
 
     Raises:
-        TypeError, ValueError: it is one of these.
+        TypeError, ValueError: it is not.
 
     """
     if isinstance(amount, bool) or not isinstance(amount, timedelta | int | float | Decimal):
@@ -120,7 +120,9 @@ def _check_versions(versions: object, primary: object) -> None:
     if isinstance(versions, str) or not _is_names(versions):
         raise TypeError(f"version_fields must be several names, such as ('etag',), not {versions!r}")
     if primary is None:
-        raise ValueError("version_fields need a primary_key: they tell whether a row that came before has changed")
+        raise ValueError(
+            "version_fields need a primary_key: without one, a row cannot be recognised when it comes again"
+        )
 
 
 def _is_names(names: object) -> bool:

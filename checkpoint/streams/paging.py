@@ -1,4 +1,4 @@
-"""Pages of rows: one whose rows all are as they should be passes as a whole, others are judged row by row."""
+"""Pages of rows. A page of new rows, in range and in order, passes as a whole; others are judged by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def answered(scan: Scan, answer: Any, reading: Reading) -> Any:
-    """Return what is new of a page that was fetched, and take note of where the next one begins.
+    """Return the new rows of a fetched page, and store where the next page begins.
 
     Raises:
         CursorStuck: nothing of it is new, and the next one is the same.
@@ -50,14 +50,14 @@ def answered(scan: Scan, answer: Any, reading: Reading) -> Any:
 
 
 def filter_page(scan: Scan, batch: Any) -> Any:
-    """Return what is new of a batch."""
+    """Return the new rows of a batch."""
     rows = feed(scan, batch, scan.position.loose)
     scan.torn = False
     return rows
 
 
 def feed(scan: Scan, batch: Any, reading: Reading) -> Any:
-    """Return what is new of a batch; all or nothing. A descending stream may end with it: `reading.closed`.
+    """Return the new rows of a batch; all or nothing. A descending stream may end with it: `reading.closed`.
 
     Whoever hands the rows out sets `torn` to False as the last thing before.
     """

@@ -1,4 +1,4 @@
-"""How far the rows that were handed out allow a stream to say it is."""
+"""The position that the rows handed out so far allow."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ class Position:
     # What readings covered
 
     def begin(self) -> Reading:
-        """Begin a reading: there is more, so what was finished is not any longer."""
+        """Begin a reading; a stream that was finished no longer is."""
         self.finished = False
         reading = Reading(self.high())
         self.readings.append(reading)
         return reading
 
     def exhaust(self, reading: Reading) -> None:
-        """Take over what a reading covered that came to its end."""
+        """Add the highest row of a reading that came to its end."""
         if reading in self.readings:
             if reading.high[0] > self.loose.high[0]:
                 self.loose.high = reading.high
@@ -204,7 +204,7 @@ class Position:
             reading.high = row
 
     def pass_by(self, key: Key, reading: Reading) -> None:
-        """Let go of readings that stopped at a row which is read again, or after it: this one has the rest."""
+        """Forget abandoned readings that stopped at this row or after it: the current reading covers their rest."""
         reading.pins = True
         for other in self.readings:
             if other is not reading and other.pins:
@@ -221,7 +221,7 @@ class Position:
         )
 
     def let_go(self, by: Caller, *, closed: bool) -> None:
-        """Take note that `by` holds nothing any more; `closed`: of the readings that were closed."""
+        """Release the readings of `by`; with `closed`, only those that were closed."""
         for reading in self.readings:
             if reading.holder is by and (reading.closed or not closed):
                 reading.holder = None
@@ -230,7 +230,7 @@ class Position:
 
     @property
     def waits(self) -> bool:
-        """Whether rows above the ceiling are to count for the position once the clock has passed them."""
+        """Whether rows above the ceiling count for the position once the clock has passed them."""
         return bool(self._ahead)
 
     def reached(self) -> Any:
@@ -246,7 +246,7 @@ class Position:
         return high[1] if self.finished or not asc else self._reached_so_far(high)[1]
 
     def _reached_so_far(self, high: Mark) -> Mark:
-        """Return what a sorted stream may say while there may be more."""
+        """Return the position of a sorted stream that is not read to its end."""
         is_open = self._options.range_start == "open"
         if is_open and not self._ahead and not any(hand[0] > high[0] for hand in self._hands()):
             high = self.under

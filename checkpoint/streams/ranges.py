@@ -108,7 +108,7 @@ class Range:
         return self.sample is not None
 
     def reopen(self, other: Range) -> None:
-        """Recognise the rows that another range of the stream does; `start` stays."""
+        """Recognise the same delivered rows as another range of the stream; `start` stays."""
         self.position, self._ahead = other.position, other._ahead
 
     def key_of(self, value: Any) -> Key:
@@ -129,7 +129,7 @@ class Range:
         return one if self.key_of(one) >= self.key_of(other) else other
 
     def ceiling(self) -> Key:
-        """Return the key above which nothing becomes the position."""
+        """Return the key that the position never exceeds."""
         ceiling = HIGHEST  # also of an end_value: nothing at it or above is handed out
         if self._options.end_value is None and self._options.row_order is None:
             ceiling = self._opening
@@ -146,11 +146,11 @@ class Range:
 
     @property
     def asked(self) -> Any:
-        """What to ask the source for: `start`, or what the question began with to which a stored place belongs."""
+        """The value to ask the source from: `start`, or the start of the interrupted reading whose place is used."""
         return self.start if self._asked is None else self._asked[0]
 
     def ask(self, start: Any) -> None:
-        """Ask the source the question of an earlier run: rows before `start` are known, but not late."""
+        """Ask from the start of an earlier run's reading; rows before `start` are then repeats and not late."""
         self._asked = (None if start is None else self._as_asked(start, self.position),)
 
     def cap(self, value: Any) -> None:
@@ -168,7 +168,7 @@ class Range:
         return wire(self.scale.spell(self.ceiling(), self.sample))
 
     def lies_in_future(self, value: Any) -> bool:
-        """Tell whether a value is a moment that has not come, whatever clock is meant."""
+        """Tell whether a value lies in the future in every time zone."""
         return self.scale.has_clock and bool(self.key_of(value) > self.scale.now(SKEW))
 
     def is_long_before(self, value: Any) -> bool:
@@ -181,7 +181,7 @@ class Range:
             return True
 
     def floor(self, position: Any) -> Any:
-        """Return what a run that starts from a position asks the source for."""
+        """Return the `start_value` of a run that starts from a position."""
         options = self._options
         self.scale.check_step("lookback", options.lookback)
         start = self.back(position)
@@ -242,7 +242,7 @@ class Range:
             self._check_clock(scale, known)
 
     def _check_clock(self, scale: Scale, value: Any) -> None:
-        """Raise where nobody said whose clock tells when an unsorted stream was opened."""
+        """Raise where an unsorted stream has naive times and no time zone, so that "now" is not known."""
         if scale.kind == "wall" and self._options.row_order is None and self._options.end_value is None:
             raise ValueError(
                 f"{self._name!r}: {value!r} has no time zone, so nothing tells which rows may still change: say whose "

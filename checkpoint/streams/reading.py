@@ -1,4 +1,4 @@
-"""What is done with the rows of a source one by one: they are judged, handed out, and counted for the position.
+"""Rows one by one: each is judged, handed out, and counted for the position.
 
 A row that follows the last one as the rows of this stream do passes without being judged (see `passing`): its key lies
 between `low` and `top` of its reading, a window that the last judged row opened. Of a sorted stream `low` follows the
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def nobody() -> None:
-    """Take note of a touch that no commit asks for."""
+    """Do nothing; for streams that belong to no run."""
 
 
 class Judgement(NamedTuple):
@@ -110,7 +110,7 @@ class Scan:
         return Stats(self.delivered + self.dropped, self.delivered, self.dropped, self.late, self.unremembered)
 
     def close(self, why: str) -> None:
-        """Take no more rows, of what is under way neither."""
+        """Take no more rows, also in readings under way."""
         self.refusal = why
         self.shut()
 
@@ -133,7 +133,7 @@ class Scan:
         return scan
 
     def finish(self) -> None:
-        """Count everything as handed out, until another row comes."""
+        """Mark the stream as finished, until another row comes."""
         self.shut()
         self.position.finished = True
         self.touch()
@@ -185,7 +185,7 @@ class Scan:
         self.exhausted = True
 
     def leave(self, reading: Reading) -> None:
-        """Take note that nobody asks a reading for rows any more, at its end or before it."""
+        """Close a reading that is asked for no more rows, at its end or before."""
         reading.closed = True
         self.touch()
 
@@ -245,7 +245,7 @@ class Scan:
         return (row[0], first[1], row[2]) if row[0] == first[0] else row
 
     def _open(self, reading: Reading, key: Key) -> None:
-        """Let the rows pass that come after this one as they should, and need no look at what is remembered."""
+        """Open the window for the rows after this one that need no judging."""
         span, asc = self.range, self.options.asc
         low, top = span.scale.limits
         top = min(top, span.end_key, span.ceiling(), span.ahead[0])
@@ -278,7 +278,7 @@ class Scan:
     # One row
 
     def bind(self, values: Iterable[Any]) -> None:
-        """Let the first value that there is tell how all of them compare."""
+        """Fix how values compare, by the first one that is not missing."""
         for value in values:
             if self.range.key(value) is not None:
                 self.boundary.settle(value)
@@ -334,12 +334,12 @@ class Scan:
             raise CursorRegressed(self.name, last[1], value, "desc")
 
     def _share_a_repeated_hour(self, one: Any, other: Any) -> bool:
-        """Tell whether a clock shows both values twice, so that nothing tells which came first."""
+        """Tell whether both values lie in the same repeated hour, so that their order is not known."""
         begins = [None if value is None else self.range.scale.first_pass(value) for value in (one, other)]
         return None not in begins and bool(self.range.key_of(begins[0]) == self.range.key_of(begins[1]))
 
     def count(self, judgement: Judgement) -> None:
-        """Count a row; that there is one means that what was finished is not any longer."""
+        """Count a row; a stream that was finished no longer is."""
         self.touch()
         self.position.finished = False
         if judgement.deliver:
@@ -351,7 +351,7 @@ class Scan:
                 self.late_top = max(self.late_top, judgement.late, key=itemgetter(0))
 
     def identity(self, record: Any, key: Key) -> Any:
-        """Return what tells a row of a reading from others, its primary key at its cursor value; None: nothing does."""
+        """Return a row's primary key and cursor key, by which a reading recognises repeats; None: it has none."""
         found = None if self._primary is None else self._primary(record)
         if found is None:
             return None

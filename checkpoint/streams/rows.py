@@ -1,4 +1,4 @@
-"""What a stream reads of a row: its cursor value, its primary key, and what tells that it changed.
+"""What a stream reads from a row: its cursor value, its primary key, and the fields that show a change.
 
 A row has fields by name (`row["at"]`: any Mapping, `sqlite3.Row`, named columns of database drivers) or as attributes
 (dataclasses, named tuples, pydantic and ORM objects). Which, the first row decides; a row of another kind among them is
@@ -142,11 +142,10 @@ def _has_names(row: Any) -> bool:
 
 
 def no_row(record: Any, field: str) -> str:
-    """Return why nothing is read of what is no row."""
+    """Return the text of the error for an object that is no row."""
     return (
-        f"a row has {field!r} as a key, a column or an attribute; a {type(record).__name__} ({reprlib.repr(record)}) "
-        "has not: pages() and filter() take lists of rows, track() and observe() one row; of other rows a callable "
-        "can read the field"
+        f"a {type(record).__name__} ({reprlib.repr(record)}) has no key, column or attribute {field!r}: pages() and "
+        "filter() take lists of rows, track() and observe() one row; for rows of another kind, write a callable"
     )
 
 
@@ -180,10 +179,10 @@ def primary_getter(primary: Primary, first: Any = _NOTHING) -> Get:
 
 
 def check_primary(primary: Primary, record: Any) -> None:
-    """Refuse a first row without the primary key: rows without one would be taken for one and the same.
+    """Check that the first row has the primary key; without it all rows would count as the same row.
 
     Raises:
-        ValueError: it lacks the field, or one of several; or the key is None.
+        ValueError: a field of the key is missing, or the key is None.
 
     """
     lacking = [] if callable(primary) else [name for name in _primary_names(primary) if _lacks(record, name)]
@@ -382,7 +381,7 @@ class Fingerprint:
         def compared(row: Any) -> Snapshot:
             key = primary(row)
             if key is None:
-                return key, token_hex(8)  # never recognised again: rather twice than not at all
+                return key, token_hex(8)  # never recognised again: a repeat is better than a lost row
             return key, [get(row) for get in versions or ()]
 
         def listed(row: Any) -> Snapshot:
@@ -406,7 +405,7 @@ class Fingerprint:
         """Return 8 bytes of BLAKE2b over primary key and cursor instant, and 4 over what is compared, in hex."""
         primary, content = self._compared(snapshot)
         if primary is None:
-            content = token_hex(8)  # never recognised again: rather twice than not at all
+            content = token_hex(8)  # never recognised again: a repeat is better than a lost row
         return _hash([primary, instant], IDENTITY) + _hash(content, CONTENT)
 
     def legacy(self, snapshot: Snapshot, instants: Sequence[str]) -> set[str]:
@@ -419,8 +418,8 @@ def _listed(row: Any) -> dict[Any, Any]:
     fields = fields_of(row)
     if fields is None:
         raise TypeError(
-            f"a {type(row).__name__} cannot list its fields, so that nothing tells whether a row changed: "
-            "name the fields that do, such as version_fields=('etag',)"
+            f"a {type(row).__name__} cannot list its fields, so a changed row cannot be recognised: name "
+            "the fields to compare, such as version_fields=('etag',)"
         )
     return fields
 
@@ -469,7 +468,7 @@ def _canonical(value: Any, inside: tuple[int, ...], *, strict: bool) -> Any:
     if id(value) in inside:
         return f"<{len(inside) - inside.index(id(value))} above>"
     if len(inside) > _DEEPEST:
-        raise TypeError("a row is nested too deeply to be compared: name what tells that it changed in version_fields")
+        raise TypeError("a row is nested too deeply to be compared: name the fields to compare in version_fields")
     inside = (*inside, id(value))
     if isinstance(value, Mapping):
         mapping = cast("Mapping[Any, Any]", value)  # type: ignore[redundant-cast]  # pyright needs it

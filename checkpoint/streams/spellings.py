@@ -1,4 +1,4 @@
-"""`cursor_format`: what a value is, where it does not say so itself.
+"""`cursor_format`: how to read values whose meaning their form does not show.
 
     "epoch_s" and its like    numbers or digits since 1970    moments
     "number"                  numbers, or digits as text      numbers
@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class CursorFormat:
-    """A spelling of cursor values that a job brings itself.
+    """A cursor format of your own, made of two functions.
 
         lsn = CursorFormat(
             parse=lambda text: int(text.split("/")[0], 16) << 32 | int(text.split("/")[1], 16),
@@ -55,7 +55,7 @@ class Spelling(Protocol):
     """How the values of one column are written."""
 
     kind: Kind | None
-    """What they are; None: each says so."""
+    """The kind of all values; None: it depends on each value."""
 
     def read(self, value: Any) -> tuple[Kind, Any]:
         """Return the kind of a value, and what it is exactly.
@@ -112,7 +112,7 @@ class Spelling(Protocol):
 
 
 class _Writes:
-    """What spellings have in common whose values can be moved, and are of no clock, or of UTC's."""
+    """Base of spellings whose values can be moved and that have no local clock."""
 
     def check_writes(self, name: str) -> None:
         """See `Spelling`."""
@@ -177,7 +177,7 @@ class Epoch(_Writes):
 
 
 class _Timeless(_Writes):
-    """What numbers and text have no clock for."""
+    """Base of spellings without a clock."""
 
     def lowest(self, like: Any) -> Any:
         """See `Spelling`."""
@@ -268,9 +268,7 @@ class Custom:
     def check_writes(self, name: str) -> None:
         """See `Spelling`."""
         if self._of.format is None:
-            raise TypeError(
-                f"{name} needs moved values, which a CursorFormat without format does not spell: give it one"
-            )
+            raise TypeError(f"{name} needs a format that writes moved values: CursorFormat(parse, format)")
 
     def naive(self, value: Any) -> int | None:
         """See `Spelling`."""
@@ -388,11 +386,11 @@ _COMMON = (
     "%d %b %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%Y %H:%M:%S",
     "%Y%m%d", "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S%z", "%Y%m%dT%H%M%S", "%Y%m%d%H%M%S", "%Y-%m", "%G-W%V-%u",
 )  # fmt: skip
-"""Patterns to name to a job that gives none."""
+"""Patterns that an error suggests for text without a format."""
 
 
 def _number(value: Any, name: str) -> Any:
-    """Return the number that a value is, or is written as."""
+    """Return a number, or the number that digits stand for."""
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value):
             raise ValueError(f"cursor_format {name!r} reads numbers and digits such as '-12.50', not {value!r}")

@@ -23,7 +23,7 @@ BESIDE = (SEEN, WINDOWS, RESUME)
 
 
 class WrongShapeError(ValueError):
-    """What is stored is not what a stream stores."""
+    """The stored cursor has not the form of a stream's cursor."""
 
 
 class Seen(NamedTuple):
@@ -67,7 +67,7 @@ class StreamState(NamedTuple):
 
 
 def read_state(name: str, cursor: Cursor | None, field: str) -> StreamState:
-    """Return what a cursor says; digests of another position count for nothing.
+    """Return the state in a cursor; digests of another position are ignored.
 
     Raises:
         WrongShapeError: something in it is not what a stream stores there.

@@ -1,4 +1,4 @@
-"""What a run should know of a stream, told once at its end; members of a group are judged together.
+"""Log records about a stream, written once at its end; members of a group are judged together.
 
 Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the stream or group it speaks of:
 
@@ -8,7 +8,7 @@ Each record has a fixed word in `checkpoint_event`, and `checkpoint_stream`, the
     unfinished     WARNING   the position of an unsorted stream did not move; INFO where that was meant
     all_ahead      WARNING   every row lies in the future, so that none became the position
     maybe_epoch    WARNING   numbers that look like times were compared as numbers
-    other_epoch    WARNING   another epoch format reads the values as times of our days; the one that was given does not
+    other_epoch    WARNING   another epoch format makes the values times from 1990 to 2100, the given one does not
     many_at_once   WARNING   more rows share the position than are remembered
     unremembered   INFO      more rows lie inside the lookback or above the ceiling than are remembered
     resumed        INFO      a fetch goes on where an earlier one was interrupted
@@ -81,7 +81,7 @@ AT_ONCE = {
 
 
 def are_long_late(scan: Scan, options: Options) -> bool:
-    """Tell whether late rows are so by more than a healthy job's: newest first, a reading ends with one."""
+    """Tell whether rows are later than in a healthy job, in which a newest-first reading ends with a late row."""
     latest = scan.late_top[1]
     if latest is None:
         return True
@@ -136,7 +136,7 @@ def tell_of_end(name: str, endings: Sequence[Ending], *, failed: bool = False) -
 
 
 def _tell_of_noted(name: str, endings: Sequence[Ending]) -> None:
-    """Log what was noted of members."""
+    """Log the events that were noted for members."""
     for event in AT_ONCE:
         if noted := [ending for ending in endings if event in ending.noted]:
             tell_at_once(name, event, noted[0].noted[event], _members(endings, noted))
@@ -153,7 +153,7 @@ def _warn_of_late(name: str, endings: Sequence[Ending], total: Stats) -> None:
 
 
 def _warn(name: str, endings: Sequence[Ending]) -> None:
-    """Warn of what is so with one stream or several."""
+    """Log the warnings that name the streams they apply to."""
     _warn_of(
         "no_range", name, endings, [ending for ending in endings if ending.no_range],
         "start_value lies at or after end_value, so nothing can be read%s: to read the range again, rewind() to "
@@ -167,21 +167,21 @@ def _warn(name: str, endings: Sequence[Ending]) -> None:
     )  # fmt: skip
     _warn_of(
         "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead and not ending.other_epoch],
-        "every row lies later than now, so none became the position%s: is it a clock that is wrong, a time zone "
-        "(timezone=), or a field of planned times?",
+        "every row lies in the future, so none became the position%s: check the source's clock, the time zone "
+        "(timezone=), and whether the field holds planned times",
     )  # fmt: skip
     alike = [ending for ending in endings if ending.epoch]
     _warn_of(
         "maybe_epoch", name, endings, alike,
         "its numbers look like times, but numbers have no clock%s: say cursor_format=%r, or cursor_format='number' "
-        "where they are none", *(ending.epoch for ending in alike[:1]),
+        "if they are not times", *(ending.epoch for ending in alike[:1]),
     )  # fmt: skip
 
 
 def _warn_of(
     event: str, name: str, endings: Sequence[Ending], some: Sequence[Ending], text: str, *args: object
 ) -> None:
-    """Warn of what is so with some streams, where there are any."""
+    """Log a warning about some streams, if there are any."""
     if some:
         _log(logging.WARNING, event, name, text, _members(endings, some), *args)
 
@@ -196,8 +196,8 @@ def tell_of_holders(names: Sequence[str]) -> None:
     """Log that rows of streams were not claimed at the end of a run."""
     _log(
         logging.WARNING, "held_elsewhere", ", ".join(names),
-        "another thread or task still has rows in hand, so they were not committed: let it end, or read to the end, "
-        "before the run is left",
+        "another thread or task still has rows in hand, so they were not committed: wait for it before you "
+        "leave the run",
     )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def _why(endings: Sequence[Ending], unfinished: Sequence[Ending]) -> str:
 
 
 def _members(endings: Sequence[Ending], some: Sequence[Ending]) -> str:
-    """Return which members are spoken of; of a single stream nothing."""
+    """Return the members that a record is about, as text; empty for a single stream."""
     if len(endings) == 1:
         return ""
     keys = ", ".join(repr(ending.key) for ending in some[:3])
