@@ -15,7 +15,7 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Background:
-    """Flushes on a run's worker thread, and the failure of one that nobody has seen yet."""
+    """Flushes on a run's worker thread, and a failure that has not been raised yet."""
 
     def __init__(self, state_key: str, flush: Callable[[], object]) -> None:
         self._state_key = state_key
@@ -44,7 +44,7 @@ class Background:
             self._queued = True  # before the thread may run it
             self.worker.submit(self._run)
         except BaseException:
-            self._queued = False  # interrupted, it may be queued: one flush too many sends nothing
+            self._queued = False  # after an interruption it may be queued twice; a second flush sends nothing
             raise
 
     def wait(self) -> None:
@@ -61,7 +61,7 @@ class Background:
             raise failure
 
     def tell_failure(self, error: BaseException) -> None:
-        """Add a failure that nobody has seen yet to the error that goes on, as a note."""
+        """Add a failure that was not raised yet to the error under way, as a note."""
         failure = self._take_failure()
         if failure is not None and failure is not error:
             add_note(error, f"checkpoint: {self._state_key!r} was not committed either: {failure}")
@@ -85,6 +85,6 @@ class Background:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Tell of a second failure beside the error that goes on (PEP 678), and in the log for what shows no notes."""
+    """Add a second failure to the error under way as a note (PEP 678), and log it where notes are not shown."""
     logger.error(note, extra={"checkpoint_event": "failed_again"})
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]  # Python 3.10 has no add_note

@@ -1,4 +1,4 @@
-"""The with block of a run: what entering it takes and loads, what leaving it sends, and what it lets go of."""
+"""The with block of a run: entering takes and loads, leaving commits and releases."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Block:
         self._record: Record | None = None
 
     def enter(self) -> None:
-        """Take what belongs to the process: signals, and a place in the list that a fork looks at.
+        """Set the signal handlers, and register the run for forks.
 
         Raises:
             ValueError: there are signals to watch, and this is not the main thread.
@@ -127,7 +127,7 @@ class Block:
             self._record.end(error, did, known, stored, stopped=bool(self._stops.came))
 
     def end(self) -> None:
-        """Let go of everything that entering took; called twice where it is interrupted."""
+        """Release everything that entering took; an interruption may call it twice."""
         try:
             self._layers.phase = "closed"
             self._layers.holders.end()
@@ -138,7 +138,7 @@ class Block:
             _entered.pop(id(self), None)
 
     def release(self) -> None:
-        """Let go of lease and store, which may wait for the store."""
+        """Release lease and store; this may wait for the store."""
         self._taken.let_go()
 
     def forked(self) -> None:
@@ -148,7 +148,7 @@ class Block:
         self._commits.forked()
 
 
-# Of runs under way, so that a fork finds them.
+# the runs under way, which a fork has to reset
 _entered: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
 
 

@@ -1,4 +1,4 @@
-"""What the job said is safe, on its way to the store, and what the store is known to hold.
+"""Claims on their way to the store, and the entries that the store is known to hold.
 
     waiting  key → value: snapshots that the job said are safe and that are not stored yet
     failed   which of these keys have a claim whose last flush failed
@@ -31,10 +31,10 @@ class Claims:
     def __init__(self, run_id: str | None) -> None:
         self.waiting: Changes = {}
         self.failed: set[str] = set()
-        """Keys that are waiting, and whose last flush failed."""
+        """Waiting keys whose last flush failed."""
         self.known: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
-        """Why keys that are waiting are changed, where somebody said so; for the history."""
+        """The reasons given for changes of waiting keys; for the history."""
         self.doubts: Doubts = Doubts(run_id)
         self.lock: threading.RLock = threading.RLock()
         """Guards all layers of the run; never held during a request."""
@@ -104,7 +104,7 @@ class Claims:
         del self.waiting[key]
 
     def know(self, entries: Mapping[str, Entry | None]) -> None:
-        """Take entries for what the store holds, None for absent ones."""
+        """Set the entries that the store is known to hold; None: absent."""
         for key, entry in entries.items():
             if entry is None:
                 self.known.pop(key, None)
@@ -146,7 +146,7 @@ class Claims:
         self.reasons.clear()
 
     def check(self) -> None:
-        """Raise AssertionError where something cannot be; for tests."""
+        """Raise AssertionError where the layers contradict each other; for tests."""
         self.doubts.check()
         if lost := {*self.failed, *self.reasons} - self.waiting.keys():
             raise AssertionError(f"failed, or changed for a reason, and not waiting: {lost}")

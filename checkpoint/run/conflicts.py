@@ -1,4 +1,4 @@
-"""What a run does where another one changed a key meanwhile: the policies of `on_conflict`.
+"""What a run does when another run has changed a key: the policies of `on_conflict`.
 
 A policy says what is compared with the store before a write, and which differences are no conflict all the same. To add
 one, write its class and its name here.
@@ -17,14 +17,14 @@ OnConflict: TypeAlias = Literal["raise", "overwrite"]
 
 
 class ConflictPolicy(Protocol):
-    """What is done where another run changed a key."""
+    """What to do when another run has changed a key."""
 
     def compared(self, keys: set[str], groups: Groups) -> set[str]:
-        """Return which of some entries must be as they were known for a commit to be written."""
+        """Return the entries that must be unchanged in the store for a commit to be written."""
         ...
 
     def takes_over(self, conflict: Conflict, groups: Groups) -> bool:
-        """Tell whether a conflict is with members that others packed, which are kept beside those of this run."""
+        """Tell whether another run changed other members of a shard; those are kept beside the members of this run."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a run is unsure of: writes whose outcome nobody saw, and what conflicts found.
+"""What a run is unsure of: writes with an unknown outcome, and entries that conflicts found.
 
     sent       open   found     when
     values     yes    -         the last commit of the key ended without an answer
@@ -38,7 +38,7 @@ class Doubt:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to be unsure of."""
+        """Whether nothing is in doubt any more."""
         return not (self.sent or self.open) and self.found is NOTHING
 
 
@@ -56,7 +56,7 @@ class Doubts:
         return key in self._by_key and self._by_key[key].open
 
     def send(self, batch: Mapping[str, str | None], *, unknown: Iterable[str] = ()) -> None:
-        """Remember values that may still land; of the `unknown` keys what is known may be wrong from now on."""
+        """Remember values that may still land. For the `unknown` keys the store may hold another value than known."""
         until = time.monotonic() + self.lasting
         for key, value in batch.items():
             self._by_key.setdefault(key, Doubt()).sent[value] = until
@@ -103,7 +103,7 @@ class Doubts:
         return found
 
     def close(self, keys: Iterable[str]) -> None:
-        """Take what is known of these keys for what the store holds."""
+        """Note that the store holds what is known of these keys."""
         for key in keys:
             if doubt := self._by_key.get(key):
                 doubt.open = False
@@ -115,6 +115,6 @@ class Doubts:
         return {key for key, doubt in self._by_key.items() if doubt.open}
 
     def check(self) -> None:
-        """Raise AssertionError where something is not as the table above says; for tests."""
+        """Raise AssertionError where the state is not in the table above; for tests."""
         if settled := [key for key, doubt in self._by_key.items() if doubt.settled]:
             raise AssertionError(f"settled, and still doubted: {settled}")

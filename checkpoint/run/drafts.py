@@ -1,4 +1,4 @@
-"""What the job set, deleted or read in place, and did not commit yet.
+"""Changes that the job has made and not yet committed: keys set, deleted or read for changing.
 
     edited    read    the key
     a value   -       was set
@@ -97,19 +97,19 @@ class Drafts:
         self._edited[key] = None
 
     def freeze(self, key: str) -> None:
-        """Take a key as it is now; what was read of it is a copy from here on."""
+        """Keep the current value of a key; the dict that was read no longer changes it."""
         if key in self._read:
             self._edited[key] = self.value(key)
             self._forget(key)
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget what was done with keys."""
+        """Forget the drafts of some keys."""
         for key in keys:
             self._edited.pop(key, None)
             self._forget(key)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget all drafts."""
         self._edited.clear()
         self._read.clear()
         self._copies.clear()
@@ -142,7 +142,7 @@ class Drafts:
         return {key for key in self._suspects(None) if self._differs(key)}
 
     def claimed(self, changes: Changes) -> None:
-        """Note that these changes lie below from now on."""
+        """Remove drafts that the layer below now contains."""
         for key, value in changes.items():
             self._edited.pop(key, None)
             if value is None:
@@ -151,7 +151,7 @@ class Drafts:
                 self._copies[key] = _copy(self._read[key])
 
     def moved_below(self, keys: Iterable[str]) -> None:
-        """Note that the layer below changed of itself."""
+        """Note that the layer below was changed by others."""
         for key in keys:
             if key in self._read:
                 self._copies[key] = None
@@ -174,7 +174,7 @@ class Drafts:
             return True
         if not codec.same(value, below):
             return True
-        self._copies[key] = _copy(self._read[key])  # equal in another spelling: not to be encoded again
+        self._copies[key] = _copy(self._read[key])  # equal, but formatted differently: do not encode it again
         return False
 
     def _may_differ(self, key: str) -> bool:
@@ -196,7 +196,7 @@ class Drafts:
         self._copies.pop(key, None)
 
     def check(self) -> None:
-        """Raise AssertionError where something is not as the table above says; for tests."""
+        """Raise AssertionError where the state is not in the table above; for tests."""
         if deleted := [key for key in self._read if self._edited.get(key, "") is None]:
             raise AssertionError(f"read after they were deleted: {deleted}")
         if [*self._read] != [*self._copies]:
@@ -204,7 +204,7 @@ class Drafts:
 
 
 class _Number:
-    """Stands for a number or bool in a copy, and equals only this very object: `1 == 1.0 == True` would not do."""
+    """Wraps a number or bool in a copy and equals only the same object, because `1 == 1.0 == True` in Python."""
 
     __slots__ = ("number",)
 

@@ -37,7 +37,7 @@ LATE_WRITES = 3
 
 
 class Commit(NamedTuple):
-    """What a commit sent; falsy when it sent nothing."""
+    """The result of a commit: what was sent. False when nothing was."""
 
     keys: tuple[str, ...] = ()
     """The keys that were written or deleted; of a group, its entries."""
@@ -203,7 +203,7 @@ class Flush:
         return receipt.requests, receipt.retries
 
     def _attempt(self, step: _Step) -> Receipt | None:
-        """Commit what is left of a step; None: own writes had landed late, so try again."""
+        """Commit the rest of a step; None: an own write landed late, try again."""
         try:
             receipt = self._commit(step.batch, step.base)
         except CheckpointError as error:
@@ -245,7 +245,7 @@ class Flush:
         return self.store.commit(state_key, batch, base, run_id=self._run_id)
 
     def _base(self, watched: Changes) -> dict[str, Entry | None]:
-        """Return what must be stored as it was: what is written now or later, and what that relies on."""
+        """Return the entries that must be unchanged in the store: those to be written, and those they rely on."""
         groups = self._layers.groups
         with self._claims.lock:
             keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
@@ -253,7 +253,7 @@ class Flush:
             return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
 
     def _told(self, error: CheckpointError) -> CheckpointError:
-        """Return an error as the job knows it: conflicts of a group's entries as ones of its members."""
+        """Return the error for the job: a conflict of a group's entry becomes one of its member."""
         with self._claims.lock:
             if isinstance(error, Conflict):
                 return self._layers.groups.told(error)
@@ -281,7 +281,7 @@ class Flush:
                 self._claims.doubts.find(self._layers.groups.read_again(key, loaded))
 
     def _confirm(self, step: _Step, confirmed: Mapping[str, Entry | None]) -> None:
-        """Take what the store confirmed down to what is known."""
+        """Move confirmed changes to the known entries."""
         if self._layers.rollback is not None:
             self._layers.rollback.wrote({key: self._claims.known.get(key) for key in confirmed})
         step.landed.update(confirmed)

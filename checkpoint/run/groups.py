@@ -1,7 +1,7 @@
 """Groups: cursors of tens of thousands of partitions, by member.
 
 To the layers of a run a member is a key like any other, `__group__.NAME/MEMBER`: it has drafts, a stream may hold it.
-How it is stored is the business of `checkpoint.run.packing`.
+`checkpoint.run.packing` decides how it is stored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Keys(Protocol):
         ...
 
     def check_member(self, member: str) -> None:
-        """Refuse the name of a member that could be no key."""
+        """Check that the name of a member can be a key."""
         ...
 
 
@@ -97,11 +97,11 @@ class Group(MutableMapping[str, Cursor]):
         return not self._detached and self._keys.phase == "open"
 
     def detach(self) -> None:
-        """Refuse to be used any more."""
+        """Detach: refuse any further use."""
         self._detached = True
 
     def store_as(self, form: Members) -> None:
-        """Take another form as the one that the members are stored in: it was looked at again."""
+        """Set the stored form of the members after it was read again."""
         self._form = form
 
     def __getitem__(self, member: str) -> Cursor:

@@ -1,4 +1,4 @@
-"""Streams, as what they are to a run: they hold keys, are claimed, go back, and are detached.
+"""The run's view of streams: they hold keys, are claimed, go back, and are detached.
 
 A stream holds a key of the mapping or a member of a group, in one way. While it is live nothing else sets that key.
 What a commit is asked for is a `Scope`; it claims the streams in it, all or none.
@@ -84,11 +84,11 @@ class Stream(Protocol):
         ...
 
     def end(self) -> None:
-        """Refuse to be fed any more; what it can tell stays readable."""
+        """Take no more rows; positions and counts stay readable."""
         ...
 
     def ending(self) -> Ending:
-        """Return what there is to tell of it at its end."""
+        """Return what its end is judged and logged by."""
         ...
 
     def held_elsewhere(self, by: Caller) -> bool:
@@ -96,7 +96,7 @@ class Stream(Protocol):
         ...
 
     def let_go(self, by: Caller) -> None:
-        """Take note that `by` committed it: what it had closed is held by nobody."""
+        """Release the closed readings of `by`, which has committed it."""
         ...
 
 
@@ -133,13 +133,13 @@ class KeyHolder:
         if self._packed:
             self._pending = value
             if value == self._last or (value and self._last and codec.same(value, self._last)):
-                return below  # it says nothing new: what another run wrote meanwhile stays
+                return below  # its claim is unchanged: keep what another run wrote meanwhile
         if value is None:
             return None
         return below if below is not None and codec.same(value, below) else value
 
     def claimed(self) -> None:
-        """Take the claim for the last one."""
+        """Make the claim the last one."""
         self._last = self._pending
         self.stream.claimed()
 
@@ -165,7 +165,7 @@ class Scope(NamedTuple):
     """What a commit is asked for."""
 
     by: Caller
-    """Who asks."""
+    """The thread or task that commits."""
     keys: set[str] | None
     """Keys and members; None: all."""
     holders: list[KeyHolder]
@@ -270,7 +270,7 @@ class Holders:
             holder.stream.leave()
 
     def end(self) -> None:
-        """Let no stream be fed any more: the run has ended."""
+        """Close all streams: the run has ended."""
         holders = self.live()
         self._tell_of_groups(holders, failed=False)
         for holder in holders:
@@ -286,7 +286,7 @@ class Holders:
 
     @staticmethod
     def _tell_of_groups(holders: list[KeyHolder], *, failed: bool) -> None:
-        """Log what is to be known of the streams of each group, together."""
+        """Log the end of each group's streams together."""
         groups: dict[str, list[Ending]] = {}
         for holder in holders:
             if holder.group is not None:
@@ -325,7 +325,7 @@ class Holders:
         return {holder.group or holder.key: holder.stream.cursor_format or "" for holder in self.live()}
 
     def check(self) -> None:
-        """Raise AssertionError where something is not as the table above says; for tests."""
+        """Raise AssertionError where the state is not in the table above; for tests."""
         if wrong := [key for key, holder in self._by_key.items() if self._by_stream.get(holder.stream) is not holder]:
             raise AssertionError(f"held by streams that do not know it: {wrong}")
         if len(self._by_stream) != len(self._by_key):

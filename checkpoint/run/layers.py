@@ -1,4 +1,4 @@
-"""The layers of a run's keys, and the claim that takes what is above down to what is below.
+"""The layers of a run's keys, and the claim that moves drafts down to the claims.
 
 A key is held in up to three layers, the upper hiding the lower:
 
@@ -50,7 +50,7 @@ class Layers:
         self.drafts: Drafts = Drafts(self.groups)
         self.holders: Holders = Holders()
         self.rollback: Rollback | None = None
-        """Set where the store writes in the caller's own transactions."""
+        """Set if the store writes in the caller's transactions."""
         self.phase: Literal["new", "open", "closed"] = "new"
 
     @property
@@ -59,7 +59,7 @@ class Layers:
         return self.claims.lock
 
     def check_member(self, member: str) -> None:
-        """Refuse the name of a member that could be no key."""
+        """Check that the name of a member can be a key."""
         check_name("a member", member)
 
     def check_open(self) -> None:
@@ -183,7 +183,7 @@ class Layers:
         return found
 
     def drop_members(self, name: str) -> None:
-        """Forget what was done with members of a group, and detach the streams that hold some."""
+        """Forget the drafts of a group's members, and detach the streams that hold members."""
         prefix = member_key(name, "")
         self.holders.detach(prefix)
         self.drafts.drop([key for key in self.drafts.touched() if key.startswith(prefix)])
@@ -284,7 +284,7 @@ class Layers:
         cast("set[str]", scope.keys).add(key)
 
     def _check_no_member(self, key: str) -> None:
-        """Refuse to commit by its name what only a group has, for the mapping has no such key to send."""
+        """Refuse to commit a member by its key, which the mapping does not have."""
         for holder in self.holders.live(GROUP_PREFIX):
             if holder.stream.key == key:
                 group = named(holder.key)[0]
@@ -323,7 +323,7 @@ class Layers:
             self.holders.back()
 
     def check(self) -> None:
-        """Raise AssertionError where something cannot be; for tests."""
+        """Raise AssertionError where the layers contradict each other; for tests."""
         self.claims.check()
         self.drafts.check()
         self.holders.check()

@@ -64,7 +64,7 @@ class LeaseState(NamedTuple):
 
 
 def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
-    """Return what a lease's entry says; where there is none, nobody ever held it.
+    """Return the lease in an entry; without an entry, one that nobody has held.
 
     Raises:
         CorruptState: it is no lease.
@@ -178,7 +178,7 @@ class Lease:
         return ours
 
     def release(self) -> None:
-        """Let the next run in; the entry stays, with its epoch. What is lost already is left alone."""
+        """Release the lease; the entry stays, with its epoch. A lost lease is left alone."""
         self._told.put(None)
         self._worker.stop()
         failure, self._failure = self._failure, None
@@ -187,11 +187,11 @@ class Lease:
         self._let_go()  # where no thread was there to do it
 
     def abandon(self) -> None:
-        """Let the thread let go of the lease, and do not wait: nobody is left who could."""
+        """Tell the thread to release the lease, without waiting for it."""
         self._told.put(None)
 
     def forked(self) -> None:
-        """Be without a lease, in the child of a fork: the parent has it."""
+        """Drop the lease in the child of a fork: the parent holds it."""
         self._lost, self._told = True, SimpleQueue()
 
     def _look(self) -> Entry | None:
@@ -218,7 +218,7 @@ class Lease:
         return False
 
     def _keep(self) -> None:
-        """Renew the lease, and let go of it, in its thread."""
+        """Renew the lease in its thread, and release it at the end."""
         try:
             self._renew()
             self._let_go()

@@ -326,7 +326,7 @@ class Groups:
         return {} if value is None else forms.unpack(self._state_key, key, value)
 
     def hides(self, key: str) -> bool:
-        """Tell whether a key is no key of the mapping, for it holds an open group."""
+        """Tell whether a key holds an open group, and so is no key of the mapping."""
         return key in self._hidden or key in self._open
 
     def owner(self, key: str) -> str | None:
@@ -351,7 +351,7 @@ class Groups:
         if form is None:
             return {}
         keys = {*loaded, *self._claims.known}
-        shards = forms.shard_keys(form.name, keys)  # of any number: it may have been packed anew
+        shards = forms.shard_keys(form.name, keys)  # of any number of shards: the group may have been resharded
         return {each: loaded.get(each) for each in [*shards, *(each for each in keys if form.owns(each))]}
 
     def told(self, conflict: Conflict) -> Conflict:
@@ -405,7 +405,7 @@ class Groups:
         return [group for group in self._open.values() if group.live]
 
     def close(self, name: str) -> None:
-        """Detach a group; its members' entries are no one's."""
+        """Detach a group; nothing holds the entries of its members any more."""
         if (group := self._open.pop(name, None)) is not None:
             group.detach()
             self._forms.pop(head_key(name), None)

@@ -1,6 +1,6 @@
-"""What recognises that the caller rolled back: for stores that write in the caller's own transactions.
+"""Detects that the caller rolled back, for stores that write in the caller's transactions.
 
-Nobody tells the library of a rollback. Before a commit the keys that the run has written are read again: an entry as
+The library is not notified of a rollback. Before a commit the keys that the run has written are read again: an entry as
 it was before one of the run's own commits shows that the transaction of that commit was rolled back.
 
     past     key → digests of the entries it had before each commit of this run
@@ -62,7 +62,7 @@ class Rollback:
         return undone
 
     def check_claims(self, claims: Mapping[str, str | None]) -> None:
-        """Refuse what streams claim on top of rows that were rolled back; the same rows may be claimed again.
+        """Refuse claims that build on rolled-back rows; the same rows may be claimed again.
 
         Raises:
             RuntimeError: a claim goes on from a value that was rolled back.

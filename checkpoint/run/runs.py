@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 AIRFLOW = ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_TASK_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_TRY_NUMBER")
-"""What Airflow tells a task of itself, in the environment."""
+"""Environment variables in which Airflow names a task's try."""
 
 
 class Run(NamedTuple):
@@ -38,11 +38,11 @@ class Run(NamedTuple):
     host: str
     """The name of its machine."""
     process: int
-    """Its process id there."""
+    """Its process id on that machine."""
     started: str
-    """When: ISO 8601 with `Z`, by the clock of its machine."""
+    """Time of the beginning: ISO 8601 with `Z`, by the clock of its machine."""
     ended: str | None = None
-    """Likewise; None: no end is recorded, for it is still going or was killed."""
+    """Time of the end; None: not recorded, because the run is still going or was killed."""
     outcome: str | None = None
     """`done`, `failed` or `stopped`; None as with `ended`."""
     error: str | None = None
@@ -70,7 +70,7 @@ MOST_NAMED = 200
 class Known(NamedTuple):
     """What the records tell of the streams of a namespace; of members by the name of their group.
 
-    Runs that overlap may lose each other's part of it: it is for looking, and nothing of a stream depends on it.
+    Runs that overlap may lose each other's part of it: it is shown to people, and no stream depends on it.
     """
 
     formats: Mapping[str, str] = {}

@@ -1,4 +1,4 @@
-"""What entering a run took, and leaving lets go, whatever interrupts it."""
+"""Resources that entering a run took and leaving releases, also when it is interrupted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Taken:
-    """Callbacks that let go of things, the last one first.
+    """Callbacks that release resources, in reverse order.
 
     An exception of a signal handler may come at any bytecode, so a callback is forgotten only when it has returned, and
     is called a second time where it raised: each must be safe to call twice.
@@ -19,7 +19,7 @@ class Taken:
         self._callbacks: list[Callable[[], object]] = []
 
     def add(self, callback: Callable[[], object]) -> None:
-        """Call this when all is let go."""
+        """Add a callback for the release."""
         self._callbacks.append(callback)
 
     def let_go(self) -> None:
