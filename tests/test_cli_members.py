@@ -13,6 +13,9 @@ from freezegun import freeze_time
 from checkpoint import Checkpointer, MemoryStore, SQLiteStore, TrutoStore
 from checkpoint.codec import decode, encode
 from checkpoint.entries import head_key, member_key
+from checkpoint.overview.moments import When
+from checkpoint.overview.namespaces import AbsentError, Name, Namespace
+from checkpoint.overview.past import kept_of_member
 from checkpoint.run import forms
 from checkpoint.stores import open_store
 
@@ -168,6 +171,32 @@ def test_history_of_a_member(store):
     told = document("history", "crm", "accounts", "--json", "--limit", "1")
     assert [(change["key"], change["member"]) for change in told] == [("accounts", "a2")]
     assert error("history", "crm", "accounts", "--member", "zz") == ("Error: 'accounts' in 'crm' has no member 'zz'")
+
+
+class Asked(MemoryStore):
+    """A store that notes what of its history was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str | None, int | None]] = []
+
+    def history(self, state_key, key=None, *, limit=None):
+        self.asked.append((key, limit))
+        return super().history(state_key, key, limit=limit)
+
+
+def test_restore_of_a_member_reads_no_history_of_others():
+    store = Asked()
+    for number in (1, 2, 3):
+        store.commit("crm", {member_key("accounts", f"a{number}"): encode({"id": number})})
+    there = Namespace(store, "crm")
+    assert kept_of_member(there, Name("accounts", "a2"), When("2", version=2)).version == 2
+    assert kept_of_member(there, Name("accounts", "a2"), When("3", version=3)).version == 2
+    with pytest.raises(AbsentError, match="no version 4 of 'crm': the newest is 3"):
+        kept_of_member(there, Name("accounts", "a2"), When("4", version=4))
+    store.commit("crm", {member_key("accounts", "a1"): None})  # of which nothing is stored
+    assert kept_of_member(there, Name("accounts", "a2"), When("4", version=4)).version == 2
+    assert (None, None) not in store.asked
 
 
 def test_restore_of_a_member(store):
