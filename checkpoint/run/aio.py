@@ -58,8 +58,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             await cp.commit()
 
     Entering, leaving, `commit`, `flush` and `reload` are awaited; each is one hop to the run's own worker thread, in
-    the order of the calls. Cancelling one of them never leaves it half told: the write is settled, within the store's
-    deadline, and then the cancellation goes on. Everything else is plain, and returns at once.
+    the order of the calls. Cancelling one of them first waits until the outcome of the write is known, within the
+    store's deadline, and then the cancellation goes on. Everything else is plain, and returns at once.
     """
 
     @_constructor(Checkpointer.__init__)
