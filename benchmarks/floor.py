@@ -6,6 +6,7 @@ import selectors
 import socket
 import time
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,24 +15,24 @@ from served import NAMESPACE, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
 
 
-def sockets(stack: ExitStack, url: str, keys: list[str], connections: int) -> Callable[[], float]:
-    """Return a round that PATCHes every key over so many connections, each kept open."""
+def sockets(url: str, keys: list[str], connections: int) -> Callable[[], float]:
+    """Return a round that PATCHes every key over so many connections, opened before the clock starts."""
     address = urlsplit(url)
-    opened = [
-        stack.enter_context(socket.create_connection((address.hostname or "", address.port or 80)))
-        for _ in range(connections)
-    ]
-    for connection in opened:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def run() -> float:
-        requests = [_request(address.netloc, key, f"eyJpZCI6e{time.time_ns()}fQ==") for key in keys]
-        started = time.perf_counter()
-        _exchange(opened, deque(requests))
-        return time.perf_counter() - started
+        with ExitStack() as stack:  # each round anew: the server does not keep idle ones until the next
+            opened = [
+                stack.enter_context(socket.create_connection((address.hostname or "", address.port or 80)))
+                for _ in range(connections)
+            ]
+            for connection in opened:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            requests = [_request(address.netloc, key, f"eyJpZCI6e{time.time_ns()}fQ==") for key in keys]
+            started = time.perf_counter()
+            _exchange(opened, deque(requests))
+            return time.perf_counter() - started
 
     return run
 

@@ -62,7 +62,7 @@ def flush(latency: int, count: int, rounds: int) -> Case:
             OURS: committing(stack, TrutoStore(url, TOKEN), keys, rest),
             OVERWRITE: committing(stack, TrutoStore(url, TOKEN), keys, rest, on_conflict="overwrite"),
             **peers(stack, url, keys),
-            f"{CONCURRENCY} raw sockets (floor)": sockets(stack, url, keys, CONCURRENCY),
+            f"{CONCURRENCY} raw sockets (floor)": sockets(url, keys, CONCURRENCY),
         }
         times = GOALS[latency]
         goal = (f"≥ {times} × as fast as the {LOOP}", lambda figures: figures[LOOP].ratio >= times)
