@@ -70,6 +70,7 @@ def test_list_of_namespaces(store):
         "namespace                 keys      lag   age  last run\n"
         "a much longer namespace  1,234        -  63 d  -\n"
         "job                          2  1 d 2 h   1 d  -\n"
+        "2 namespaces: 2 behind by more than a day.\n"
     )
     assert [row["namespace"] for row in document("list", "--all", "--json")] == [
         "a much longer namespace",

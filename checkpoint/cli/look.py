@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from fnmatch import fnmatchcase
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -31,6 +31,7 @@ from checkpoint.overview.freshness import (
     run_in_short,
     summary_of,
     worst_first,
+    wrong_in,
 )
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
@@ -140,8 +141,8 @@ def _list_namespaces(store: Store, how: _How) -> None:
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
         for row in rows:
             _say_held(row.state_key, row.held)
-        if said := _sum(rows):
-            screen.say(said)
+        for line in wrap(_sum(rows), screen.console().width):
+            screen.say(line)
     elif failure is None:
         screen.say(f"{store!r} holds nothing.")
     if failure is not None:
@@ -149,13 +150,9 @@ def _list_namespaces(store: Store, how: _How) -> None:
 
 
 def _sum(rows: list[Summary]) -> str:
-    """Return of how many namespaces the last run did not end well; empty: of none."""
-    ends = Counter("no end" if row.run.outcome is None else row.run.outcome for row in rows if row.run is not None)
-    bad = [f"{ends[outcome]:,} {said}" for outcome, said in _NOT_WELL.items() if ends[outcome]]
-    return f"{words.count(len(rows), 'namespace')}; last runs: {', '.join(bad)}." if bad else ""
-
-
-_NOT_WELL = {"failed": "failed", "stopped": "stopped", "no end": "without an end (still going, or killed)"}
+    """Return of how many namespaces there is something to look at; empty: of none, or there is one only."""
+    wrong = ", ".join(f"{number:,} {what}" for what, number in wrong_in(rows).items())
+    return f"{words.count(len(rows), 'namespace')}: {wrong}." if wrong and len(rows) > 1 else ""
 
 
 def _summary_row(row: Summary) -> tuple[str, ...]:

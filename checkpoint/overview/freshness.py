@@ -22,7 +22,7 @@ from checkpoint.run.runs import Known, Run, recorded
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from checkpoint.entries import Entry
     from checkpoint.overview.namespaces import Namespace
@@ -312,6 +312,23 @@ class Summary(NamedTuple):
     """The exclusive run that holds it."""
     ahead: Name | None
     """The key or member whose position is ahead of the clock; of several the one that is furthest."""
+
+
+BEHIND = 86_400.0
+"""Seconds of lag or age from which on a namespace is counted as behind: jobs run once a day at least."""
+
+
+def wrong_in(rows: Sequence[Summary]) -> dict[str, int]:
+    """Return how many namespaces have what somebody may have to look at; what none has is left out."""
+    runs = [row.run for row in rows if row.run is not None]
+    counts = {
+        "failed": sum(run.outcome == "failed" for run in runs),
+        "held by a run that is probably dead": sum(row.held is not None and row.held.is_probably_dead for row in rows),
+        "without an end": sum(run.outcome is None for run in runs),
+        "with a position ahead of the clock": sum(row.ahead is not None for row in rows),
+        "behind by more than a day": sum(max(row.lag or 0.0, row.age or 0.0) > BEHIND for row in rows),
+    }
+    return {what: number for what, number in counts.items() if number}
 
 
 def worst_first(row: Summary) -> tuple[bool, float, str]:

@@ -20,6 +20,7 @@ from checkpoint.overview.freshness import (
     runs_of,
     summary_of,
     worst_first,
+    wrong_in,
 )
 from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
@@ -51,9 +52,6 @@ SORTS = ("name", "slowest")
 
 READING = 0.7
 """Seconds that reading namespaces may take before they are sorted by what they hold, unless somebody asks for it."""
-
-BEHIND = 86_400.0
-"""Seconds of lag or age from which on a namespace is counted."""
 
 
 class Asked(NamedTuple):
@@ -135,19 +133,8 @@ def _all_summed(store: Store, names: list[str], seconds: float | None) -> list[S
 def _wrong(rows: Sequence[Summary | Broken]) -> dict[str, int]:
     """Return how many namespaces have what somebody may have to look at; what none has is left out."""
     summed = [row for row in rows if isinstance(row, Summary)]
-    runs = [row.run for row in summed if row.run is not None]
-    late = [row for row in summed if max(row.lag or 0.0, row.age or 0.0) > BEHIND]
-    counts = {
-        "cannot be shown": len(rows) - len(summed),
-        "failed": sum(run.outcome == "failed" for run in runs),
-        "held by a run that is probably dead": sum(
-            row.held is not None and row.held.is_probably_dead for row in summed
-        ),
-        "without an end": sum(run.outcome is None for run in runs),
-        "with a position ahead of the clock": sum(row.ahead is not None for row in summed),
-        "behind by more than a day": len(late),
-    }
-    return {what: number for what, number in counts.items() if number}
+    broken = len(rows) - len(summed)
+    return ({"cannot be shown": broken} if broken else {}) | wrong_in(summed)
 
 
 def _summed(store: Store, name: str) -> Summary | Broken:

@@ -393,7 +393,7 @@ class Counted(Sequence[Any]):
     __slots__ = ("_of", "counts")
 
     def __init__(self, counts: list[int], of: Callable[[int], Any]) -> None:
-        self.counts = counts
+        self.counts: list[int] = counts
         self._of = of
 
     def __len__(self) -> int:
