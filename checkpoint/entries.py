@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 RESERVED = "__"
 """Prefix of reserved keys."""
 
+LEASE_KEY = "__lease__"
+"""The entry that says which exclusive run holds a namespace."""
 RUN_KEY = "__run__"
 """The entry that tells of the last run; its history is the list of runs."""
 
@@ -129,3 +131,27 @@ def named(key: str) -> tuple[str, str | None]:
 def has_history(key: str) -> bool:
     """Tell whether stores that keep history keep that of a stored key: plain keys, groups, and the list of runs."""
     return not key.startswith(RESERVED) or key == RUN_KEY or key.startswith(GROUP_PREFIX)
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse text that not every store can hold.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it holds a NUL or a lone surrogate.
+
+    """
+    check_unicode(what, text)
+    if "\0" in text:
+        raise ValueError(f"{what} must not hold a NUL")
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Refuse what is not text, and lone surrogates; raises as `check_text`."""
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what} must not hold lone surrogates") from error

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.entries import named
@@ -40,6 +41,19 @@ _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 def printable(text: str) -> str:
     """Return a text in which whatever a terminal or a log would obey is escaped, as JSON escapes it."""
     return text if text.isprintable() else _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def is_of_handler(error: BaseException) -> bool:
+    """Tell whether a signal handler raised an error, which looks like one of a file or a library but is the job's."""
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    functions = [one if hasattr(one, "__code__") else type(one).__call__ for one in handlers if callable(one)]
+    codes = {getattr(one, "__code__", None) for one in functions}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def _show_printable(record: logging.LogRecord) -> bool:

@@ -1086,3 +1086,11 @@ def test_a_commit_of_what_is_neither_key_nor_stream_is_refused():
             with pytest.raises(ValueError, match="is no key, and not a live stream of this run"):
                 cp.commit(what)
         assert cp.changed == {"a"}
+
+
+def test_a_namespace_of_groups_alone_is_not_missing():
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        cp.group("accounts")["a"] = {"at": 1}
+    with Checkpointer("run", store, missing="raise") as cp:
+        assert [*cp.group("accounts")] == ["a"]

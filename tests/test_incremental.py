@@ -1202,3 +1202,52 @@ def test_a_thread_may_import_asyncio_meanwhile(monkeypatch):
     with Checkpointer("run", MemoryStore()) as cp:
         stream = cp.incremental("s", "at", row_order="asc")
         assert list(stream.pages([[{"at": 1}]])) == [[{"at": 1}]]
+
+
+@pytest.mark.parametrize("row_order", ["asc", "desc"])
+def test_a_second_commit_of_one_stream_changes_nothing(memory, row_order):
+    rows = [{"id": number, "at": at} for number, at in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 3))]
+    rows = rows if row_order == "asc" else rows[::-1]
+    for lookback in (None, 1):
+        with Checkpointer("run", memory) as cp:
+            stream = cp.incremental(
+                f"{row_order}{lookback}", "at", initial_value=0, primary_key="id", row_order=row_order,
+                lookback=lookback, max_seen=4,
+            )  # fmt: skip
+            with stream:
+                for _ in stream.pages([rows]):
+                    pass
+            assert cp.commit(stream)
+            assert not cp.commit(stream)
+
+
+def test_a_reading_with_a_row_to_come_counts_as_read():
+    store = MemoryStore()
+    now = datetime.now(timezone.utc)
+    with Checkpointer("run", store, record_run=True) as cp:
+        stream = cp.incremental("s", "at", initial_value=now - timedelta(days=1), row_order="asc")
+        with stream:
+            for _ in stream.pages([[{"at": now - timedelta(hours=2)}, {"at": now + timedelta(hours=1)}]]):
+                pass
+    with Checkpointer("run", store, record_run=False) as cp:
+        assert [*cp.runs()[0].read] == ["s"]
+
+
+@pytest.mark.parametrize(("by", "error"), [(float("inf"), TypeError), (float("nan"), TypeError), ("x", TypeError),
+                                           ([], TypeError), ("", TypeError), (True, TypeError)])  # fmt: skip
+def test_rewind_judges_how_far_and_why_before_it_goes(memory, by, error):
+    with Checkpointer("run", memory) as cp:
+        stream = cp.incremental("s", "at", initial_value=0, row_order="asc")
+        read(stream, rows(1, 2, 3))
+        cp.commit()
+        with pytest.raises(error):
+            stream.rewind(by=by, reason="why")
+        for reason, kind in ((5, TypeError), ("a\0", ValueError), ("\ud800", ValueError)):
+            with pytest.raises(kind, match="reason"):
+                stream.rewind(1, reason=reason)
+            with pytest.raises(kind, match="reason"):
+                stream.reset(reason=reason)
+        for step in (None, True, float("nan")):
+            with pytest.raises(ValueError, match="step must be"):
+                stream.windows(step, until=9)
+        assert not cp.commit()

@@ -36,7 +36,7 @@ from checkpoint import (
     TrutoStore,
     codec,
 )
-from checkpoint.stores.threads import is_of_handler
+from checkpoint.errors import is_of_handler
 from checkpoint.testing import ApiServer, Delay
 
 if TYPE_CHECKING:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
+import signal
 import sqlite3
+import sys
 import time
 import tracemalloc
 import uuid
@@ -17,6 +20,7 @@ from checkpoint import Checkpointer, Conflict, MemoryStore, SQLiteStore, TrutoSt
 from checkpoint.entries import Entry
 from checkpoint.run import drafts
 from checkpoint.run.doubts import Doubts
+from checkpoint.run.layers import Layers
 from checkpoint.streams.incremental import Incremental
 from checkpoint.testing import Drop
 
@@ -483,3 +487,89 @@ def test_fault_47_an_unanswered_write_ignores_the_wall_clock(monkeypatch):
     for days in (-1, 0, 1):
         monkeypatch.setattr(time, "time", lambda days=days: wall() + days * 86_400)
         assert doubted.is_own("a", entry)
+
+
+# What an exception of a signal handler leaves
+
+
+class SoftLimit(Exception):
+    """What a handler raises."""
+
+
+def interrupted_at(code, line):
+    """Return a trace function that raises when a line of this code is reached the second time."""
+    left = [2]
+
+    def trace(frame, event, _):
+        if frame.f_code is code and event == "line" and frame.f_lineno == line:
+            left[0] -= 1
+            if not left[0]:
+                raise SoftLimit
+        return trace if frame.f_code is code else None
+
+    return trace
+
+
+def test_fault_95_streams_are_asked_after_an_interruption():
+    source, first = inspect.getsourcelines(Layers.claim)
+    (line,) = (first + number for number, text in enumerate(source) if "self.holders.untouch" in text)
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        streams = [cp.incremental(f"s{n}", "at", row_order="asc") for n in range(3)]
+        for number, stream in enumerate(streams):
+            stream.filter([row(number)])
+        sys.settrace(interrupted_at(Layers.claim.__code__, line))
+        try:
+            with pytest.raises(SoftLimit):
+                cp.commit()
+        finally:
+            sys.settrace(None)
+        cp._layers.check()
+        cp.commit()
+        assert {*store.load("run")} >= {"s0", "s1", "s2"}
+
+
+def test_fault_96_a_comparison_swallows_no_handlers_error(monkeypatch):
+    """The number that stands in a copy compares in Python, where CPython runs handlers."""
+
+    def handler(*_):
+        raise SoftLimit
+
+    compare = drafts._Number.__eq__
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        store = MemoryStore()
+        put(store, a={"n": 1})
+        with Checkpointer("run", store) as cp:
+            assert cp["a"] == {"n": 1}
+
+            def interrupted(number, other):
+                signal.raise_signal(signal.SIGUSR1)
+                return compare(number, other)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(drafts._Number, "__eq__", interrupted)
+                with pytest.raises(SoftLimit):
+                    cp.commit()
+                with pytest.raises(SoftLimit):
+                    cp.changed
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_stream_is_asked_after_unfinished_and_windows():
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        place = iter(stream.fetch(lambda at: ([row(1)], "next")))
+        next(place)
+        stream.finish()
+        cp.commit()
+        stream.unfinished()
+        assert cp._layers.holders.touched()
+        cp.commit()
+        cp.incremental("w", "at", initial_value=0)
+        cp.commit()
+        other = cp.incremental("w", "at", initial_value=0)
+        cp.commit()
+        list(other.windows(10, until=10))
+        assert cp._layers.holders.touched()

@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from checkpoint.entries import RUN_KEY
+from checkpoint.entries import LEASE_KEY, RUN_KEY
 from checkpoint.errors import StateMissing
 from checkpoint.run.rollback import Rollback
 from checkpoint.run.runs import Did, Known, Record
@@ -75,7 +75,7 @@ class Block:
         if settings.exclusive is not False:
             self._acquire(store)
         layers.claims.known = store.load(layers.state_key)
-        if settings.missing == "raise" and not layers.keys():
+        if settings.missing == "raise" and not layers.claims.known.keys() - {RUN_KEY, LEASE_KEY}:
             raise StateMissing(layers.state_key, repr(store))
         keeping = history_of(store)
         if settings.record_run and keeping is not None and layers.rollback is None:

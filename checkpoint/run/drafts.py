@@ -17,6 +17,7 @@ from operator import ne
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from checkpoint import codec
+from checkpoint.errors import is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -180,14 +181,18 @@ class Drafts:
     def _may_differ(self, key: str) -> bool:
         try:
             return bool(self._read[key] != self._copies[key])
-        except Exception:  # noqa: BLE001 - of whatever object was put in, which encoding will refuse
+        except Exception as error:  # of whatever object was put in, which encoding will refuse
+            if is_of_handler(error):
+                raise
             return True
 
     def _maybe_changed(self) -> list[str]:
         """Return the keys whose dict may have been changed. This runs for every dict, so without a loop of Python's."""
         try:
             return [*compress(self._read, map(ne, self._read.values(), self._copies.values()))]
-        except Exception:  # noqa: BLE001 - as above
+        except Exception as error:  # as above
+            if is_of_handler(error):
+                raise
             return list(self._read)
 
     def _forget(self, key: str) -> None:

@@ -59,6 +59,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def only_waits(self) -> bool:
+        """Whether nothing came since the last claim, which is to be made again as the clock moves on."""
+        ...
+
+    @property
     def live(self) -> bool:
         """Whether commits claim it: not once it was left by an exception, or opened again."""
         ...
@@ -215,6 +220,10 @@ class Holders:
         """Note that what the stream of a key claims may have changed. May be called by any thread, without the lock."""
         self._touched.setdefault(key)
 
+    def touch_all(self, keys: dict[str, None]) -> None:
+        """Note the same of these keys, in one step that no signal handler comes into."""
+        self._touched.update(keys)
+
     def toucher(self, key: str) -> Callable[[], object]:
         """Return what a stream calls whenever it changes: without a reference to the stream."""
         return partial(self._touched.setdefault, key)
@@ -268,6 +277,7 @@ class Holders:
         """Finish all streams, unless something says that there is more to read."""
         for holder in self.live():
             holder.stream.leave()
+            self.touch(holder.key)  # at the end all are asked, whatever came amid a commit before
 
     def end(self) -> None:
         """Close all streams: the run has ended."""
@@ -318,7 +328,11 @@ class Holders:
         return read
 
     def _read(self) -> list[KeyHolder]:
-        return [holder for holder in self.live() if holder.stream.was_read and holder.key not in self._touched]
+        return [
+            holder
+            for holder in self.live()
+            if holder.stream.was_read and (holder.key not in self._touched or holder.stream.only_waits)
+        ]
 
     def formats(self) -> dict[str, str]:
         """Return the format of each stream, of members by group; empty where it has none that can be named."""

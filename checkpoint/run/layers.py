@@ -26,6 +26,7 @@ from checkpoint.stores.base import check_name
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterable
 
     from checkpoint.codec import Cursor
     from checkpoint.entries import Entry
@@ -202,19 +203,21 @@ class Layers:
 
         """
         if self.rollback is not None:
-            undone = self.rollback.look(self.claims)
-            self.drafts.moved_below(undone)
-            for key in undone:
-                self.holders.touch(key)
+            self.rollback.look(self.claims, self._note_undone)
         scope = self._scope(only, by)
-        for holder in scope.holders:
-            self.holders.untouch(holder.key)
+        keys = {holder.key: None for holder in scope.holders}
         try:
+            for key in keys:
+                self.holders.untouch(key)
             return self._take(scope)
-        except BaseException:
-            for holder in scope.holders:
-                self.holders.touch(holder.key)
+        except BaseException:  # of a signal handler too, anywhere in the loop
+            self.holders.touch_all(keys)
             raise
+
+    def _note_undone(self, keys: Iterable[str]) -> None:
+        """Note that the layer below changes at these keys: their commits were rolled back."""
+        self.drafts.moved_below(keys)
+        self.holders.touch_all(dict.fromkeys(keys))
 
     def _take(self, scope: Scope) -> set[str] | None:
         said = {holder.key: holder.claim() for holder in scope.holders}

@@ -20,6 +20,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import codec
+from checkpoint.entries import LEASE_KEY
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, LeaseLost, Locked
 from checkpoint.stores.base import ReadsKeys, utc_now
 from checkpoint.stores.retrying import monotonic
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("checkpoint")
 
-KEY = "__lease__"
+KEY = LEASE_KEY
 """The reserved entry."""
 
 TIME = 15.0

@@ -18,7 +18,7 @@ from checkpoint.entries import named
 from checkpoint.run.claims import value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from checkpoint.entries import Entry
     from checkpoint.run.claims import Changes, Claims
@@ -47,10 +47,10 @@ class Rollback:
             self._past.setdefault(key, deque(maxlen=REMEMBERED)).append(_digest(entry))
             self._undone.pop(key, None)
 
-    def look(self, claims: Claims) -> list[str]:
-        """Correct what is known of keys whose commit was rolled back, and return them."""
+    def look(self, claims: Claims, note: Callable[[list[str]], object]) -> None:
+        """Correct what is known of keys whose commit was rolled back; they are told to `note` before."""
         if not self._past:
-            return []
+            return
         found = self._store.read(self._state_key, list(self._past))
         undone = [
             key
@@ -58,8 +58,8 @@ class Rollback:
             if found.get(key) != claims.known.get(key) and _digest(found.get(key)) in past
         ]
         self._undone.update((key, value_of(claims.known.get(key))) for key in undone)
+        note(undone)
         claims.know({key: found.get(key) for key in undone})
-        return undone
 
     def check_claims(self, claims: Mapping[str, str | None]) -> None:
         """Refuse claims that build on rolled-back rows; the same rows may be claimed again.

@@ -13,9 +13,9 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from checkpoint import codec
-from checkpoint.entries import RUN_KEY, head_key
+from checkpoint.entries import RUN_KEY, check_text, head_key
 from checkpoint.errors import CheckpointError, StoreUnavailable
-from checkpoint.stores.base import check_text, host, utc_now
+from checkpoint.stores.base import host, utc_now
 from checkpoint.streams.counts import ROWS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from checkpoint.entries import Entry
+from checkpoint.entries import Entry, check_text, check_unicode
 from checkpoint.errors import Conflict
 
 if TYPE_CHECKING:
@@ -267,32 +267,9 @@ def check_changes(state_key: str, changes: Mapping[str, str | None], run_id: str
     for key, value in changes.items():
         check_name("key", key)
         if value is not None and not (type(value) is str and value.isascii()):
-            _check_unicode(f"the value of {key!r}", value)
+            check_unicode(f"the value of {key!r}", value)
     if run_id is not None:
         check_text("run_id", run_id)
-
-
-def check_text(what: str, text: str) -> None:
-    """Refuse text that not every store can hold.
-
-    Raises:
-        TypeError: it is not a str.
-        ValueError: it holds a NUL or a lone surrogate.
-
-    """
-    _check_unicode(what, text)
-    if "\0" in text:
-        raise ValueError(f"{what} must not hold a NUL")
-
-
-def _check_unicode(what: str, text: str) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{what} must not hold lone surrogates") from error
 
 
 def check_base(

@@ -11,8 +11,8 @@ import os
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.entries import RESERVED, Change, Writer, has_history, head_key, named
-from checkpoint.stores.base import check_name, check_text, host, time_text
+from checkpoint.entries import RESERVED, Change, Writer, check_text, has_history, head_key, named
+from checkpoint.stores.base import check_name, host, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

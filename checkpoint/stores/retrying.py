@@ -30,8 +30,8 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
-from checkpoint.errors import StoreUnavailable
-from checkpoint.stores.threads import is_of_handler, start_thread
+from checkpoint.errors import StoreUnavailable, is_of_handler
+from checkpoint.stores.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

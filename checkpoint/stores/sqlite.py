@@ -13,13 +13,12 @@ from urllib.parse import unquote
 from weakref import WeakSet
 
 from checkpoint.entries import Change, Entry, Receipt
-from checkpoint.errors import CheckpointError, Conflict, StoreError, StoreUnavailable
+from checkpoint.errors import CheckpointError, Conflict, StoreError, StoreUnavailable, is_of_handler
 from checkpoint.stores import sqlite_tables as tables
 from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, utc_now
 from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, told, writer_of
 from checkpoint.stores.retrying import DEADLINE
 from checkpoint.stores.sqlite_file import BUSY, READING, WRITING, File, Patience, code_of, default_path, transact
-from checkpoint.stores.threads import is_of_handler
 from checkpoint.stores.urls import check_seconds, positive
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from secrets import token_hex
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from checkpoint.errors import StoreError
+from checkpoint.errors import StoreError, is_of_handler
 from checkpoint.stores import sqlite_tables
 from checkpoint.stores.retrying import SILENCE, Again, Deadline, Operation, Policy, monotonic
-from checkpoint.stores.threads import is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,6 @@ Event or a Future locked for ever, and a client in the middle of a request. So t
 from __future__ import annotations
 
 import _thread
-import signal
 import threading
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -110,19 +109,6 @@ def start_thread(thread: threading.Thread) -> None:
     error = take(told)
     if error is not None:
         raise error
-
-
-def is_of_handler(error: BaseException) -> bool:
-    """Tell whether a signal handler raised an error, which looks like one of a file or a library but is the job's."""
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    functions = [one if hasattr(one, "__code__") else type(one).__call__ for one in handlers if callable(one)]
-    codes = {getattr(one, "__code__", None) for one in functions}
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code in codes:
-            return True
-        traceback = traceback.tb_next
-    return False
 
 
 def _start(thread: threading.Thread, told: SimpleQueue[BaseException | None]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.errors import StoreError
-from checkpoint.stores.threads import is_of_handler
+from checkpoint.errors import StoreError, is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from checkpoint.errors import is_of_handler
 from checkpoint.streams.keys import Counted
 
 try:
@@ -138,7 +139,9 @@ def _python_values(column: Any) -> list[Any]:
         values: list[Any] = (
             _datetimes(column) if is_time else _integers(column) if column.type == pa.int64() else column.to_pylist()
         )
-    except Exception:  # noqa: BLE001 - whatever it is that one of them has no type in Python for
+    except Exception as error:  # whatever it is that one of them has no type in Python for
+        if is_of_handler(error):
+            raise
         return [_value(scalar) for scalar in column]
     return values
 
@@ -159,7 +162,9 @@ def _moments(column: Any) -> Counted | None:
         return None
     try:
         counts, first = _micros(column), column[0].as_py()
-    except Exception:  # noqa: BLE001 - as in `_python_values`, which says what it is
+    except Exception as error:  # as in `_python_values`, which says what it is
+        if is_of_handler(error):
+            raise
         return None
     held = min(counts) >= _LOWEST and max(counts) <= -_LOWEST
     return Counted(counts, _at(first.tzinfo, column)) if held else None

@@ -258,11 +258,15 @@ class Boundary:
         return self._print.digest(memo, self._range.scale.digestible(key))
 
 
-def merged(*digests: Iterable[str]) -> list[str]:
-    """Return digests without repeats; of a row that came again with other content, the last one."""
+def merged(*digests: Iterable[str], stays: bool = False) -> list[str]:
+    """Return digests without repeats; of a row that came again with other content, the last one.
+
+    It has the place of the last one; where it `stays`, of the first.
+    """
     rows: dict[str, str] = {}
     for digest_ in (one for some in digests for one in some):
         key = digest_[: 2 * IDENTITY]
-        rows.pop(key, None)
+        if not stays:
+            rows.pop(key, None)
         rows[key] = digest_
     return [*rows.values()]

@@ -130,8 +130,9 @@ def _memory(scan: Scan, options: Options, base: Cursor | None, position: Any, *,
     if not options.keyed:
         return _Memory(None if moved or base is None else base.get(SEEN))
     before = read_state(scan.name, base, options.field).seen
-    rows = merged(_carried(scan, position) if moved else before.rows, _at(scan, position))
-    kept = rows[-options.max_seen :] if moved else rows[: options.max_seen]
+    stays = not moved and options.lookback is None  # at one value: the first ones are kept, else the highest
+    rows = merged(_carried(scan, position) if moved else before.rows, _at(scan, position), stays=stays)
+    kept = rows[: options.max_seen] if stays else rows[-options.max_seen :]
     ahead = _ahead(scan, before, position)
     above, room = [one for one in ahead.ahead if one not in kept], options.max_seen - len(kept)
     stored = _remembered(position, ahead._replace(rows=kept, ahead=above[:room]))

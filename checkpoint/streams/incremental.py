@@ -15,16 +15,19 @@ the one before is refused.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import weakref
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from checkpoint.entries import check_text
 from checkpoint.streams import telling
 from checkpoint.streams.claiming import Claimed, Said, claim, claim_windows, differs
 from checkpoint.streams.counts import NO_ROWS, Stats
 from checkpoint.streams.feeding import Feeding, T
 from checkpoint.streams.holding import here
-from checkpoint.streams.options import Options, check_options
+from checkpoint.streams.options import Options, check_options, is_length
 from checkpoint.streams.reading import Scan, nobody
 from checkpoint.streams.stored import RESUME, read_state
 from checkpoint.streams.values import Step, likelier_epoch, wire
@@ -143,6 +146,7 @@ class Incremental(Feeding[T]):
     def unfinished(self) -> None:
         """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
         self._unfinished, self._scan.position.finished = True, False
+        self._touch()
 
     @overload
     def rewind(self, value: Any, reason: str) -> None: ...
@@ -166,6 +170,7 @@ class Incremental(Feeding[T]):
         self._scan.check()
         if (value is None) == (by is None) or not reason:
             raise TypeError("rewind() takes a value or by=…, and a reason")
+        check_text("reason", reason)
         if by is not None:
             self._rewind_by(by)
         elif (position := self._said.position) is not None and self._scan.range.compare(value, position) > 0:
@@ -178,6 +183,8 @@ class Incremental(Feeding[T]):
         logger.info("%r: rewound: %s", self.key, reason, extra=extra)
 
     def _rewind_by(self, by: Step) -> None:
+        if not is_length(by) or (not isinstance(by, timedelta) and not math.isfinite(by)):
+            raise TypeError(f"{self.key!r}: by must be a timedelta or a finite number, not {by!r}")
         zero: Any = type(by)()
         if by < zero:
             raise ValueError(f"{self.key!r}: by={by!r} lies after the position: that is no rewind")
@@ -193,6 +200,7 @@ class Incremental(Feeding[T]):
     def reset(self, reason: str) -> None:
         """Forget the position, and start from `initial_value` again; the next commit deletes or replaces it."""
         self._scan.check()
+        check_text("reason", reason)
         self._start(None)
         self.reason = reason
         extra = {"checkpoint_event": "reset", "checkpoint_stream": self.key}
@@ -237,6 +245,7 @@ class Incremental(Feeding[T]):
         frontier = frontier_of(self._scan, self._options, self._state.windows, self._stops, step, until)
         self._scan.close(f"{self.key!r} {CUT}")
         self._frontier = frontier
+        self._touch()
         return frontier.cut(step, until)
 
     def __enter__(self) -> Self:
@@ -346,6 +355,11 @@ class Incremental(Feeding[T]):
         if self._detached or self._scan.torn:
             return False
         return self._scan.position.finished if self._frontier is None else self._frontier.is_read()
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether no row came since the last claim, but rows above the ceiling wait for the clock to pass them."""
+        return self._scan.position.waits and self._said.delivered == self.stats.delivered
 
     @property
     def cursor_format(self) -> str | None:

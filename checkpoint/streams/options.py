@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast
 
 from checkpoint.streams.stored import BESIDE
 
@@ -90,6 +90,11 @@ def _check_most(most: object) -> None:
         raise ValueError(f"max_seen must be 0 or more, not {most!r}")
 
 
+def is_length(amount: object) -> TypeGuard[timedelta | float | Decimal]:
+    """Tell whether something is a timedelta or a number."""
+    return isinstance(amount, timedelta | int | float | Decimal) and not isinstance(amount, bool)
+
+
 def check_amount(what: str, amount: object) -> None:
     """Check that an argument is a timedelta or a number, and not negative.
 
@@ -97,7 +102,7 @@ def check_amount(what: str, amount: object) -> None:
         TypeError, ValueError: it is not.
 
     """
-    if isinstance(amount, bool) or not isinstance(amount, timedelta | int | float | Decimal):
+    if not is_length(amount):
         raise TypeError(f"{what} must be a timedelta or a number, not {amount!r}")
     if not isinstance(amount, timedelta) and not math.isfinite(amount):
         raise ValueError(f"{what} must be finite, not {amount!r}")

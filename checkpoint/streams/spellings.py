@@ -21,6 +21,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Protocol
 
+from checkpoint.errors import is_of_handler
 from checkpoint.streams import keys
 from checkpoint.streams.keys import TEXTS, YEAR_ONE, Clock, KeyForm, Kind, Moment, ToKey, months_later
 from checkpoint.streams.numbers import decimal_of, number_below
@@ -244,6 +245,8 @@ class Custom:
         try:
             return self._of.parse(value)
         except Exception as error:
+            if is_of_handler(error):
+                raise
             if isinstance(value, datetime) and value.tzinfo is not None:
                 return value
             raise ValueError(f"the parse of cursor_format does not read {value!r}: {error!r}") from error
@@ -280,6 +283,8 @@ class Custom:
         try:
             return self._of.format(plain)
         except Exception as error:
+            if is_of_handler(error):
+                raise
             raise ValueError(f"the format of cursor_format does not spell {plain!r}: {error!r}") from error
 
     def lowest(self, like: Any) -> Any:
@@ -310,7 +315,9 @@ class Custom:
         def custom(value: Any) -> Any:
             try:
                 return key_of(parse(value)) if value else slow(value)
-            except Exception:  # noqa: BLE001 - whatever it is, the slow way says it in the right words
+            except Exception as error:  # whatever it is, the slow way says it in the right words
+                if is_of_handler(error):
+                    raise
                 return slow(value)
 
         return custom

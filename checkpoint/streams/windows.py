@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from checkpoint.streams.counts import NO_ROWS, Stats
 from checkpoint.streams.feeding import Feeding, T
+from checkpoint.streams.options import is_length
 from checkpoint.streams.values import wire
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def frontier_of(
     start = scan.range.start
     if start is None or until is None:
         raise ValueError(f"{scan.name!r}: windows need a start (initial_value) and an end (until, or end_value)")
-    if step != "month" and (isinstance(step, str) or not cast("Any", step) > type(step)()):
+    if step != "month" and (not is_length(step) or not cast("Any", step) > type(step)()):
         raise ValueError(f"{scan.name!r}: step must be a timedelta or number above zero, or 'month', not {step!r}")
     scale = scan.range.new_scale()
     scale.settle(start, until)
@@ -191,25 +192,25 @@ class Frontier:
         """Take note of what a window was fed, and that it is finished, where it is."""
         why = _why_unfinished(scan, stopped=bool(self._stops), failed=failed)
         with self.lock:
+            self._scan.touch()  # before the change, for a signal handler may raise anywhere; a claim waits for the lock
             self._open.discard(scan)
             if scan.range.bound and not self._scan.range.bound:
                 self._scan.range.key(scan.range.sample)
+            self.tally += scan.stats
+            self.highest = self._scan.range.highest(self.highest, scan.position.highest())
             if why is not None:
                 self._unfinished[self._key(start), self._key(end)] = why
             elif self.refusal is None:
-                self._add(start, end)
                 self._scan.boundary.take_over(scan.boundary)
-            self.tally += scan.stats
-            self.highest = self._scan.range.highest(self.highest, scan.position.highest())
-        self._scan.touch()
+                self._add(start, end)
 
     def finish(self, start: Any, end: Any) -> None:
         """Take note that a window was read elsewhere."""
         with self.lock:
             if self.refusal is not None:
                 raise RuntimeError(self.refusal)
+            self._scan.touch()
             self._add(start, end)
-        self._scan.touch()
 
     def why_unfinished(self) -> str | None:
         """Return why windows that were entered are not finished; None: they are."""
