@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -415,11 +416,15 @@ def test_it_is_used_once_and_inside_its_block(store):
         ({"missing": "ok"}, ValueError, "missing must be 'new' or 'raise', not 'ok'"),
         ({"min_interval": -1}, ValueError, "min_interval must be seconds, 0 or more, not -1"),
         ({"min_interval": float("nan")}, ValueError, "min_interval must be"),
+        ({"min_interval": "1"}, ValueError, "min_interval must be seconds, 0 or more, not '1'"),
+        ({"on_conflict": []}, ValueError, "on_conflict must be 'raise' or 'overwrite', not []"),
+        ({"stop_signals": 15}, TypeError, "stop_signals must be several signals, such as (signal.SIGTERM,), not 15"),
+        ({"stop_signals": (9,)}, ValueError, "stop_signals: no process is told of SIGKILL"),
         ({"store": 7}, TypeError, "store must be a Store, a URL such as 'sqlite:///state.db', or None, not int"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(arguments, error, text):
-    with pytest.raises(error, match=text):
+    with pytest.raises(error, match=re.escape(text)):
         Checkpointer("run", **arguments)
 
 
@@ -1094,3 +1099,11 @@ def test_a_namespace_of_groups_alone_is_not_missing():
         cp.group("accounts")["a"] = {"at": 1}
     with Checkpointer("run", store, missing="raise") as cp:
         assert [*cp.group("accounts")] == ["a"]
+
+
+def test_a_group_and_a_key_of_another_type_are_named():
+    with Checkpointer("run", MemoryStore()) as cp:
+        with pytest.raises(TypeError, match="group must be a Group of this run, or its name, not 5"):
+            cp.incremental("s", "at", group=5)
+        with pytest.raises(TypeError, match="key must be a str"):
+            cp.restore(5, 1)

@@ -120,7 +120,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             )
         if missing not in ("new", "raise"):
             raise ValueError(f"missing must be 'new' or 'raise', not {missing!r}")
-        if not min_interval >= 0:
+        if isinstance(min_interval, bool) or not isinstance(min_interval, (int, float)) or not min_interval >= 0:
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
         if isinstance(store, str):
             check_url(store)

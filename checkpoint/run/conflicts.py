@@ -62,6 +62,6 @@ def policy(name: str) -> ConflictPolicy:
         ValueError: there is none.
 
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"on_conflict must be {' or '.join(map(repr, POLICIES))}, not {name!r}")
     return POLICIES[name]

@@ -123,7 +123,8 @@ class Layers:
         return {self.groups.owner(key) or key for key in {*self.claims.waiting, *self.drafts.changed()}}
 
     def check_free(self, key: str) -> None:
-        """Refuse to set a key that a stream or group holds."""
+        """Refuse to set a key that a stream or group holds, and what is none."""
+        check_name("key", key)
         self._check_ungrouped(key)
         if self.holders.get(key) is not None:
             raise ValueError(f"{key!r} is held by a live stream, which sets it: open it again after it, or rewind it")
@@ -143,6 +144,8 @@ class Layers:
             self._check_ungrouped(key)
             return key
         self.check_member(key)
+        if not isinstance(group, str | Group):
+            raise TypeError(f"group must be a Group of this run, or its name, not {group!r}")
         name = group if isinstance(group, str) else group.name
         owner = self.groups.get(name)
         if not isinstance(group, str) and owner is not group:

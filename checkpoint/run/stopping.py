@@ -10,13 +10,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_UNHEARD = {signal.Signals(number) for name in ("SIGKILL", "SIGSTOP") if (number := getattr(signal, name, None))}
+
+
 class Stops:
-    """The stop signals of one run."""
+    """The stop signals of one run.
+
+    Raises:
+        TypeError: one signal was given, and not several.
+        ValueError: one of them is no signal, or none that a process can handle.
+
+    """
 
     def __init__(self, numbers: Iterable[int]) -> None:
+        if isinstance(numbers, int | str):
+            raise TypeError(f"stop_signals must be several signals, such as (signal.SIGTERM,), not {numbers!r}")
         self.came: list[int] = []
         """The signals that came; streams look at it too."""
         self._numbers = tuple(dict.fromkeys(signal.Signals(number) for number in numbers))
+        if unheard := _UNHEARD.intersection(self._numbers):
+            raise ValueError(f"stop_signals: no process is told of {min(unheard).name}")
         self._handlers: dict[int, Any] = {}
 
     def watch(self) -> None:
