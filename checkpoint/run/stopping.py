@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_UNHEARD = {signal.Signals(number) for name in ("SIGKILL", "SIGSTOP") if (number := getattr(signal, name, None))}
+_UNHEARD: frozenset[signal.Signals] = frozenset(
+    getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)
+)
 
 
 class Stops:
