@@ -569,6 +569,52 @@ def test_another_5xx_is_read_back_and_not_tried_again(api, truto, status, applie
     assert methods(api)[2:] == ["PATCH", "GET"]
 
 
+@pytest.mark.parametrize("look", [Answer(429, headers={"Retry-After": "0"}), Answer(503), Drop()], ids=str)
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_nothing_is_sent_before_a_doubt_is_read_back(api, truto, method, look):
+    """Between an attempt of unknown outcome and the look that succeeds, another writer comes."""
+    if method != "POST":
+        seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        if method == "DELETE":
+            del cp["a"]
+        else:
+            cp["a"] = B
+        api.script(Answer(507), method=method)
+        api.script(None, look, Hook(before=lambda: seed(api, a=C)), method="GET", key="a")
+        with pytest.raises(Conflict):
+            cp.commit()
+        cp.discard()
+    assert held(api) == {"a": C}
+    assert methods(api)[2:] == [method, "GET", "GET"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_a_refusal_is_looked_up_before_anything_is_sent(api, truto, method):
+    """The look is tried again, and not the write: another writer has come meanwhile."""
+    if method == "PATCH":
+        seed(api, a=A)
+    with Checkpointer("run", truto) as cp:
+        cp["a"] = B
+        api.script(Answer(404 if method == "PATCH" else 409), method=method)
+        api.script(
+            None, Answer(429, headers={"Retry-After": "0"}), Hook(before=lambda: seed(api, a=C)), method="GET", key="a"
+        )
+        with pytest.raises(Conflict):
+            cp.commit()
+        cp.discard()
+    assert held(api) == {"a": C}
+    assert methods(api)[2:] == [method, "GET", "GET"]
+
+
+@pytest.mark.parametrize("body", ["<html>", {"key": "b"}, {"value": "other"}], ids=str)
+def test_a_write_with_an_unreadable_answer_is_unsettled(api, truto, body):
+    api.script(Answer(200, body, applied=True), method="POST")
+    with pytest.raises(StoreError) as caught:
+        truto.commit("run", {"a": "x"})
+    assert caught.value.unsettled == {"a"}
+
+
 def test_after_a_refused_token_nothing_more_is_sent(api):
     seed(api, **{f"k{n}": {"n": n} for n in range(4)})
     store = TrutoStore(api.url, api.token, concurrency=4)

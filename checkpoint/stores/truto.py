@@ -377,6 +377,7 @@ def _check_gone(api: StateApi, keys: Iterable[str], listed: Mapping[str, Entry])
 class _Write:
     """One key's way to the service: what is sent, what came of it, and what is read back where nobody saw.
 
+    While an attempt is in doubt (`_in_doubt`), nothing is sent: only reading the key back ends the doubt.
     `known` is the entry last known, None for none; where it was not `checked` the key is overwritten whatever it holds.
     `exists` tells which call to begin with. `seconds` are for everything, `last_look` of them for reading back at the
     end; `listed` asks for a fresh list.
@@ -433,12 +434,7 @@ class _Write:
                 return found
             self._accept(found)
             self._in_doubt = False
-        try:
-            return self._send(deadline)
-        except Again as again:
-            self._in_doubt = isinstance(again, AnswerLost)
-            self.unsettled |= isinstance(again, AnswerLost) and again.late
-            raise
+        return self._send(deadline)
 
     def _read_back(self, deadline: Deadline) -> Entry | None:
         """Return what became of a write whose outcome nobody saw.
@@ -458,21 +454,17 @@ class _Write:
             raise CommitUnknown(self._api.state_key, [self._key]) from refused
 
     def _send(self, deadline: Deadline) -> Entry | None:
+        response = self._answer(deadline)
         if self._value is None:
-            response = self._api.delete(self._key, deadline)
             if says_missing(response):
                 self._check_gone()
                 return None
-        elif self._exists:
-            response = self._api.patch(self._key, self._value, deadline)
-            if says_missing(response):
-                return self._turn(response, deadline)
-        else:
-            response = self._api.post(self._key, self._value, deadline)
-            if response.status in {400, 409}:
-                return self._turn(response, deadline)
+        elif says_missing(response) if self._exists else response.status in {400, 409}:
+            return self._turn(response, deadline)
         if response.status >= 500:  # not one to try again, and yet it may have been done
+            self._in_doubt = True
             found = self._read_back(deadline)
+            self._in_doubt = False
             if holds(found, self._value):
                 return found
             self.unsettled = True
@@ -480,9 +472,23 @@ class _Write:
             raise self._refusal(response)
         return self._echo(response)
 
+    def _answer(self, deadline: Deadline) -> Response:
+        try:
+            if self._value is None:
+                return self._api.delete(self._key, deadline)
+            if self._exists:
+                return self._api.patch(self._key, self._value, deadline)
+            return self._api.post(self._key, self._value, deadline)
+        except AnswerLost as lost:
+            self._in_doubt = True
+            self.unsettled |= lost.late
+            raise
+
     def _turn(self, response: Response, deadline: Deadline) -> Entry | None:
         """Find out why a PATCH found nothing, or a POST something: ours after all, a conflict, or the other call."""
-        found, assumed = self._api.get(self._key, deadline), self._exists
+        api, assumed = self._api, self._exists
+        # Tried again by itself: to send the write again would be to write over whatever came in between.
+        found = api.run.call(lambda: api.get(self._key, deadline), deadline, service.POLICY)
         if found is None and self._checked:  # where nothing is compared, a POST does no harm
             self._check_gone()
         if holds(found, self._value):
@@ -536,11 +542,12 @@ class _Write:
 
     def _echo(self, response: Response) -> Entry | None:
         """Check what the service says it has stored; an answer without a body says nothing."""
+        self.unsettled, before = True, self.unsettled
         told = self._api.service.document(response) if response.body else {}
         same_value = self._value is None or told.get("value", self._value) == self._value
         if told.get("key", self._key) != self._key or not same_value:
-            self.unsettled = True
             raise StoreError(f"wrote {self._key!r}, and the service answered with another key or value")
+        self.unsettled = before
         if self._value is None:
             return None
         created_at = self._known.created_at if self._known is not None else None
