@@ -9,11 +9,13 @@ import select
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -568,6 +570,39 @@ def test_an_edit_that_is_given_up_names_its_file(tmp_path):
     (draft,) = tmp_path.glob("checkpoint-*")
     assert draft.read_text("utf-8") == '{"a": \n'
     assert f"What you wrote is in {draft}".encode() in screen
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:PORT",
+        "server+http://127.0.0.1:PORT",
+        "postgresql://u@127.0.0.1:PORT,127.0.0.1:PORT,127.0.0.1:PORT/db",
+        "s3://bucket/prefix",
+        "sqlite:///LOCKED",
+    ],
+)
+def test_doctor_ends_within_five_seconds_of_its_start(tmp_path, url):
+    path = tmp_path / "state.db"
+    SQLiteStore(path).close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE held (x)")
+        port = str(silent.getsockname()[1])
+        bucket = {"AWS_ENDPOINT": f"http://127.0.0.1:{port}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "r"}
+        names = ("TRUTO_API_TOKEN", "CHECKPOINT_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        tokens = dict.fromkeys(names, "x")
+        store = url.replace("PORT", port).replace("LOCKED", str(path))
+        began = perf_counter()
+        done = command("doctor", "--store", store, **bucket, **tokens)
+        took = perf_counter() - began
+    assert done.returncode == 1, done.stderr
+    assert "WRONG  reach" in done.stdout
+    assert took < 5
 
 
 def test_doctor_tells_what_it_knows_while_it_waits():

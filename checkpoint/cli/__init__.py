@@ -6,11 +6,13 @@ import io
 import os
 import signal
 import sys
+import time
 from typing import cast
 
 
 def main() -> None:
     """Run the command `checkpoint`."""
+    began = time.monotonic()
     _open_what_is_closed()
     if isinstance(output := cast("object", sys.stdout), io.TextIOWrapper):
         cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")  # as on stderr: letters may be lacking
@@ -24,7 +26,7 @@ def main() -> None:
         print("Aborted!", file=sys.stderr)  # noqa: T201 - there may be no click yet
         sys.exit(128 + signal.SIGINT)  # as a shell reports it
     try:
-        checkpoint(prog_name="checkpoint")
+        checkpoint(prog_name="checkpoint", obj=began)
     except OSError as error:  # of the help, which is written before a verb runs
         sys.exit(f"Error: {error}")
 
