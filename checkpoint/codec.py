@@ -86,7 +86,8 @@ def same(value: str, other: str) -> bool:
     if value == other:
         return True
     try:
-        return canonical(decode(value)) == canonical(decode(other))
+        left, right = decode(value), decode(other)
+        return left == right and canonical(left) == canonical(right)  # most differ already for Python
     except ValueError:
         return False
 

@@ -110,11 +110,14 @@ class MemoryStore:
             self._versions[state_key] = version
             written = entries_of(changes, stored, now, run_id, version)
             past = told(changes, stored) if self._keep else {}
-            new = {key: cells.get(key, _Cell())._replace(entry=written.get(key)) for key in changes}
-            for key, before in past.items():
-                commit = (version, now, run_id, author.host, author.process, reasons.get(key), author.by)
-                changed = change_of((key, before, changes[key], *commit))
-                new[key] = new[key]._replace(changes=self._thinned((changed, *new[key].changes)))
+            new: dict[str, _Cell] = {}
+            for key, value in changes.items():
+                past_changes = cells[key].changes if key in cells else ()
+                if key in past:
+                    row = (key, past[key], value, version, now, run_id, author.host, author.process)
+                    changed = change_of((*row, reasons.get(key), author.by))
+                    past_changes = self._thinned((changed, *past_changes))
+                new[key] = _Cell(written.get(key), past_changes)
             self._namespaces.setdefault(state_key, cells).update(new)
             return Receipt(written)
 

@@ -56,16 +56,21 @@ def entry_of(fields: object) -> Entry:
 
     """
     told = _object(fields)
-    key, value, version = told.get("key"), told.get("value"), told.get("version")
-    if not (isinstance(key, str) and isinstance(value, str) and (version is None or type(version) is int)):
-        raise ValueError("an entry has a key and a value that are text, and a version that is an integer or null")
+    return _stored(told, told.get("value"))
+
+
+def _stored(told: Mapping[str, Any], value: object) -> Entry:
     try:
-        return Entry(key, value, told["created_at"], told["updated_at"], told["sync_job_run_id"], told["version"])
+        times_and_run = told["created_at"], told["updated_at"], told["sync_job_run_id"]
+        return _entry(told.get("key"), value, told["version"], times_and_run)
     except KeyError as missing:
         raise ValueError(f"an entry has a field {missing}") from missing
 
 
-_NOTHING = dict.fromkeys(Entry._fields)
+def _entry(key: object, value: object, version: object, times_and_run: tuple[Any, Any, Any]) -> Entry:
+    if not (isinstance(key, str) and isinstance(value, str) and (version is None or type(version) is int)):
+        raise ValueError("an entry has a key and a value that are text, and a version that is an integer or null")
+    return Entry(key, value, *times_and_run, version)
 
 
 def expected_fields(entry: Entry | None) -> dict[str, Any] | None:
@@ -82,14 +87,16 @@ def expected_of(key: str, fields: object) -> Entry | None:
         ValueError: it is neither null nor an object with the value.
 
     """
-    return None if fields is None else entry_of({**_NOTHING, **_object(fields), "key": key})
+    if fields is None:
+        return None
+    told = _object(fields)
+    return _entry(key, told.get("value"), told.get("version"), (None, told.get("updated_at"), None))
 
 
 def written_fields(entry: Entry) -> dict[str, Any]:
     """Return of an entry what its writer does not know: all but the value."""
-    fields = entry._asdict()
-    del fields["value"]
-    return fields
+    key, _, created, updated, run_id, version = entry
+    return {"key": key, "created_at": created, "updated_at": updated, "sync_job_run_id": run_id, "version": version}
 
 
 def written_of(fields: object, changes: Mapping[str, str | None]) -> Entry:
@@ -101,7 +108,7 @@ def written_of(fields: object, changes: Mapping[str, str | None]) -> Entry:
     """
     told = _object(fields)
     key = told.get("key")
-    return entry_of({**told, "value": changes.get(key) if isinstance(key, str) else None})
+    return _stored(told, changes.get(key) if isinstance(key, str) else None)
 
 
 def change_fields(change: Change) -> dict[str, Any]:
