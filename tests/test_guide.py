@@ -11,9 +11,12 @@ import os
 import random
 import re
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from sources import GUIDE, Database, Runner, Source, blocks
+
+from checkpoint import Checkpointer, MemoryStore
 
 KILLS = int(os.environ.get("CHECKPOINT_GUIDE_KILLS", "3"))
 RUNS = int(os.environ.get("CHECKPOINT_GUIDE_RUNS", "2"))
@@ -201,6 +204,27 @@ def test_capped_search_reads_past_its_cap(tmp_path):
         assert world.runner.run()
         assert world.finish() == {}
         assert len(world.sink()) >= 12_500
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lookback", "earlier"),
+    [
+        ("lsn", "16/B374D848", 0x48, "16/B374D800"),
+        ("rfc_2822", "Wed, 01 May 2024 10:00:00 GMT", timedelta(hours=1), "Wed, 01 May 2024 09:00:00 GMT"),
+        ("week_date", "2024-W18-3", timedelta(days=7), "2024-W17-3"),
+        ("ulid_time", "01HWT3V7M0ABCDEFGHJKMNPQRS", timedelta(minutes=1), "01HWT3SD100000000000000000"),
+    ],
+)
+def test_a_format_of_the_guide_allows_a_lookback(name, text, lookback, earlier):
+    formats = {}
+    exec(blocks("values.md")[0], formats)
+    store = MemoryStore()
+    with Checkpointer("crm", store) as cp:
+        stream = cp.incremental("rows", "at", row_order="asc", cursor_format=formats[name])
+        assert stream.filter([{"at": text}]) == [{"at": text}]
+    with Checkpointer("crm", store) as cp:
+        stream = cp.incremental("rows", "at", row_order="asc", cursor_format=formats[name], lookback=lookback)
+        assert stream.start_value == earlier
 
 
 def test_every_block_of_the_guide_is_run():
