@@ -17,7 +17,7 @@ from calendar import monthrange
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from functools import total_ordering
+from functools import lru_cache, total_ordering
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Kind: TypeAlias = Literal["number", "instant", "wall", "text"]
@@ -127,14 +127,19 @@ class Finer(datetime):
 
 def datetime_key(moment: Moment, zone: tzinfo | None) -> datetime:
     """Return a moment as a datetime of a zone; None: naive, as its clock shows it."""
-    seconds, fraction = moment
-    if len(fraction) > MICRO:
+    if len(moment[1]) > MICRO:
         return Finer.of(moment, zone)
     try:
-        naive = EPOCH + timedelta(seconds=seconds, microseconds=int(fraction.ljust(MICRO, "0")))
-        return naive if zone is None else naive.replace(tzinfo=UTC).astimezone(zone)
+        at = _in_utc(moment)
+        return at.replace(tzinfo=None) if zone is None else at if zone is UTC else at.astimezone(zone)
     except OverflowError:
         return Finer.of(moment, zone)
+
+
+@lru_cache(maxsize=64)  # a claim asks for the same few moments again and again
+def _in_utc(moment: Moment) -> datetime:
+    seconds, fraction = moment
+    return (EPOCH + timedelta(seconds=seconds, microseconds=int(fraction.ljust(MICRO, "0")))).replace(tzinfo=UTC)
 
 
 def moment_of(key: str | datetime) -> Moment:

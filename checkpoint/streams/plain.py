@@ -177,9 +177,10 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
     whole, size = mark[:5] + "Z", _TO_SECOND + 1
     low = high = ""  # text between them begins with an hour whose marks were seen
     others = 0  # texts of other hours: where there is another one in each row, to remember it would cost more
+    naive_of: ToKey | None = None  # of times with an offset, which most such columns never have
 
     def utc(value: Any) -> Any:
-        nonlocal low, high, others
+        nonlocal low, high, others, naive_of
         try:
             if low <= value < high:
                 if value[_TO_SECONDS] == ":" and (len(value) == size or (value[-1] == "Z" and len(value) in _SIZES_Z)):
@@ -192,12 +193,12 @@ def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
                     if not others % _SOME:
                         low, high = _hour(value)
                     return key
+            naive_of = naive_of or _of_offset_text(slow, mark, len("+00:00"))
             key = naive_of(value)
         except (TypeError, ValueError, LookupError):
             return slow(value)
         return key.replace(tzinfo=UTC) if isinstance(key, datetime) and key.tzinfo is None else key
 
-    naive_of = _of_offset_text(slow, mark, len("+00:00"))
     return utc
 
 

@@ -339,7 +339,7 @@ class Fingerprint:
 
     """
 
-    __slots__ = ("_primary", "_read_primary", "_version_fields", "_where", "quick", "snapshot")
+    __slots__ = ("_primary", "_read_primary", "_version_fields", "_versions", "_where", "quick", "snapshot")
 
     quick: Callable[[Any], Snapshot]
     """Returns the same of a row like the first one; it raises TypeError for others."""
@@ -354,6 +354,7 @@ class Fingerprint:
         self._where = where
         self._primary = primary
         self._version_fields = version_fields
+        self._versions: Sequence[Get] = ()  # their getters, once there was a row
         self._read_primary = primary_getter(primary)
         self.snapshot = self.quick = self._first
 
@@ -375,28 +376,27 @@ class Fingerprint:
         return snapshot
 
     def _decide(self, record: Any) -> Callable[[Any], Snapshot]:
-        self._read_primary = primary = primary_getter(self._primary, record)
-        versions = None if self._version_fields is None else [getter(name, record) for name in self._version_fields]
+        self._read_primary = primary_getter(self._primary, record)
+        if self._version_fields is not None:
+            self._versions = [getter(name, record) for name in self._version_fields]
+            return self._take_versions
+        return self._take_copy if type(record) is dict and not callable(self._primary) else self._take_fields
 
-        def compared(row: Any) -> Snapshot:
-            key = primary(row)
-            if key is None:
-                return key, token_hex(8)  # never recognised again: a repeat is better than a lost row
-            return key, [get(row) for get in versions or ()]
+    def _take_versions(self, row: Any) -> Snapshot:
+        key = self._read_primary(row)
+        if key is None:
+            return key, token_hex(8)  # never recognised again: a repeat is better than a lost row
+        return key, [get(row) for get in self._versions]
 
-        def listed(row: Any) -> Snapshot:
-            try:
-                return primary(row), _listed(row)
-            except TypeError as error:
-                raise TypeError(f"{self._where}: {error}") from error
+    def _take_fields(self, row: Any) -> Snapshot:
+        try:
+            return self._read_primary(row), _listed(row)
+        except TypeError as error:
+            raise TypeError(f"{self._where}: {error}") from error
 
-        def copied(row: Any) -> Snapshot:
-            of: Any = type(row)  # pyright: ignore[reportUnknownVariableType] - what a dict holds is not known
-            return row.copy() if of is dict else listed(row)
-
-        if versions is not None:
-            return compared
-        return copied if type(record) is dict and not callable(self._primary) else listed
+    def _take_copy(self, row: Any) -> Snapshot:
+        of: Any = type(row)  # pyright: ignore[reportUnknownVariableType] - what a dict holds is not known
+        return row.copy() if of is dict else self._take_fields(row)
 
     def _compared(self, snapshot: Snapshot) -> Any:
         return (self._read_primary(snapshot), snapshot) if isinstance(snapshot, dict) else snapshot
