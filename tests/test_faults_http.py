@@ -736,14 +736,19 @@ def test_fault_18_a_gzip_bomb_is_stopped_at_the_cap(job):
     assert job.calls() == ["GET", "GET"]
 
 
-def test_fault_18_a_write_met_by_a_bomb_is_no_conflict_later(job):
+@pytest.mark.parametrize("applied", [False, True])
+def test_fault_18_a_write_met_by_a_bomb_is_read_back(job, applied):
     job.seed(a=A)
-    job.api.script(Answer(200, bomb(70_000_000), GZIP, applied=True), method="PATCH")
+    job.api.script(Answer(200, bomb(70_000_000), GZIP, applied=applied), method="PATCH")
     with job.run() as cp:
         cp["a"] = B
-        with job.fails(StoreError, "URL: the answer is larger than 67,108,864 bytes"):
-            cp.commit()
-        assert cp.changed == {"a"}
+        if applied:
+            assert cp.commit().keys == ("a",)
+        else:
+            with job.fails(StoreError, "URL: the answer is larger than 67,108,864 bytes") as caught:
+                cp.commit()
+            assert caught.value.unsettled == {"a"}
+            assert cp.changed == {"a"}
         cp["a"] = C
         cp.commit()
     assert job.held() == {"a": C}

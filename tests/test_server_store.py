@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from hashlib import sha256
 
@@ -378,9 +379,10 @@ def test_another_answer_than_the_servers_is_an_error(api, store, body):
     script(api, Answer(200, body), path=STATE)
     with pytest.raises(StoreError):
         store.load("job")
-    script(api, Answer(200, body, applied=True))
-    with pytest.raises(StoreError):
+    script(api, Answer(200, body))
+    with pytest.raises(StoreError) as caught:
         store.commit("job", {"a": "1"})
+    assert caught.value.unsettled == {"a"}
 
 
 @pytest.mark.parametrize("code", [[], "conflict", "value_too_large"], ids=str)
@@ -393,14 +395,99 @@ def test_a_refusal_that_no_call_knows_is_an_error(api, store, code):
 
 
 def test_a_run_goes_on_after_an_answer_of_another(api, store):
+    """It lands behind an answer that cannot be read, and after it was read back."""
+    held = []
+
+    async def hold(exchange):
+        held.append(exchange)
+        await exchange.send(Answer(200, "<html>log in</html>"))
+
     with Checkpointer("job", store) as cp:
         cp["a"] = A
-        script(api, Answer(200, "<html>log in</html>", applied=True))
+        script(api, hold)
         with pytest.raises(StoreError):
             cp.commit()
+        api._in_loop(held[0].apply())
         cp["a"] = B
         cp.commit()
     assert [change.cursor_after for change in api.store.history("job")] == [B, A]
+
+
+ANOTHERS = [
+    *[Answer(status, "<html>", {"Content-Type": "text/html"}) for status in (401, 403, 408, 413, 501, 505, 507, 520)],
+    *[Answer(status, "<html>") for status in (522, 524, 200, 201, 303, 307)],
+    Answer(204),
+    Answer(200, {"result": []}),
+    Answer(507, {"code": "unavailable"}),
+    Answer(200, b"?", {"Content-Encoding": "br"}),
+]
+"""What gateways answer in the server's place, after it has made a commit or before."""
+
+
+@pytest.mark.parametrize("answer", ANOTHERS, ids=str)
+def test_what_a_gateway_answers_for_a_commit_is_looked_up(api, store, answer):
+    base = store.commit("job", {"a": "1"}).entries
+    script(api, replace(answer, applied=True))
+    receipt = store.commit("job", {"a": "2"}, base, run_id="run")
+    assert receipt.entries == api.store.load("job")
+    assert receipt.unsettled == frozenset()
+    assert len(api.store.history("job")) == 2
+    script(api, Hook(after=lambda: api.store.commit("job", {"a": "theirs"}), then=replace(answer, applied=True)))
+    store.commit("job", {"a": "3"}, receipt.entries, run_id="run")
+    assert [change.after for change in api.store.history("job")] == ["theirs", "3", "2", "1"]
+
+
+@pytest.mark.parametrize("answer", [answer for answer in ANOTHERS if answer.status != 408], ids=str)
+def test_what_a_gateway_refuses_is_unsettled(api, store, answer):
+    base = store.commit("job", {"a": "1"}).entries
+    api.clear()
+    script(api, answer)
+    with pytest.raises(StoreError) as caught:
+        store.commit("job", {"a": "2"}, base, run_id="run")
+    assert caught.value.unsettled == {"a"}
+    assert type(caught.value) in {StoreError, Unauthorized, ValueTooLarge}
+    assert asked(api)[:2] == [f"POST {COMMIT}", f"GET {STATE}"]
+    assert COMMIT not in str(asked(api)[1:])
+
+
+def test_a_comparison_that_a_gateway_refuses_is_not_looked_up(api, store):
+    script(api, Answer(507, "<html>"))
+    with pytest.raises(StoreError) as caught:
+        store.commit("job", {}, {"a": None})
+    assert caught.value.unsettled == frozenset()
+    assert asked(api) == [f"POST {COMMIT}"]
+
+
+def test_what_the_server_refuses_itself_is_certain(api, store):
+    for status, code in (500, "refused"), (501, "unsupported"), (403, None), (413, None), (401, None):
+        body = {"statusCode": status, "error": "x", "message": "y", "code": code}
+        script(api, Answer(status, body, {"checkpoint-time": "2024-05-01T10:00:00Z"}))
+        with pytest.raises(StoreError) as caught:
+            store.commit("job", {"a": "1"})
+        assert caught.value.unsettled == frozenset()
+    assert asked(api) == [f"POST {COMMIT}"] * 5
+
+
+def test_a_doubt_about_a_commit_lasts_until_it_is_read_back(api, store):
+    base = store.commit("job", {"a": "1"}).entries
+    api.clear()
+    script(api, Answer(507, "<html>", applied=True))
+    script(api, Answer(429, headers={"Retry-After": "0"}), Answer(503, "<html>"), path=STATE)
+    assert store.commit("job", {"a": "2"}, base, run_id="run").entries == api.store.load("job")
+    assert asked(api) == [f"POST {COMMIT}", *[f"GET {STATE}"] * 3]
+
+
+def test_a_commit_sent_again_with_another_token_lands_once(tmp_path):
+    """A gateway answers 401 after the server has made the commit; the source has another token by then."""
+    lines = [f"{name} write * {sha256(name.encode()).hexdigest()}\n" for name in ("old", "new")]
+    (tmp_path / "tokens").write_text("".join(lines))
+    tokens = iter(["old", "new"])
+    with ApiServer(token=Access([], tmp_path / "tokens")) as api, opened(api, token=lambda: next(tokens)) as store:
+        base = store.commit("job", {"a": "1"}).entries
+        script(api, Answer(401, "<html>", applied=True))
+        receipt = store.commit("job", {"a": "2"}, base, run_id="run")
+        assert receipt.entries == api.store.load("job")
+        assert [call.headers["authorization"] for call in api.requests][-3:] == ["Bearer old", *["Bearer new"] * 2]
 
 
 def test_a_redirect_is_not_followed(api, store):

@@ -19,7 +19,7 @@ from checkpoint.stores.base import check_changes, check_name, entries_of, holds,
 from checkpoint.stores.history import check_question, writer_of
 from checkpoint.stores.listing import listed
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Policy
-from checkpoint.stores.service import AnswerLost, Requests, Service, checked_url
+from checkpoint.stores.service import AnswerLost, Requests, Service, Unclear, checked_url
 from checkpoint.stores.tokens import Token
 from checkpoint.stores.urls import check_seconds, positive
 
@@ -45,6 +45,9 @@ LOST = 3
 
 POLICY = Policy(longest=2.0)
 """How requests are tried again: a server is back within seconds, and history tells only of a key's last changes."""
+
+_UNLESS_OURS = {401, 403, 408, 413}
+"""Answers of a server that did nothing; a gateway may give them too, after the server has done what was asked."""
 
 _UNPACED = (1_000, 0.001)  # requests and seconds: the server says itself when it is busy
 
@@ -244,20 +247,25 @@ class _Calls:
         Raises:
             Again: it may be tried again.
             Unauthorized, StoreError: it may not.
-            _Told: the server says what became of it.
 
         """
+        return self.judged(self.answer(method, path, body))
+
+    def answer(self, method: str, path: str, body: bytes | None) -> Response:
+        """Send a request, and return whatever is answered; see `Service.answer`."""
         response = self.service.answer(self.run, self.deadline, method, path, body)
         self.note(response)
+        return response
+
+    def judged(self, response: Response) -> Response:
+        """Return an answer that says it was done, or that it is too large; raise as `send` does."""
         if response.status >= 400:
-            self._refuse(response, commits=path == wire.COMMIT)
+            self._refuse(response)
         return self.service.judged(response)
 
-    def _refuse(self, response: Response, *, commits: bool) -> None:
+    def _refuse(self, response: Response) -> None:
         told, said = _told(response), self.service.said(response)
         code = str(told.get("code"))
-        if commits and code in {wire.CONFLICT, wire.TOO_LARGE}:
-            raise _Told(told)
         if code == wire.UNAVAILABLE:
             raise Again(said)
         if code == wire.UNKNOWN:
@@ -276,14 +284,6 @@ class _Calls:
     def strange(self, why: object) -> StoreError:
         """Return the error of an answer that is not of the form that was asked for."""
         return StoreError(self.service.hide(f"{self.service.base_url} answered with something else: {why}"))
-
-
-class _Told(Exception):
-    """An answer that says why a commit was not made."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__(fields)
-        self.fields = fields
 
 
 class _Commit:
@@ -345,20 +345,48 @@ class _Commit:
         except Conflict:
             # What this one conflicts with may be an attempt that landed after it was read back, or what another writer
             # wrote over one that had landed before.
-            if self._lost and (receipt := self._read_back() or self._remembered()) is not None:
+            sent_before = self._lost or self._call.run.renewed
+            if sent_before and (receipt := self._read_back() or self._remembered()) is not None:
                 return receipt
             raise
 
     def _send(self) -> Receipt:
         try:
-            response = self._call.send("POST", wire.COMMIT, self._body)
-        except _Told as told:
-            refusal = self._refusal(told.fields)
+            response = self._call.answer("POST", wire.COMMIT, self._body)
+        except Unclear as unclear:
+            failure = unclear.plain()
         else:
-            if response.status == 413:
-                raise self._too_large()
-            return self._receipt(self._echo(response))
-        raise refusal
+            try:
+                return self._outcome(response)
+            except StoreError as error:
+                if _is_certain(response):
+                    raise
+                failure = error
+        return self._look_up(failure)
+
+    def _look_up(self, failure: StoreError) -> Receipt:
+        """Return the receipt of an attempt that was made all the same; raise its failure where it had not been yet.
+
+        A gateway may have answered in the server's place, after the server had made the commit.
+        """
+        if self._changes:
+            self._in_doubt = self._lost = self._late = True
+            receipt = self._read_back() or self._remembered()
+            self._in_doubt = False
+            if receipt is not None:
+                return receipt
+        raise failure
+
+    def _outcome(self, response: Response) -> Receipt:
+        """Return the receipt of a commit that the server says it made; raise what it says otherwise."""
+        told = _told(response)
+        if str(told.get("code")) in {wire.CONFLICT, wire.TOO_LARGE}:
+            raise self._refusal(told)
+        if response.status == 408 and not told:
+            raise AnswerLost(self._call.service.said(response), late=True)
+        if self._call.judged(response).status == 413:
+            raise self._too_large()
+        return self._receipt(self._echo(response))
 
     def _refusal(self, fields: Mapping[str, Any]) -> Conflict | StoreError:
         key, found, size = fields.get("key"), fields.get("found"), fields.get("size")
@@ -494,6 +522,14 @@ def _told(response: Response) -> Mapping[str, Any]:
     except orjson.JSONDecodeError:
         return {}
     return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+
+
+def _is_certain(refusal: Response) -> bool:
+    """Tell whether a refusal says that a commit was not made, and a gateway cannot have given it after one was."""
+    told = _told(refusal)
+    if 400 <= refusal.status < 500:
+        return bool(told) or refusal.status not in _UNLESS_OURS
+    return str(told.get("code")) in {wire.REFUSED, wire.UNSUPPORTED}
 
 
 def _named(state_key: str, keys: Iterable[str]) -> dict[str, Any]:

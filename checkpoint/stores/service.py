@@ -61,6 +61,17 @@ class AnswerLost(Again):
         self.late = late
 
 
+class Unclear(StoreError):
+    """An answer that could not be read, and will not be when asked again; what was asked for may have been done.
+
+    A call that writes reads back what became of it; any other raises it as the plain StoreError that it is.
+    """
+
+    def plain(self) -> StoreError:
+        """Return the error as callers get it."""
+        return StoreError(*self.args)
+
+
 class Requests(Operation):
     """One load or commit at a service."""
 
@@ -68,6 +79,8 @@ class Requests(Operation):
     """Whether it was logged that the rate makes it wait."""
     refused = False
     """Whether the token was refused."""
+    renewed = False
+    """Whether a request was sent again with another token."""
 
 
 class Service:
@@ -119,6 +132,7 @@ class Service:
         token = self._token.current()
         response = self._send(run, deadline, token, method, path, body)
         if response.status == 401 and (renewed := self._token.renewed(token)):
+            run.renewed = True
             response = self._send(run, deadline, renewed, method, path, body)
         return response
 
@@ -138,7 +152,7 @@ class Service:
 
     def _failure(self, error: TransportError) -> Again | StoreError:
         if not error.again:
-            return StoreError(f"{self.base_url}: {error}")
+            return (Unclear if error.reached else StoreError)(f"{self.base_url}: {error}")
         return AnswerLost(str(error), late=True) if error.reached else Again(str(error))
 
     def load(self, run: Requests, call: Callable[[], T]) -> T:
@@ -153,7 +167,8 @@ class Service:
         try:
             return self._aside.call(run, call, settles=settles)
         except CheckpointError as error:
-            failure = error.with_traceback(None)  # whose frames hold what the service said
+            plain = error.plain() if isinstance(error, Unclear) else error
+            failure = plain.with_traceback(None)  # whose frames hold what the service said
         raise failure
 
     def each(self, run: Requests, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:

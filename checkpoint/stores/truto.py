@@ -29,7 +29,7 @@ from checkpoint.stores import service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
 from checkpoint.stores.calls import MISSING, Elsewhere, StateApi, entry_of, folded, is_rewritable, says_missing, time_of
 from checkpoint.stores.retrying import Again, Deadline
-from checkpoint.stores.service import AnswerLost, Requests, Service, checked_url
+from checkpoint.stores.service import AnswerLost, Requests, Service, Unclear, checked_url
 from checkpoint.stores.tokens import Token
 from checkpoint.stores.urls import positive
 
@@ -454,23 +454,36 @@ class _Write:
             raise CommitUnknown(self._api.state_key, [self._key]) from refused
 
     def _send(self, deadline: Deadline) -> Entry | None:
-        response = self._answer(deadline)
+        try:
+            response = self._answer(deadline)
+        except Unclear as unclear:
+            failure = unclear.plain()
+        else:
+            if response.status < 500:
+                return self._outcome(response, deadline)
+            failure = self._refusal(response)
+        return self._look_up(failure, deadline)  # nothing to try again, and yet it may have been done
+
+    def _outcome(self, response: Response, deadline: Deadline) -> Entry | None:
         if self._value is None:
             if says_missing(response):
                 self._check_gone()
                 return None
         elif says_missing(response) if self._exists else response.status in {400, 409}:
             return self._turn(response, deadline)
-        if response.status >= 500:  # not one to try again, and yet it may have been done
-            self._in_doubt = True
-            found = self._read_back(deadline)
-            self._in_doubt = False
-            if holds(found, self._value):
-                return found
-            self.unsettled = True
         if not 200 <= response.status < 300:
             raise self._refusal(response)
         return self._echo(response)
+
+    def _look_up(self, failure: StoreError, deadline: Deadline) -> Entry | None:
+        """Return what an attempt wrote all the same; raise its failure where it had written nothing by now."""
+        self._in_doubt = True
+        found = self._read_back(deadline)
+        self._in_doubt = False
+        if holds(found, self._value):
+            return found
+        self.unsettled = True
+        raise failure
 
     def _answer(self, deadline: Deadline) -> Response:
         try:
