@@ -111,6 +111,7 @@ def core(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The core's own tests with the lowest release that pyproject.toml allows of each library."""
     session.install("uv")
+    session.run("uv", "lock", "--dry-run", silent=True)  # `uv sync` finds releases for every Python that we support
     pins = Path(session.create_tmp(), "lowest.txt")
     extras = [word for extra in EXTRAS.split(",") for word in ("--extra", extra)]
     python = ("--python", str(Path(session.bin, "python")))
