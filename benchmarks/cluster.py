@@ -50,9 +50,12 @@ FIRST, UNTIL = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
 YEAR = 366 * 86_400
 ACCOUNTS = "Thousands of accounts"
-ENGINES = {"processes": "Processes", "dask": "Dask", "spark": "Spark", "accounts": ACCOUNTS, "accounts-dask": "On Dask"}
+ENGINES = {
+    "processes": "Processes", "dask": "Dask", "spark": "Spark",
+    "accounts": ACCOUNTS, "accounts-parts": "In a bucket", "accounts-dask": "On Dask", "accounts-spark": "On Spark",
+}  # fmt: skip
 """The jobs, and the headings under which they stand."""
-NEEDS = {"dask": "distributed", "spark": "pyspark", "accounts-dask": "distributed"}
+NEEDS = {"dask": "distributed", "spark": "pyspark", "accounts-dask": "distributed", "accounts-spark": "pyspark"}
 GOES_ON = ("BrokenProcessPool", "KilledWorker", "Job aborted due to stage failure", "CancelledError")
 """How an engine says that it cannot go on without a worker: the job is run again. Anything else is a fault."""
 TIMEOUT = 600
@@ -192,7 +195,7 @@ class Cluster:
         self.dice = random.Random(f"{engine} {seed}")
         self.workers_killed = self.drivers_killed = self.runs = 0
         self.accounts = engine.startswith("accounts")
-        (folder / "job.py").write_text(code(engine, size, made.url))
+        (folder / "job.py").write_text(code(engine, size))
         (folder / "sink").mkdir()
         requests = size.accounts * 2 if self.accounts else size.rows // 50
         total = size.workers_killed + size.drivers_killed
@@ -296,15 +299,14 @@ class Cluster:
             raise SystemExit(f"cluster: {members} members are stored")
 
 
-def code(engine: str, size: Size, url: str) -> str:
+def code(engine: str, size: Size) -> str:
     """Return a job of the page, after what it imports."""
-    heading = "In a bucket" if (engine, url[:3]) == ("accounts", "s3:") else ENGINES[engine]
-    block = blocks(heading)[0]
+    block = blocks(ENGINES[engine])[0]
     before = blocks("A backfill in windows")[0]
     if engine in NEEDS and engine.startswith("accounts"):
         before = blocks(ACCOUNTS)[0].partition("\n\n\nif ")[0]  # what it imports, and `sync`
     before, block = (text.replace("days=1", size.step).replace("250", str(size.chunk)) for text in (before, block))
-    for eight in ("(8,", "n_workers=8"):
+    for eight in ("(8,", "n_workers=8", "[8,"):
         block = block.replace(eight, eight.replace("8", str(size.workers)))
     block = block.replace("range(40)", f"range({-(-size.accounts // size.chunk)})")
     return f"from cluster_client import STORE, get, pages, sink\n\n\n{before}\n\n{block}"
@@ -387,8 +389,8 @@ def main() -> None:
         write([])
     for engine in [] if options.table else options.engines:
         for kind in options.stores:
-            if kind == "s3" and engine in NEEDS and engine.startswith("accounts"):
-                continue  # the page gives a bucket another job
+            if engine == "accounts-parts" and kind != "s3":
+                continue  # what only a bucket is slow without
             found = measure(engine, kind, Size(step="days=3") if engine == "spark" else Size(), options.seed)
             print(" ".join(f"{name}={value}" for name, value in asdict(found).items()), flush=True)
             write([found], options.results)

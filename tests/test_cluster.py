@@ -36,9 +36,10 @@ def made(request, tmp_path):
 
 
 CASES = [("processes", "sqlite"), ("processes", "postgres"), ("processes", "s3"), ("processes", "server"),
-         ("accounts", "postgres"), ("accounts", "server"), ("accounts", "s3"),
+         ("accounts", "postgres"), ("accounts", "server"), ("accounts", "s3"), ("accounts-parts", "s3"),
          ("dask", "sqlite"), ("dask", "server"), ("accounts-dask", "server"),
-         ("spark", "postgres"), ("spark", "server")]  # fmt: skip
+         ("spark", "postgres"), ("spark", "server"),
+         ("accounts-spark", "postgres"), ("accounts-spark", "server")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("engine", "made"), CASES, indirect=["made"])

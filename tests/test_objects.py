@@ -604,8 +604,8 @@ def test_whoever_never_gets_a_turn_is_told_what_to_do(store: ObjectStore, proxy:
         store.commit("job", {"a": "1"})
     found = re.fullmatch(
         r".*/job\.json: gave up after \d+ attempts in \d\.\d s: no time is left to write; (\d+) times another run "
-        r"wrote the namespace first: commit less often \(min_interval=5\), give each worker a namespace of its own, "
-        r"or put \?deadline=180 behind the store's URL",
+        r"wrote the namespace first: commit with commit_soon, which lets others go first, give each worker a namespace "
+        r"of its own, or put \?deadline=180 behind the store's URL",
         str(caught.value),
     )
     assert found is not None, caught.value

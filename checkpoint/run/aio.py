@@ -268,7 +268,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
                 # No function of ours: what a signal handler raises in one the loop logs, and `ran` would never be done.
                 loop.call_soon_threadsafe(ran.set_result, None)
 
-        self._cp._commits.background.worker.submit(run)
+        self._cp._commits.background.submit(run)
         await asyncio.shield(ran)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from checkpoint.stores.threads import Worker
@@ -11,13 +13,30 @@ from checkpoint.stores.threads import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from checkpoint.run.flush import Commit
+
 logger: logging.Logger = logging.getLogger("checkpoint")
+
+LONGEST_REST = 10.0
+"""Seconds of the longest rest before a flush."""
+
+
+def rest_after(commit: Commit, rest: float) -> float:
+    """Return the seconds to rest before the next flush.
+
+    A commit that had to be tried again shows that others write the namespace too. Whoever has had its turn then lets
+    the others go first, and what is claimed meanwhile goes into one larger commit. Eight runs without a rest, on one
+    object of a bucket, would go on until one of them had lost so often that it gave up.
+    """
+    if commit.retries:
+        return min(LONGEST_REST, rest + commit.seconds)
+    return rest * 0.9 if commit else rest
 
 
 class Background:
     """Flushes on a run's worker thread, and a failure that has not been raised yet."""
 
-    def __init__(self, state_key: str, flush: Callable[[], object]) -> None:
+    def __init__(self, state_key: str, flush: Callable[[], Commit]) -> None:
         self._state_key = state_key
         self._flush = flush
         self._lock = threading.Lock()
@@ -30,6 +49,8 @@ class Background:
         self.worker: Worker = Worker(f"checkpoint {self._state_key}")
         self._lock = threading.Lock()
         self._queued, self._failure = False, None
+        self._rest = 0.0
+        self._hurry: SimpleQueue[None] = SimpleQueue()
 
     def flush_soon(self) -> None:
         """Queue a flush, unless one is queued already.
@@ -47,13 +68,25 @@ class Background:
             self._queued = False  # after an interruption it may be queued twice; a second flush sends nothing
             raise
 
+    def submit(self, call: Callable[[], object]) -> None:
+        """Queue a call that somebody waits for, which must not raise."""
+        self._end_rest()
+        self.worker.submit(call)
+
     def wait(self) -> None:
         """Wait until what was queued so far has run."""
+        self._end_rest()
         self.worker.drain()
 
     def stop(self) -> None:
         """End the thread."""
+        self._end_rest()
         self.worker.stop()
+
+    def _end_rest(self) -> None:
+        """End the rest of a flush that is queued, also where it has not begun."""
+        if self._queued and self._hurry.empty():
+            self._hurry.put(None)
 
     def raise_failure(self) -> None:
         """Raise the failure of a background flush, once."""
@@ -72,10 +105,12 @@ class Background:
         return failure
 
     def _run(self) -> None:
+        with suppress(Empty):
+            self._hurry.get(timeout=self._rest)
         with self._lock:
             self._queued = False
         try:
-            self._flush()
+            self._rest = rest_after(self._flush(), self._rest)
         except BaseException as error:  # noqa: BLE001 - raised in the job's thread, see raise_failure
             with self._lock:
                 if self._failure is None:

@@ -452,8 +452,10 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def commit_soon(self, *only: str | Incremental[Any] | Group) -> None:
         """Claim what changed and return at once; the run's worker thread flushes it.
 
-        Snapshots that wait are coalesced: the newest of a key is the one that is sent. A failure raises at the next
-        `commit`, `commit_soon`, `flush` or exit.
+        Snapshots that wait are coalesced: the newest of a key is the one that is sent. After a flush that had to be
+        tried again, as where other runs wrote the namespace first, the thread rests up to ten seconds before the next
+        one; `commit`, `flush` and exit do not wait for that. A failure raises at the next `commit`, `commit_soon`,
+        `flush` or exit.
 
         Raises:
             As `commit`, for an earlier background flush.

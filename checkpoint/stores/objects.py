@@ -505,8 +505,8 @@ _ADVICE = (
 
 
 _OVERTAKEN = (
-    "; {} times another run wrote the namespace first: commit less often (min_interval=5), give each worker a "
-    "namespace of its own, or put ?deadline=180 behind the store's URL"
+    "; {} times another run wrote the namespace first: commit with commit_soon, which lets others go first, give each "
+    "worker a namespace of its own, or put ?deadline=180 behind the store's URL"
 )
 
 
