@@ -1,8 +1,8 @@
-"""Incremental-sync checkpoints: where a job stopped, and how far it is safely past."""
+"""Store how far an incremental sync has come: where a job stopped, and what it is safely past."""
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # what type checkers know as typing's, which is slow to import
+TYPE_CHECKING = False  # type checkers know this name; importing typing's own is slow
 
 if TYPE_CHECKING:
     from checkpoint.entries import Change as Change
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from checkpoint.streams.spellings import CursorFormat as CursorFormat
     from checkpoint.streams.windows import Window as Window
 
-# Where each name lives: a program pays for what it uses, when it first uses it.
+# The module of each name. It is imported when the name is first used.
 _HOMES = {
     "AsyncCheckpointer": "checkpoint.run.aio",
     "Checkpointer": "checkpoint.run.checkpointer",
@@ -122,7 +122,7 @@ def __getattr__(name: str) -> object:
     try:
         found = getattr(import_module(_HOMES[name]), name)
     except ImportError:
-        if name != "PostgresStore":  # the one whose module does not load without its extra
+        if name != "PostgresStore":  # the only name whose module cannot be imported without its extra
             raise
         found = _without_its_extra(name)
     globals()[name] = found
@@ -130,10 +130,10 @@ def __getattr__(name: str) -> object:
 
 
 def _without_its_extra(name: str) -> type:
-    """Return what stands for a class whose extra is missing: a look at all names is no use of it."""
+    """Return a stand-in for a class whose extra is missing: listing all names must not fail, only using the class."""
 
     def new(_: type, *args: object, **options: object) -> object:
-        return getattr(import_module(_HOMES[name]), name)(*args, **options)  # which says what to install
+        return getattr(import_module(_HOMES[name]), name)(*args, **options)  # raises, and says what to install
 
     return type(name, (), {"__new__": new, "__doc__": "A store whose extra is not installed.", "__module__": __name__})
 

@@ -1,11 +1,11 @@
-"""Cursor dicts and the value strings they are stored as; the only serialiser.
+"""Encode cursors as the text that is stored, and decode that text; the only serialiser.
 
-A value is standard, padded base64 (RFC 4648, section 4) of compact UTF-8 JSON (RFC 8259), keys in the order given.
+A stored value is standard, padded base64 (RFC 4648, section 4) of compact UTF-8 JSON (RFC 8259). Keys keep their order.
 
-orjson does the common case. It also turns NaN into null, writes datetimes and UUIDs, reads 2**70 as a float and keeps
-the last of duplicate keys, so its answer counts only where it is seen to be exact: what it writes must be flat and of
-plain types, or read back equal; what it reads must be written back identically. Everything else goes through the
-standard library's json and strict checks.
+orjson handles the common case. But it also turns NaN into null, writes datetimes and UUIDs, reads 2**70 as a float, and
+keeps the last of duplicate keys. So its result is used only if it is known to be exact: what it writes must be flat and
+of plain types, or be read back as an equal cursor; what it reads must be written back as the same bytes. Everything
+else goes through the standard library's json and strict checks.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ Cursor: TypeAlias = dict[str, Any]
 """A JSON object: str keys, and values of str, int, float, bool, None, list and dict."""
 
 MAX_DEPTH = 254
-"""Levels of nesting a cursor may have: what orjson writes."""
+"""How many levels a cursor may be nested: as many as orjson writes."""
 
 
 _all_exact = frozenset({str, int, bool, type(None)}).issuperset
-"""Whether orjson writes values of these types exactly, or refuses them: not what it writes of floats."""
+"""Whether orjson writes values of all these types exactly or refuses them; not of floats, as it writes NaN as null."""
 
 
 def encode(cursor: Mapping[str, Any]) -> str:
-    """Return the value string of a cursor.
+    """Return a cursor as the text that is stored.
 
     Raises:
-        TypeError: the cursor is not a dict, or holds what JSON has no form for.
-        ValueError: NaN or an infinity, a cycle or too many levels, text that is not valid Unicode.
+        TypeError: the cursor is not a dict, or contains a value that JSON has no form for.
+        ValueError: it contains NaN, an infinity, a cycle, too many levels, or text that is not valid Unicode.
 
     """
     return b2a_base64(_dumps(cursor), newline=False).decode()
 
 
 def decode(value: str) -> Cursor:
-    """Return the cursor that a value string holds.
+    """Return the cursor in a stored text.
 
-    URL-safe, unpadded and white-spaced base64 is read as well; the text inside must be one JSON object without
-    duplicate keys.
+    URL-safe base64, base64 without padding and base64 with white space are read too. The text inside must be one JSON
+    object without duplicate keys.
 
     Raises:
         ValueError: the value is not a cursor; the message says why.
 
     """
-    return parse(_unbase64(value), "what its base64 stands for")
+    return parse(_unbase64(value), "the text in its base64")
 
 
 def parse(text: bytes, name: str = "it") -> Cursor:
-    """Return the cursor that a UTF-8 text is the JSON of, read as `decode` reads it; errors call the text `name`.
+    """Return the cursor in a JSON text (UTF-8), checked as `decode` does; error messages call the text `name`.
 
     Raises:
         ValueError: the text is not a cursor; the message says why.
@@ -70,7 +70,7 @@ def parse(text: bytes, name: str = "it") -> Cursor:
         if orjson.dumps(cursor) == text and isinstance(cursor, dict):
             return cast("Cursor", cursor)
     except (orjson.JSONDecodeError, TypeError):
-        pass  # beyond orjson, or no JSON at all: the strict way says
+        pass  # not JSON, or JSON that orjson does not read exactly: the strict way decides
     cursor = _strict_loads(text, name)
     if not isinstance(cursor, dict):
         raise ValueError(f"it is a JSON {_json_name(cursor)}, not an object")  # bad data, not a bad call
@@ -79,9 +79,9 @@ def parse(text: bytes, name: str = "it") -> Cursor:
 
 
 def same(value: str, other: str) -> bool:
-    """Tell whether two value strings hold equal cursors, whatever their formatting; `1`, `1.0` and `true` differ.
+    """Return whether two stored texts hold equal cursors, whatever their formatting; `1`, `1.0` and `true` differ.
 
-    A string that is not a cursor equals only itself.
+    A text that is not a cursor equals only itself.
     """
     if value == other:
         return True
@@ -93,7 +93,7 @@ def same(value: str, other: str) -> bool:
 
 
 def canonical(cursor: Mapping[str, Any]) -> bytes:
-    """Return the JSON of a cursor with its keys sorted at every level, for comparing."""
+    """Return the JSON of a cursor with sorted keys at every level, to compare cursors."""
     return _dumps(cursor, sort_keys=True)
 
 
@@ -105,14 +105,14 @@ def _dumps(cursor: Mapping[str, Any], *, sort_keys: bool = False) -> bytes:
         if _all_exact(map(type, cursor.values())) or orjson.loads(data) == cursor:
             return data
     except (TypeError, ValueError):
-        pass  # what is wrong, or merely beyond orjson, the strict way says
+        pass  # wrong, or beyond orjson: the strict way decides
     return _strict_dumps(cursor, sort_keys=sort_keys)
 
 
 def _strict_dumps(cursor: Cursor, *, sort_keys: bool) -> bytes:
     tuples = _check(cursor)
     try:
-        if tuples:  # written as the list that it reads back as, whichever way that is written
+        if tuples:  # written as lists, as which they are read back
             return _dumps(_with_lists(cursor), sort_keys=sort_keys)
         text = json.dumps(cursor, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
         return text.encode()
@@ -132,9 +132,9 @@ def _with_lists(node: Any) -> Any:
 
 
 def _check(cursor: Cursor) -> bool:
-    """Refuse whatever JSON has no exact form for, naming the place; tell whether there are tuples.
+    """Refuse what JSON cannot represent exactly, and name the place; return whether there are tuples.
 
-    A stack of its own instead of recursion: bad input must not exhaust the interpreter's.
+    It uses a list as a stack instead of recursion, so that deep input cannot exhaust the interpreter's stack.
     """
     stack: list[tuple[Any, str, int]] = [(cursor, "cursor", 1)]
     tuples = False
@@ -218,7 +218,7 @@ def _unbase64(value: str) -> bytes:
         if b2a_base64(data, newline=False) == value.encode("ascii"):
             return data
     except ValueError:
-        pass  # not what encode() writes: the tolerant way says whether it is base64 at all
+        pass  # not written by encode(): the tolerant way decides whether it is base64 at all
     compact = "".join(value.split()).translate(_URLSAFE)
     digits = compact.rstrip("=")
     padded = digits + "=" * (-len(digits) % 4)

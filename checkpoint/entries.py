@@ -1,4 +1,4 @@
-"""What is stored: an entry, what a commit wrote, and what it changed."""
+"""What stores hold and return: entries, receipts of commits, and changes in the history."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ RESERVED = "__"
 """Prefix of reserved keys."""
 
 LEASE_KEY = "__lease__"
-"""The entry that says which exclusive run holds a namespace."""
+"""Key of the lease of an exclusive run."""
 RUN_KEY = "__run__"
-"""The entry that tells of the last run; its history is the list of runs."""
+"""Key of the entry about the last run. The history of this entry is the list of runs."""
 
 GROUP_PREFIX = "__group__."
 """Prefix of the entries of groups: `__group__.NAME` is a group's head, `__group__.NAME/MEMBER` one of its members."""
 
 
-# Tuples, not dataclasses: a namespace of 100 000 keys is read in two thirds of the time, and `inspect`, which
-# dataclasses import, is a sixth of what `import checkpoint` costs.
+# Tuples, not dataclasses: with them a namespace of 100 000 keys is read in two thirds of the time. Dataclasses also
+# import `inspect`, which takes a sixth of the time of `import checkpoint`.
 class Entry(NamedTuple):
-    """One key of a namespace as it is stored."""
+    """One stored key of a namespace, and its value."""
 
     key: str
     """Unique in its namespace."""
     value: str
-    """Any text; for a cursor, what `checkpoint.codec.encode` returns."""
+    """Any text. A cursor is stored as `checkpoint.codec.encode` returns it."""
     created_at: str | None = None
-    """When the key was first written, as the store tells it: ISO 8601 with `Z`. None: it did not tell."""
+    """When the key was first written, by the store's clock: ISO 8601 with `Z`. None: the store does not say."""
     updated_at: str | None = None
-    """When the value was last written, likewise."""
+    """When the value was last written, by the store's clock: ISO 8601 with `Z`. None: the store does not say."""
     sync_job_run_id: str | None = None
-    """The run that wrote it; None where it named none."""
+    """The id of the run that wrote it. None: the run gave no id, or the store does not keep it."""
     version: int | None = None
     """Grows with every commit of the namespace and is never reused. None: the store keeps no versions."""
 
@@ -43,60 +43,60 @@ class Receipt(NamedTuple):
     """What a commit did."""
 
     entries: Mapping[str, Entry] = MappingProxyType({})
-    """The written keys as they are stored now; deleted ones are not among them."""
+    """The written keys, and their entries as they are stored now. Deleted keys are left out."""
     requests: int = 0
-    """Requests sent, retries included; 0 where there is no network."""
+    """The number of requests sent, with retries. 0: the store needs none."""
     retries: int = 0
-    """Requests that were sent again after a failure."""
+    """The number of requests that were sent again after a failure."""
     unsettled: frozenset[str] = frozenset()
-    """Written keys of which an earlier attempt, its outcome never seen, may still land."""
+    """Written keys of which an earlier attempt had no known outcome, and may still be applied."""
 
 
 class Writer(NamedTuple):
-    """Who commits, as history tells it."""
+    """Who commits, as the history shows it."""
 
     host: str
     """The name of the machine."""
     process: int
-    """The process id there."""
+    """The process id on that machine."""
     by: str | None = None
-    """The name of the token, where a server commits for the one who bears it."""
+    """The name of the client's token, if a server commits for a client. None: it has no name, or there is no server."""
 
 
 class Change(NamedTuple):
     """What one commit did to one key, or to one member of a group."""
 
     key: str
-    """The key; of a member, the name of its group."""
+    """The key. For a member of a group, the name of the group."""
     before: str | None
-    """The value it had; None: the key was absent."""
+    """The value before the commit. None: the key did not exist."""
     after: str | None
-    """The value it got; None: the key was deleted."""
+    """The value after the commit. None: the key was deleted."""
     version: int
-    """The namespace's version from this commit on: what the keys of one commit have in common."""
+    """The version of the namespace after this commit; the same for all keys of the commit."""
     at: str
-    """When: ISO 8601 with `Z`, by the clock of the host that committed."""
+    """The time of the commit: ISO 8601 with `Z`, by the clock of the host that committed."""
     run_id: str | None
-    """The run that committed; None where it named none."""
+    """The id of the run that committed. None: it gave no id."""
     host: str
-    """The name of its machine."""
+    """The name of the machine that committed."""
     process: int
-    """Its process id there."""
+    """The process id on that machine."""
     member: str | None = None
-    """The member of the group `key`; None: the key is no group's."""
+    """The member of the group `key`. None: the key does not belong to a group."""
     reason: str | None = None
-    """Why, where whoever changed it said so: for a rewind, a reset or a restore."""
+    """The reason for a rewind, a reset or a restore. None: no reason was given."""
     by: str | None = None
-    """Who, where a server knows it: the name of the token."""
+    """The name of the token that committed through a server. None: it has no name, or there is no server."""
 
     @property
     def cursor_before(self) -> dict[str, Any] | None:
-        """The cursor that `before` holds; None where it is absent or not a cursor."""
+        """The cursor in `before`. None: there is no value, or it is not a cursor."""
         return _cursor(self.before)
 
     @property
     def cursor_after(self) -> dict[str, Any] | None:
-        """The cursor that `after` holds; None where it is absent or not a cursor."""
+        """The cursor in `after`. None: there is no value, or it is not a cursor."""
         return _cursor(self.after)
 
 
@@ -111,7 +111,7 @@ def _cursor(value: str | None) -> dict[str, Any] | None:
 
 def head_key(group: str) -> str:
     """Return the key of a group's head."""
-    # A group's name may hold a slash too: escaped, it does not end where its members begin.
+    # The slash separates group and member, so a slash in the group's name is escaped.
     return GROUP_PREFIX + group.replace("%", "%25").replace("/", "%2F")
 
 
@@ -121,7 +121,7 @@ def member_key(group: str, member: str) -> str:
 
 
 def named(key: str) -> tuple[str, str | None]:
-    """Return what a stored key is called: a group and its member, else the key itself and None."""
+    """Return the names in a stored key: the group and the member, or the key itself and None."""
     group, slash, member = key.removeprefix(GROUP_PREFIX).partition("/")
     if not (slash and key.startswith(GROUP_PREFIX)):
         return key, None
@@ -129,7 +129,7 @@ def named(key: str) -> tuple[str, str | None]:
 
 
 def has_history(key: str) -> bool:
-    """Tell whether stores that keep history keep that of a stored key: plain keys, groups, and the list of runs."""
+    """Return whether changes of a stored key are kept in the history: plain keys, groups, and the list of runs."""
     return not key.startswith(RESERVED) or key == RUN_KEY or key.startswith(GROUP_PREFIX)
 
 
@@ -147,7 +147,7 @@ def check_text(what: str, text: str) -> None:
 
 
 def check_unicode(what: str, text: str) -> None:
-    """Refuse what is not text, and lone surrogates; raises as `check_text`."""
+    """Refuse what is not text, and lone surrogates; raises what `check_text` raises, and allows a NUL."""
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
     if not text.isascii():

@@ -1,23 +1,23 @@
-"""The errors of this library; every one that is not a programmer's mistake is a `CheckpointError`.
+"""The errors of this library: every failure to read or write state is a `CheckpointError`.
 
     CheckpointError
     ├── StateMissing        missing="raise", and the namespace holds nothing
-    ├── CorruptState        stored, but not a cursor
-    ├── Conflict            somebody else changed the key meanwhile
+    ├── CorruptState        the stored value is not a cursor
+    ├── Conflict            another writer changed the key meanwhile
     ├── Locked              exclusive: another run holds the namespace
     ├── LeaseLost           exclusive: another run took it meanwhile
-    ├── CommitUnknown       sent, and nobody could tell whether it was written
-    ├── PartialCommit       some keys landed, others did not
+    ├── CommitUnknown       sent, but it is unknown whether it was written
+    ├── PartialCommit       some keys were written, others were not
     ├── StoreError          the store refused or failed
     │   ├── Unauthorized
     │   ├── ValueTooLarge
     │   └── StoreUnavailable
-    ├── CursorRegressed     a sorted stream went back
+    ├── CursorRegressed     a row came out of order in a sorted stream
     ├── CursorStuck         a paged source does not get past one place
-    └── CursorExpired       the stored position is older than the source reaches
+    └── CursorExpired       the stored position is older than what the source still has
 
-Each carries its evidence as attributes, says what to do, and survives pickling. Bad keys and cursors are the
-built-in `ValueError` and `TypeError`, raised when they are set.
+Each error has its evidence as attributes, says what to do, and can be pickled. Bad keys, cursors and arguments raise
+the built-in `ValueError` and `TypeError` at once.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Entry
 
-# Control characters, what turns or ends a line in Unicode, and halves of surrogate pairs.
+# Control characters, Unicode characters that end a line or change its direction, and lone surrogates.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Return a text in which whatever a terminal or a log would obey is escaped, as JSON escapes it."""
+    """Return a text in which characters that control a terminal or a log are escaped, as in JSON."""
     return text if text.isprintable() else _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def is_of_handler(error: BaseException) -> bool:
-    """Tell whether a signal handler raised an error, which looks like one of a file or a library but is the job's."""
+    """Return whether a signal handler raised an error: it may look like one of a file or a library."""
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     functions = [one if hasattr(one, "__code__") else type(one).__call__ for one in handlers if callable(one)]
     codes = {getattr(one, "__code__", None) for one in functions}
@@ -57,7 +57,7 @@ def is_of_handler(error: BaseException) -> bool:
 
 
 def _show_printable(record: logging.LogRecord) -> bool:
-    """Escape what stores, services and job names bring into our log records."""
+    """Escape control characters in log records; they may come from stores, services and names of jobs."""
     message = record.getMessage()
     if not message.isprintable():
         record.msg, record.args = printable(message), None
@@ -68,11 +68,11 @@ logging.getLogger("checkpoint").addFilter(_show_printable)
 
 
 class CheckpointError(Exception):
-    """Whatever keeps a checkpoint from being read or written.
+    """A failure to read or write state.
 
-    `committed` maps the keys that had landed before the error ended their commit to the entries they left, None for a
-    deleted one; it is empty where nothing was written. `unsettled` names the keys of which an attempt, its outcome
-    never seen, may have landed or may land yet.
+    `committed` maps the keys that the failed commit has written to their entries, None for a deleted key. It is empty
+    if nothing was written. `unsettled` names the keys of which an attempt had no known outcome: it may have been
+    applied, and may still be.
     """
 
     committed: Mapping[str, Entry | None] = {}
@@ -82,13 +82,13 @@ class CheckpointError(Exception):
         return printable(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception.__reduce__ calls the class with `args`, which must therefore stay the constructor's own arguments;
-        # attributes set later (notes, `committed`) travel in the dict.
+        # Unpickling calls the class with `args`, so these must be the constructor's arguments. Attributes that were set
+        # later (notes, `committed`) are in the dict.
         return type(self), self.args, self.__dict__
 
 
 class StateMissing(CheckpointError):
-    """The namespace holds no state, and the run asked for `missing="raise"`; `store` says where, None: unknown."""
+    """The namespace holds no state, and the run asked for `missing="raise"`; `store` names the store, None: unknown."""
 
     def __init__(self, state_key: str, store: str | None = None) -> None:
         super().__init__(state_key, store)
@@ -104,10 +104,10 @@ class StateMissing(CheckpointError):
 
 
 class CorruptState(CheckpointError):
-    """What is stored under a key is not a cursor; `value` is the stored string, untouched.
+    """The stored value of a key is not a cursor; `value` is the stored text, unchanged.
 
-    A value that somebody else wrote for another purpose counts too: read it through `Checkpointer.raw`. `value` is None
-    where an entry of a group is missing.
+    This includes a value that somebody wrote for another purpose: read it through `Checkpointer.raw`. `value` is None
+    if an entry of a group is missing.
     """
 
     def __init__(self, state_key: str, key: str, value: str | None) -> None:
@@ -135,11 +135,11 @@ class CorruptState(CheckpointError):
 
 
 class Conflict(CheckpointError):
-    """Another writer changed the key since it was last known; nothing of it was written.
+    """Another writer changed a key after this run had read it; the key was not written.
 
-    `expected` is the entry this run knew, None where it knew of none; `found` is the entry stored now, None where the
-    key was deleted elsewhere. Of a group `key` is its name and `member` the member, the first one that differs; both
-    entries are then as they are stored.
+    `expected` is the entry that this run knew, None if it knew of none. `found` is the entry that is stored now, None
+    if the key was deleted. For a member of a group, `key` is the name of the group and `member` the first member that
+    differs; the two entries are the stored ones, in which members may be packed.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Conflict(CheckpointError):
 
 
 class Locked(CheckpointError):
-    """Another run holds the namespace: `owner` names it, `since` is when it got in (ISO 8601)."""
+    """Another run holds the namespace: `owner` names it, `since` is when it took the lease (ISO 8601)."""
 
     def __init__(self, state_key: str, owner: str, since: str) -> None:
         super().__init__(state_key, owner, since)
@@ -181,12 +181,12 @@ class Locked(CheckpointError):
         return (
             f"{self.state_key!r} is held by {printable(self.owner)} since {printable(self.since)}: "
             "wait for that run to end; "
-            f"if it is stuck, stop it, or let it go with `checkpoint unlock {self.state_key}`"
+            f"if it is stuck, stop it, or release its lease with `checkpoint unlock {self.state_key}`"
         )
 
 
 class LeaseLost(CheckpointError):
-    """Another run took the namespace while this one was silent, or it was released by hand; nothing was written."""
+    """The run has lost its lease: it did not renew it in time, or somebody released it; nothing was written."""
 
     def __init__(self, state_key: str) -> None:
         super().__init__(state_key)
@@ -200,9 +200,9 @@ class LeaseLost(CheckpointError):
 
 
 class CommitUnknown(CheckpointError):
-    """Writes were sent, and whether they landed is unknown; `keys` names them.
+    """Writes were sent, and it is unknown whether they were applied; `keys` names the keys.
 
-    They stay changed: committing again is safe, and takes either outcome as its base.
+    The keys stay changed. Committing again is safe: it reads them back, and writes what is missing.
     """
 
     def __init__(self, state_key: str, keys: Iterable[str]) -> None:
@@ -218,9 +218,9 @@ class CommitUnknown(CheckpointError):
 
 
 class PartialCommit(CheckpointError):
-    """Some keys of a commit failed; `committed` landed, `pending` did not and stay changed.
+    """Some keys of a commit failed; those in `committed` are written, those in `pending` are not and stay changed.
 
-    `errors` maps each pending key to its own error where it has one; a key without was not sent.
+    `errors` maps pending keys to their errors. A pending key without an error was not sent.
     """
 
     def __init__(
@@ -241,15 +241,15 @@ class PartialCommit(CheckpointError):
 
 
 class StoreError(CheckpointError):
-    """The store refused or failed; the text carries what it said."""
+    """The store refused or failed; the text repeats what it said."""
 
 
 class Unauthorized(StoreError):
-    """The service refused the token (401) or what it may do (403); nothing more was sent."""
+    """The service refused the token (401), or what the token asked for (403); nothing more was sent."""
 
 
 class ValueTooLarge(StoreError):
-    """The store refused a value for its size: `size` bytes under `key`."""
+    """The store refused the value of `key` because of its size, `size` bytes."""
 
     def __init__(self, key: str, size: int) -> None:
         super().__init__(key, size)
@@ -261,11 +261,11 @@ class ValueTooLarge(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store could not be reached in the time and attempts allowed, and nothing can have been written."""
+    """The store could not be reached before the deadline, and nothing was written."""
 
 
 class CursorRegressed(CheckpointError):
-    """A stream said to be sorted went back: `new` came after `last`."""
+    """A row came out of order in a stream with a `row_order`: `new` came after `last`."""
 
     def __init__(self, key: str, last: Any, new: Any, row_order: str = "asc") -> None:
         super().__init__(key, last, new, row_order)
@@ -289,7 +289,7 @@ class CursorRegressed(CheckpointError):
 
 
 class CursorStuck(CheckpointError):
-    """A paged source does not get on: the page asked for by `at` held nothing new, and named itself as the next."""
+    """A paged source does not advance: the page at the place `at` held nothing new, and named itself as the next."""
 
     def __init__(self, key: str, at: Any) -> None:
         super().__init__(key, at)
@@ -298,14 +298,14 @@ class CursorStuck(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"{self.key!r} does not get past {_cut(self.at)}: the page asked for by it held nothing new and names it "
-            "as the next one: more rows share a value than fit a page; ask for larger pages, or page by a value that "
-            "tells such rows apart: a token, an offset, or (value, id)"
+            f"{self.key!r} does not get past {_cut(self.at)}: that page held nothing new and names itself as the next "
+            "one, usually because more rows share a value than fit on a page; ask for larger pages, or page by a value "
+            "that tells such rows apart: a token, an offset, or (value, id)"
         )
 
 
 class CursorExpired(CheckpointError):
-    """The stored `position` is older than the `oldest` the source still answers for."""
+    """The stored `position` is older than `oldest`, the oldest value that the source still has."""
 
     def __init__(self, key: str, position: Any, oldest: Any) -> None:
         super().__init__(key, position, oldest)
@@ -315,8 +315,8 @@ class CursorExpired(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"{self.key!r} stopped at {self.position!r}, and its source reaches back to {self.oldest!r} only: "
-            "rows in between are gone; a full refresh is needed"
+            f"{self.key!r} stopped at {self.position!r}, and its source reaches back only to {self.oldest!r}: "
+            "rows in between are gone; do a full refresh"
         )
 
 
@@ -325,7 +325,7 @@ def _reason(error: BaseException) -> str:
 
 
 def listed(keys: Iterable[str], most: int = 10) -> str:
-    """Name up to `most` keys, and count the rest."""
+    """Return a text that names up to `most` keys, and counts the rest."""
     named = [repr(key) for key in keys]
     if len(named) > most:
         named[most:] = [f"{len(named) - most} more"]
@@ -333,6 +333,6 @@ def listed(keys: Iterable[str], most: int = 10) -> str:
 
 
 def _cut(value: Any, most: int = 40) -> str:
-    """Return a value of a row as it may stand in a text: its first characters."""
+    """Return the first characters of a value of a row, for a message."""
     shown = repr(value)
     return shown if len(shown) <= most else shown[:most] + "…"

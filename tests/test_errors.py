@@ -83,7 +83,7 @@ EVERY = [
         {"state_key": "job", "owner": "host-1:4711", "since": "2024-05-01T10:00:00Z"},
         (
             "'job' is held by host-1:4711 since 2024-05-01T10:00:00Z: wait for that run to end; if it is stuck, stop "
-            "it, or let it go with `checkpoint unlock job`"
+            "it, or release its lease with `checkpoint unlock job`"
         ),
     ),
     (
@@ -152,17 +152,17 @@ EVERY = [
         CursorStuck("contacts", "2024-05-01"),
         {"key": "contacts", "at": "2024-05-01"},
         (
-            "'contacts' does not get past '2024-05-01': the page asked for by it held nothing new and names it as the "
-            "next one: more rows share a value than fit a page; ask for larger pages, or page by a value that tells "
-            "such rows apart: a token, an offset, or (value, id)"
+            "'contacts' does not get past '2024-05-01': that page held nothing new and names itself as the next one, "
+            "usually because more rows share a value than fit on a page; ask for larger pages, or page by a value that "
+            "tells such rows apart: a token, an offset, or (value, id)"
         ),
     ),
     (
         CursorExpired("contacts", "2024-01-01", "2024-04-01"),
         {"key": "contacts", "position": "2024-01-01", "oldest": "2024-04-01"},
         (
-            "'contacts' stopped at '2024-01-01', and its source reaches back to '2024-04-01' only: rows in between "
-            "are gone; a full refresh is needed"
+            "'contacts' stopped at '2024-01-01', and its source reaches back only to '2024-04-01': rows in between "
+            "are gone; do a full refresh"
         ),
     ),
 ]

@@ -334,9 +334,9 @@ def test_fault_33_junk_after_the_padding_is_corrupt(store, junk, why):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("", "what its base64 stands for is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("", "the text in its base64 is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ("2024-05-01T10:00:00Z", "it is not base64"),
-        ("hello world", "what its base64 stands for is not UTF-8 text"),
+        ("hello world", "the text in its base64 is not UTF-8 text"),
         ('{"at":1}', "it is not base64"),
         (value_of("[]"), "it is a JSON array, not an object"),
         (value_of("null"), "it is a JSON null, not an object"),
