@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from cli_screens import UNDO, document, error, run, screen
@@ -347,11 +347,11 @@ def test_a_list_tells_how_the_last_run_ended(url):
         run = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-03T11:30:00Z"}
         store.commit("c_going", {"__run__": encode(run)})
     assert screen("list") == (
-        "namespace  keys  lag  age  last run\n"
-        "a_done        1  4 h  3 h  done 3 h ago\n"
-        "b_failed      1  4 h  3 h  failed 3 h ago, OSError\n"
-        "c_going       1  4 h  3 h  no end, began 30 min ago\n"
-        "3 namespaces: 1 failed, 1 without an end.\n"
+        "   namespace  keys  lag  age  last run\n"
+        "   a_done        1  4 h  3 h  done 3 h ago\n"
+        "!  b_failed      1  4 h  3 h  failed 3 h ago, OSError\n"
+        "!  c_going       1  4 h  3 h  no end, began 30 min ago\n"
+        "! 3 namespaces: 1 failed ('b_failed'); 1 without an end ('c_going').\n"
     )
 
 
@@ -436,12 +436,15 @@ def test_status_and_list_say_who_holds_the_lease(store):
     held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
     said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
     fields = {"owner": "host, process 1, run 2", "since": "2024-05-03T11:00:00.000Z"}
-    for renewed, silent in (("11:59:50", ""), ("11:40:00", ". It is probably dead: silent for 20 min")):
+    for renewed, life in (
+        ("11:59:50", "It is alive: it renewed its lease 10 s ago"),
+        ("11:40:00", "It is probably dead: it has not renewed its lease for 20 min"),
+    ):
         with freeze_time(f"2024-05-03T{renewed}Z"):
             store.commit("crm", {lease.KEY: held.value()})
         for verb in (["status"], ["list"], ["list", "crm"]):
-            assert f"{said}{silent}." in " ".join(screen(*verb).split())
-        told = {"renewed": f"2024-05-03T{renewed}.000Z", "probably_dead": bool(silent)}
+            assert f"{said}. {life}." in " ".join(screen(*verb).split())
+        told = {"renewed": f"2024-05-03T{renewed}.000Z", "probably_dead": "dead" in life}
         assert document("list", "--json")[0]["held_by"] == fields | told
 
 
@@ -449,8 +452,8 @@ def test_a_write_under_an_exclusive_runs_feet_says_so_first(store):
     held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
     store.commit("crm", {lease.KEY: held.value()})
     said = (
-        "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z. If that run is alive, its next commit "
-        "of what is changed here is a Conflict: stop it first.\n"
+        "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z. It is alive: it renewed its lease "
+        "0 s ago. A run that is alive ends its next commit of what is changed here with Conflict: stop it first.\n"
     )
     for verb in (
         ["set", "crm", "contacts", '{"updated_at": "2024-05-03T10:00:00Z"}'],
@@ -492,7 +495,8 @@ def test_runs(url):
         "2024-05-03 10:00  1 min 30 s  failed        1     1          1  nightly-1\n"
         "2024-05-03 09:00  1 min 30 s  done          1     1          1  nightly-0\n"
         "OSError: 'nightly-1'\n"
-        "no end: still going, or killed.\n"
+        "Only the class of an error is kept; its message is in the log of the job.\n"
+        "'killed': still running, or killed: no lease tells.\n"
     )
     assert [run["run_id"] for run in told] == ["killed", "nightly-2"]
     assert told[1]["streams"]["contacts"]["seen"] == 1
@@ -517,13 +521,14 @@ def test_more_than_a_hundred_namespaces_come_slowest_first(url):
     store = MemoryStore.from_url(url)
     for number in range(101):
         store.commit(f"tenant-{number:03}", {"contacts": encode({"at": f"2024-05-0{1 + number % 2}T00:00:00Z"})})
-    *lines, last = screen("list").splitlines()[1:]
-    names = [line.split()[0] for line in lines]
-    assert last == "101 namespaces: 101 behind by more than a day."
+    *lines, first, last = screen("list").splitlines()[1:]
+    names = [line.split()[1] for line in lines]
+    told = "! 101 namespaces: 101 behind by more than a day ('tenant-000', 'tenant-002', 99 more)."
+    assert f"{first} {last}" == told
     assert names[:2] == ["tenant-000", "tenant-002"]
     assert names[50:52] == ["tenant-100", "tenant-001"]
     assert names != sorted(names)
-    by_name = [line.split()[0] for line in screen("list", "--order", "name").splitlines()[1:-1]]
+    by_name = [line.split()[1] for line in screen("list", "--order", "name").splitlines()[1:-2]]
     assert by_name == sorted(names)
 
 
@@ -562,11 +567,50 @@ def test_a_position_ahead_of_the_clock_is_not_fresh(url):
     for at, status in (("2024-05-03T12:04:00Z", 0), ("2024-05-09T12:00:00Z", 1)):
         with freeze_time("2024-05-03T11:00:00Z"):
             store.commit("crm", {"contacts": encode({"at": at})})
-        for limit in ("--max-age", "--max-lag"):
-            assert run("status", "crm", limit, "2d").exit_code == status
-    assert document("status", "crm", "--max-age", "2d", "--json", status=1)["keys"][0]["why"] == (
-        "its position is 6 d ahead of the clock, and nothing is delivered until then"
+        for limits in (["--max-age", "2d"], ["--max-lag", "2d"], []):
+            assert run("status", "crm", *limits).exit_code == status
+    assert screen("status", status=1) == (
+        "       namespace  key       age     lag\n"
+        "STALE  crm        contacts  1 h  in 6 d\n"
+        "1 key: 1 stale. --max-age and --max-lag say what is stale.\n"
     )
+    assert document("status", "crm", "--max-age", "2d", "--json", status=1)["keys"][0]["why"] == (
+        "its position is 6 d ahead of the clock: rows until then may not be delivered"
+    )
+
+
+@pytest.mark.parametrize(
+    ("minutes", "ended", "said"),
+    [
+        (0, "running", "'r': running: it renewed its lease 0 s ago."),
+        (9, "killed", "'r': probably killed: it has not renewed its lease for 9 min."),
+        (None, "unlocked", "'r': its lease was released by hand 0 s ago."),
+    ],
+)
+def test_the_lease_tells_of_a_run_without_an_end(url, minutes, ended, said):
+    store = MemoryStore.from_url(url)
+    moment = datetime(2024, 5, 3, 12, tzinfo=timezone.utc) - timedelta(minutes=minutes or 0)
+    with freeze_time(moment):
+        begun = {"run_id": "r", "host": "h", "process": 1, "started": "2024-05-03T11:00:00Z"}
+        held = lease.LeaseState("h, process 1, run r, 1234", "2024-05-03T11:00:00.000Z", 1, 1)
+        store.commit("crm", {"contacts": encode({"at": 1}), "__run__": encode(begun), lease.KEY: held.value()})
+    if minutes is None:
+        assert run("unlock", "crm", "--yes").exit_code == 0
+    lines = screen("runs", "crm").splitlines()
+    assert (re.split("  +", lines[1])[2], lines[2]) == (ended, said)
+    lines = screen("runs", "crm", "--streams").splitlines()
+    assert (re.split("  +", lines[1])[1], lines[2]) == (ended, said)
+    assert f"{ended}, began 1 h ago" in screen("list")
+
+
+def test_runs_by_stream_tell_the_errors_too(url):
+    store = MemoryStore.from_url(url)
+    with suppress(OSError), Checkpointer("crm", store, run_id="nightly", record_run=True):
+        raise OSError
+    assert screen("runs", "crm", "--streams").splitlines()[-2:] == [
+        "OSError: 'nightly'",
+        "Only the class of an error is kept; its message is in the log of the job.",
+    ]
 
 
 def test_runs_by_stream_name_those_without_rows(url):

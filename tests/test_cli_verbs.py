@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from base64 import b64encode
@@ -65,10 +66,10 @@ def test_list_of_namespaces(store):
     with freeze_time("2024-03-01T12:00:00Z"):
         store.commit("a much longer namespace", {str(number): "1" for number in range(1234)})
     assert screen("list") == (
-        "namespace                 keys      lag   age  last run\n"
-        "a much longer namespace  1,234        -  63 d  -\n"
-        "job                          2  1 d 2 h   1 d  -\n"
-        "2 namespaces: 2 behind by more than a day.\n"
+        "   namespace                 keys      lag   age  last run\n"
+        "!  a much longer namespace  1,234        -  63 d  -\n"
+        "!  job                          2  1 d 2 h   1 d  -\n"
+        "! 2 namespaces: 2 behind by more than a day ('a much longer namespace', 'job').\n"
     )
     assert [row["namespace"] for row in document("list", "--all", "--json")] == [
         "a much longer namespace",
@@ -128,8 +129,9 @@ def test_list_of_keys_as_a_document(store):
 
 def test_lists_of_nothing(url):
     assert screen("list") == "MemoryStore() holds nothing.\n"
-    assert screen("list", "job") == "'job' holds nothing in MemoryStore().\n"
-    assert (document("list", "--json"), document("list", "job", "--json")) == ([], [])
+    assert document("list", "--json") == []
+    for words in (["list", "job"], ["list", "job", "--json"]):
+        assert error(*words) == "Error: 'job' holds nothing in MemoryStore()"
 
 
 def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(store):
@@ -992,7 +994,7 @@ def test_the_verbs_work_over_http(api: ApiServer, store, monkeypatch):
     assert error("list", *there) == f"Error: TrutoStore('{api.url}') cannot list its namespaces: name one"
     assert error("move", "--all", "--yes", "--to", "memory://x", *there).startswith("Error: TrutoStore(")
     screen("clear", "job", "--yes", *there)
-    assert screen("list", "job", *there) == f"'job' holds nothing in TrutoStore('{api.url}').\n"
+    assert error("list", "job", *there) == f"Error: 'job' holds nothing in TrutoStore('{api.url}')"
     monkeypatch.delenv("TRUTO_API_TOKEN")
     assert error("list", "job", *there) == "Error: no API token: set TRUTO_API_TOKEN, or pass token="
 
@@ -1121,29 +1123,82 @@ def test_doctor_tells_a_404_to_the_list(api: ApiServer, monkeypatch, url):
     )
 
 
-def test_unlock(store):
-    held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
-    store.commit("job", {lease.KEY: held.value()})
-    told = "held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
-    assert screen("unlock", "job", "--dry-run") == f"'job' is {told}.\n"
-    assert (
-        error("unlock", "job", status=2) == f"Error: 'job' is {told}. Release it? Nobody can be asked here: add --yes."
-    )
-    assert lease.lease_state("job", store.load("job")[lease.KEY]) == held
-    assert screen("unlock", "job", "--yes") == f"'job' was {told}.\n"
-    assert lease.lease_state("job", store.load("job")[lease.KEY]) == lease.LeaseState(None, None, 5, 0)
-    assert screen("unlock", "job") == "'job' is not held.\n"
-    assert document("unlock", "job", "--json") == {
+HELD = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+TOLD = "'job' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z.\n"
+
+
+@pytest.mark.parametrize(
+    ("renewed", "dead", "said"),
+    [
+        ("2024-05-03T11:59:50.000Z", False, "It is alive: it renewed its lease 10 s ago.\n"),
+        ("2024-05-03T11:00:00.000Z", True, "It is probably dead: it has not renewed its lease for 1 h.\n"),
+        (
+            "unreadable",
+            None,
+            "Whether that run is alive is not known: the store does not tell when it renewed\nits lease.\n",
+        ),
+    ],
+)
+def test_unlock_says_whether_the_holder_is_alive(tmp_path, monkeypatch, renewed, dead, said):
+    monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/state.db")
+    with closing(SQLiteStore(tmp_path / "state.db")) as store:
+        store.commit("job", {lease.KEY: HELD.value()})
+        with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as file:
+            file.execute("UPDATE checkpoint_entries SET updated_at = ?", [renewed])
+        assert screen("unlock", "job", "--dry-run") == f"{TOLD}{said}Nothing was written.\n"
+        done = run("unlock", "job")
+        assert (done.exit_code, done.stdout) == (2, f"{TOLD}{said}")
+        assert done.stderr == "Error: Release the lease of 'job'? Nobody can be asked here: add --yes.\n"
+        assert lease.lease_state("job", store.load("job")[lease.KEY]) == HELD
+        assert document("unlock", "job", "--dry-run", "--json")["probably_dead"] is dead
+        assert screen("unlock", "job", "--yes") == f"{TOLD}{said}Its lease is released.\n"
+        assert lease.lease_state("job", store.load("job")[lease.KEY])[:4] == (None, None, 5, 0)
+
+
+def test_a_lease_released_by_hand_says_so(store):
+    with freeze_time("2024-05-03T12:00:00Z"):
+        store.commit("job", {lease.KEY: HELD.value()})
+    assert document("unlock", "job", "--yes", "--json") == {
         "namespace": "job",
         "dry_run": False,
-        "owner": None,
-        "since": None,
+        "owner": "host, process 1, run 2",
+        "since": "2024-05-03T11:00:00.000Z",
+        "renewed": "2024-05-03T12:00:00.000Z",
+        "probably_dead": False,
     }
+    said = (
+        f"'job' is not held: its lease was released by hand 0 s ago ({host()}, process {os.getpid()}). "
+        "It was held by host, process 1, run 2."
+    )
+    for verb in ("unlock", "list"):
+        assert said in " ".join(screen(verb, "job").split())
+    assert document("unlock", "job", "--json")["owner"] is None
 
 
 def test_unlock_of_what_is_no_lease(store):
-    assert screen("unlock", "job", "--yes") == "'job' was held by something that is no lease.\n"
+    said = "'job' is held by something that is no lease.\nIts lease is released.\n"
+    assert screen("unlock", "job", "--yes") == said
     assert lease.lease_state("job", store.load("job")[lease.KEY]).owner is None
+    assert screen("unlock", "job") == "'job' is not held.\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list", "jbo"], ["list", "jbo", "--json"], ["list", "jbo", "contacts"], ["get", "jbo", "contacts"],
+        ["status", "jbo"], ["runs", "jbo"], ["history", "jbo"], ["history", "jbo", "contacts"], ["diff", "jbo", "job"],
+        ["rewind", "jbo", "contacts", "--by", "1d"], ["restore", "jbo", "--to", "1h"], ["plot", "jbo", "contacts"],
+        ["copy", "jbo", "--as", "new"], ["move", "jbo", "--as", "new", "--yes"], ["export", "jbo"],
+        ["clear", "jbo", "--yes"], ["clear", "jbo", "contacts", "--yes"],
+        ["edit", "jbo", "contacts"], ["reshard", "jbo", "accounts", "--shards", "2"], ["unlock", "jbo", "--yes"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_misspelt_namespace_is_an_error(store, words):
+    done = run(*words)
+    assert done.exit_code in {1, 3}
+    assert "did you mean 'job'?" in done.stderr
+    assert store.namespaces() == ["job"]
 
 
 # What is documented

@@ -21,10 +21,11 @@ from freezegun import freeze_time
 
 from checkpoint import Checkpointer, codec
 from checkpoint.cli.command import checkpoint
-from checkpoint.entries import Writer
+from checkpoint.entries import RUN_KEY, Writer
 from checkpoint.run import lease
 from checkpoint.server import Access, Shown, create_app, views
 from checkpoint.server.access import Grant
+from checkpoint.stores.base import host
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import ApiServer
@@ -336,6 +337,24 @@ def test_a_run_without_an_end_is_said_to_run_or_to_be_dead(server, store):
             assert "no end: probably killed" in text
             assert "probably dead" in text.replace("held by a run that is probably dead", "")
         assert "An exclusive run holds this namespace" not in told("held")[2]
+
+
+def test_a_lease_released_by_hand_is_told_with_its_run(server, store):
+    """Before, the page said less of the namespace once it was unlocked."""
+    with freeze_time(NOW) as clock:
+        begun = {"run_id": "r2", "host": "host", "process": 7, "started": NOW}
+        held = lease.LeaseState("host, process 7, run r2, 1234", NOW, 1, 1)
+        store.commit("held", {"a": at(NOW), RUN_KEY: codec.encode(begun), lease.KEY: held.value()})
+        clock.tick(3_600)
+        lease.unlock(store, "held")
+        clock.tick(60)
+        pages = [seen(server, f"{page}?namespace=held").text for page in ("namespace", "runs")]
+        pages.append(seen(server, "key?namespace=held&key=a").text)
+    for text in pages:
+        assert f"The lease was released by hand 1 min ago (2024-05-03 13:00:00 UTC), on {host()}, process" in text
+        assert "It was held by host, process 7, run r2, 1234." in text
+        assert "no end: its lease was released by hand" in text
+    assert "checkpoint unlock" not in "".join(pages)
 
 
 def test_a_position_ahead_of_the_clock_comes_first(server, store):

@@ -32,6 +32,8 @@ from checkpoint.cli.options import (
 )
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
 from checkpoint.overview import words
+from checkpoint.overview.freshness import Holder, lease_in
+from checkpoint.overview.namespaces import nothing
 from checkpoint.run import lease, resharding
 from checkpoint.stores.base import Atomic, HasTables, ListsNamespaces, TellsFacts, TellsTime, history_of
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from checkpoint.entries import Entry
+    from checkpoint.overview.freshness import Released
     from checkpoint.stores.base import Store
 
 LOOKS = 5
@@ -291,33 +294,46 @@ def judged_clock(skew: float) -> Check:
 def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Release the lease that an exclusive run left behind.
 
-    The lease of a run that died ends by itself after 15 seconds. A run that is alive commits nothing more once its
-    lease is gone, on stores with compare-and-swap: stop it first.
+    Says first who holds it, since when, and whether that run is alive. The lease of a run that died ends by itself
+    after 15 seconds. A run that is alive commits nothing more once its lease is gone, on stores with compare-and-swap:
+    stop it first.
     """
     with reading(url) as store:
-        held = _held(store, namespace)
-        if held.owner is not None and not dry_run:
-            confirm(f"{namespace!r} is held by {_holder_said(held)}. Release it?", sure=yes)
+        entries = store.load(namespace)
+        if not entries:
+            raise click.ClickException(nothing(store, namespace))
+        entry = entries.get(lease.KEY)
+        holder, is_held = lease_in(namespace, entry), _is_held(namespace, entry)
+        if not as_json:
+            for sentence in _holding_said(namespace, holder, is_held=is_held):
+                screen.say_wrapped(sentence)
+        if is_held and not dry_run:
+            confirm(f"Release the lease of {namespace!r}?", sure=yes)
             with suppress(CorruptState):  # it is replaced all the same
-                held = lease.unlock(store, namespace)
+                lease.unlock(store, namespace)
     if as_json:
-        screen.document({"namespace": namespace, "dry_run": dry_run, "owner": held.owner, "since": held.since})
-    elif held.owner is None:
-        screen.say(f"{namespace!r} is not held.")
-    else:
-        screen.say(f"{namespace!r} {'is' if dry_run else 'was'} held by {_holder_said(held)}.")
+        told = dict.fromkeys(("owner", "since", "renewed", "probably_dead"))
+        told |= holder.fields() if isinstance(holder, Holder) else {"owner": _NO_LEASE if is_held else None}
+        screen.document({"namespace": namespace, "dry_run": dry_run, **told})
+    elif is_held:
+        screen.say("Nothing was written." if dry_run else "Its lease is released.")
 
 
-def _holder_said(held: lease.LeaseState) -> str:
-    return f"{held.owner} since {held.since}" if held.since else f"{held.owner}"
+_NO_LEASE = "something that is no lease"
 
 
-def _held(store: Store, namespace: str) -> lease.LeaseState:
-    entry = store.load(namespace).get(lease.KEY)
+def _is_held(namespace: str, entry: Entry | None) -> bool:
+    """Tell whether there is something to release: a lease that is held, or what is no lease."""
     try:
-        return lease.lease_state(namespace, entry)
+        return lease.lease_state(namespace, entry).owner is not None
     except CorruptState:
-        return lease.LeaseState("something that is no lease", None, 0, 0)
+        return True
+
+
+def _holding_said(namespace: str, found: Holder | Released | None, *, is_held: bool) -> list[str]:
+    if found is not None:
+        return found.sentences(namespace)
+    return [f"{namespace!r} is held by {_NO_LEASE}." if is_held else f"{namespace!r} is not held."]
 
 
 @click.command()
@@ -333,6 +349,8 @@ def reshard(namespace: str, name: str, *, shards: int, as_json: bool, url: str |
     may be called again where it was interrupted: no member is lost.
     """
     with reading(url) as store:
+        if not store.load(namespace):
+            raise click.ClickException(nothing(store, namespace))
         try:
             before, members = resharding.reshard(store, namespace, name, shards)
         except ValueError as error:

@@ -31,7 +31,7 @@ from checkpoint.cli.options import (
 from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.errors import CheckpointError
 from checkpoint.overview import words
-from checkpoint.overview.namespaces import Name, Namespace, cursor_in, near_namespace
+from checkpoint.overview.namespaces import Name, Namespace, cursor_in, near_namespace, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -216,6 +216,8 @@ def clear(
         raise click.UsageError("--member needs its group: give that as KEY")
     with reading(url) as store:
         there = Namespace(store, namespace)
+        if not there.stored:
+            raise click.ClickException(nothing(store, namespace))
         gone = dict.fromkeys(named_by(there, keys, member) if keys else there.names)
 
         def ask(_number: int) -> str:

@@ -24,7 +24,7 @@ from checkpoint.cli.options import (
 )
 from checkpoint.cli.writing import equal
 from checkpoint.overview import words
-from checkpoint.overview.namespaces import Name, Namespace, near_namespace, unfolded
+from checkpoint.overview.namespaces import Name, Namespace, near_namespace, nothing, unfolded
 from checkpoint.overview.past import changes_of, check_known, values_at
 
 if TYPE_CHECKING:
@@ -141,6 +141,9 @@ def diff(
             raise click.ClickException(
                 f"{namespace!r} holds nothing in {store!r}, nor does {other or namespace!r} in {there!r}{near}"
             )
+        for where, name, found in ((store, namespace, before), (there, other or namespace, after)):
+            if not found and near_namespace(where, name):
+                screen.warn(nothing(where, name))
     changes = _differences(before, after, member)
     if as_json:
         screen.document({"namespace": namespace, "other": other or namespace, "changes": _told_differences(changes)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from fnmatch import fnmatchcase
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -27,11 +26,12 @@ from checkpoint.overview import words
 from checkpoint.overview.freshness import (
     age_of,
     ends_of,
-    holder_of,
+    lease_of,
     run_in_short,
     summary_of,
     worst_first,
     wrong_in,
+    wrong_with,
 )
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from checkpoint.entries import Entry
-    from checkpoint.overview.freshness import Holder, Summary
+    from checkpoint.overview.freshness import Holder, Released, Summary
     from checkpoint.overview.namespaces import Layout
     from checkpoint.stores.base import Store
 
@@ -136,13 +136,15 @@ def _list_namespaces(store: Store, how: _How) -> None:
     if how.as_json:
         screen.document([_summary_fields(row) for row in rows])
     elif rows:
-        table = [_summary_row(row) for row in rows]
-        columns = ("namespace", "keys", "lag", "age", "last run")
+        marks = ["!" if wrong_with(row) else "" for row in rows]
+        marked = any(marks)  # most often nothing is wrong, and there is no such column
+        table = [(*([mark] if marked else []), *_summary_row(row)) for mark, row in zip(marks, rows, strict=True)]
+        columns = (*([""] if marked else []), "namespace", "keys", "lag", "age", "last run")
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
         for row in rows:
             _say_held(row.state_key, row.held)
-        for line in wrap(_sum(rows), screen.console().width):
-            screen.say(line)
+        if marked:
+            screen.say_wrapped(_sum(rows))
     elif failure is None:
         screen.say(f"{store!r} holds nothing.")
     if failure is not None:
@@ -150,13 +152,13 @@ def _list_namespaces(store: Store, how: _How) -> None:
 
 
 def _sum(rows: list[Summary]) -> str:
-    """Return of how many namespaces there is something to look at; empty: of none, or there is one only."""
-    wrong = ", ".join(f"{number:,} {what}" for what, number in wrong_in(rows).items())
-    return f"{words.count(len(rows), 'namespace')}: {wrong}." if wrong and len(rows) > 1 else ""
+    """Return in how many namespaces there is something to look at, and the worst of each kind."""
+    wrong = "; ".join(f"{len(names):,} {what} ({words.some(names, 2)})" for what, names in wrong_in(rows).items())
+    return f"! {words.count(len(rows), 'namespace')}: {wrong}."
 
 
 def _summary_row(row: Summary) -> tuple[str, ...]:
-    return row.state_key, f"{row.keys:,}", _span(row.lag), _span(row.age), run_in_short(row.run)
+    return row.state_key, f"{row.keys:,}", _span(row.lag), _span(row.age), run_in_short(row.run, row.state)
 
 
 def _summary_fields(row: Summary) -> dict[str, Any]:
@@ -174,6 +176,8 @@ def _summary_fields(row: Summary) -> dict[str, Any]:
 
 
 def _list_keys(there: Namespace, how: _How) -> None:
+    if not there.stored:
+        raise click.ClickException(nothing(there.store, there.state_key))
     form = how.form
     plain = {name.key: entry for name, entry in there.shown().items() if name.member is None}
     plain |= _reserved(there) if how.ours else {}
@@ -195,9 +199,10 @@ def _list_keys(there: Namespace, how: _How) -> None:
             for key in keys
         ]
         _show_rows("key", rows)
-        _say_held(there.state_key, holder_of(there))
+        _say_held(there.state_key, lease_of(there))
     else:
-        _say_nothing(there)
+        screen.say(f"{there.state_key!r} holds no keys.")
+        _say_held(there.state_key, lease_of(there))
 
 
 def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> None:
@@ -222,15 +227,9 @@ def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> No
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
 
 
-def _say_nothing(there: Namespace) -> None:
-    said = nothing(there.store, there.state_key)
-    screen.say(said if said.endswith("?") else f"{said}.")
-
-
-def _say_held(namespace: str, holder: Holder | None) -> None:
-    if holder is not None:
-        for sentence in holder.sentences(namespace):
-            screen.say(sentence)
+def _say_held(namespace: str, found: Holder | Released | None) -> None:
+    if found is not None:
+        screen.say_wrapped(" ".join(found.sentences(namespace)))
 
 
 def _show_rows(first: str, rows: list[tuple[str, ...]]) -> None:

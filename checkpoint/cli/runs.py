@@ -8,14 +8,16 @@ import click
 
 from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, namespace, reading, store_option
-from checkpoint.entries import RUN_KEY
+from checkpoint.entries import LEASE_KEY, RUN_KEY
 from checkpoint.overview import words
+from checkpoint.overview.freshness import NO_END, WHY_NO_END, how_far, lease_in
 from checkpoint.overview.moments import instant
-from checkpoint.overview.namespaces import Namespace, nothing
+from checkpoint.overview.namespaces import nothing
 from checkpoint.overview.past import fields_of, keeping
 from checkpoint.run.runs import recorded
 
 if TYPE_CHECKING:
+    from checkpoint.overview.freshness import Ended, Holder, Released
     from checkpoint.run.runs import Run
 
 
@@ -31,33 +33,53 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
     """List the runs of a namespace, the latest first.
 
     When each began, how long it took, how it ended, its commits, and the rows that its streams saw and delivered. A run
-    without an end is still going, or was killed; what it did is not recorded.
+    without an end is still running, or was killed: of an exclusive run the lease tells. What it did is told at its end.
     """
     with reading(url) as store:
         found = recorded(keeping(store).history(namespace, RUN_KEY))[:limit]
-        if not found and not (there := Namespace(store, namespace)).names:
-            raise click.ClickException(nothing(there.store, namespace))
+        entries = store.load(namespace)
+        if not found and not entries:
+            raise click.ClickException(nothing(store, namespace))
+    lease = lease_in(namespace, entries.get(LEASE_KEY))
+    states = [how_far(run, lease) for run in found]
     if as_json:
         screen.document([fields_of(run) for run in found])
-    elif found and by_stream:
-        right = ("seen", "delivered", "dropped", "late")
-        rows = [row for run in found for row in _stream_rows(run)]
-        screen.show_table(("began", "ended", "stream", *right, "run"), rows, wide="run", right=right)
-    elif found:
-        columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
-        right = ("took", "commits", "seen", "delivered")
-        screen.show_table(columns, [_run_row(run) for run in found], wide="run", right=right)
-        for name in dict.fromkeys(run.error for run in found if run.error is not None):
-            screen.say(f"{name}: {words.some([run.run_id for run in found if run.error == name])}")
-        if any(run.ended is None for run in found):
-            screen.say("no end: still going, or killed.")
-    else:
+    elif not found:
         screen.say(f"No runs of {namespace!r} are recorded in {store!r}.")
+    else:
+        if by_stream:
+            right = ("seen", "delivered", "dropped", "late")
+            rows = [row for run, state in zip(found, states, strict=True) for row in _stream_rows(run, state)]
+            screen.show_table(("began", "ended", "stream", *right, "run"), rows, wide="run", right=right)
+        else:
+            columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
+            right = ("took", "commits", "seen", "delivered")
+            rows = [_run_row(run, state) for run, state in zip(found, states, strict=True)]
+            screen.show_table(columns, rows, wide="run", right=right)
+        for sentence in (*_errors_said(found), *_no_end_said(found, states, lease)):
+            screen.say_wrapped(sentence)
 
 
-def _stream_rows(run: Run) -> list[tuple[str, ...]]:
+def _errors_said(runs: list[Run]) -> list[str]:
+    """Return which runs ended with which error."""
+    names = dict.fromkeys(run.error for run in runs if run.error is not None)
+    said = [f"{name}: {words.some([run.run_id for run in runs if run.error == name])}" for name in names]
+    return [*said, "Only the class of an error is kept; its message is in the log of the job."] if said else []
+
+
+def _no_end_said(runs: list[Run], states: list[Ended], lease: Holder | Released | None) -> list[str]:
+    """Return of the runs without an end what is known of them."""
+    by_state: dict[Ended, list[str]] = {}
+    for run, state in zip(runs, states, strict=True):
+        if state != "ended":
+            by_state.setdefault(state, []).append(run.run_id)
+    ago = words.age(None if lease is None else lease.renewed)
+    return [f"{words.some(ids)}: {WHY_NO_END[state].format(ago)}." for state, ids in by_state.items()]
+
+
+def _stream_rows(run: Run, state: Ended) -> list[tuple[str, ...]]:
     """Return a line for each stream of a run; of a run without an end nothing is known of them."""
-    began, outcome = run.started[:16].replace("T", " "), run.outcome or "no end"
+    began, outcome = run.started[:16].replace("T", " "), _outcome(run, state)
     streams = [
         (name, *(f"{rows.get(what, 0):,}" for what in ("seen", "delivered", "dropped", "late")))
         for name, rows in run.streams.items()
@@ -65,10 +87,13 @@ def _stream_rows(run: Run) -> list[tuple[str, ...]]:
     return [(began, outcome, *stream, run.run_id) for stream in streams or [("-",) * 5]]
 
 
-def _run_row(run: Run) -> tuple[str, ...]:
+def _run_row(run: Run, state: Ended) -> tuple[str, ...]:
     began, ended = instant(run.started), instant(run.ended)
     took = "-" if began is None or ended is None else words.span((ended - began).total_seconds())
-    outcome = run.outcome or "no end"
     rows = [f"{sum(stream.get(what, 0) for stream in run.streams.values()):,}" for what in ("seen", "delivered")]
     did = (f"{run.commits:,}", *rows) if run.ended is not None else ("-",) * 3
-    return run.started[:16].replace("T", " "), took, outcome, *did, run.run_id
+    return run.started[:16].replace("T", " "), took, _outcome(run, state), *did, run.run_id
+
+
+def _outcome(run: Run, state: Ended) -> str:
+    return run.outcome or NO_END.get(state, "-")

@@ -7,6 +7,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from secrets import token_hex
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -179,3 +180,9 @@ def warn(text: str) -> None:
 def say(text: str | Text) -> None:
     """Say how it went, in a line."""
     console().print(printable(text) if isinstance(text, str) else text)
+
+
+def say_wrapped(text: str) -> None:
+    """Say a sentence that may be long, in lines that the terminal has room for."""
+    for line in wrap(printable(text), console().width, break_on_hyphens=False):
+        say(line)

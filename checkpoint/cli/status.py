@@ -76,7 +76,8 @@ def status(
 
     Looks at all namespaces, at one, or at those that match a pattern, 'crm_*'; at one KEY, or one member of a group.
     Exits with 0 if all are fresh, with 1 if one is stale, and else with 3 if it cannot be told or there is no such key.
-    --max-lag passes over positions that are not times, unless the KEY is named.
+    A position that is more than a day ahead of the clock is stale, whatever is asked. A failed run and a dead lease are
+    told, and make nothing stale. --max-lag leaves out positions that are not times, unless the KEY is named.
     """
     if member is not None and key is None:
         raise click.UsageError("--member needs its group: give that as KEY")
@@ -140,12 +141,12 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
     screen.show_table(columns, _rows(judgements), wide="key", right=("age", "lag"))
     for one in beside:
         if one.last is not None and one.has_failed:
-            screen.say(f"The last run of {one.namespace!r} failed {words.age(one.last.ended)} ago ({one.last.error}).")
+            said = f"The last run of {one.namespace!r} failed {words.age(one.last.ended)} ago ({one.last.error})."
+            screen.say_wrapped(said)
         if one.has_failed and one.is_empty:
             screen.say(f"{one.namespace!r} holds no key.")
         if one.holder is not None:
-            for sentence in one.holder.sentences(one.namespace):
-                screen.say(sentence)
+            screen.say_wrapped(" ".join(one.holder.sentences(one.namespace)))
     for each in judgements if limits.is_named else ():
         if each.verdict == "unknown":
             screen.say(f"{each.name.said}: {each.why}.")
@@ -206,13 +207,14 @@ def _since(seconds: float | None) -> str:
 
 def _sum(judgements: list[Judged], limits: Limits) -> str:
     total = words.count(len(judgements), "key")
-    if (limits.age, limits.lag) == (None, None):
-        return f"{total}. --max-age and --max-lag say what is stale."
+    is_asked = (limits.age, limits.lag) != (None, None)
     number = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in ("STALE", "unknown", "-")}
     parts = [f"{number['STALE']:,} stale"] if number["STALE"] else []
     parts += [f"{number['unknown']:,} unknown"] if number["unknown"] else []
-    parts += [f"{number['-']:,} without a time as position"] if number["-"] else []
-    return f"{total}: {', '.join(parts) or 'all fresh'}."
+    parts += [f"{number['-']:,} without a time as position"] if number["-"] and is_asked else []
+    if is_asked:
+        return f"{total}: {', '.join(parts) or 'all fresh'}."
+    return f"{total}{': ' if parts else ''}{', '.join(parts)}. --max-age and --max-lag say what is stale."
 
 
 def _document(judgements: list[Judged], beside: list[_Beside], code: int) -> dict[str, Any]:

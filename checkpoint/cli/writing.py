@@ -187,6 +187,6 @@ def warn_of_lease(there: Namespace) -> None:
     held = holder_of(there)
     if held is not None:
         screen.warn(
-            f"{' '.join(held.sentences(there.state_key))} If that run is alive, its next commit of what is changed "
-            "here is a Conflict: stop it first."
+            f"{' '.join(held.sentences(there.state_key))} A run that is alive ends its next commit of what is changed "
+            "here with Conflict: stop it first."
         )

@@ -22,13 +22,13 @@ from checkpoint.run.runs import Known, Run, recorded
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from checkpoint.entries import Entry
     from checkpoint.overview.namespaces import Namespace
 
 Freshness: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
-"""What a key is found to be; `-`: nothing was asked of it."""
+"""What a key is found to be; `-`: nothing was asked of it. What is ahead of the clock is stale, whatever is asked."""
 
 
 class Limits(NamedTuple):
@@ -89,7 +89,7 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
     is_anothers = of_age == "unknown" and there.shares(name)
     if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":
         age, of_age = at_least, "STALE"  # no member was written after the entry
-    is_to_come = is_ahead(lag) and (limits.age, limits.lag) != (None, None)
+    is_to_come = is_ahead(lag)
     if is_to_come:
         of_lag = "STALE"
     elif of_lag == "unknown" and not limits.is_named:
@@ -121,7 +121,7 @@ WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
 _WHY = {
     ("age", "STALE"): "neither written nor read to its end for {}",
     ("lag", "STALE"): "its position is {} behind",
-    ("ahead", "STALE"): "its position is {} ahead of the clock, and nothing is delivered until then",
+    ("ahead", "STALE"): "its position is {} ahead of the clock: rows until then may not be delivered",
     ("age", "unknown"): "when it was written is not told",
     ("lag", "unknown"): "its position is no time",
 }
@@ -189,25 +189,47 @@ def last_run(there: Namespace) -> Run | None:
     return next(iter(recorded([change])), None)
 
 
-Ended: TypeAlias = Literal["ended", "running", "killed", "open"]
-"""Whether a run has ended; `open`: it is still running, or was killed."""
+Ended: TypeAlias = Literal["ended", "running", "killed", "released", "open"]
+"""Whether a run has ended. Of one that has not, its lease tells: it is renewed (`running`), it is not (`killed`), or it
+was released by hand; `open`: there is no lease that tells."""
 
 
-def how_far(run: Run, held: Holder | None) -> Ended:
-    """Return whether a run has ended; of one that has not, its lease may tell."""
+def how_far(run: Run, found: Holder | Released | None) -> Ended:
+    """Return whether a run has ended, as its record and the lease of its namespace tell."""
     if run.ended is not None:
         return "ended"
-    if held is None or not held.is_of(run):
+    if found is None or f"run {run.run_id}" not in found.owner.split(", "):
         return "open"
-    return "killed" if held.is_probably_dead else "running"
+    if isinstance(found, Released):
+        return "released"
+    if found.is_probably_dead is None:
+        return "open"
+    return "killed" if found.is_probably_dead else "running"
 
 
-def run_in_short(run: Run | None) -> str:
+NO_END: Mapping[Ended, str] = {
+    "running": "running",
+    "killed": "killed",
+    "released": "unlocked",
+    "open": "no end",
+}
+"""How tables say how a run without an end stands."""
+
+WHY_NO_END: Mapping[Ended, str] = {
+    "running": "running: it renewed its lease {} ago",
+    "killed": "probably killed: it has not renewed its lease for {}",
+    "released": "its lease was released by hand {} ago",
+    "open": "still running, or killed: no lease tells",
+}
+"""How sentences say it; with the time since the lease was written last."""
+
+
+def run_in_short(run: Run | None, state: Ended | None) -> str:
     """Return how a run ended, and how long ago, in a few words; a dash for none."""
-    if run is None:
+    if run is None or state is None:
         return "-"
     if run.outcome is None:
-        return f"no end, began {words.age(run.started)} ago"
+        return f"{NO_END[state]}, began {words.age(run.started)} ago"
     return f"{run.outcome} {words.age(run.ended)} ago{f', {run.error}' if run.error else ''}"
 
 
@@ -223,41 +245,76 @@ class Holder(NamedTuple):
     """Without a renewal, after which the lease may be taken."""
 
     @property
-    def is_probably_dead(self) -> bool:
-        """Whether the lease was not renewed for its time, as far as the clocks of two machines tell."""
+    def is_probably_dead(self) -> bool | None:
+        """Whether the lease was not renewed for its time, as far as the clocks of two machines tell; None: unknown."""
         since = seconds_since(self.renewed)
-        return since is not None and since > self.seconds + _CLOCKS
+        return None if since is None else since > self.seconds + _CLOCKS
 
     def sentences(self, namespace: str) -> list[str]:
-        """Return who holds a namespace, since when and, where it is silent, for how long."""
+        """Return who holds a namespace, since when, and whether that run is alive."""
         since = f" since {self.since}" if self.since else ""
-        dead = f"It is probably dead: silent for {words.age(self.renewed)}."
-        return [f"{namespace!r} is held by {self.owner}{since}.", *([dead] if self.is_probably_dead else [])]
+        return [f"{namespace!r} is held by {self.owner}{since}.", self._life]
+
+    @property
+    def _life(self) -> str:
+        if self.is_probably_dead is None:
+            return "Whether that run is alive is not known: the store does not tell when it renewed its lease."
+        if self.is_probably_dead:
+            return f"It is probably dead: it has not renewed its lease for {words.age(self.renewed)}."
+        return f"It is alive: it renewed its lease {words.span(max(0.0, seconds_since(self.renewed) or 0.0))} ago."
 
     def fields(self) -> dict[str, Any]:
         """Return the holder as documents have it."""
         told = {"owner": self.owner, "since": self.since, "renewed": self.renewed}
         return told | {"probably_dead": self.is_probably_dead}
 
-    def is_of(self, run: Run) -> bool:
-        """Tell whether a run holds the lease."""
-        return f"run {run.run_id}" in self.owner.split(", ")
-
 
 _CLOCKS = 5.0
 """Seconds by which the clocks of two machines may differ."""
 
 
-def holder_of(there: Namespace) -> Holder | None:
-    """Return the exclusive run that holds a namespace; None: none does, or what is stored is no lease."""
-    entry = there.stored.get(lease.KEY)
+class Released(NamedTuple):
+    """A lease that was released by hand, and that no run has taken since."""
+
+    owner: str
+    """The run that it was taken from."""
+    by: str
+    """Who released it: host and process."""
+    renewed: str | None
+    """When; None: the store does not tell."""
+
+    def sentences(self, namespace: str) -> list[str]:
+        """Return that nobody holds a namespace, and who released it."""
+        when = f" {words.age(self.renewed)} ago" if self.renewed else ""
+        return [
+            f"{namespace!r} is not held: its lease was released by hand{when} ({self.by}).",
+            f"It was held by {self.owner}.",
+        ]
+
+
+def lease_in(state_key: str, entry: Entry | None) -> Holder | Released | None:
+    """Return who holds a namespace, by its entry `__lease__`, or that it was released by hand; None: neither."""
     try:
-        held = lease.lease_state(there.state_key, entry)
+        held = lease.lease_state(state_key, entry)
     except CorruptState:
         return None
-    if entry is None or held.owner is None:
+    if entry is None:
         return None
-    return Holder(held.owner, held.since, entry.updated_at, held.seconds)
+    if held.owner is not None:
+        return Holder(held.owner, held.since, entry.updated_at, held.seconds)
+    told = held.unlocked
+    return None if told is None else Released(told["from"], told["by"], entry.updated_at)
+
+
+def lease_of(there: Namespace) -> Holder | Released | None:
+    """Return who holds a namespace, or that its lease was released by hand; None: neither."""
+    return lease_in(there.state_key, there.stored.get(lease.KEY))
+
+
+def holder_of(there: Namespace) -> Holder | None:
+    """Return the exclusive run that holds a namespace; None: none does, or what is stored is no lease."""
+    found = lease_of(there)
+    return found if isinstance(found, Holder) else None
 
 
 class Ends(NamedTuple):
@@ -308,6 +365,8 @@ class Summary(NamedTuple):
     """Its age in seconds."""
     run: Run | None
     """The run that was recorded last."""
+    state: Ended | None
+    """Whether it has ended."""
     held: Holder | None
     """The exclusive run that holds it."""
     ahead: Name | None
@@ -317,26 +376,40 @@ class Summary(NamedTuple):
 BEHIND = 86_400.0
 """Seconds of lag or age from which on a namespace is counted as behind: jobs run once a day at least."""
 
+FAILED, DEAD, AHEAD = "failed", "held by a run that is probably dead", "with a position ahead of the clock"
 
-def wrong_in(rows: Sequence[Summary]) -> dict[str, int]:
-    """Return how many namespaces have what somebody may have to look at; what none has is left out."""
-    runs = [row.run for row in rows if row.run is not None]
-    counts = {
-        "failed": sum(run.outcome == "failed" for run in runs),
-        "held by a run that is probably dead": sum(row.held is not None and row.held.is_probably_dead for row in rows),
-        "without an end": sum(run.outcome is None for run in runs),
-        "with a position ahead of the clock": sum(row.ahead is not None for row in rows),
-        "behind by more than a day": sum(max(row.lag or 0.0, row.age or 0.0) > BEHIND for row in rows),
+ENDLESS, LATE = "without an end", "behind by more than a day"
+
+ALARMING = (FAILED, DEAD, AHEAD)
+"""What is wrong whatever a job does; namespaces with it come first."""
+
+
+def wrong_with(row: Summary) -> list[str]:
+    """Return what somebody may have to look at, the worst first."""
+    is_dead = row.held is not None and row.held.is_probably_dead
+    found = {
+        FAILED: row.run is not None and row.run.outcome == "failed",
+        DEAD: is_dead,
+        AHEAD: row.ahead is not None,
+        ENDLESS: not is_dead and row.state in {"open", "killed", "released"},
+        LATE: max(row.lag or 0.0, row.age or 0.0) > BEHIND,
     }
-    return {what: number for what, number in counts.items() if number}
+    return [what for what, is_so in found.items() if is_so]
+
+
+def wrong_in(rows: Iterable[Summary]) -> dict[str, list[str]]:
+    """Return the namespaces that have what somebody may have to look at, the worst of each first."""
+    found: dict[str, list[str]] = {what: [] for what in (*ALARMING, ENDLESS, LATE)}
+    for row in sorted(rows, key=worst_first):
+        for what in wrong_with(row):
+            found[what].append(row.state_key)
+    return {what: names for what, names in found.items() if names}
 
 
 def worst_first(row: Summary) -> tuple[bool, float, str]:
-    """Sort namespaces: failed and killed runs and positions to come first, then the slowest; without a lag by age."""
-    has_failed = row.run is not None and row.run.outcome == "failed"
-    is_dead = row.held is not None and row.held.is_probably_dead
+    """Sort namespaces: what is wrong whatever the job does first, then the slowest; without a lag by age."""
+    is_wrong = any(what in ALARMING for what in wrong_with(row))
     behind = row.lag if row.lag is not None else row.age or 0.0
-    is_wrong = has_failed or is_dead or row.ahead is not None
     return not is_wrong, -round(behind), row.state_key  # each was read at another moment
 
 
@@ -355,6 +428,7 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
     slowest = max(lags, key=lambda name: lags[name], default=None)
     ages = {name: age for name, entry in shown.items() if (age := age_of(there, name, entry)) is not None}
     oldest = max(ages, key=lambda name: ages[name], default=None)
+    run, found = last_run(there), lease_of(there)
     return Summary(
         there.state_key,
         len(entries),
@@ -363,7 +437,8 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
         None if slowest is None else lags[slowest],
         oldest,
         None if oldest is None else ages[oldest],
-        last_run(there),
-        holder_of(there),
+        run,
+        None if run is None else how_far(run, found),
+        found if isinstance(found, Holder) else None,
         min((name for name, lag in lags.items() if is_ahead(lag)), key=lambda name: lags[name], default=None),
     )

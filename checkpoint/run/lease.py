@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from checkpoint import codec
 from checkpoint.entries import LEASE_KEY
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, LeaseLost, Locked
-from checkpoint.stores.base import ReadsKeys, utc_now
+from checkpoint.stores.base import ReadsKeys, host, utc_now
 from checkpoint.stores.retrying import monotonic
 from checkpoint.stores.threads import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
 
@@ -58,10 +60,12 @@ class LeaseState(NamedTuple):
     """Counts the renewals."""
     seconds: float = TIME
     """Seconds without a renewal after which it may be taken."""
+    unlocked: Mapping[str, str] | None = None
+    """Of a lease that was released by hand: the owner that it was taken `from`, and `by` whom. None: it was not."""
 
     def value(self) -> str:
         """Return the value to store."""
-        return codec.encode(self._asdict())
+        return codec.encode({name: told for name, told in self._asdict().items() if name != "unlocked" or told})
 
 
 def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
@@ -83,11 +87,13 @@ def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
             raise ValueError("its time is no number of seconds")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason
-    return LeaseState(owner, since, epoch, beat, seconds)
+    unlocked = told.get("unlocked")
+    is_told = isinstance(unlocked, dict) and all(isinstance(unlocked.get(name), str) for name in ("from", "by"))
+    return LeaseState(owner, since, epoch, beat, seconds, unlocked if is_told else None)
 
 
 def unlock(store: Store, state_key: str) -> LeaseState:
-    """Release the lease of a namespace, whoever holds it, and return who held it.
+    """Release the lease of a namespace, whoever holds it, and return who held it, which the entry then tells.
 
     A run that still holds it finds its lease lost: on a store that compares and swaps it commits nothing any more.
 
@@ -104,7 +110,8 @@ def unlock(store: Store, state_key: str) -> LeaseState:
         store.commit(state_key, {KEY: LeaseState(None, None, 1, 0).value()}, {KEY: entry})
         raise
     if held.owner is not None:
-        store.commit(state_key, {KEY: LeaseState(None, None, held.epoch + 1, 0).value()}, {KEY: entry})
+        told = {"from": held.owner, "by": f"{host()}, process {os.getpid()}"}
+        store.commit(state_key, {KEY: LeaseState(None, None, held.epoch + 1, 0, unlocked=told).value()}, {KEY: entry})
     return held
 
 

@@ -17,6 +17,7 @@ from checkpoint.overview.freshness import (
     holder_of,
     how_far,
     last_run,
+    lease_of,
     runs_of,
     summary_of,
     worst_first,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from checkpoint.entries import Change, Entry
     from checkpoint.overview.commands import Commands
-    from checkpoint.overview.freshness import Ended, Holder
+    from checkpoint.overview.freshness import Holder, Released
     from checkpoint.overview.plotted import PlottedChange
     from checkpoint.run.runs import Run
     from checkpoint.stores.base import Store
@@ -111,7 +112,7 @@ def namespaces_shown(store: Store, names: list[str], asked: Asked) -> dict[str, 
     else:
         page = paged(sorted(rows, key=_worst_first), asked.page)
     return {
-        "page": page._replace(items=[(row, _state(row)) for row in page.items]),
+        "page": page,
         "asked": asked,
         "sort": "name" if rows is None else "slowest",
         "wrong": None if rows is None else _wrong(rows),
@@ -134,7 +135,8 @@ def _wrong(rows: Sequence[Summary | Broken]) -> dict[str, int]:
     """Return how many namespaces have what somebody may have to look at; what none has is left out."""
     summed = [row for row in rows if isinstance(row, Summary)]
     broken = len(rows) - len(summed)
-    return ({"cannot be shown": broken} if broken else {}) | wrong_in(summed)
+    counted = {what: len(names) for what, names in wrong_in(summed).items()}
+    return ({"cannot be shown": broken} if broken else {}) | counted
 
 
 def _summed(store: Store, name: str) -> Summary | Broken:
@@ -142,10 +144,6 @@ def _summed(store: Store, name: str) -> Summary | Broken:
         return summary_of(Namespace(store, name)) or Broken(name, "It holds no keys.")
     except CorruptState as error:
         return Broken(name, str(error))
-
-
-def _state(row: Summary | Broken) -> Ended | None:
-    return None if isinstance(row, Broken) or row.run is None else how_far(row.run, row.held)
 
 
 def _worst_first(row: Summary | Broken) -> tuple[Any, ...]:
@@ -220,11 +218,11 @@ def _plain_and_groups(there: Namespace) -> tuple[dict[str, Entry], list[str]]:
 
 def _repairs(there: Namespace, run: Run | None, commands: Commands) -> dict[str, Any]:
     """Return who holds a namespace and how its last run ended, with the commands that one may need then."""
-    held = holder_of(there)
+    lease, held = lease_of(there), holder_of(there)
     failed = run is not None and run.outcome == "failed" and isinstance(there.store, KeepsHistory)
     return {
-        "held": held,
-        "state": None if run is None else how_far(run, held),
+        "lease": lease,
+        "state": None if run is None else how_far(run, lease),
         "unlock": commands.unlock(there.state_key) if held is not None else None,
         "undo": commands.restore(there.state_key, run.started) if failed and run is not None else None,
         "changed": commands.differences(there.state_key, run.started) if failed and run is not None else None,
@@ -342,7 +340,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     entry, past = there.entry(name), _past(there, name)
     if entry is None and not past:
         raise AbsentError(there.absent(*name) if there.names or there.groups else f"{there.state_key!r} holds nothing")
-    run, form, held = last_run(there), there.form_of(name), holder_of(there)
+    run, form, lease = last_run(there), there.form_of(name), lease_of(there)
     lag = None if entry is None else lag_of(entry.value, form)
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
@@ -363,8 +361,9 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "drawn": _drawn(past or [], name, form),
         "keeps_history": past is not None,
         "page": page._replace(items=steps),
-        "held": held,
-        "state": None if run is None else how_far(run, held),
+        "lease": lease,
+        "held": holder_of(there),
+        "state": None if run is None else how_far(run, lease),
         **({} if entry is None else _cursor(entry.value)),
         "rewind": None if entry is None else _rewind(there, name, entry, past or [], commands),
     }
@@ -498,18 +497,18 @@ STREAMS = 30
 
 def runs_shown(there: Namespace, number: int, commands: Commands) -> dict[str, Any]:
     """Return what the page of a namespace's runs shows."""
-    found, held = runs_of(there), holder_of(there)
+    found, lease = runs_of(there), lease_of(there)
     keeps = isinstance(there.store, KeepsHistory)
     page = paged(found, number, PAST)
     return {
         "namespace": there.state_key,
-        "page": page._replace(items=[_run_row(there, run, held, commands) for run in page.items]),
-        "held": held,
+        "page": page._replace(items=[_run_row(there, run, lease, commands) for run in page.items]),
+        "lease": lease,
         "keeps_history": keeps and (bool(found) or RUN_KEY not in there.stored),
     }
 
 
-def _run_row(there: Namespace, run: Run, held: Holder | None, commands: Commands) -> dict[str, Any]:
+def _run_row(there: Namespace, run: Run, lease: Holder | Released | None, commands: Commands) -> dict[str, Any]:
     """Return a run with what it did: the streams with the most rows first, and those without rows by name."""
     read = {*run.read}
     streams = [StreamRows(name, rows, name in read) for name in run.streams if (rows := _rows_of(run, name))]
@@ -517,7 +516,7 @@ def _run_row(there: Namespace, run: Run, held: Holder | None, commands: Commands
     quiet = [stream for stream in streams if not stream.rows.seen]
     return {
         "run": run,
-        "state": how_far(run, held),
+        "state": how_far(run, lease),
         "took": _took(run),
         "rows": Rows(*(sum(numbers) for numbers in zip(*(stream.rows for stream in streams), strict=True)))
         if streams
