@@ -108,15 +108,24 @@ class CorruptState(CheckpointError):
 
     This includes a value that somebody wrote for another purpose: read it through `Checkpointer.raw`. `value` is None
     if an entry of a group is missing.
+
+    `where` is set if the stored row itself is damaged: it names the file, table or object that holds the row.
+    `value` is then None unless it is text.
     """
 
-    def __init__(self, state_key: str, key: str, value: str | None) -> None:
-        super().__init__(state_key, key, value)
+    def __init__(self, state_key: str, key: str, value: str | None, where: str | None = None) -> None:
+        super().__init__(state_key, key, value, *(() if where is None else (where,)))
         self.state_key = state_key
         self.key = key
         self.value = value
+        self.where = where
 
     def __str__(self) -> str:
+        if self.where is not None:
+            return (
+                f"what is stored of {self.key!r} in {self.state_key!r} is damaged{_reason(self)}; it is kept as it is: "
+                f"repair or delete it in {printable(self.where)}, or put a backup in place"
+            )
         if self.value is None:
             return (
                 f"{self.key!r} is missing in {self.state_key!r}{_reason(self)}; what is there is kept as it is: "

@@ -52,10 +52,18 @@ EVERY = [
     ),
     (
         CorruptState("job", "contacts", "junk"),
-        {"state_key": "job", "key": "contacts", "value": "junk"},
+        {"state_key": "job", "key": "contacts", "value": "junk", "where": None},
         (
             "the value of 'contacts' in 'job' is not a cursor; it is kept as it is: read it with cp.raw['contacts'], "
             "or set the key to replace it"
+        ),
+    ),
+    (
+        CorruptState("job", "contacts", None, "/var/state.db"),
+        {"state_key": "job", "key": "contacts", "value": None, "where": "/var/state.db"},
+        (
+            "what is stored of 'contacts' in 'job' is damaged; it is kept as it is: "
+            "repair or delete it in /var/state.db, or put a backup in place"
         ),
     ),
     (

@@ -26,7 +26,7 @@ import platformdirs
 import pytest
 
 from checkpoint.entries import Change, Entry
-from checkpoint.errors import Conflict, StoreError, StoreUnavailable, ValueTooLarge
+from checkpoint.errors import Conflict, CorruptState, StoreError, StoreUnavailable, ValueTooLarge
 from checkpoint.stores import retrying, sqlite_file, sqlite_tables
 from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.stores.sqlite_file import journal_mode
@@ -1072,7 +1072,7 @@ def test_the_garbage_collector_is_left_as_it_was(path: Path, enabled: bool) -> N
             assert values(store) == {"a": "1"}
             assert gc.isenabled() == enabled
             connection_of(store).execute("UPDATE checkpoint_entries SET value = CAST(x'ff' AS TEXT)")
-            with pytest.raises(StoreError, match="Could not decode"):
+            with pytest.raises(CorruptState, match="its value is text that is not UTF-8"):
                 store.load("job")
             assert gc.isenabled() == enabled
         finally:

@@ -85,7 +85,7 @@ def _sentence(error: Exception) -> str:
             f"{name} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
             "look at it, then try again"
         )
-    if isinstance(error, CorruptState):
+    if isinstance(error, CorruptState) and error.where is None:
         if error.key.startswith(GROUP_PREFIX):
             look = f"`checkpoint get {error.state_key} {error.key} --raw`"
             return f"{said_of(error.key)} in {error.state_key!r} cannot be read ({error.__cause__}): see {look}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sys
 import time
 from queue import Empty, SimpleQueue
 from secrets import token_hex
@@ -81,9 +82,10 @@ def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
         told: dict[str, Any] = codec.decode(entry.value)
         owner, since, epoch, beat = told["owner"], told.get("since"), told["epoch"], told["beat"]
         seconds = told.get("seconds", TIME)
-        if not (isinstance(owner, str | None) and isinstance(epoch, int) and isinstance(beat, int)):
-            raise ValueError("its owner, epoch or beat is of another type")  # noqa: TRY301 - bad data
-        if not (isinstance(seconds, int | float) and seconds > 0):
+        texts = isinstance(owner, str | None) and isinstance(since, str | None)
+        if not (texts and isinstance(epoch, int) and isinstance(beat, int)):
+            raise ValueError("its owner, since, epoch or beat is of another type")  # noqa: TRY301 - bad data
+        if not (isinstance(seconds, int | float) and 0 < seconds <= sys.float_info.max):
             raise ValueError("its time is no number of seconds")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason

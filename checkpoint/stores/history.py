@@ -36,14 +36,16 @@ def check_keep(keep: int, keep_days: int) -> None:
 
     Raises:
         TypeError: one is not an int.
-        ValueError: one is negative.
+        ValueError: one is negative, or higher than databases or dates go.
 
     """
-    for what, number in (("keep", keep), ("keep_days", keep_days)):
+    for what, number, most in (("keep", keep, (1 << 63) - 1), ("keep_days", keep_days, timedelta.max.days)):
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"{what} must be an int, not {type(number).__name__}")
         if number < 0:
             raise ValueError(f"{what} must be a number from 0 on, not {number}")
+        if number > most:
+            raise ValueError(f"{what} must be a number up to {most}, not {number}")
 
 
 def check_question(state_key: str, key: str | None, limit: int | None) -> None:
@@ -101,16 +103,21 @@ def answers(stored_key: str, key: str | None) -> bool:
 
 
 class Memory:
-    """Judges the changes of one key, the newest first; `now` is the time of that one, as text."""
+    """Judges the changes of one key, the newest first; `now` is the time of that one, as text.
+
+    A damaged time bounds nothing: the change is kept, or `now` is the time of this machine.
+    """
 
     def __init__(self, keep: int, keep_days: int, now: str) -> None:
-        moment = datetime.fromisoformat(now.replace("Z", "+00:00"))
+        moment = moment_of(now) or datetime.now(timezone.utc)
         self._left = keep
         self._hourly, self._daily = time_text(_ago(moment, HOURLY)), time_text(_ago(moment, timedelta(days=keep_days)))
         self._seen: set[str] = set()  # hours and days of which a later change is kept
 
     def keeps(self, at: str) -> bool:
         """Tell whether the next older change is kept, by its time."""
+        if not isinstance(at, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as SQLite may hold it
+            return True
         hour, day, seen = at[:_HOUR], at[:_DAY], self._seen
         self._left -= 1
         kept = self._left >= 0 or (at >= self._daily and (day not in seen or (at >= self._hourly and hour not in seen)))
@@ -130,6 +137,15 @@ def forgotten(times: Sequence[tuple[int, str]], keep: int, keep_days: int) -> li
         return []
     memory = Memory(keep, keep_days, times[0][1])
     return [version for version, at in times if not memory.keeps(at)]
+
+
+def moment_of(at: object) -> datetime | None:
+    """Return the moment of a stored time; None: it is none, or lacks a zone."""
+    try:
+        moment = datetime.fromisoformat(at.replace("Z", "+00:00")) if isinstance(at, str) else None
+    except ValueError:
+        return None
+    return None if moment is None or moment.tzinfo is None else moment
 
 
 def _ago(now: datetime, age: timedelta) -> datetime:

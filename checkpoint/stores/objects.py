@@ -19,12 +19,13 @@ from urllib.parse import quote, unquote
 import orjson
 
 from checkpoint.entries import Entry, Receipt
-from checkpoint.errors import CommitUnknown, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
+from checkpoint.errors import CommitUnknown, CorruptState, StoreError, StoreUnavailable, Unauthorized, ValueTooLarge
 from checkpoint.stores import bucket
 from checkpoint.stores.aside import Aside
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy, Telling, monotonic
+from checkpoint.stores.rows import MAX_VERSION, check_entry, entries_by_key, refuse_row
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class ObjectStore:
             return _Document({}, 0, (), "create")
         data, mode = found
         try:
-            return _parsed(data, mode, state_key)
+            return _parsed(data, mode, state_key, self._where(name))
         except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self._where(name)} is not a usable checkpoint object ({error}); it is kept as it is: "
@@ -214,7 +215,7 @@ class ObjectStore:
         found = self._ask(name).retry(lambda: self._opened().get(name))
         try:
             return found is None or not _parsed(*found).entries
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, CorruptState):
             return False
 
 
@@ -411,20 +412,15 @@ _DOCUMENT: dict[str, set[type]] = {
     "commits": {str},
     "entries": {dict},
 }
-_ENTRY: dict[str, set[type]] = {
-    "value": {str},
-    "created_at": {str},
-    "updated_at": {str},
-    "sync_job_run_id": {str, type(None)},
-    "version": {int},
-}
+_ENTRY = {*Entry._fields[1:]}
 
 
-def _parsed(data: bytes, mode: Mode, state_key: str | None = None) -> _Document:
-    """Return what a document holds.
+def _parsed(data: bytes, mode: Mode, state_key: str | None = None, where: str = "") -> _Document:
+    """Return what a document holds; None as `state_key`: that of any namespace. `where` is for errors.
 
     Raises:
         ValueError: it is not one, or another namespace's; the text says why.
+        CorruptState: an entry in it is not one.
 
     """
     document: object = orjson.loads(data)
@@ -434,16 +430,26 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None) -> _Document:
     fields = _fields_of(document, _DOCUMENT, "the document")
     if state_key not in {None, fields["state_key"]}:
         raise ValueError(f"it is that of {fields['state_key']!r}")
-    entries: dict[str, Entry] = {}
-    for key, value in cast("dict[str, object]", fields["entries"]).items():
-        check_name("key", key)
-        entry = _fields_of(value, _ENTRY, f"the entry of {key!r}")
-        if entry["version"] > fields["version"]:
-            raise ValueError(f"the entry of {key!r} has a later version than the document")
-        entries[key] = Entry(key, *(entry[name] for name in _ENTRY))
+    if not 0 <= fields["version"] <= MAX_VERSION:
+        raise ValueError("the version of the document is out of range")
+    rows = [_row_of(key, entry) for key, entry in cast("dict[str, object]", fields["entries"]).items()]
+    for row in rows:
+        check_name("key", row[0])
+    entries = entries_by_key(rows)
+    for row in rows if entries is None else ():
+        check_entry(where, fields["state_key"], row)
+    for row in rows:
+        if row[-1] > fields["version"]:
+            refuse_row(where, fields["state_key"], row, "its version is later than that of the document")
     if orjson.dumps(document, option=orjson.OPT_INDENT_2) != data:  # written by hand, or with keys twice
         json.loads(data, object_pairs_hook=_without_duplicates)
-    return _Document(entries, fields["version"], tuple(fields["commits"].split()), mode)
+    return _Document(entries or {}, fields["version"], tuple(fields["commits"].split()), mode)
+
+
+def _row_of(key: str, entry: object) -> tuple[Any, ...]:
+    """Return what a document tells of a key, in the order of `Entry`; `...` for each field that it does not tell."""
+    told = cast("dict[str, object]", entry) if isinstance(entry, dict) and entry.keys() == _ENTRY else {}
+    return (key, *(told.get(name, ...) for name in Entry._fields[1:]))
 
 
 def _told_format(document: object) -> object:

@@ -38,6 +38,7 @@ from checkpoint.stores.postgres_connections import (
 )
 from checkpoint.stores.postgres_tables import ENTRIES, HISTORY, Statements
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
+from checkpoint.stores.rows import MAX_VERSION, check_change, check_entry, entries_by_key
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class PostgresStore:
         rows = self._ask(ask)
         if unseen:
             self._retry(check)
-        return _entries(rows)
+        return _entries(rows, state_key, self._schema)
 
     def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
         """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`."""
@@ -189,7 +190,8 @@ class PostgresStore:
         for key in wanted:
             check_name("key", key)
         digests = [_sha256(key) for key in wanted]
-        return _entries(self._ask(lambda ask: ask(tables.READ, namespace=_sha256(state_key), digests=digests)))
+        rows = self._ask(lambda ask: ask(tables.READ, namespace=_sha256(state_key), digests=digests))
+        return _entries(rows, state_key, self._schema)
 
     def commit(
         self,
@@ -242,7 +244,10 @@ class PostgresStore:
             question = tables.past(statements)
             return statements(question, **values) if question else []
 
-        return [change_of((name, _utf8(old), _utf8(new), *rest)) for name, old, new, *rest in self._ask(ask)]
+        rows = [(name, _utf8(old), _utf8(new), *rest) for name, old, new, *rest in self._ask(ask)]
+        for row in rows:
+            check_change(tables.place(self._schema, HISTORY), state_key, row)
+        return [*map(change_of, rows)]
 
     def init(self) -> None:
         """Make the tables, or turn those of an earlier release into this one's; doing so twice is no error.
@@ -437,6 +442,9 @@ class _DatabaseCommit:
         if not rows:  # there is one, which keeps ours out and does not show itself
             tables.check_visible(statements, "checkpoint_namespaces")
         namespace, last, token = rows[0]
+        if not 0 <= last <= MAX_VERSION:
+            where = tables.place(statements.schema, "checkpoint_namespaces")
+            raise StoreError(f"{where} is damaged: no commit can count on from the version of {self._state_key!r}")
         return namespace, last, token
 
     def _landed(self, statements: Statements, namespace: int, token: bytes, stored: Mapping[str, Entry]) -> bool:
@@ -508,19 +516,33 @@ def _sha256(name: str) -> bytes:
     return sha256(name.encode()).digest()
 
 
-def _utf8(data: bytes | None) -> str | None:
-    return None if data is None else data.decode()
+def _utf8(data: bytes | None) -> str | bytes | None:
+    """Return a value; its bytes where they are not UTF-8, for the error."""
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
-def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
-    return {key: Entry(key, value.decode(), *rest) for key, value, *rest in rows}
+def _entries(rows: list[tuple[Any, ...]], state_key: str, schema: str) -> dict[str, Entry]:
+    """Return the entries of rows of `LOAD` by their key.
+
+    Raises:
+        CorruptState: one is damaged.
+
+    """
+    entries = entries_by_key((key, _utf8(value), *rest) for key, value, *rest in rows)
+    for key, value, *rest in rows if entries is None else ():
+        check_entry(tables.place(schema, ENTRIES), state_key, (key, _utf8(value), *rest))
+    return entries or {}
 
 
 def _stored(statements: Statements, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
     """Return the entries of these keys, as far as they exist."""
     if not statements.tables:
         return {}
-    return _entries(statements(tables.READ, namespace=_sha256(state_key), digests=[_sha256(key) for key in keys]))
+    rows = statements(tables.READ, namespace=_sha256(state_key), digests=[_sha256(key) for key in keys])
+    return _entries(rows, state_key, statements.schema)
 
 
 def _check_schema(schema: str) -> None:

@@ -172,7 +172,18 @@ class Statements:
         schema = quoted(self.schema)
         query = sql.replace("{schema}", schema.replace("%", "%%") if values else schema).encode()
         self._cursor.execute(query, values or None, prepare=False, binary=True)
-        return self._cursor.fetchall() if self._cursor.description else []
+        try:
+            return self._cursor.fetchall() if self._cursor.description else []
+        except UnicodeDecodeError as error:  # of a database with the encoding SQL_ASCII
+            raise StoreError(
+                f"a row of checkpoint_… in the PostgreSQL schema {self.schema!r} holds text that is not UTF-8; it is "
+                "kept as it is: repair it there, or put a backup in place"
+            ) from error
+
+
+def place(schema: str, table: str) -> str:
+    """Return what a table is called in an error."""
+    return f"the PostgreSQL table {quoted(schema)}.{table}"
 
 
 def quoted(name: str) -> str:
@@ -195,7 +206,9 @@ def found(statements: Statements) -> frozenset[str]:
         check_visible(statements, "checkpoint_schema")
         raise StoreError(f"the table checkpoint_schema in the PostgreSQL schema {statements.schema!r} has lost its row")
     schema: dict[str, Any] = rows[0][0]
-    readable_from = schema.get("readable_from") or schema["version"]
+    readable_from = schema.get("readable_from") or schema.get("version")
+    if not isinstance(readable_from, int):
+        raise StoreError(f"{place(statements.schema, 'checkpoint_schema')} does not say which format the tables have")
     if readable_from > FORMAT:
         raise StoreError(
             f"the checkpoint tables in the PostgreSQL schema {statements.schema!r} have format {schema['version']}; "

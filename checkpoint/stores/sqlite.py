@@ -347,7 +347,10 @@ class _Translated:
         kind, text = _FAILURES.get(code_of(error), (StoreError, "{path}: {said}"))
         if isinstance(error, sqlite3.ProgrammingError):
             kind, text = StoreError, "{path}: {said}"
-        return kind(text.format(path=self._name, said=error))
+        said = str(error)
+        if column := tables.undecodable(error):
+            text, said = tables.UNUSABLE, f"the {column} of a row is not UTF-8"
+        return kind(text.format(path=self._name, said=said))
 
 
 _stores: WeakSet[SQLiteStore] = WeakSet()

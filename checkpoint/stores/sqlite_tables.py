@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import re
 import sqlite3
 import sys
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from checkpoint.entries import Entry, head_key
 from checkpoint.errors import StoreError, ValueTooLarge
-from checkpoint.stores.history import Memory, answers, change_of, forgotten
+from checkpoint.stores.history import Memory, answers, change_of, check_keep, forgotten
+from checkpoint.stores.rows import MAX_VERSION, check_change, check_entry, entries_by_key, is_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,6 +99,9 @@ _COMMITS_OF_2 = """SELECT before, version, at, run_id, host, process FROM main.c
         SELECT first FROM main.checkpoint_commits WHERE state_key = ? ORDER BY number DESC, version DESC LIMIT 1)
     ORDER BY number DESC"""
 # From one to the next: DISTINCT would read every entry.
+# In the order of the index: NULL, numbers, text, bytes (sqlite.org/datatype3.html, 4.1).
+_UNNAMED = """SELECT 1 FROM main.checkpoint_entries
+    WHERE state_key IS NULL OR state_key < '' OR state_key >= x'' LIMIT 1"""
 _NAMESPACES = """WITH RECURSIVE named(state_key) AS (
         SELECT min(state_key) FROM main.checkpoint_entries
         UNION ALL
@@ -129,8 +134,9 @@ def form_of(cursor: sqlite3.Cursor, name: str) -> int:
         return 0
     if rows == _CURRENT:  # read by each operation
         return FORMAT
+    sound = rows and all(is_version(row[0]) and (len(row) < 2 or row[1] is None or is_version(row[1])) for row in rows)
     form: int | None
-    form, readable_from, release = (*max(rows, default=(None,), key=itemgetter(0)), None, None)[:3]
+    form, readable_from, release = (*max(rows, key=itemgetter(0)), None, None)[:3] if sound else (None, None, None)
     if form is None:
         raise StoreError(UNUSABLE.format(path=name, said="its tables do not say which form they have"))
     lowest = form if readable_from is None else readable_from
@@ -171,31 +177,78 @@ def _execute_all(cursor: sqlite3.Cursor, statements: Iterable[str]) -> None:
 
 
 def load_entries(cursor: sqlite3.Cursor, state_key: str) -> dict[str, Entry]:
-    """Return the entries of a namespace."""
-    return _by_key(cursor.execute(_LOAD, (state_key,)))
+    """Return the entries of a namespace.
+
+    Raises:
+        CorruptState: a row is damaged.
+        StoreError: nothing is there, and there are rows whose namespace cannot be told.
+
+    """
+    entries = _entries(cursor, state_key, _LOAD, (state_key,))
+    if not entries and cursor.execute(_UNNAMED).fetchone():
+        raise _nameless(cursor)
+    return entries
 
 
 def read_entries(cursor: sqlite3.Cursor, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
-    """Return the entries of these keys, as far as they exist."""
+    """Return the entries of these keys, as far as they exist; raises CorruptState as `load_entries`."""
     wanted = [*keys]
     if len(wanted) == 1:
-        return _by_key(cursor.execute(f"{_LOAD} AND key = ?", (state_key, *wanted)))
+        return _entries(cursor, state_key, f"{_LOAD} AND key = ?", (state_key, *wanted))
     stored: dict[str, Entry] = {}
     for start in range(0, len(wanted), _CHUNK):
         some = wanted[start : start + _CHUNK]
-        stored |= _by_key(cursor.execute(f"{_LOAD} AND key IN ({','.join('?' * len(some))})", (state_key, *some)))
+        sql = f"{_LOAD} AND key IN ({','.join('?' * len(some))})"
+        stored |= _entries(cursor, state_key, sql, (state_key, *some))
     return stored
 
 
-def _by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry]:
-    """Return the entries of rows of `_LOAD` by their key, fast: there may be hundreds of thousands."""
-    collecting = gc.isenabled()
+def _entries(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...]) -> dict[str, Entry]:
+    """Return the entries of rows of `_LOAD` by their key."""
     try:
-        gc.disable()  # entries are in no cycles, and looking for some takes a sixth of the time
-        return {row[0]: Entry._make(row) for row in rows}
+        entries = entries_by_key(cursor.execute(sql, values))
+    except sqlite3.OperationalError as error:
+        if not undecodable(error):
+            raise
+        entries = None
+    if entries is None:
+        _name_damaged(cursor, state_key, sql, values, check_entry)
+    return entries or {}
+
+
+def _name_damaged(
+    cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...], check: Callable[[str, str, Told], None]
+) -> None:
+    """Check rows of which one is damaged, with text that is not UTF-8 too.
+
+    Raises:
+        CorruptState: the first that is.
+
+    """
+    connection, where = cursor.connection, _file_of(cursor)
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    try:
+        for row in cursor.execute(sql, values).fetchall():
+            check(where, state_key, row)
     finally:
-        if collecting:
-            gc.enable()
+        connection.text_factory = str
+
+
+def undecodable(error: sqlite3.Error) -> str:
+    """Return the column whose text is not UTF-8, where that is the error, which quotes the text; else an empty one."""
+    found = re.match("Could not decode to UTF-8 column '([a-z_]+)'", str(error))
+    return "" if found is None else found[1]
+
+
+def _file_of(cursor: sqlite3.Cursor) -> str:
+    """Return the path of the database."""
+    files = (file for _, name, file in cursor.execute("PRAGMA database_list").fetchall() if name == "main")
+    return next(files, "") or "the connection's database"
+
+
+def _nameless(cursor: sqlite3.Cursor) -> StoreError:
+    said = "in checkpoint_entries, the state_key of a row is not text"
+    return StoreError(UNUSABLE.format(path=_file_of(cursor), said=said))
 
 
 def write_entries(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, Entry], deleted: Iterable[str]) -> None:
@@ -217,9 +270,31 @@ def write_entries(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, 
 
 def count_commit(cursor: sqlite3.Cursor, state_key: str, bound: Bound) -> tuple[int, bool]:
     """Count a commit of a namespace, which bounds its history from now on; return its version, and whether it did."""
-    version, *before = cursor.execute(_COUNTED, (state_key,)).fetchone() or (0, *bound)
+    version, *before = _counted(cursor, state_key) or (0, *bound)
     cursor.execute(_COUNT, (state_key, version + 1, *bound))
     return version + 1, (*before,) == bound
+
+
+def _counted(cursor: sqlite3.Cursor, state_key: str) -> tuple[int, int | None, int | None] | None:
+    """Return a namespace's version, and the bound of its history as far as one is set; None: nothing was committed.
+
+    Raises:
+        StoreError: one is not a number, or out of range.
+
+    """
+    row = cursor.execute(_COUNTED, (state_key,)).fetchone()
+    if row is None:
+        return None
+    version, keep, keep_days = row
+    try:
+        check_keep(keep or 0, keep_days or 0)
+        if version == 0 or (is_version(version) and version <= MAX_VERSION):
+            return version, keep, keep_days
+        said = "its version is not one that can be counted on"
+    except (TypeError, ValueError) as error:
+        said = str(error)
+    said = f"in checkpoint_namespaces, the row of {state_key!r}: {said}"
+    raise StoreError(UNUSABLE.format(path=_file_of(cursor), said=said))
 
 
 def add_to_history(
@@ -272,15 +347,15 @@ def history(cursor: sqlite3.Cursor, form: int, state_key: str, key: str | None) 
     """Yield the changes of a namespace, or those that a key stands for, the newest first."""
     if form < _WITH_COMMITS:
         return
-    bound = cursor.execute(_COUNTED, (state_key,)).fetchone() if form == FORMAT else None
+    bound = _counted(cursor, state_key) if form == FORMAT else None
     keep, keep_days = (each or 0 for each in (bound or (0, 0, 0))[1:])
     if form == _WITH_COMMITS:
         rows: Iterable[Told] = _changes_of_2(cursor, state_key, key)
     elif key is None:
-        rows = cursor.execute(_HISTORY, (state_key,))
+        rows = _changes(cursor, state_key, _HISTORY, (state_key,))
     else:
         members = head_key(key)
-        rows = cursor.execute(_HISTORY_OF_KEY, (state_key, key, state_key, f"{members}/", f"{members}0"))
+        rows = _changes(cursor, state_key, _HISTORY_OF_KEY, (state_key, key, state_key, f"{members}/", f"{members}0"))
     kept: dict[str, Callable[[str], bool]] = {}  # by key
     for _, commit in groupby(rows, itemgetter(3)):
         # In Python's order: that of the database is another where its encoding is UTF-16.
@@ -291,6 +366,24 @@ def history(cursor: sqlite3.Cursor, form: int, state_key: str, key: str | None) 
                 kept[stored_key] = Memory(keep or sys.maxsize, keep_days, at).keeps
             if answers(stored_key, key) and kept[stored_key](at):
                 yield change_of(row)
+
+
+def _changes(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...]) -> Iterator[Told]:
+    """Yield rows of `_CHANGE`.
+
+    Raises:
+        CorruptState: one is damaged.
+
+    """
+    where = _file_of(cursor)
+    try:
+        for row in cursor.execute(sql, values):
+            check_change(where, state_key, row)
+            yield row
+    except sqlite3.OperationalError as error:
+        if not undecodable(error):
+            raise
+        _name_damaged(cursor, state_key, sql, values, check_change)
 
 
 def _changes_of_2(cursor: sqlite3.Cursor, state_key: str, key: str | None) -> Iterator[Told]:
@@ -304,23 +397,40 @@ def _changes_of_2(cursor: sqlite3.Cursor, state_key: str, key: str | None) -> It
 
     """
     commits = cursor.execute(_COMMITS_OF_2, (state_key, state_key)).fetchall()
+    where = _file_of(cursor)
     try:
-        found = [(cast("dict[str, str | None]", json.loads(text)), told) for text, *told in commits]
-    except ValueError as error:
-        raise StoreError(UNUSABLE.format(path="the database", said=f"its history: {error}")) from error
+        found = [(_object(text), told) for text, *told in commits]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(UNUSABLE.format(path=where, said=f"its history: {error}")) from error
     keys = {name for past, _ in found for name in past} if key is None else {key}
     after = {name: entry.value for name, entry in read_entries(cursor, state_key, keys).items()}
     for past, told in found:
         for name in past if key is None else {key} & {*past}:
-            yield name, past[name], after.get(name), *told, None, None
+            row = name, past[name], after.get(name), *told, None, None
+            check_change(where, state_key, row)
+            yield row
             if (before := past[name]) is None:
                 after.pop(name, None)
             else:
                 after[name] = before
 
 
+def _object(text: str) -> dict[str, str | None]:
+    found: object = json.loads(text)
+    if not isinstance(found, dict):
+        raise TypeError("a row is not a JSON object")
+    return cast("dict[str, str | None]", found)
+
+
 def list_namespaces(cursor: sqlite3.Cursor) -> list[str]:
-    """Return the namespaces that hold a key, sorted."""
+    """Return the namespaces that hold a key, sorted.
+
+    Raises:
+        StoreError: the name of one is not text.
+
+    """
+    if cursor.execute(_UNNAMED).fetchone():
+        raise _nameless(cursor)
     # In Python's order, as above.
     return sorted(state_key for (state_key,) in cursor.execute(_NAMESPACES))
 
