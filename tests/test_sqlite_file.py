@@ -507,6 +507,24 @@ def test_fault_96_a_missing_file_of_a_handlers_comes_out(
 # Options in its URL
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder that somebody is in cannot be deleted there")
+def test_a_relative_path_needs_the_current_folder(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for opened in (lambda: SQLiteStore("state.db"), lambda: open_store("sqlite:///state.db")):
+        with pytest.raises(StoreError) as caught:
+            opened()
+        assert str(caught.value) == (
+            "the path 'state.db' is relative, and the current folder cannot be found (No such file or directory): "
+            "name the file by an absolute path, or start in a folder that exists"
+        )
+    with closing(SQLiteStore(path)) as store:  # an absolute one does not
+        store.commit("job", {"a": "1"})
+        assert values(store) == {"a": "1"}
+
+
 @pytest.mark.parametrize("scheme", ["sqlite", "memory"])
 def test_options_stand_in_the_url(tmp_path: Path, scheme: str) -> None:
     place = f"sqlite:///{tmp_path}/a%20b.db" if scheme == "sqlite" else f"memory://{tmp_path}"

@@ -18,7 +18,17 @@ from checkpoint.stores import sqlite_tables as tables
 from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, utc_now
 from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, told, writer_of
 from checkpoint.stores.retrying import DEADLINE
-from checkpoint.stores.sqlite_file import BUSY, READING, WRITING, File, Patience, code_of, default_path, transact
+from checkpoint.stores.sqlite_file import (
+    BUSY,
+    READING,
+    WRITING,
+    File,
+    Patience,
+    absolute,
+    code_of,
+    default_path,
+    transact,
+)
 from checkpoint.stores.urls import check_seconds, positive
 
 if TYPE_CHECKING:
@@ -55,7 +65,8 @@ class SQLiteStore:
     Raises:
         ValueError, TypeError: a number is none or out of range; both a path and a connection were given, or what is no
             connection.
-        StoreError: there is no user state folder, or it cannot be created.
+        StoreError: there is no user state folder, or it cannot be created; the path is relative to a folder that is
+            gone.
 
     """
 
@@ -78,7 +89,7 @@ class SQLiteStore:
         self._connection: sqlite3.Connection | None = None
         self._lock = RLock()
         if connection is None:
-            self._path = (default_path() if path is None else Path(path)).absolute()
+            self._path = default_path() if path is None else absolute(Path(path))
             if "\0" in str(self._path):
                 raise ValueError(f"a path must not hold a NUL: {path!r}")
             self._file = File(self._path, private=path is None)

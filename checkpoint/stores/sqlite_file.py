@@ -229,6 +229,24 @@ def _remove(path: Path) -> None:
             raise
 
 
+def absolute(path: Path) -> Path:
+    """Return a path that stays the same when the current folder changes.
+
+    Raises:
+        StoreError: it is relative, and the current folder was deleted.
+
+    """
+    try:
+        return path.absolute()
+    except OSError as error:
+        if error.errno is None or is_of_handler(error):
+            raise
+        raise StoreError(
+            f"the path {str(path)!r} is relative, and the current folder cannot be found ({error.strerror}): "
+            "name the file by an absolute path, or start in a folder that exists"
+        ) from error
+
+
 def default_path() -> Path:
     """Return the path of the store that nobody named, in a folder that only this user can enter.
 
