@@ -9,6 +9,7 @@ nox -R -s tests-3.12 -- -k lease        -R: as installed the last time, which sa
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -185,16 +186,18 @@ def prefect(session: nox.Session) -> None:
 
 @nox.session
 def dask(session: nox.Session) -> None:
-    """The backfill of `docs/howto/cluster.md` on Dask, with workers and drivers that are killed."""
+    """The jobs of `docs/howto/cluster.md` on Dask, its workers killed. `-- tests/test_cluster.py -k dask`: all."""
     session.install("-e", ".[all]", *group("test", "dask"))
-    pytest(session, "tests/test_cluster.py", "-k", "dask")
+    pytest(session, "tests/test_cluster.py", "-k", "dask and server")
 
 
 @nox.session
 def spark(session: nox.Session) -> None:
-    """The same on Spark, which needs Java 17: a minute, and no part of CI."""
+    """The same on Spark, which needs Java 17. `-- tests/test_cluster.py -k spark`: all."""
+    if shutil.which("java") is None:
+        session.skip("Spark needs Java 17 or later, and there is no `java` on the PATH")
     session.install("-e", ".[all]", *group("test", "spark"))
-    pytest(session, "tests/test_cluster.py", "-k", "spark")
+    pytest(session, "tests/test_cluster.py", "-k", "spark and server")
 
 
 @nox.session
