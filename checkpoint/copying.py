@@ -1,4 +1,4 @@
-"""Namespaces copied or moved between stores: the public path of `checkpoint.neighbours.copying`."""
+"""Copy or move namespaces between stores: the public path of `checkpoint.neighbours.copying`."""
 
 from checkpoint.neighbours.copying import Copy as Copy
 from checkpoint.neighbours.copying import copy as copy

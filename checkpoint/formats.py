@@ -1,4 +1,4 @@
-"""Documents of Singer, Airbyte, Meltano, and plain JSON, and the positions in other tools' state.
+"""Read and write state documents of Singer, Airbyte and Meltano, and find the positions in other tools' state.
 
 The public path of `checkpoint.neighbours.documents` and `checkpoint.neighbours.positions`.
 """

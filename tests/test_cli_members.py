@@ -342,8 +342,8 @@ def test_a_copy_that_differs_names_the_member_or_its_group(store, tmp_path):
     run("copy", "crm", "--to", there)
     run("set", "crm", "accounts", '{"id": 1}', "--member", "a2", "--store", there)
     assert error("copy", "crm", "--to", there) == (
-        "Error: the target holds 'a2' of 'accounts' in 'crm' otherwise, and nothing of it was written: overwrite, or "
-        "take another name"
+        "Error: the target has another value for 'a2' of 'accounts' in 'crm', so the namespace was not written: "
+        "overwrite it, or choose another name"
     )
 
 

@@ -809,8 +809,8 @@ def test_copy(store, tmp_path):
     assert screen("copy", "job", "--to", there).splitlines()[-1] == "2 keys there, and compared."
     screen("set", "job", "contacts", FIRST, "--store", there)
     assert error("copy", "job", "--to", there) == (
-        "Error: the target holds 'contacts' in 'job' otherwise, and nothing of it was written: overwrite, or take "
-        "another name"
+        "Error: the target has another value for 'contacts' in 'job', so the namespace was not written: overwrite it, "
+        "or choose another name"
     )
     assert error("copy", "job", "--to", there, "--overwrite", status=2) == (
         "Error: Replace 1 key there? Nobody can be asked here: add --yes."

@@ -90,7 +90,7 @@ def test_what_differs_is_refused_before_anything_is_written(source: MemoryStore)
     source.commit("a namespace before", {"key": "1"})
     target.commit("job", {"contacts": "other", "spaced": "other"})
     for carry in (copy, move):
-        with pytest.raises(ValueError, match="^the target holds 'contacts' in 'job' and 1 more otherwise, and"):
+        with pytest.raises(ValueError, match="^the target has another value for 'contacts' in 'job' and 1 more, so"):
             carry(source, target)
     assert target.namespaces() == ["job"]
     assert values(target) == {"contacts": "other", "spaced": "other"}
@@ -115,7 +115,7 @@ def test_a_store_that_lists_no_namespaces_is_copied_one_by_one(truto: TrutoStore
 
 
 def test_one_name_is_for_one_namespace(source: MemoryStore) -> None:
-    with pytest.raises(ValueError, match="^a name is for one namespace: say which$"):
+    with pytest.raises(ValueError, match="^name is for one namespace: pass its state_key too$"):
         copy(source, MemoryStore(), name="other")
 
 
@@ -171,7 +171,7 @@ def test_what_appears_at_the_target_meanwhile_is_not_overwritten(source: MemoryS
         if state_key == "a":
             target.commit("job", {"contacts": "of another"})
 
-    with pytest.raises(ValueError, match="^the target holds 'contacts' in 'job' otherwise"):
+    with pytest.raises(ValueError, match="^the target has another value for 'contacts' in 'job', so"):
         copy(source, target, progress=interfere)
     assert values(target) == {"contacts": "of another"}
 
@@ -186,7 +186,7 @@ def test_a_move_onto_itself_deletes_nothing(way: str, tmp_path) -> None:
         "the same file": f"sqlite:///{tmp_path}/state.db",
         "a link": f"sqlite:///{tmp_path}/link/state.db",
     }[way]
-    with pytest.raises(ValueError, match="^source and target of 'job' are the same place: take another name$"):
+    with pytest.raises(ValueError, match="^source and target of 'job' are the same place: choose another name$"):
         move(store, other, "job")
     assert values(store) == VALUES
     assert [each.name for each in move(store, other, "job", name="other")] == ["other"]

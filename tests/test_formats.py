@@ -275,7 +275,7 @@ def test_what_a_job_reads_and_sets_is_what_the_tap_gets():
     [
         ("singer", [], "the document must be an object, not a list"),
         ("singer", None, "the document must be an object, not null"),
-        ("singer", {"type": "STATE", "value": {}}, "the document is a STATE message: what can be read is its 'value'"),
+        ("singer", {"type": "STATE", "value": {}}, "the document is a STATE message: pass its 'value'"),
         (
             "singer",
             {"bookmarks": {"a": {"at": float("nan")}}},
@@ -288,11 +288,11 @@ def test_what_a_job_reads_and_sets_is_what_the_tap_gets():
             [{"type": "RECORD"}],
             "message 0 must have the type STREAM, GLOBAL or LEGACY, or 'data'; it has 'RECORD'",
         ),
-        ("airbyte", [stream("a", {}), stream("a", {})], "message 1 has the state of 'a', which came before"),
+        ("airbyte", [stream("a", {}), stream("a", {})], "message 1 has the state of 'a', as an earlier message has"),
         (
             "airbyte",
             [{"data": {}}, stream("a", {})],
-            "message 0 is LEGACY, which is a whole state, beside other messages",
+            "message 0 is LEGACY, which holds a whole state, so there can be no other messages",
         ),
         ("airbyte", [stream("a", "x")], "message 0's 'stream''s 'stream_state' must be an object, not text"),
         ("airbyte", {"type": "STREAM"}, "the document's 'stream' must be an object, not null"),
@@ -309,7 +309,7 @@ def test_what_a_job_reads_and_sets_is_what_the_tap_gets():
         (
             "meltano",
             {"singer_state": {}, "partial": {}},
-            "the document has 'singer_state' beside 'completed' or 'partial', where it belongs inside",
+            "the document has 'singer_state' beside 'completed' or 'partial': it belongs inside these",
         ),
         ("json", {"a": 1}, "the document['a'] must be an object, not a number"),
         ("json", {"": {}}, "key must not be ''"),

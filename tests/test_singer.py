@@ -268,7 +268,7 @@ def test_large_states_and_rows_flow(job):
 def test_what_is_no_state_is_told_and_not_committed(job, rows):
     refused = {
         "{": "Expecting property name enclosed in double quotes: line 2 column 1 (char 2)",
-        '{"type": "STATE", "value": {}}': "the document is a STATE message: what can be read is its 'value'",
+        '{"type": "STATE", "value": {}}': "the document is a STATE message: pass its 'value'",
         '{"bookmarks": {"orders": {"id": NaN}}}': (
             "the document is not JSON: the document['bookmarks']['orders']['id'] is nan: JSON has no form for it"
         ),

@@ -1,1 +1,1 @@
-"""Formats and interfaces of other tools: Singer, Airbyte, Meltano, and copies between stores."""
+"""Work with other tools (Singer, Airbyte, Meltano, Airflow), and copy namespaces between stores."""

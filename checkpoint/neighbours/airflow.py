@@ -1,4 +1,4 @@
-"""Airflow's task and asset state in any of our stores: the class for `[state_store] backend`, of Airflow 3.3 and later.
+"""Keep Airflow's task and asset state in a store: the class for `[state_store] backend` of Airflow 3.3 and later.
 
     [state_store]
     backend = checkpoint.airflow.CheckpointBackend
@@ -6,17 +6,17 @@
     [checkpoint]
     store = postgresql://airflow@db/state
 
-The store is what `[checkpoint] store` names (`$AIRFLOW__CHECKPOINT__STORE`), else `$CHECKPOINT_STORE`, else the default
-of `checkpoint`. The API server, the triggerer and `airflow dags test` use this class; tasks ask the API server.
+The store is the one in `[checkpoint] store` (`$AIRFLOW__CHECKPOINT__STORE`), else in `$CHECKPOINT_STORE`, else the
+default of `checkpoint`. The API server, the triggerer and `airflow dags test` use this class; tasks ask the API server.
 
     asset   namespace `airflow.asset.NAME`   key `KEY`
     task    namespace `airflow.dag.DAG`      key `TASK/RUN/KEY`, of a mapped task `TASK[INDEX]/RUN/KEY`
 
-Names are spelled as `checkpoint.formats.key_of` spells them. A value that is an object is stored as the cursor that it
-is; any other value, and an object with a member `value` or `$airflow`, as the member `value` of one. When a value of a
-task expires is stored beside it, in the member `$airflow`.
+Names become keys as in `checkpoint.formats.key_of`. A value that is a JSON object is stored as a cursor. Any other
+value, and an object that has a member `value` or `$airflow`, is stored as the member `value` of a cursor. The member
+`$airflow` holds the time when a value of a task expires.
 
-As with Airflow's own backend the last write counts: nothing is compared, so there is no `Conflict`.
+As with Airflow's own backend the last write wins: nothing is compared, so there is no `Conflict`.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 ASSETS, DAGS = "airflow.asset.", "airflow.dag."
-"""What the names of namespaces begin with."""
+"""Prefixes of the namespaces of assets and of DAGs."""
 
 VALUE, BESIDE = "value", "$airflow"
-"""Members of a cursor: a value that is no cursor itself, and what is known of a value."""
+"""Members of a cursor: a value that is not an object itself, and the facts about a value."""
 
 
 class _Place(NamedTuple):
@@ -74,16 +74,16 @@ class _Place(NamedTuple):
 
     namespace: str
     task: str = ""
-    """A task as its keys begin; empty: an asset, whose namespace is its own."""
+    """The task, as it is written in keys. Empty: the scope is an asset, which has a namespace of its own."""
     map_index: int = -1
-    """-1: the task is not mapped."""
+    """The index of a mapped task. -1: the task is not mapped."""
     run: str = ""
     run_id: str | None = None
-    """What is recorded with the entries that are written."""
+    """The id of the run that is stored with written entries."""
 
     @property
     def prefix(self) -> str:
-        """What keys of the scope begin with."""
+        """The prefix of the scope's keys."""
         mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""
         return f"{self.task}{mapped}/{self.run}/" if self.task else ""
 
@@ -92,21 +92,21 @@ class _Place(NamedTuple):
         return self.prefix + key_of(name)
 
     def has(self, key: str, *, all_map_indices: bool) -> bool:
-        """Tell whether a key of the namespace is one of the scope, or one of the same task with any map index."""
+        """Return whether a key belongs to the scope, or to the same task with any map index."""
         if all_map_indices and self.task:
             return re.match(rf"{re.escape(self.task)}(\[\d+\])?/{re.escape(self.run)}/", key) is not None
         return key.startswith(self.prefix) and not key.startswith(RESERVED)
 
 
 class CheckpointBackend(BaseStoreBackend):
-    """Airflow's state in one of our stores; see the module.
+    """Airflow's state in a store; see the module.
 
-    `session` serves to look up the name of an asset. What fails is an `HTTPException` with our sentence, which the API
-    server passes on to the task: 503, which Airflow tries again, where the store could not be reached, and 422, which
-    it does not, for everything else. Never 404: that means that nothing is stored.
+    `session` is used to look up the name of an asset. A failure raises `HTTPException` with the text of our error,
+    which the API server passes on to the task. The status is 503 if the store could not be reached, which Airflow tries
+    again, and 422 otherwise. It is never 404, which would mean that nothing is stored.
 
     Raises:
-        ValueError: no store has the URL, or this class is named as `[workers] state_store_backend`.
+        ValueError: no store opens the URL, or this class is set as `[workers] state_store_backend`.
 
     """
 
@@ -116,7 +116,7 @@ class CheckpointBackend(BaseStoreBackend):
         self._store = open_store(conf.get("checkpoint", "store", fallback=None))
 
     def get(self, scope: StoreScope, key: str, *, session: Session | None = None) -> str | None:
-        """Return a value as JSON; None where there is none."""
+        """Return a value as JSON; None if nothing is stored."""
         with _answered():
             return self._get(_place(scope, session), key)
 
@@ -129,17 +129,17 @@ class CheckpointBackend(BaseStoreBackend):
         expires_at: datetime | None = None,
         session: Session | None = None,
     ) -> None:
-        """Write a value, which is JSON, over what is stored; `cleanup` deletes a task's value after `expires_at`."""
+        """Store a value, given as JSON; `cleanup` deletes the value of a task after `expires_at`."""
         with _answered():
             self._set(_place(scope, session), key, value, expires_at)
 
     def delete(self, scope: StoreScope, key: str, *, session: Session | None = None) -> None:
-        """Delete a value; where there is none, that is no error."""
+        """Delete a value; a missing value is no error."""
         with _answered():
             self._delete(_place(scope, session), key)
 
     def clear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Session | None = None) -> None:
-        """Delete all values of an asset, or of a task instance; with `all_map_indices` of all of a mapped task."""
+        """Delete all values of an asset or a task instance; with `all_map_indices`, of every map index."""
         with _answered():
             self._clear(_place(scope, session), all_map_indices=all_map_indices)
 
@@ -174,9 +174,9 @@ class CheckpointBackend(BaseStoreBackend):
             await to_thread(self._clear, await _aplace(scope, session), all_map_indices=all_map_indices)
 
     def cleanup(self) -> None:
-        """Delete the values of tasks that have expired; one that is written again meanwhile stays.
+        """Delete the expired values of tasks; a value that is written again meanwhile is kept.
 
-        `airflow state-store clean` leaves backends other than its own alone, so call this from a job of your own.
+        `airflow state-store clean` cleans only Airflow's own backend, so call this method from a job of your own.
 
         Raises:
             StoreError: the store refused or failed, or it cannot list its namespaces.
@@ -196,7 +196,7 @@ class CheckpointBackend(BaseStoreBackend):
             return
         try:
             self._store.commit(namespace, dict.fromkeys(entries), entries, run_id="cleanup")
-        except Conflict as conflict:  # one of them was written again
+        except Conflict as conflict:  # this one was written again
             self._delete_unchanged(namespace, {key: each for key, each in entries.items() if key != conflict.key})
         else:
             extra = {"checkpoint_event": "expired", "checkpoint_namespace": namespace, "checkpoint_keys": len(entries)}
@@ -230,7 +230,7 @@ class CheckpointBackend(BaseStoreBackend):
 
 
 _NAMES = frozenset(f"{module}.{CheckpointBackend.__name__}" for module in ("checkpoint.airflow", __name__))
-"""What the class may be called in a configuration."""
+"""The names by which a configuration may refer to the class."""
 
 
 def _place(scope: StoreScope, session: Session | None) -> _Place:
@@ -247,7 +247,7 @@ async def _aplace(scope: StoreScope, session: AsyncSession | None) -> _Place:
 
 
 def _asset_name(scope: AssetScope, session: Session | None) -> str:
-    """Return the name of an asset that is known by its id, as the API server knows it, or by its URI."""
+    """Return the name of an asset that is given by its id, as the API server does, or by its URI."""
     if session is None:
         with create_session() as own:
             return _asset_name(scope, own)
@@ -261,7 +261,7 @@ def _asset_name(scope: AssetScope, session: Session | None) -> str:
 def _cursor_of(value: Any, expires_at: datetime | None) -> codec.Cursor:
     is_cursor = isinstance(value, dict) and not {VALUE, BESIDE}.intersection(cast("codec.Cursor", value))
     cursor = cast("codec.Cursor", value) if is_cursor else {VALUE: value}
-    # An object of its own: beside the value, a second time would leave it open which of them is the position.
+    # In an object of its own: a second time beside the value would make it unclear which one is the position.
     return cursor if expires_at is None else {**cursor, BESIDE: {"expires_at": expires_at.isoformat()}}
 
 
@@ -275,12 +275,12 @@ def _has_expired(entry: Entry, now: datetime) -> bool:
     try:
         return datetime.fromisoformat(codec.decode(entry.value)[BESIDE]["expires_at"]) < now
     except (LookupError, TypeError, ValueError):
-        return False  # it does not expire, or somebody else's value is not ours to delete
+        return False  # it does not expire, or another program wrote it
 
 
 @contextmanager
 def _answered() -> Generator[None]:
-    """Let what goes wrong be an answer of the API server, whose own for other errors does not say what is wrong."""
+    """Turn our errors into answers of the API server, which for other exceptions does not say what is wrong."""
     try:
         yield
     except (CheckpointError, ValueError, TypeError) as error:

@@ -1,10 +1,10 @@
-"""Namespaces copied, or moved, from one store to another, or to another name.
+"""Copy or move namespaces from one store to another, or to another name.
 
-Values go as the strings they are, opaque ones too. What a store adds on its own (times, versions, runs, history) is the
-target's own. Keys beginning with `__`, such as the lease, stay where they are, all but groups: these are written as the
-target stores them, an entry a member or packed.
+Values are copied as they are, opaque ones too. Times, versions, runs and history are not copied: the target makes its
+own. Keys that begin with `__`, such as the lease, are not copied, except groups. These are written in the form in which
+the target stores them: an entry for each member, or packed.
 
-A copy that was broken off is simply begun again: what the target holds already is not written a second time.
+If a copy is interrupted, start it again: what the target already holds is not written a second time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
 
 CHUNK = 500
-"""Keys of one commit to a store that writes key by key; others get a namespace whole."""
+"""Keys of one commit to a store that writes key by key. Other stores get the whole namespace in one commit."""
 
 MARK = "__move__"
-"""The reserved key by which a move finds out whether source and target are one place."""
+"""A reserved key. A move writes it to find out whether source and target are the same place."""
 
 
 class Copy(NamedTuple):
@@ -42,13 +42,13 @@ class Copy(NamedTuple):
     new: tuple[str, ...]
     """Keys that the target does not have."""
     replaced: tuple[str, ...]
-    """Keys that the target holds otherwise."""
+    """Keys that have another value at the target."""
     equal: tuple[str, ...]
-    """Keys that the target holds already."""
+    """Keys that have the same value at the target."""
 
     @property
     def total(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         return len(self.new) + len(self.replaced) + len(self.equal)
 
 
@@ -57,7 +57,7 @@ def plan(
 ) -> list[Copy]:
     """Return what `copy` would do, without writing anything; the arguments and errors are those of `copy`."""
     with ExitStack() as stack:
-        source = _opened(source, stack)  # under the same name: no rendered traceback shows a password in its URL
+        source = _opened(source, stack)  # the same name: so no rendered traceback shows the URL, with its password
         target = _opened(target, stack)
         return _plan(source, target, state_key, name)
 
@@ -73,21 +73,21 @@ def copy(
 ) -> list[Copy]:
     """Copy a namespace, or all of them, and return what was done to each.
 
-    What was written is read again and compared. Keys that only the target has are left alone.
+    What was written is read back and compared. Keys that only the target has are left as they are.
 
     Args:
-        source: a store, or its URL; it is only read.
-        target: likewise.
-        state_key: the namespace; None: all that the source lists.
-        name: what one namespace is called at the target; None: as at the source.
-        overwrite: replace keys that the target holds otherwise, instead of refusing.
-        progress: called with the number of keys done, of all keys, and the namespace, after each commit.
+        source: the store to read from, or its URL.
+        target: the store to write to, or its URL.
+        state_key: the namespace; None: all namespaces that the source lists.
+        name: the name of the namespace at the target; None: the same as at the source.
+        overwrite: replace keys that have another value at the target, instead of refusing.
+        progress: called after each commit with the number of keys done, the number of all keys, and the namespace.
 
     Raises:
-        ValueError: the source cannot list namespaces; a name for all of them; a URL or a name is not one; the target
-            holds a key otherwise and `overwrite` is not given. Nothing was written.
+        ValueError: the source cannot list namespaces; a `name` without a `state_key`; a URL or a name is invalid; a
+            key has another value at the target and `overwrite` is not given. That namespace was not written.
         Conflict: the target was changed meanwhile.
-        StoreError: a store refused or failed, or the target does not hold what was written. Begin again.
+        StoreError: a store refused or failed, or the target does not hold what was written. Copy again.
 
     """
     with ExitStack() as stack:
@@ -105,12 +105,12 @@ def move(
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Copy]:
-    """Copy, and delete at the source what was copied and compared; the arguments are those of `copy`.
+    """Copy, then delete at the source what was copied and compared; the arguments are those of `copy`.
 
-    Each namespace is deleted when it is copied, on the base of what was copied.
+    Each namespace is deleted as soon as it is copied. A key that was changed meanwhile is not deleted.
 
     Raises:
-        Conflict: the source was changed meanwhile: it is copied, and not deleted.
+        Conflict: the source was changed meanwhile: the namespace is copied, and what was changed is not deleted.
         ValueError: as `copy`, or source and target are the same place.
         StoreError: as `copy`.
 
@@ -137,7 +137,7 @@ def _plan(source: Store, target: Store, state_key: str | None, name: str | None)
     if state_key is not None:
         return [_compared(source, target, state_key, name or state_key).copy]
     if name is not None:
-        raise ValueError("a name is for one namespace: say which")
+        raise ValueError("name is for one namespace: pass its state_key too")
     plans = (_compared(source, target, each, each).copy for each in namespaces(source))
     return [each for each in plans if each.total]
 
@@ -156,15 +156,15 @@ def namespaces(store: Store) -> list[str]:
 
 
 class _Compared(NamedTuple):
-    """What is to be done to a namespace, and what both sides hold of it."""
+    """What will be done to a namespace, and what both stores hold of it."""
 
     copy: Copy
     entries: dict[str, Entry]
-    """As the source stores them."""
+    """The entries at the source."""
     values: dict[str, str]
-    """As the target is to store them."""
+    """The values that the target will hold."""
     there: dict[str, Entry]
-    """As the target stores them."""
+    """The entries at the target."""
 
 
 def _compared(source: Store, target: Store, state_key: str, name: str) -> _Compared:
@@ -196,7 +196,7 @@ def _copies(
     overwrite: bool,
     apart: bool = False,
 ) -> Iterator[_Compared]:
-    """Copy one namespace after the other, and yield each when it is there; `apart` refuses a copy onto itself."""
+    """Copy one namespace after the other, and yield each when it is copied; `apart` refuses a copy onto itself."""
     plans = _plan(source, target, state_key, name)
     if not overwrite:
         _check_nothing_differs(plans)
@@ -204,7 +204,7 @@ def _copies(
         _check_apart(source, target, each)
     done, total = 0, sum(each.total for each in plans)
     for each in plans:
-        # Compared anew: to keep what the plans were made from would take the memory of the whole store.
+        # Compared again, because keeping all that was compared for the plans would take the memory of the whole store.
         found = _compared(source, target, each.state_key, each.name)
         if not overwrite:
             _check_nothing_differs([found.copy])
@@ -217,7 +217,7 @@ def _copies(
 
 
 def _written_chunks(target: Store, found: _Compared) -> Iterator[Sequence[str]]:
-    """Write what the target lacks or holds otherwise, and yield the keys of each commit."""
+    """Write the new and the replaced keys, and yield the keys of each commit."""
     for keys in chunks(target, [*found.copy.new, *found.copy.replaced]):
         changes = {key: found.values[key] for key in keys}
         target.commit(found.copy.name, changes, {key: found.there.get(key) for key in keys}, run_id="checkpoint copy")
@@ -240,13 +240,13 @@ def _check_nothing_differs(plans: list[Copy]) -> None:
     if differing:
         others = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ValueError(
-            f"the target holds {differing[0]}{others} otherwise, and nothing of it was written: overwrite, or take "
-            "another name"
+            f"the target has another value for {differing[0]}{others}, so the namespace was not written: overwrite it, "
+            "or choose another name"
         )
 
 
 def _check_apart(source: Store, target: Store, each: Copy) -> None:
-    """Refuse a move of a namespace onto itself, which would delete it, however its place is spelled."""
+    """Refuse a move of a namespace onto itself, which would delete it; two URLs may name the same place."""
     if each.state_key != each.name:
         return
     mark = token_hex(16)
@@ -256,17 +256,17 @@ def _check_apart(source: Store, target: Store, each: Copy) -> None:
     finally:
         target.commit(each.name, {MARK: None}, run_id="checkpoint move")
     if seen is not None and seen.value == mark:
-        raise ValueError(f"source and target of {each.name!r} are the same place: take another name")
+        raise ValueError(f"source and target of {each.name!r} are the same place: choose another name")
 
 
 def chunks(store: Store, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Divide the keys of a namespace into commits: one where the store writes it whole."""
+    """Divide the keys of a namespace into commits; one commit if the store is atomic."""
     size = len(keys) if isinstance(store, Atomic) else CHUNK
     return (keys[start : start + size] for start in range(0, len(keys), size or 1))
 
 
 def said_of(key: str) -> str:
-    """Return what the entry of a key is called in a sentence: never by the spelling in which groups are stored."""
+    """Return the name of a key for messages; the entries of a group are named as users know them."""
     group, member = named(key)
     if member is not None:
         return f"{member!r} of {group!r}"

@@ -1,20 +1,20 @@
-"""State documents of neighbours and namespaces, each read from the other, losslessly both ways.
+"""Turn state documents of other tools into namespaces and back, without loss.
 
     singer   a STATE value: what a tap gets as `--state` and a target writes to its standard output
     airbyte  an AirbyteStateMessage (STREAM, GLOBAL or LEGACY), or the list of them that a source gets as `--state`
     meltano  a state file, `{"completed": …, "partial": …}`; or `{"singer_state": …}`, as `meltano state get` prints it
     json     `{key: cursor}`: the namespace as it is
 
-A document is what `json.loads` returns for it, a namespace a dict of key → cursor. Every stream whose state is an
-object is a key with that object as its cursor, for a job to read as `cp["orders"]`. All the rest is the cursor of one
-further key, `$singer`, `$airbyte` or `$meltano`: the document without what the streams' keys hold. It is absent where
-there is nothing to say, and a job that starts out without a document needs none.
+A document is what `json.loads` returns for it. A namespace is a dict of key → cursor. Each stream whose state is an
+object becomes a key with that object as its cursor, which a job reads as `cp["orders"]`. The rest of the document
+becomes the cursor of one further key, `$singer`, `$airbyte` or `$meltano`. This key is left out if there is no rest,
+and a job that starts without a document does not need it.
 
-The key of a stream is its name; for Airbyte's namespaces `namespace/name`. A name that no key may be, or that reads as
-something else, is percent-encoded as far as that takes: control characters, lone surrogates, `.` and `..` and the empty
-name (as `%`), a leading `$` or `__`, a `/` in Airbyte's names, and a `%` that two hexadecimal digits follow.
+The key of a stream is its name; with an Airbyte namespace it is `namespace/name`. Characters that a key cannot have, or
+that would make it another key, are percent-encoded: control characters, lone surrogates, `.` and `..` and the empty
+name (as `%`), a leading `$` or `__`, a `/` in Airbyte's names, and a `%` before two hexadecimal digits.
 
-The order of an object's members means nothing; that of a list of messages is kept.
+The order of an object's members is not kept; the order of a list of messages is.
 
 Sources: the Singer specification (`hub.meltano.com/singer/spec`), `airbyte_protocol.yaml` of the Airbyte protocol,
 `MeltanoState` in `meltano.core.state_store.base`.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 Format: TypeAlias = Literal["singer", "airbyte", "meltano", "json"]
-"""What a document is in."""
+"""The format of a document."""
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 """The formats, by name."""
@@ -45,10 +45,10 @@ Cursors: TypeAlias = dict[str, Cursor]
 
 
 def load(document: Any, format: Format) -> Cursors:
-    """Return the namespace that a document describes; `document` itself is left as it is.
+    """Return the namespace that a document describes; `document` is not changed.
 
     Raises:
-        ValueError: the document is not of that format; the message says what is wrong, and where.
+        ValueError: the document does not have that format; the message says what is wrong, and where.
 
     """
     read, write = _functions(format)
@@ -64,10 +64,10 @@ def load(document: Any, format: Format) -> Cursors:
 
 
 def dump(cursors: Mapping[str, Cursor], format: Format) -> Any:
-    """Return the document that describes a namespace: for one that `load` returned, the same document.
+    """Return the document that describes a namespace; for a namespace from `load`, the same document.
 
-    Keys that were changed, added or deleted meanwhile are so in the document. For Meltano, a changed cursor is complete
-    state, and what was partial of its stream is dropped.
+    Keys that were changed, added or deleted since `load` are changed, added or deleted in the document. For Meltano a
+    changed cursor becomes complete state, and the partial state of its stream is dropped.
 
     Raises:
         ValueError: the format has no place for a key or a cursor; the message says which.
@@ -89,10 +89,10 @@ def dump(cursors: Mapping[str, Cursor], format: Format) -> Any:
 
 
 def detect(document: Any) -> Format:
-    """Return the format that a document is in, judged by its outermost members.
+    """Return the format of a document, judged by its outermost members.
 
     Raises:
-        ValueError: it could be anything; the message says what is looked for.
+        ValueError: the members do not show it; the message says which members would.
 
     """
     if isinstance(document, list) or _is_message(document):
@@ -112,12 +112,12 @@ def detect(document: Any) -> Format:
 
 
 def streams(cursors: Iterable[str]) -> list[str]:
-    """Return the keys that hold a stream's cursor each: all but those that begin with `$`."""
+    """Return the keys that hold the cursor of a stream: all keys that do not begin with `$`."""
     return [key for key in cursors if not key.startswith("$")]
 
 
 def key_of(name: str, also: str = "") -> str:
-    """Return the key that stands for a name; characters of `also` are percent-encoded too."""
+    """Return the key for a name of another tool; characters in `also` are percent-encoded too."""
     if name in {"", ".", ".."}:
         return name.replace(".", "%2E") or "%"
     unsafe = rf"\A[$]|\A_(?=_)|[\x00-\x1f\x7f-\x9f\ud800-\udfff{re.escape(also)}]|%(?=[0-9A-Fa-f]{{2}})|\A%\Z"
@@ -125,13 +125,13 @@ def key_of(name: str, also: str = "") -> str:
 
 
 def name_of(key: str) -> str:
-    """Return the name that a key stands for, as `key_of` made it."""
+    """Return the name for which `key_of` returned a key."""
 
     def decoded(found: re.Match[str]) -> str:
         try:
             return unquote_to_bytes(found[0]).decode("utf-8", _LONE)
         except UnicodeDecodeError:
-            return found[0]  # nothing that key_of writes
+            return found[0]  # not written by key_of
 
     return "" if key == "%" else re.sub("(?:%[0-9A-Fa-f]{2})+", decoded, key)
 
@@ -157,7 +157,7 @@ def _dump_json(cursors: Cursors, _rest: Cursor | None) -> Any:
 def _load_singer(document: Any) -> tuple[Cursors, Cursor]:
     state = _object_at(document, "the document")
     if state.keys() == {"type", "value"} and state["type"] == "STATE":
-        raise ValueError("the document is a STATE message: what can be read is its 'value'")
+        raise ValueError("the document is a STATE message: pass its 'value'")
     return _keyed(_take(state)), state
 
 
@@ -166,7 +166,7 @@ def _dump_singer(cursors: Cursors, rest: Cursor | None) -> Any:
 
 
 def _take(state: Cursor) -> Cursors:
-    """Take the bookmarks that are cursors out of a Singer state, and `bookmarks` itself where that empties it."""
+    """Take the bookmarks that are cursors out of a Singer state, and `bookmarks` too if it is empty then."""
     bookmarks = _bookmarks(state)
     taken: Cursors = {name: cursor for name, cursor in bookmarks.items() if isinstance(cursor, dict)}
     for name in taken:
@@ -195,7 +195,7 @@ def _load_meltano(document: Any) -> tuple[Cursors, Cursor]:
     if state and not state.keys() & {"completed", "partial", "singer_state"}:
         raise ValueError("the document has none of 'completed', 'partial' and 'singer_state'")
     completed, partial = _completed(state), _bookmarks(_inner(state, "partial"))
-    # Of a stream in both parts, either says something only together with the other: both stay as they are.
+    # The two parts of one stream have a meaning only together, so both stay as they are.
     finished = _bookmarks(completed)
     both = {name: finished.pop(name) for name in partial if name in finished}
     cursors = _take(completed)
@@ -227,11 +227,11 @@ def _dump_meltano(cursors: Cursors, rest: Cursor | None) -> Any:
 
 
 def _completed(state: Cursor) -> Cursor:
-    """Return the completed Singer state of a Meltano state; an empty one where there is none."""
+    """Return the completed Singer state of a Meltano state; an empty one if there is none."""
     if "singer_state" not in state:
         return _inner(state, "completed")
     if state.keys() & {"completed", "partial"}:
-        raise ValueError("the document has 'singer_state' beside 'completed' or 'partial', where it belongs inside")
+        raise ValueError("the document has 'singer_state' beside 'completed' or 'partial': it belongs inside these")
     return _object_at(state["singer_state"], "'singer_state'")
 
 
@@ -242,7 +242,7 @@ def _inner(state: Cursor, part: str) -> Cursor:
 
 
 def _place_of_completed(state: Cursor) -> Cursor:
-    """Return the completed Singer state to put bookmarks into, made where there is none."""
+    """Return the completed Singer state, to put bookmarks into; make it if there is none."""
     if "singer_state" in state:
         return _completed(state)
     if state.get("completed") is None:
@@ -251,7 +251,7 @@ def _place_of_completed(state: Cursor) -> Cursor:
 
 
 def _merged(partial: Cursor, completed: Any) -> Cursor:
-    """Return what the next run gets, as Meltano puts it together: partial state over completed, at every level."""
+    """Return what Meltano gives to the next run: partial state over completed state, at every level."""
     under = cast("Cursor", completed) if isinstance(completed, dict) else {}
     over = {
         name: _merged(cast("Cursor", value), under.get(name)) if isinstance(value, dict) else value
@@ -271,18 +271,18 @@ def _load_airbyte(document: Any) -> tuple[Cursors, Cursor]:
         state = _state_in(message, where)
         if _is_legacy(state):
             if len(messages) > 1:
-                raise ValueError(f"{where} is LEGACY, which is a whole state, beside other messages")
+                raise ValueError(f"{where} is LEGACY, which holds a whole state, so there can be no other messages")
             data: Cursor = state.get("data") or {}
             names = [name for name, cursor in data.items() if isinstance(cursor, dict)]
             cursors.update((_stream_key(name), data.pop(name)) for name in names)
         for entry in _stream_states(state):
             key = _key_of_entry(entry)
             if key in seen:
-                raise ValueError(f"{where} has the state of {key!r}, which came before")
+                raise ValueError(f"{where} has the state of {key!r}, as an earlier message has")
             seen.add(key)
             if entry.get("stream_state") is not None:
                 cursors[key] = entry["stream_state"]
-                entry["stream_state"] = {}  # null and absent say that there is none; an object, that it is in its key
+                entry["stream_state"] = {}  # an object: the state is in its key; null or absent: there is none
     return cursors, {"messages" if isinstance(document, list) else "message": document}
 
 
@@ -306,7 +306,7 @@ def _dump_airbyte(cursors: Cursors, rest: Cursor | None) -> Any:
 
 
 def _fill(entry: Cursor, cursors: Cursors) -> bool:
-    """Give a stream's entry its cursor, taken out of `cursors`; return False where it was deleted."""
+    """Give a stream's entry its cursor, taken out of `cursors`; return False if the cursor was deleted."""
     key = _key_of_entry(entry)
     if key in cursors:
         entry["stream_state"] = cursors.pop(key)
@@ -315,7 +315,7 @@ def _fill(entry: Cursor, cursors: Cursors) -> bool:
 
 
 def _add_stream(key: str, cursor: Cursor, states: list[Cursor], messages: list[Any]) -> None:
-    """Add a stream that the messages do not know."""
+    """Add a stream that is in no message."""
     descriptor = _descriptor_of(key)
     for state in states:
         if _is_legacy(state):
@@ -330,14 +330,14 @@ def _add_stream(key: str, cursor: Cursor, states: list[Cursor], messages: list[A
 
 
 def _messages(document: Any) -> list[tuple[str, Any]]:
-    """Return the messages of a document, each with the words for where it is."""
+    """Return the messages of a document, each with a text that says where it is."""
     if not isinstance(document, list):
         return [("the document", document)]
     return [(f"message {number}", message) for number, message in enumerate(cast("Iterable[Any]", document))]
 
 
 def _state_in(message: Any, where: str) -> Cursor:
-    """Return the AirbyteStateMessage that a message is, or carries, once it is seen to be one."""
+    """Return the AirbyteStateMessage that a message is or contains, after checking it."""
     state = _object_at(message, where)
     if state.get("type") == "STATE":
         state = _object_at(state.get("state"), f"{where}'s 'state'")
@@ -373,7 +373,7 @@ def _check_optional(holder: Cursor, member: str, where: str) -> None:
 
 
 def _is_message(document: Any) -> bool:
-    """Tell whether a document looks like an AirbyteStateMessage, or the message that carries one."""
+    """Return whether a document looks like an AirbyteStateMessage, or like the message that contains one."""
     if not isinstance(document, dict):
         return False
     kind = cast("Cursor", document).get("type")
@@ -381,7 +381,7 @@ def _is_message(document: Any) -> bool:
 
 
 def _message_type(state: Cursor) -> Any:
-    """Return the type of a message; one without is LEGACY (AirbyteStateMessage in airbyte_protocol.yaml)."""
+    """Return the type of a message; without a type it is LEGACY (AirbyteStateMessage in airbyte_protocol.yaml)."""
     return "LEGACY" if state.get("type") is None else state["type"]
 
 

@@ -1,14 +1,14 @@
-"""Meltano's state in any of our stores: the backend for `state_backend.uri`s that begin with `checkpoint+`.
+"""Keep Meltano's state in a store: the backend for a `state_backend.uri` that begins with `checkpoint+`.
 
     checkpoint+sqlite:////var/lib/state.db
     checkpoint+https://api.truto.one#crm
     checkpoint+server+https://checkpoint.example.com
 
-What follows the `+` is the URL of the store, up to the `#`; what follows that is the namespace, percent-decoded, and
-`meltano` where there is none. Each state id is a key of that namespace, as `checkpoint.formats.key_of` spells it, with
-the cursor `{"completed": …, "partial": …}`: the namespace is what `meltano state export` prints.
+After the `+` comes the URL of the store. After a `#` comes the namespace, percent-encoded; without one it is `meltano`.
+Each state id is a key of that namespace, as `checkpoint.formats.key_of` makes it, and its cursor is
+`{"completed": …, "partial": …}`. So the namespace has the form that `meltano state export` prints.
 
-There are no lock files. What is written is compared with what it was made from: where somebody wrote in between, the
+There are no lock files. A write is compared with the state that it was made from. If somebody wrote in between, the
 partial state is merged into what they wrote, and written again.
 """
 
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
 
 PREFIX = "checkpoint+"
-"""What comes before the URL of a store."""
+"""The prefix before the URL of a store."""
 
 NAMESPACE = "meltano"
-"""The namespace where the URL names none."""
+"""The namespace if the URL names none."""
 
 ATTEMPTS = 100
-"""How often a merge is tried while others keep writing."""
+"""How often a merge is tried again while others keep writing."""
 
 
 @dataclass(slots=True)
 class StoredState(MeltanoState):
-    """State that was read, and what has been merged into it since."""
+    """State that was read, and the partial states that were merged into it since."""
 
     entry: Entry | None = None
-    """What it was read from; None: there was nothing."""
+    """The entry that it was read from. None: nothing was stored."""
     merged: list[MeltanoState] = field(default_factory=list[MeltanoState])
-    """In their order."""
+    """The merged states, in their order."""
 
     def merge_partial(self, state: MeltanoState) -> None:
         """Merge partial state onto this one, as Meltano does."""
@@ -67,16 +67,16 @@ class StoredState(MeltanoState):
 
 
 class CheckpointStateStoreManager(StateStoreManager):
-    """Meltano's state in a namespace of one of our stores; see the module.
+    """Meltano's state in a namespace of a store; see the module.
 
-    Errors of the store are `CheckpointError`s.
+    Failures of the store raise `CheckpointError`.
 
     Args:
         uri: `checkpoint+` and the URL of a store, with the namespace after a `#`.
-        more: Meltano's other settings, which say nothing here: there are no locks to time out.
+        more: Meltano's other settings, which have no effect here, as there are no locks.
 
     Raises:
-        UnsupportedStateBackendURIError: no store has such a URL, or the namespace is none.
+        UnsupportedStateBackendURIError: no store opens the URL, or the namespace is invalid.
 
     """
 
@@ -91,17 +91,17 @@ class CheckpointStateStoreManager(StateStoreManager):
             self._store = open_store(url)
         except ValueError as error:
             raise UnsupportedStateBackendURIError(f"state_backend.uri: {error}") from error
-        self._listed: dict[str, Entry] | None = None  # while ids are iterated
+        self._listed: dict[str, Entry] | None = None  # the namespace, while its ids are iterated
 
     def close(self) -> None:
         """Close the store."""
         self._store.close()
 
     def get(self, state_id: str) -> StoredState | None:
-        """Return the state of an id; None where there is none.
+        """Return the state of an id; None if nothing is stored.
 
         Raises:
-            CorruptState: what is stored is no state; it is kept.
+            CorruptState: what is stored is not a state; it is kept.
 
         """
         entries = self._store.load(self.namespace) if self._listed is None else self._listed
@@ -111,14 +111,14 @@ class CheckpointStateStoreManager(StateStoreManager):
     def set(self, state: MeltanoState) -> None:
         """Write a state: complete state replaces what is stored, partial state alone is merged into it.
 
-        State that was read with `get` replaces only what was read. Where somebody else wrote in between, what was
-        merged into it since is merged into what they wrote.
+        State that was read with `get` replaces only the state that was read. If somebody else wrote in between, what
+        was merged into it since `get` is merged into their state.
 
         Raises:
-            StateIDLockedError: somebody else wrote in between, and nothing was merged that could be merged again.
+            StateIDLockedError: somebody else wrote in between, and there is nothing that could be merged again.
 
         """
-        self._listed = None  # what is merged is merged into what is there, in the middle of an iteration too
+        self._listed = None  # merge into what is stored now, in the middle of an iteration too
         if isinstance(state, StoredState):
             self._set_stored(state)
         elif state.is_complete():
@@ -135,7 +135,7 @@ class CheckpointStateStoreManager(StateStoreManager):
         return len(by_id)
 
     def delete(self, state_id: str) -> None:
-        """Delete the state of an id; one without state is no error."""
+        """Delete the state of an id; a missing state is no error."""
         self._store.commit(self.namespace, {key_of(state_id): None})
 
     def clear_all(self) -> int:
@@ -145,10 +145,10 @@ class CheckpointStateStoreManager(StateStoreManager):
         return len(keys)
 
     def get_state_ids(self, pattern: str | None = None) -> Generator[str]:
-        """Yield the ids that have state, sorted; only those that fit a glob pattern, where one is given.
+        """Yield the ids that have state, sorted; with a glob pattern, only those that match.
 
-        Until the last one is yielded, or something is set, `get` answers from the same list: `meltano state list` asks
-        for each id's state.
+        Until the last id is yielded, or something is set, `get` uses the same list, because `meltano state list` asks
+        for the state of each id.
         """
         self._listed = self._store.load(self.namespace)
         try:
@@ -177,7 +177,7 @@ class CheckpointStateStoreManager(StateStoreManager):
             raise StateIDLockedError(str(conflict)) from conflict
 
     def _replace(self, state: StoredState) -> Conflict | None:
-        """Write a state where what it was read from is still stored; return what is in its way."""
+        """Write a state if the entry that it was read from is still stored; else return the conflict."""
         key = key_of(state.state_id)
         try:
             receipt = self._store.commit(self.namespace, {key: _value_of(state)}, {key: state.entry})

@@ -1,16 +1,17 @@
-"""The positions in other tools' state, as cursors of our streams: for a job that goes on where another tool stopped.
+"""Find the positions in other tools' state, for a job that continues where another tool stopped.
 
-Where `checkpoint.neighbours.documents` keeps a document as it is, this takes out of it what a stream of ours reads:
-`{"updated_at": "2024-05-01T10:00:00Z"}`. What it returns is a document of the format json, as `checkpoint import` reads
-it, in which partitions are members of a group, named by the values of their partition, joined by `/`.
+`checkpoint.neighbours.documents` keeps a document as it is. This module takes the positions out of it, as the cursors
+of streams: `{"updated_at": "2024-05-01T10:00:00Z"}`. The result is a document in the format json, as `checkpoint
+import` reads it. Partitions become members of a group; the name of a member is the values of its partition, joined by
+`/`.
 
     singer, meltano   bookmarks; those of the Singer SDK (`replication_key`, `replication_key_value`, `partitions`).
-                      Where an unsorted stream was interrupted, its progress markers count for nothing: the bookmark
-                      before it does
+                      If an unsorted stream was interrupted, its progress markers are ignored, and its last bookmark
+                      is the position
     airbyte           stream states, and those with a state for each partition (`states`)
     dlt               `state.json` of a pipeline: the `last_value` of each incremental
 
-Rows at a position come once more, for other tools tell them apart in ways of their own.
+Rows at a position come once more, because other tools remember delivered rows in other forms.
 
 Sources: `singer_sdk.helpers._state` of the Singer SDK; `PerPartitionCursor` and `ConcurrentPerPartitionCursor` of the
 Airbyte CDK; `dlt.common.typing.IncrementalColumnState` and `dlt.common.json` of dlt.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from checkpoint.codec import Cursor
 
 Tool: TypeAlias = Literal["singer", "airbyte", "meltano", "dlt"]
-"""Whose state it is."""
+"""The tool that wrote the state."""
 
 TOOLS: tuple[Tool, ...] = get_args(Tool)
 """The tools, by name."""
@@ -39,16 +40,16 @@ GROUPS = "__group__"
 """The member of a document that holds groups."""
 
 _MARK = range(0xF026, 0xF02F)
-"""dlt spells a decimal, a time, a date … as text behind one character of these (`dlt.common.json`)."""
+"""dlt writes decimals, times, dates and others as text after one of these characters (`dlt.common.json`)."""
 
 
 def positions(document: Any, tool: Tool) -> dict[str, Any]:
-    """Return the positions in a tool's state as a document of the format json; `document` is left as it is.
+    """Return the positions in a tool's state as a document in the format json; `document` is not changed.
 
     Streams without a position are left out. A cursor of another shape than those above is returned as it is.
 
     Raises:
-        ValueError: the document is not such a state, or one position would have to stand for several; the message says
+        ValueError: the document is not a state of that tool, or several positions would become one; the message says
             what is wrong, and where.
 
     """
@@ -71,7 +72,7 @@ def _documented(document: Any, tool: documents.Format) -> Iterator[tuple[str, Cu
 
 
 def _position(cursor: Cursor) -> Cursor:
-    """Return what a stream of ours reads; empty: there is no position."""
+    """Return the cursor of a stream; empty if there is no position."""
     if "replication_key" not in cursor and "starting_replication_value" not in cursor:
         return cursor
     field = cursor.get("replication_key")
@@ -80,7 +81,7 @@ def _position(cursor: Cursor) -> Cursor:
 
 
 def _partitions(key: str, cursor: Cursor) -> dict[str, Cursor] | None:
-    """Return the positions of a stream's partitions; None: it has none."""
+    """Return the positions of a stream's partitions; None if it has no partitions."""
     if cursor.get("use_global_cursor") is True and cursor.get("states"):
         raise ValueError(
             f"{key!r} has one position for all of its partitions, {_state(cursor)}: give it to every member as its "
@@ -116,7 +117,7 @@ def _state(cursor: Cursor) -> str:
 
 
 def _member(partition: Cursor) -> str:
-    """Return the name of a partition's member; Airbyte's `parent_slice` is a part of no name."""
+    """Return the name of a partition's member; Airbyte's `parent_slice` is left out of it."""
     values = [value for name, value in partition.items() if name != "parent_slice"]
     return key_of("/".join(value if isinstance(value, str) else codec.canonical({"": value}).decode()[4:-1]
                            for value in values))  # fmt: skip
@@ -126,7 +127,7 @@ def _member(partition: Cursor) -> str:
 
 
 def _dlt(document: Any) -> Iterator[tuple[str, Cursor]]:
-    """Yield the resources of a pipeline that have a position; of one name in several sources, with the source's."""
+    """Yield the resources of a pipeline that have a position; if a name comes again, with its source before it."""
     sources = _object(_object(document, "the document").get("sources"), "its 'sources'")
     seen: set[str] = set()
     for source, state in sources.items():
@@ -150,7 +151,7 @@ def _resources(state: Any, source: str) -> Iterator[tuple[str, Cursor]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without the character that tells its type."""
+    """Return a value without the character that marks its type."""
     return value[1:] if isinstance(value, str) and value and ord(value[0]) in _MARK else value
 
 
