@@ -36,6 +36,7 @@ from harness import RESULTS
 from places import KINDS, place, reached
 
 from checkpoint import Checkpointer, open_store
+from checkpoint.stores.base import ListsNamespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,8 @@ NEEDS = {"dask": "distributed", "spark": "pyspark", "accounts-dask": "distribute
 GOES_ON = ("BrokenProcessPool", "KilledWorker", "Job aborted due to stage failure", "CancelledError")
 """How an engine says that it cannot go on without a worker: the job is run again. Anything else is a fault."""
 TIMEOUT = 600
+PAGE_SIZE = 50
+"""Rows of a page, of a range of time."""
 
 
 @dataclass(frozen=True)
@@ -159,20 +162,20 @@ class Source:
             return self.orders(**query)
         return self.tickets(**query)
 
-    def tickets(self, updated_from: str, updated_before: str, page_token: str = "0", size: int = 50) -> dict[str, Any]:
+    def tickets(self, updated_from: str, updated_before: str, page_token: str = "0") -> dict[str, Any]:
         """Answer with a page of the rows of a range."""
         with self._lock:
             self.windows.add((updated_from, updated_before))
         first = bisect_left(self._tickets, (updated_from,)) + int(page_token)
         end = bisect_left(self._tickets, (updated_before,))
-        rows = [{"id": number, "updated_at": at} for at, number in self._tickets[first : min(first + size, end)]]
-        return {"rows": rows, "next": str(int(page_token) + size) if first + size < end else None}
+        rows = [{"id": number, "updated_at": at} for at, number in self._tickets[first : min(first + PAGE_SIZE, end)]]
+        return {"rows": rows, "next": str(int(page_token) + PAGE_SIZE) if first + PAGE_SIZE < end else None}
 
     def orders(self, account: str, updated_since: str, page_token: str = "0") -> dict[str, Any]:
         """Answer with the two orders of an account, a page each."""
         number = int(account.rpartition("-")[2])
-        both = [{"id": 2 * number + index, "updated_at": stamp((number % 1000) * 60 + index)} for index in range(2)]
-        rows = [row for row in both if row["updated_at"] >= updated_since]
+        both = [(2 * number + index, stamp((number % 1000) * 60 + index)) for index in range(2)]
+        rows = [{"id": id_, "updated_at": at} for id_, at in both if at >= updated_since]
         at = int(page_token)
         return {"rows": rows[at : at + 1], "next": str(at + 1) if at + 1 < len(rows) else None}
 
@@ -197,7 +200,7 @@ class Cluster:
         self.accounts = engine.startswith("accounts")
         (folder / "job.py").write_text(code(engine, size))
         (folder / "sink").mkdir()
-        requests = size.accounts * 2 if self.accounts else size.rows // 50
+        requests = size.accounts * 2 if self.accounts else size.rows // PAGE_SIZE
         total = size.workers_killed + size.drivers_killed
         moments = sorted(self.dice.sample(range(5, max(requests * 3 // 4, total + 6)), total))
         victims = ["driver"] * size.drivers_killed + ["worker"] * size.workers_killed
@@ -292,6 +295,7 @@ class Cluster:
             return
         members = 0
         with closing(open_store(self.made.url)) as store:
+            assert isinstance(store, ListsNamespaces)
             for namespace in store.namespaces():
                 with Checkpointer(namespace, store, record_run=False) as cp:
                     members += len(cp.group("orders"))

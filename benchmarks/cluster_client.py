@@ -19,7 +19,7 @@ def get(path: str, **query: object) -> dict[str, Any]:
     given = {name: value for name, value in query.items() if value is not None}
     connection = HTTPConnection(os.environ["CLUSTER_SOURCE"], timeout=120)
     connection.request("GET", f"{path}?{urlencode(given)}", headers={"X-Process": str(os.getpid())})
-    answer = json.loads(connection.getresponse().read())
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
     connection.close()
     return answer
 

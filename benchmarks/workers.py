@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import TypeAlias
 
-SHAPES = ("members", "windows", "windows, commit_soon")
+Shape: TypeAlias = Literal["members", "windows", "windows, commit_soon"]
+SHAPES: tuple[Shape, ...] = ("members", "windows", "windows, commit_soon")
 TRIPS = {"sqlite": 0, "postgres": 8, "s3": 2, "server": 1, "truto": 2}
 """Round trips of one commit that nobody is in the way of."""
 LOCKED = {"postgres": 6, "server": 0, "sqlite": 0}
@@ -58,7 +59,7 @@ class Crowd:
     """Seconds of a commit in which no other one goes on, besides the round trips: of a disk, or a shared processor."""
     rate: tuple[int, float] = (500, 10.0)
     """Of the token of the vendor's API: requests in so many seconds, shared out among the workers."""
-    shape: Literal["members", "windows", "windows, commit_soon"] = "members"
+    shape: Shape = "members"
 
 
 @dataclass
