@@ -922,7 +922,7 @@ def test_a_file_without_a_token_is_refused(tmp_path, monkeypatch, content):
     (tmp_path / "token").write_text(content)
     monkeypatch.delenv("TRUTO_API_TOKEN", raising=False)
     monkeypatch.setenv("TRUTO_API_TOKEN_FILE", str(tmp_path / "token"))
-    with pytest.raises(ValueError, match="from the file that .TRUTO_API_TOKEN_FILE names must be printable"):
+    with pytest.raises(Unauthorized, match="from the file that .TRUTO_API_TOKEN_FILE names must be printable"):
         TrutoStore("http://127.0.0.1:9")
 
 
@@ -930,7 +930,7 @@ def test_a_token_that_is_no_text_is_refused(api):
     with pytest.raises(TypeError, match="must be a str, not bytes"):
         TrutoStore(api.url, b"token")
     store = TrutoStore(api.url, lambda: None)
-    with pytest.raises(TypeError, match="from token= must be a str, not NoneType"):
+    with pytest.raises(Unauthorized, match="from token= must be a str, not NoneType"):
         store.load("run")
     store.close()
 

@@ -66,11 +66,13 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     def __init__(self, state_key: str, store: Any = None, **options: Any) -> None:
         if joined(store) is not None:
             raise ValueError("with connection= a commit runs in the calling thread: use a Checkpointer")
-        self._cp = Checkpointer(state_key, store, **options)
+        given = [store]
+        del store  # a URL may hold a password, and a rendered traceback shows locals
+        self._cp = Checkpointer(state_key, given.pop(), **options)
         self._block = self._cp._block
 
     def __repr__(self) -> str:
-        return f"Async{self._cp!r}"
+        return f"Async{self._cp!r}" if hasattr(self, "_cp") else "AsyncCheckpointer()"
 
     async def __aenter__(self) -> Self:
         self._cp._enter_once()

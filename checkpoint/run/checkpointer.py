@@ -24,7 +24,7 @@ from checkpoint.run.layers import Layers
 from checkpoint.run.raw import Values
 from checkpoint.run.runs import Run, recorded, run_id_of
 from checkpoint.run.stopping import Stops
-from checkpoint.stores import check_url, shown
+from checkpoint.stores import complaint_of, shown
 from checkpoint.stores.base import KeepsHistory, Store, check_changes, check_name, joined
 
 if TYPE_CHECKING:
@@ -113,34 +113,36 @@ class Checkpointer(MutableMapping[str, Cursor]):
         run_id: str | None = None,
         record_run: bool = True,
     ) -> None:
+        settings = Settings(store, missing, exclusive, record_run, "")
+        del store  # a URL may hold a password, and a rendered traceback shows locals
         check_name("state_key", state_key)
-        if not (store is None or isinstance(store, (str, Store))):
-            raise TypeError(
-                f"store must be a Store, a URL such as 'sqlite:///state.db', or None, not {type(store).__name__}"
-            )
+        if not (settings.store is None or isinstance(settings.store, (str, Store))):
+            kind = type(settings.store).__name__
+            raise TypeError(f"store must be a Store, a URL such as 'sqlite:///state.db', or None, not {kind}")
         if missing not in ("new", "raise"):
             raise ValueError(f"missing must be 'new' or 'raise', not {missing!r}")
         if isinstance(min_interval, bool) or not isinstance(min_interval, (int, float)) or not min_interval >= 0:
             raise ValueError(f"min_interval must be seconds, 0 or more, not {min_interval!r}")
-        if isinstance(store, str):
-            check_url(store)
+        if isinstance(settings.store, str) and (complaint := complaint_of(settings.store)):
+            raise ValueError(complaint)
         self.state_key = state_key
         """The namespace of this run."""
         if exclusive is not False:
             from checkpoint.run.lease import check_exclusive  # most runs need none
 
             check_exclusive(exclusive)
-        if joined(store) is not None and (exclusive is not False or min_interval):
+        if joined(settings.store) is not None and (exclusive is not False or min_interval):
             raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
         self.run_id: str = run_id_of(run_id)
         """The id of this run, recorded with every written entry where the store can."""
         self._stops = Stops(stop_signals)
         self._layers = Layers(state_key, self.run_id)
         self._commits = Commits(self._layers, policy(on_conflict), min_interval=min_interval, run_id=self.run_id)
-        settings = Settings(store, missing, exclusive, record_run, self.run_id)
-        self._block = Block(settings, self._layers, self._commits, self._stops)
+        self._block = Block(settings._replace(run_id=self.run_id), self._layers, self._commits, self._stops)
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_block"):
+            return "Checkpointer()"  # in the traceback of an error of its arguments
         given = self._block.settings.store
         with self._layers.lock:
             if self._layers.phase != "open":

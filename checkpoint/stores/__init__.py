@@ -7,6 +7,7 @@ import re
 from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from checkpoint.stores.urls import options
 
@@ -49,50 +50,66 @@ def open_store(url: str | None = None) -> Store:
     Raises:
         ValueError: no store has this scheme, an option or the rest of the URL is not what the store expects, or it is
             empty, or holds control characters or white space around it.
+        TypeError: it is no str; a path is what `SQLiteStore` takes.
         StoreError: the default folder cannot be had.
 
     """
     if url is None:
         url = os.environ.get("CHECKPOINT_STORE")
-    if url == "":  # what a template made of a missing variable must not be a fresh start in another place
-        raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
     if url is None:
         return _resolve("checkpoint.stores.sqlite:SQLiteStore")()
-    check_url(url)
+    try:
+        opener, given, named = _found(url)
+    except (TypeError, ValueError) as error:
+        failure = error.with_traceback(None)  # whose frames hold the URL, as this one did, and so its password
+        del url
+    else:
+        del url
+        return opener(given.pop(), **named)
+    raise failure
+
+
+def _found(url: str) -> tuple[Callable[..., Store], list[str], dict[str, Any]]:
+    """Return what opens a URL, the URL without options in a list, and its options."""
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers without types give
+        example = "sqlite:///state.db"
+        if isinstance(url, os.PathLike):
+            example = f"sqlite:///{quote(os.fsdecode(url))}"
+        raise TypeError(f"a store's URL is a str such as {example!r}, not {type(url).__name__}")
+    if url == "":  # what a template made of a missing variable must not be a fresh start in another place
+        raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
+    if complaint := complaint_of(url):
+        raise ValueError(complaint)
     scheme = _scheme(url)
+    url = scheme + url[len(scheme) :]
     if scheme.startswith(("postgres+", "postgresql+")):  # SQLAlchemy's spelling, which the store explains
         scheme = "postgresql"
     if scheme in _OPENERS:
         opener = _resolve(_OPENERS[scheme])
-        given, named = _options_of(opener, url)
-        del url  # so that no rendered traceback shows its password
-        return opener(given.pop(), **named)
+        return opener, *_options_of(opener, url)
     from importlib.metadata import entry_points  # slow to import, and rarely asked
 
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    found = {point.name.lower(): point for point in entry_points(group=ENTRY_POINTS)}
     if scheme in found:
         theirs: Callable[..., Store] = found[scheme].load()
-        given, named = _options_of(theirs, url)
-        del url  # as above
-        return theirs(given.pop(), **named)
+        return theirs, *_options_of(theirs, url)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
     url = shown(url)  # a mistyped scheme does not make a password less of one
     hint = "" if ":" in url else f"; a file is sqlite:///{url}"
     raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
 
 
-def check_url(url: str) -> None:
-    """Refuse a URL with characters that are dropped on its way, so that another place would be found empty.
+def complaint_of(url: str) -> str | None:
+    """Return what is wrong with a URL's characters; None: nothing.
 
-    Raises:
-        ValueError: it holds control characters, or white space around it; it is not shown.
-
+    Control characters and outer white space are dropped on its way, so that another place would be found empty.
     """
-    if url != url.strip() or re.search(r"[\x00-\x1f\x7f-\x9f]", url):
-        raise ValueError(
-            "the store's URL holds control characters (a newline, a tab), or white space around it: write it without; "
-            "it is not shown here"
-        )
+    if url == url.strip() and not re.search(r"[\x00-\x1f\x7f-\x9f]", url):
+        return None
+    return (
+        "the store's URL holds control characters (a newline, a tab), or white space around it: write it without; "
+        "it is not shown here"
+    )
 
 
 def _options_of(opener: Callable[..., Store], url: str) -> tuple[list[str], dict[str, Any]]:
@@ -112,7 +129,7 @@ def shown(url: str) -> str:
 
 
 def _scheme(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else ""
+    return url.partition("://")[0].lower() if "://" in url else ""
 
 
 def _resolve(name: str) -> Callable[..., Store]:

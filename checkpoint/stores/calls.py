@@ -62,8 +62,8 @@ class StateApi:
         return cast("list[Entry]", result), str(following) if following else None
 
     def date(self, deadline: Deadline) -> str:
-        """Return the time that the answer to a list carries, empty where it carries none."""
-        return self._send(deadline, "GET", None).headers.get("date", "")
+        """Return the time that the answer to a list carries, empty where it carries none; no token is in it."""
+        return self.service.hide(self._send(deadline, "GET", None).headers.get("date", ""))
 
     def get(self, key: str, deadline: Deadline) -> Entry | None:
         """Return one entry, None where it is missing."""

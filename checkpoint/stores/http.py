@@ -307,9 +307,10 @@ class _Body:
         }
         self._parts: list[bytes] = []
         self._size = 0
-        encoding = self._headers.get("content-encoding", "identity").lower()
+        told = self._headers.get("content-encoding", "identity")
+        encoding = told.lower()
         if encoding not in {"identity", "gzip"}:
-            raise TransportError(f"the answer has the unwanted encoding {encoding!r}", reached=True, again=False)
+            raise TransportError(f"the answer has the unwanted encoding {told!r}", reached=True, again=False)
         self._inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
         self._whole = True
 

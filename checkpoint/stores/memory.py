@@ -69,7 +69,7 @@ class MemoryStore:
     def from_url(cls, url: str, **options: Any) -> MemoryStore:
         """Return the store of `memory://name`: the same one for every caller in this process."""
         name = url.removeprefix("memory://")
-        if name in {url, ""}:
+        if name in {url, ""} or "?" in name or "#" in name:
             raise ValueError(f"a memory store's URL is memory://name, not {url!r}")
         return _named.setdefault(name, cls(**options))
 

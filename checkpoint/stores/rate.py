@@ -116,13 +116,18 @@ def retry_after(header: str | None, date: str | None) -> float | None:
     if header.isascii() and header.isdigit():
         return min(float(header), _LONGEST)
     try:
-        seconds = (_http_date(header) - _http_date(date or "")).total_seconds()
+        seconds = (http_date(header) - http_date(date or "")).total_seconds()
     except (ValueError, OverflowError):
         return None
     return seconds if seconds >= 0 else None
 
 
-def _http_date(text: str) -> datetime:
-    """Return the moment of an HTTP-date (RFC 9110, section 5.6.7); the form of C's asctime names no zone."""
+def http_date(text: str) -> datetime:
+    """Return the moment of an HTTP-date (RFC 9110, section 5.6.7), in UTC; the form of C's asctime names no zone.
+
+    Raises:
+        ValueError, OverflowError: it is none.
+
+    """
     moment = parsedate_to_datetime(text)
-    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)

@@ -6,7 +6,7 @@ A commit is one request, and as atomic as the store behind the server. One whose
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from urllib.parse import quote, urlencode
 
@@ -20,7 +20,7 @@ from checkpoint.stores.history import check_question, writer_of
 from checkpoint.stores.listing import listed
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Policy
 from checkpoint.stores.service import AnswerLost, Requests, Service, Unclear, checked_url
-from checkpoint.stores.tokens import Token
+from checkpoint.stores.tokens import Secret, Token
 from checkpoint.stores.urls import check_seconds, positive
 
 if TYPE_CHECKING:
@@ -58,15 +58,17 @@ class ServerStore:
     Args:
         base_url: where the server is, `server+https://host` or `https://host`; a path is kept as a prefix.
         token: the token, or a callable that gives it; None: `$CHECKPOINT_TOKEN`, else what the file holds that
-            `$CHECKPOINT_TOKEN_FILE` names. A callable and a file are asked when they are first needed, and once more
-            when the server refuses the token (401).
+            `$CHECKPOINT_TOKEN_FILE` names. A callable is asked when a token is first needed, and both are asked once
+            more when the server refuses the token (401). The time that a callable takes counts towards the deadline,
+            which does not end it: give its own requests a timeout.
         timeout: seconds to connect, and to wait for each piece of an answer.
         deadline: seconds for a load or commit as a whole, with all retries.
 
     What the store behind the server cannot do is a StoreError that says so: keep a history, or list namespaces.
 
     Raises:
-        ValueError: the URL or the token is not one, or a number is not positive; the token is not shown.
+        ValueError, TypeError: the URL or the token is not one, or a number is not positive; the token is not shown.
+        Unauthorized: the token's file holds none.
 
     """
 
@@ -81,14 +83,14 @@ class ServerStore:
         timeout: float = 10.0,
         deadline: float = DEADLINE,
     ) -> None:
-        self._base_url = base_url
-        given = [token]
-        del token  # so that no rendered traceback shows it
-        source = Token(given.pop(), "CHECKPOINT_TOKEN")
-        plain = base_url[len("server+") :] if base_url.lower().startswith("server+") else base_url
-        self._base_url = checked_url(plain, "a server's URL", "server+https://checkpoint.example.com", self.URL_OPTIONS)
+        self._base_url = ""
+        url, tokens = Secret(base_url), [token]
+        del base_url, token  # so that no rendered traceback shows them
+        source = Token(tokens.pop(), "CHECKPOINT_TOKEN")
         self._timeout = check_seconds("timeout", timeout)
         self._deadline = check_seconds("deadline", deadline)
+        example = "server+https://checkpoint.example.com"
+        self._base_url = checked_url(url.reveal(), "a server's URL", example, self.URL_OPTIONS, prefix="server+")
         self._service = Service(
             self._base_url,
             source,
@@ -176,11 +178,8 @@ class ServerStore:
 
     def clock(self) -> datetime:
         """Return the time by the server's clock; see `TellsTime.clock`."""
-        told = self._ask(lambda call: call.ask(wire.ABOUT, {}).headers.get(wire.TIME, ""))
-        try:
-            return datetime.fromisoformat(told.replace("Z", "+00:00"))
-        except ValueError as error:
-            raise StoreError(f"{self._base_url} does not tell its time: {self._service.hide(repr(told))}") from error
+        told = self._ask(lambda call: self._service.hide(call.ask(wire.ABOUT, {}).headers.get(wire.TIME, "")))
+        return self._service.moment(told, _time_of)
 
     def facts(self) -> dict[str, str]:
         """Return what the server is, and what the store behind it tells; see `TellsFacts.facts`."""
@@ -522,6 +521,11 @@ def _told(response: Response) -> Mapping[str, Any]:
     except orjson.JSONDecodeError:
         return {}
     return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+
+
+def _time_of(text: str) -> datetime:
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
 
 
 def _is_certain(refusal: Response) -> bool:

@@ -19,7 +19,7 @@ from weakref import WeakSet, WeakValueDictionary
 import orjson
 
 from checkpoint.errors import CheckpointError, StoreError, Unauthorized, printable
-from checkpoint.stores import check_url
+from checkpoint.stores import complaint_of
 from checkpoint.stores.aside import Aside
 from checkpoint.stores.http import MAX_BODY, Clients, Response, TransportError, check_host
 from checkpoint.stores.rate import Rate, Slot, retry_after
@@ -27,6 +27,7 @@ from checkpoint.stores.retrying import Again, Deadline, Operation, Policy, monot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
 
     from checkpoint.stores.tokens import Secret, Token
 
@@ -151,9 +152,10 @@ class Service:
         raise failed from cause
 
     def _failure(self, error: TransportError) -> Again | StoreError:
+        said = self.hide(str(error))
         if not error.again:
-            return (Unclear if error.reached else StoreError)(f"{self.base_url}: {error}")
-        return AnswerLost(str(error), late=True) if error.reached else Again(str(error))
+            return (Unclear if error.reached else StoreError)(f"{self.base_url}: {said}")
+        return AnswerLost(said, late=True) if error.reached else Again(said)
 
     def load(self, run: Requests, call: Callable[[], T]) -> T:
         """Make a call that only reads; what a signal handler raises meanwhile comes out at once."""
@@ -227,8 +229,19 @@ class Service:
         return printable(self.hide(f"{response.status} {said}"))[:400]
 
     def hide(self, text: str) -> str:
-        """Replace the token in a text that a service had a part in, however it is escaped."""
-        return self._token.current().hide(text)
+        """Replace the tokens in a text that a service had a part in, however they are escaped; see `Token.hide`."""
+        return self._token.hide(text)
+
+    def moment(self, text: str, read: Callable[[str], datetime]) -> datetime:
+        """Return the time that a service tells, as `read` reads it.
+
+        Raises:
+            StoreError: it tells none.
+
+        """
+        with suppress(ValueError, OverflowError):
+            return read(text)
+        raise StoreError(f"{self.base_url} does not tell its time: {text!r}")
 
     def document(self, response: Response, read: Callable[[bytes], object] = orjson.loads) -> dict[str, Any]:
         """Return the JSON object of a successful answer, as `read` reads it.
@@ -389,20 +402,26 @@ def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttl
     return throttle
 
 
-def checked_url(base_url: str, what: str, example: str, options: Iterable[str]) -> str:
-    """Return the base URL of a service with its scheme in lower case, and without a slash at its end.
+def checked_url(base_url: str, what: str, example: str, options: Iterable[str], *, prefix: str = "") -> str:
+    """Return the base URL of a service with its scheme in lower case, and without prefix and a slash at its end.
 
     Raises:
         ValueError: it is none, or has a user, a query or a fragment.
+        TypeError: it is no str.
 
     """
-    check_url(base_url)
+    if not isinstance(base_url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers without types give
+        raise TypeError(f"{what} is a str such as {example!r}, not {type(base_url).__name__}")
+    if base_url[: len(prefix)].lower() == prefix:
+        base_url = base_url[len(prefix) :]
+    complaint = complaint_of(base_url)
     if "@" in base_url:
-        raise ValueError(f"{what} has no user; it is not shown here")
-    if "?" in base_url or "#" in base_url:
-        raise ValueError(
-            f"{what} has no query or fragment; as a store's URL it may have the options {', '.join(options)}"
-        )
+        complaint = f"{what} has no user; it is not shown here"
+    elif "?" in base_url or "#" in base_url:
+        complaint = f"{what} has no query or fragment; as a store's URL it may have the options {', '.join(options)}"
+    if complaint is not None:
+        del base_url  # so that no rendered traceback shows a password
+        raise ValueError(complaint)
     scheme = ""
     with suppress(ValueError):  # a port or an address that is none
         parts = urlsplit(base_url)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from base64 import b64encode
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.errors import StoreError, is_of_handler
+from checkpoint.errors import Unauthorized, is_of_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,12 @@ _TELLING = 8  # letters of base64: fewer may stand anywhere
 class Secret:
     """A string that no repr, log or pickle shows; `origin` says where it came from, such as ` from $VARIABLE`."""
 
-    __slots__ = ("__weakref__", "_spellings", "_text", "origin")
+    __slots__ = ("__weakref__", "_before", "_spellings", "_text", "origin")
 
     def __init__(self, text: str, origin: str = "") -> None:
         self._text = text
         self._spellings: re.Pattern[str] | None = None
+        self._before: Secret | None = None
         self.origin: str = origin
 
     def __repr__(self) -> str:
@@ -43,8 +44,14 @@ class Secret:
         """Return the string itself."""
         return self._text
 
+    def follow(self, before: Secret) -> None:
+        """Hide with this one the one before it, too: a service may still speak of it. Those before that are let go."""
+        self._before, before._before = before, None
+
     def hide(self, text: str) -> str:
         r"""Replace it by `***` in a text, however it is written: JSON (`\/`, `\u0041`), HTML, percent, base64."""
+        if self._before is not None:
+            text = self._before.hide(text)
         if self._spellings is None:
             self._spellings = re.compile("|".join(["".join(map(_spellings, self._text)), *_base64(self._text)]))
         return self._spellings.sub("***", text)
@@ -62,7 +69,8 @@ def _for_another_server(variable: str) -> str:
 class Token:
     """The token of a service: a text, a callable that gives one, or what an environment variable or its file holds.
 
-    A callable and a file are asked when a token is first needed, and again after the service has refused the last one.
+    A file is read at once, and a callable asked when a token is first needed; both again after the service has refused
+    the last one. Then it counts towards the caller's deadline, which cannot end it.
     """
 
     def __init__(self, given: str | Callable[[], str] | None, variable: str) -> None:
@@ -71,13 +79,15 @@ class Token:
         Raises:
             ValueError: there is none, or it is not one that a header can hold; it is not shown.
             TypeError: it is neither a text nor a callable.
+            Unauthorized: the file holds none.
 
         """
         self._lock = Lock()
         self._secret: Secret | None = None
-        self._source: Callable[[], Secret] | None = None
+        self._source: Callable[[], Any] | None = None
+        self._origin = " from token="
         if callable(given):
-            self._source = lambda: _secret_of([given()], " from token=")
+            self._source = given
         elif given is not None or variable in os.environ:
             held, origin = [os.environ.get(variable)], f" from ${variable}"
             if given is not None:
@@ -85,27 +95,58 @@ class Token:
             del given  # so that no rendered traceback shows it
             self._secret = _secret_of(held, origin)
         elif name := os.environ.get(f"{variable}_FILE"):
-            self._source = lambda: _token_in(name, f"${variable}_FILE")
-            self._secret = self._source()
+            self._source, self._origin = partial(_text_in, name), f" from the file that ${variable}_FILE names"
+            self._secret = self._asked(self._source)
         else:
             raise ValueError(f"no API token: set {variable}, or pass token={_for_another_server(variable)}")
 
     def current(self) -> Secret:
-        """Return the token, asking for it the first time."""
+        """Return the token, asking for it the first time.
+
+        Raises:
+            Unauthorized: the callable failed, or returned no token.
+
+        """
         with self._lock:
             if self._secret is None and self._source is not None:
-                self._secret = self._source()
+                self._secret = self._asked(self._source)
             assert self._secret is not None, "there is a token or a source of one"  # noqa: S101 - for type checkers
             return self._secret
 
     def renewed(self, refused: Secret) -> Secret | None:
-        """Return the token that is to be used after this one was refused, None where there is no other."""
+        """Return the token that is to be used after this one was refused, None where there is no other.
+
+        Raises:
+            Unauthorized: the callable or the file gives no token.
+
+        """
         with self._lock:
             if self._secret is refused and self._source is not None:
-                secret = self._source()
+                secret = self._asked(self._source)
                 if secret.reveal() != refused.reveal():
+                    secret.follow(refused)
                     self._secret = secret
             return self._secret if self._secret is not refused else None
+
+    def hide(self, text: str) -> str:
+        """Replace the token, and the one before it, by `***` in a text; see `Secret.hide`."""
+        secret = self._secret
+        return text if secret is None else secret.hide(text)
+
+    def _asked(self, source: Callable[[], Any]) -> Secret:
+        try:
+            held = [source()]
+        except Exception as error:
+            if is_of_handler(error):
+                raise
+            said = f"{type(error).__name__}: {error}".removesuffix(": ")
+            failure = Unauthorized(self.hide(f"the API token{self._origin} cannot be had: {said}"))
+        else:
+            try:
+                return _secret_of(held, self._origin)
+            except (TypeError, ValueError) as error:
+                failure = Unauthorized(str(error))
+        raise failure  # out here, where it keeps no context, whose frames may hold a token
 
     def forked(self) -> None:
         """Make the lock anew in a forked child: a thread that the child does not have may hold it."""
@@ -124,14 +165,8 @@ def _secret_of(held: list[Any], origin: str) -> Secret:
     return secret
 
 
-def _token_in(name: str, variable: str) -> Secret:
-    try:
-        held = [Path(name).read_text("latin-1").strip()]
-    except OSError as error:
-        if is_of_handler(error):
-            raise
-        raise StoreError(f"the API token cannot be read from the file that {variable} names: {error}") from error
-    return _secret_of(held, f" from the file that {variable} names")
+def _text_in(name: str) -> str:
+    return Path(name).read_text("latin-1").strip()
 
 
 @lru_cache(128)

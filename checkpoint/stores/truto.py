@@ -8,9 +8,7 @@ whether a POST of an existing key overwrites it, is taken either way.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,10 +26,11 @@ from checkpoint.errors import (
 from checkpoint.stores import service
 from checkpoint.stores.base import check_base, check_changes, check_name, holds, unchanged
 from checkpoint.stores.calls import MISSING, Elsewhere, StateApi, entry_of, folded, is_rewritable, says_missing, time_of
+from checkpoint.stores.rate import http_date
 from checkpoint.stores.retrying import Again, Deadline
 from checkpoint.stores.service import AnswerLost, Requests, Service, Unclear, checked_url
-from checkpoint.stores.tokens import Token
-from checkpoint.stores.urls import positive
+from checkpoint.stores.tokens import Secret, Token
+from checkpoint.stores.urls import check_count, check_seconds, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -60,14 +59,23 @@ def _rate(text: str) -> tuple[int, float]:
     return int(requests), positive(seconds)
 
 
+def _checked_rate(rate: tuple[int, float]) -> tuple[int, float]:
+    try:
+        requests, seconds = rate
+    except (TypeError, ValueError):
+        raise TypeError("rate must be (requests, seconds), such as (500, 10.0)") from None
+    return check_count("the requests of rate", requests), check_seconds("the seconds of rate", seconds)
+
+
 class TrutoStore:
     """Namespaces in the Truto API: commits go key by key, in parallel; foreign writes are detected, not prevented.
 
     Args:
         base_url: where the API is; a path is kept as a prefix.
         token: the API token, or a callable that gives it; None: `$TRUTO_API_TOKEN`, else what the file holds that
-            `$TRUTO_API_TOKEN_FILE` names. A callable and a file are asked when they are first needed, and once more
-            when the service refuses the token (401).
+            `$TRUTO_API_TOKEN_FILE` names. A callable is asked when a token is first needed, and both are asked once
+            more when the service refuses the token (401). The time that a callable takes counts towards the deadline,
+            which does not end it: give its own requests a timeout.
         timeout: seconds to connect, and to wait for each piece of an answer.
         deadline: seconds for a load, and for the write of one key, as a whole: with all pages, addresses and retries,
             and the pauses that the service asks for.
@@ -76,7 +84,8 @@ class TrutoStore:
             the same base URL and token.
 
     Raises:
-        ValueError: the URL or the token is not one, or a number is not positive; the token is not shown.
+        ValueError, TypeError: the URL or the token is not one, or a number is not positive; the token is not shown.
+        Unauthorized: the token's file holds none.
 
     """
 
@@ -98,20 +107,17 @@ class TrutoStore:
         concurrency: int = CONCURRENCY,
         rate: tuple[int, float] = (500, 10.0),
     ) -> None:
-        self._base_url = base_url
-        given = [token]
-        del token  # so that no rendered traceback shows it
-        source = Token(given.pop(), "TRUTO_API_TOKEN")
-        if not (
-            concurrency >= 1 and rate[0] >= 1 and all(0 < each < math.inf for each in (timeout, deadline, rate[1]))
-        ):
-            raise ValueError("timeout, deadline, concurrency and rate must be greater than 0, and finite")
-        self._base_url = checked_url(base_url, "the API's base URL", "https://api.truto.one", self.URL_OPTIONS)
+        self._base_url = ""
+        url, tokens = Secret(base_url), [token]
+        del base_url, token  # so that no rendered traceback shows them
+        source = Token(tokens.pop(), "TRUTO_API_TOKEN")
+        self._timeout = check_seconds("timeout", timeout)
+        self._deadline = check_seconds("deadline", deadline)
+        connections, pace = check_count("concurrency", concurrency), _checked_rate(rate)
+        self._base_url = checked_url(url.reveal(), "the API's base URL", "https://api.truto.one", self.URL_OPTIONS)
         self._service = Service(
-            self._base_url, source, timeout=timeout, concurrency=concurrency, rate=rate, patience=deadline
+            self._base_url, source, timeout=timeout, concurrency=connections, rate=pace, patience=deadline
         )
-        self._timeout = timeout
-        self._deadline = deadline
         self._seen: dict[str, _Seen] = {}
 
     def __repr__(self) -> str:
@@ -227,10 +233,7 @@ class TrutoStore:
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
         api = StateApi(self._service, run, "clock")
         date = self._service.load(run, lambda: run.call(lambda: api.date(deadline), deadline, service.POLICY))
-        try:
-            return parsedate_to_datetime(date)
-        except ValueError as error:
-            raise StoreError(f"{self._base_url} does not tell its time: {self._service.hide(repr(date))}") from error
+        return self._service.moment(date, http_date)
 
     def close(self) -> None:
         """End this process's threads and connections."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+LONGEST = 1e9
+"""Seconds, 31 years: the system refuses to wait for much more."""
 
 
 def options(query: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], str]:
@@ -44,7 +48,7 @@ def positive(text: str) -> float:
 
     """
     number = float(text)
-    if not 0 < number < float("inf"):
+    if not 0 < number <= LONGEST:
         raise ValueError("a number greater than 0 is wanted")
     return number
 
@@ -53,9 +57,27 @@ def check_seconds(name: str, value: float) -> float:
     """Return a number of seconds that was given as an argument.
 
     Raises:
-        ValueError: it is not above 0.
+        ValueError: it is not above 0, or longer than any wait can be.
+        TypeError: it is no number.
 
     """
-    if not 0 < value < float("inf"):
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 < value <= LONGEST:
         raise ValueError(f"{name} must be seconds greater than 0, not {value}")
     return value
+
+
+def check_count(name: str, value: int) -> int:
+    """Return a number of things that was given as an argument.
+
+    Raises:
+        ValueError: it is not above 0.
+        TypeError: it is no whole number.
+
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be greater than 0, not {value}")
+    return int(value)
