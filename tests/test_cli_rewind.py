@@ -41,6 +41,7 @@ def test_rewind_by_age_keeps_spelling_and_drops_old_memory(store):
     assert shown.splitlines()[1:] == [
         '+ contacts  {"updated_at":"2024-05-01T10:00:00.000Z"}',
         "1 key of 'crm' changed.",
+        "That leaves 'contacts' at '2024-05-01T10:00:00.000Z', 2 d 2 h behind the clock.",
     ]
     assert stored(store) == {"updated_at": "2024-05-01T10:00:00.000Z"}
     assert screen("history", "crm", "contacts", "--limit", "1").splitlines()[1] == "reason: the source lost rows"
@@ -214,6 +215,8 @@ def test_rewind_of_one_account_among_many(store):
         f'- accounts / a17  {{"updated_at":"{POSITION}"}}\n'
         '+ accounts / a17  {"updated_at":"2024-05-01T10:00:00.000Z"}\n'
         "1 member of 'crm' changed.\n"
+        "That leaves 'a17' of 'accounts' at '2024-05-01T10:00:00.000Z', 2 d 2 h behind\n"
+        "the clock.\n"
     )
     done = run("rewind", "crm", "accounts", "--to", "2024-05-02T00:00:00Z")
     assert done.exit_code == 2
@@ -245,7 +248,7 @@ def test_rewind_of_namespaces_like_a_pattern(store):
 
 
 def test_a_dry_run_writes_nothing(store):
-    assert screen("rewind", "crm", "contacts", "--by", "2d", "--dry-run").splitlines()[-1] == (
+    assert screen("rewind", "crm", "contacts", "--by", "2d", "--dry-run").splitlines()[-2] == (
         "1 key of 'crm' would change; nothing was written."
     )
     assert stored(store) == STREAM
@@ -457,10 +460,59 @@ def test_what_takes_back_or_away_says_how_to_undo_it(url, keys, verb):
     assert {key: entry.value for key, entry in store.load("crm").items()} == before
 
 
-def test_undo_names_the_store_where_the_command_line_does(tmp_path, monkeypatch):
-    monkeypatch.delenv("CHECKPOINT_STORE", raising=False)
-    url = f"sqlite:///{tmp_path}/state.db"
-    run("set", "crm", "contacts", '{"at": "2024-05-02T00:00:00Z"}', "--store", url)
-    for line in (["--store", url, "rewind"], ["rewind", "--store", url]):
+def test_undo_names_the_store_wherever_it_was_named(tmp_path, monkeypatch):
+    """Also one of the environment, which another shell may not have, and a file by its whole path."""
+    monkeypatch.chdir(tmp_path)
+    path = f"sqlite:///{tmp_path}/state.db"
+    run("set", "crm", "contacts", '{"at": "2024-05-02T00:00:00Z"}', "--store", path)
+    for line, given, named in (
+        (["--store", path, "rewind"], None, path),
+        (["rewind", "--store", "sqlite:///state.db"], None, path),
+        (["rewind"], path, path),
+        (["rewind"], "sqlite:///state.db?keep=9", f"'{path}?keep=9'"),
+    ):
+        monkeypatch.setenv("CHECKPOINT_STORE", given) if given else monkeypatch.delenv(
+            "CHECKPOINT_STORE", raising=False
+        )
         done = run(*line, "crm", "contacts", "--by", "1d")
-        assert re.fullmatch(rf"To undo it: checkpoint restore crm contacts --to \d --store {url}\n", done.stderr)
+        (store,) = re.fullmatch(
+            r"To undo it: checkpoint restore crm contacts --to \d --store (.*)\n", done.stderr
+        ).groups()
+        assert store == named
+
+
+def test_a_rewind_tells_where_the_position_stands(url):
+    MemoryStore.from_url(url).commit("crm", {"contacts": encode({"at": "2024-05-03T12:00:00Z"})})
+    for dry in (["--dry-run"], []):
+        said = screen("rewind", "crm", "contacts", "--by", "2d", *dry).splitlines()[-1]
+        assert said == "That leaves 'contacts' at '2024-05-01T12:00:00Z', 2 d behind the clock."
+
+
+@pytest.mark.parametrize(
+    ("cursor", "form", "earlier"),
+    [
+        ({"at": "2999-05-03T10:00:00+02:00"}, [], "2024-05-01T10:00:00+02:00"),
+        ({"at": 32_479_617_600}, ["--cursor-format", "epoch_s"], "1714564800"),
+    ],
+)
+def test_a_rewind_that_ends_ahead_of_the_clock_says_how_to(url, cursor, form, earlier):
+    """`--by 2d` of a position of the year 2999 repairs nothing."""
+    store = MemoryStore.from_url(url)
+    store.commit("crm", {"contacts": encode(cursor)})
+    said = " ".join(screen("rewind", "crm", "contacts", "--by", "2d", *form).split())
+    assert "ahead of the clock. Rows until then may not be delivered." in said
+    (to,) = re.findall(r"--to VALUE takes a position back to a time: --to (.*) is two days before now\.", said)
+    assert to == earlier
+    said = " ".join(screen("rewind", "crm", "contacts", "--to", *shlex.split(to), *form).split())
+    assert re.search(r"[23] d.* behind the clock\.$", said)
+
+
+def test_members_that_stay_ahead_of_the_clock_are_counted(url):
+    store = MemoryStore.from_url(url)
+    with Checkpointer("crm", store) as cp:
+        accounts = cp.group("accounts")
+        for number, year in enumerate((2024, 2998, 2999)):
+            accounts[f"a{number}"] = {"at": f"{year}-05-03T00:00:00Z"}
+    said = " ".join(screen("rewind", "crm", "accounts", "--by", "1d", "--yes").split())
+    assert "That leaves 'a2' of 'accounts' at '2999-05-02T00:00:00Z'" in said
+    assert "ahead of the clock, and 1 member ahead of it too." in said

@@ -83,7 +83,7 @@ EPOCH = 1_714_600_000
         ({"updated_at": "2024-05-01 10:00"}, None, "--by 2d"),
         ({"updated_at": "2024-05-01T10:00:00Z", "page": 3}, None, "--by 2d --field updated_at"),
         ({"updated_at": "2024-05-03T23:59:00Z"}, None, "--by 2d"),
-        ({"updated_at": "2024-06-03T00:00:00Z"}, None, "--by 33d"),  # to two days before now
+        ({"updated_at": "2024-06-03T00:00:00Z"}, None, "--to 2024-05-01T00:00:00Z"),  # to two days before now
         ({"at": EPOCH}, None, "--by 2d --cursor-format epoch_s"),
         ({"id": 500}, 400, "--to 400"),
         ({"id": 500}, None, None),

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import click
 from click.core import ParameterSource
@@ -48,17 +49,13 @@ def _store_given(ctx: click.Context, param: click.Parameter, value: str | None) 
     return value if before is None else before
 
 
-def store_on_the_line() -> str | None:
-    """Return the URL of the store as the command line names it; None: it does not, so a command that follows need not.
-
-    The environment, or the default, says it then.
-    """
-    context: click.Context | None = click.get_current_context()
-    while context is not None:
-        if context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
-            return str(context.params["url"])
-        context = context.parent
-    return None
+def store_named(url: str | None, store: Store) -> str | None:
+    """Return a store as a command to copy names it, also for a shell in another folder; None: it is the default one."""
+    path: object = getattr(store, "path", None)
+    if url is None or not isinstance(path, Path):
+        return url
+    _, mark, options = url.partition("?")
+    return f"sqlite:///{quote(str(path.absolute()))}{mark}{options}"
 
 
 def opened(url: str | None) -> Store:

@@ -24,10 +24,11 @@ from checkpoint.cli.options import (
 from checkpoint.cli.writing import carry_out, counted, planned
 from checkpoint.errors import CheckpointError
 from checkpoint.overview import words
+from checkpoint.overview.commands import BACK_DAYS, quoted
 from checkpoint.overview.moments import instant, seconds_in
 from checkpoint.overview.namespaces import Name, Namespace, chosen
 from checkpoint.overview.past import changes_of
-from checkpoint.overview.positions import measured, misread
+from checkpoint.overview.positions import before_now, is_ahead, measured, misread, position_of
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.spellings import UNITS
 from checkpoint.streams.stored import BESIDE, RESUME, is_value
@@ -36,6 +37,7 @@ from checkpoint.streams.values import Scale, Step, shorten, wire
 if TYPE_CHECKING:
     from checkpoint.cli.writing import Plan
     from checkpoint.entries import Change
+    from checkpoint.overview.positions import Measured
 
 _FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), number, text, or a pattern as %m/%d/%Y"
 
@@ -151,7 +153,30 @@ def _plans(names: list[tuple[Namespace, Name]], how: _How, reason: str) -> list[
         else:
             raise click.ClickException(str(value)) from value
     said = {t: [f"{counted(left)} before {how.to} already: left alone."] if left else [] for t, left in before.items()}
-    return [planned(there, values, reason=reason, said=said[there]) for there, values in changes.items()]
+    plans = [planned(there, values, reason=reason, said=said[there]) for there, values in changes.items()]
+    return [plan._replace(after=_standing(plan, how)) for plan in plans]
+
+
+def _standing(plan: Plan, how: _How) -> list[str]:
+    """Return where positions stand once a plan is carried out: of one how far from now, of several which are ahead."""
+    found: list[tuple[float, Name, Measured, str | None]] = []
+    for name, value in plan.changes.items():
+        form = plan.there.form_of(name, how.form)
+        position = position_of(value, form)
+        if position is not None and position.lag is not None:
+            found.append((position.lag, name, position, form))
+    ahead = [one for one in found if is_ahead(one[0])]
+    if not found or (len(plan.changes) > 1 and not ahead):
+        return []
+    lag, name, position, form = min(ahead or found, key=lambda one: one[0])
+    apart = f"{words.span(-lag)} ahead of" if lag < 0 else f"{words.span(lag)} behind"
+    where = f"That leaves {name.quoted} at {shorten(position.value)}, {apart} the clock"
+    if not ahead:
+        return [f"{where}."]
+    others = f", and {counted([one[1] for one in ahead if one[1] != name])} ahead of it too" if len(ahead) > 1 else ""
+    earlier = before_now(position, form, BACK_DAYS)
+    hint = "" if earlier is None else f": --to {quoted(earlier)} is two days before now"
+    return [f"{where}{others}. Rows until then may not be delivered. --to VALUE takes a position back to a time{hint}."]
 
 
 def _tried(there: Namespace, name: Name, how: _How) -> str | AheadError | None:

@@ -5,20 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from pathlib import Path
 from secrets import token_urlsafe
 from threading import Thread
-from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.options import missing, opened, server_library, store_option
+from checkpoint.cli.options import missing, opened, server_library, store_named, store_option
 from checkpoint.overview.commands import Commands
-
-if TYPE_CHECKING:
-    from checkpoint.stores.base import Store
 
 
 @click.command()
@@ -49,7 +43,7 @@ def ui(*, url: str | None, port: int, no_browser: bool) -> None:
         if not no_browser and can_show():
             Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some wait until they are closed
 
-    shown = server.Shown(commands=Commands(_store_named(url, store)))
+    shown = server.Shown(commands=Commands(store_named(url, store)))
     try:
         server.serve(store, access, port=port, page=shown, ready=ready)
     except OSError as error:
@@ -60,13 +54,3 @@ def can_show() -> bool:
     """Tell whether there is a screen for a browser: one in the terminal would take it away."""
     shown = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
     return sys.platform in {"darwin", "win32"} or any(os.environ.get(name) for name in shown)
-
-
-def _store_named(url: str | None, store: Store) -> str | None:
-    """Return the store as commands name it; None: they find it in the environment, or by default."""
-    if url is None or url == os.environ.get("CHECKPOINT_STORE"):
-        return None
-    path: object = getattr(store, "path", None)
-    if isinstance(path, Path) and "?" not in url:  # whoever copies a command may be in another folder
-        return f"sqlite:///{quote(str(path.absolute()))}"
-    return url

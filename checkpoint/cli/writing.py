@@ -10,7 +10,7 @@ import click
 
 from checkpoint import codec
 from checkpoint.cli import screen
-from checkpoint.cli.options import confirm, store_on_the_line
+from checkpoint.cli.options import confirm, store_named
 from checkpoint.errors import CheckpointError
 from checkpoint.overview import words
 from checkpoint.overview.commands import Commands
@@ -42,6 +42,8 @@ class Plan(NamedTuple):
     """Lines for people that go before the changes."""
     loss: str = ""
     """What is lost by it, for whoever is asked; empty: nothing is."""
+    after: Sequence[str] = ()
+    """Lines for people that go after the changes."""
 
 
 def planned(
@@ -90,9 +92,9 @@ def carry_out(
             _write(plan)
             undos[plan.there.state_key] = _undo(plan) if tells_undo else None
         if not as_json:
-            sentence = _sentence_of(plan, dry_run=dry_run)
-            if not (shown and screen.told(partial(screen.say, sentence))):
-                screen.warn(sentence)  # what was asked for is done, and said, also where nobody reads what it was
+            for sentence in (_sentence_of(plan, dry_run=dry_run), *plan.after):
+                if not (shown and screen.told(partial(screen.say_wrapped, sentence))):
+                    screen.warn(sentence)  # what was asked for is done, and said, also where nobody reads what it was
             if undo := undos.get(plan.there.state_key):
                 screen.warn(f"To undo it: {undo}")
     if as_json:
@@ -163,7 +165,10 @@ def _undo(plan: Plan) -> str | None:
     if not newest or newest[0].run_id != _run_id():
         return None  # another run wrote meanwhile
     added = any(there.value(name) is None for name in plan.changes)
-    return Commands(store_on_the_line()).undo(there.state_key, newest[0].version, [*plan.changes], added=added)
+    url: str | None = click.get_current_context().params["url"]
+    return Commands(store_named(url, there.store)).undo(
+        there.state_key, newest[0].version, [*plan.changes], added=added
+    )
 
 
 def _sentence_of(plan: Plan, *, dry_run: bool) -> str:

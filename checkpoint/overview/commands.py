@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.overview.positions import is_ahead, position_of
+from checkpoint.overview.positions import before_now, is_ahead, position_of
 from checkpoint.overview.words import cursor_of
 from checkpoint.streams.stored import BESIDE, is_value
 from checkpoint.streams.values import epoch_named
@@ -37,7 +36,8 @@ class Commands:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        secret = url is not None and any(letter in url for letter in "@?=")
+        # Of a file nothing is secret.
+        secret = url is not None and not url.startswith("sqlite:") and any(letter in url for letter in "@?=")
         self._store = [] if url is None else ["--store", '"$CHECKPOINT_STORE"' if secret else quoted(url)]
 
     def unlock(self, namespace: str) -> str:
@@ -88,8 +88,8 @@ class Commands:
         field = found.field if found is not None else fields[0] if len(fields) == 1 else None
         if field is None or (how := _how_far(found and found.kind, cursor[field], before, form)) is None:
             return None
-        if found is not None and found.lag is not None and is_ahead(found.lag) and how[:2] == ["--by", BACK]:
-            how[1] = f"{BACK_DAYS + ceil(-found.lag / 86_400)}d"
+        if found is not None and is_ahead(found.lag) and (earlier := before_now(found, form, BACK_DAYS)) is not None:
+            how = ["--to", earlier]
         named = ["--field", field] if len(fields) > 1 else []
         return self._line("rewind", [namespace, name.key], [*_member(name), *how, *named])
 

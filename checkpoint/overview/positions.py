@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cache
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.overview.moments import now
@@ -11,7 +12,7 @@ from checkpoint.overview.words import cursor_of
 from checkpoint.streams.keys import Clock
 from checkpoint.streams.spellings import UNITS, Spelling, spelling
 from checkpoint.streams.stored import BESIDE
-from checkpoint.streams.values import epoch_named
+from checkpoint.streams.values import Scale, epoch_named, wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,8 +92,24 @@ _AHEAD = 86_400.0
 
 
 def is_ahead(lag: float | None) -> bool:
-    """Tell whether a position is ahead of the clock, so that rows until then may be passed over."""
+    """Tell whether a position is ahead of the clock, so that rows until then may not be delivered."""
     return lag is not None and lag < -_AHEAD
+
+
+def before_now(position: Measured, form: str | None, days: int) -> str | None:
+    """Return the time so many days before now, or up to a day earlier, as the source of a position spells it.
+
+    None: the position is no instant, or its format cannot spell another one.
+    """
+    if position.lag is None:
+        return None
+    ahead = max(0, ceil(-position.lag / 86_400))
+    scale = Scale("it", known={"the position": position.value}, cursor_format=form)
+    try:
+        scale.settle(position.value, written=True)
+        return str(wire(scale.shift(position.value, timedelta(days=days + ahead), -1, written=True)))
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 _FIRST, _LATER = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp(), 2 * 86_400
