@@ -680,6 +680,31 @@ def test_a_server_that_falls_silent_ends_with_the_deadline(
         through.load("job")
 
 
+def test_a_connection_that_comes_after_the_deadline_is_ended(
+    proxy: Proxy, other: Any, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, look_up = threading.Event(), socket.getaddrinfo
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        asked.wait(60)
+        return look_up(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    url = f"host=localhost port={proxy.port} user=postgres dbname=postgres application_name={schema}"
+    with closing(PostgresStore(url, deadline=0.3)) as store, pytest.raises(StoreUnavailable, match="no connection in"):
+        store.load("job")
+    connecting = next(thread for thread in threading.enumerate() if thread.name == "checkpoint-connect")
+    asked.set()
+    connecting.join(60)
+    assert len(proxy._sockets) == 2
+    mine = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
+    for _ in range(1_000):
+        if not other.execute(mine, [schema]).fetchall():
+            break
+    else:
+        pytest.fail("it is still there")
+
+
 def test_a_transaction_left_behind_is_ended_by_the_server(
     proxy: Proxy, through: PostgresStore, postgres: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

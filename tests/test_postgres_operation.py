@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import traceback
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +18,7 @@ from checkpoint import Checkpointer, open_store  # noqa: E402 - after importorsk
 from checkpoint.cli.command import checkpoint as command  # noqa: E402 - after importorskip
 from checkpoint.errors import StoreError, StoreUnavailable, Unauthorized  # noqa: E402 - after importorskip
 from checkpoint.stores.postgres import PostgresStore  # noqa: E402 - after importorskip
+from checkpoint.stores.retrying import monotonic  # noqa: E402 - after importorskip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -301,3 +304,60 @@ def make_tables_of_0_1(admin: Any, schema: str) -> None:
         INSERT INTO checkpoint_changes VALUES (1, 1, {digest.format("a")}, 'a', NULL, '1'),
             (1, 2, {digest.format("a")}, 'a', '1', '2');
         RESET search_path""")
+
+
+# Deadlines
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port at which every address of 127.0.0.0/8 takes connections and says nothing."""
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+MANY = ",".join(f"127.0.0.{number}" for number in range(1, 41))
+
+
+@pytest.mark.parametrize(
+    "hosts", ["host=127.0.0.1", f"host={MANY}", f"hostaddr={MANY}"], ids=["1", "40", "40 addresses"]
+)
+@pytest.mark.parametrize("deadline", [0.3, 1.2])
+def test_fault_91_silent_servers_end_with_the_deadline(silent: int, hosts: str, deadline: float) -> None:
+    with closing(PostgresStore(f"{hosts} port={silent} user=me password=hunter2-hunter2", deadline=deadline)) as store:
+        for call in (lambda: store.load("job"), lambda: store.commit("job", {"a": "1"})):
+            began = monotonic()
+            with pytest.raises(
+                StoreUnavailable, match=r"gave up after 1 attempt in .* s: no connection in time"
+            ) as caught:
+                call()
+            assert deadline <= monotonic() - began < deadline + 1
+            shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+            assert "hunter2-hunter2" not in "".join(shown.format())
+
+
+def test_fault_91_a_slow_name_lookup_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, asked = threading.Event(), threading.Event()
+
+    def look_up(*_: object, **__: object) -> NoReturn:
+        asked.set()
+        answered.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        with closing(PostgresStore("postgresql://me@db.example/app", deadline=0.5)) as store:
+            began = monotonic()
+            with pytest.raises(StoreUnavailable, match="no connection in time"):
+                store.load("job")
+            assert monotonic() - began < 1.5
+            assert asked.is_set()
+    finally:
+        answered.set()
+
+
+def test_hosts_of_the_environment_count_as_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "a.example,b.example")
+    assert PostgresStore("user=me")._server._params["target_session_attrs"] == "read-write"
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "any")
+    assert "target_session_attrs" not in PostgresStore("user=me")._server._params

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import deque
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
 from checkpoint.errors import StoreError, StoreUnavailable, Unauthorized
-from checkpoint.stores.retrying import Again, Telling, monotonic
+from checkpoint.stores.retrying import Again, monotonic
+from checkpoint.stores.threads import start_thread
 
 try:
     import psycopg as psycopg  # noqa: PLC0414 - the store takes it from here, past the sentence below
@@ -73,12 +76,16 @@ class Server:
     """
 
     def __init__(self, params: Mapping[str, Any], password: Callable[[], str] | None = None) -> None:
-        hosts = str(params.get("host", "")).split(",")
+        named = (params.get(name) or os.environ.get(f"PG{name.upper()}") or "" for name in ("host", "hostaddr"))
+        self._hosts = max(str(hosts).count(",") + 1 for hosts in named)
         # Of several hosts the one that takes writes: after a failover the first one may be a standby.
-        several = {"target_session_attrs": "read-write"} if len(hosts) > 1 else {}
+        several = (
+            {"target_session_attrs": "read-write"}
+            if self._hosts > 1 and "PGTARGETSESSIONATTRS" not in os.environ
+            else {}
+        )
         self._params = {"fallback_application_name": "checkpoint", **several, **params, "client_encoding": "utf8"}
         self._password = password
-        self._hosts = len(hosts)
         self._idle: dict[int, deque[Connection]] = {}  # by process: a child leaves its parent's alone
         self.name: str = " ".join(f"{key}={params[key]}" for key in _SHOWN if key in params)
 
@@ -119,25 +126,60 @@ class Server:
             self.close()  # what ended this one may have ended those
 
     def _connect(self, waiting: Waiting) -> Connection:
-        # PostgreSQL's own time-out is in whole seconds, from 2 on, and for each host.
-        timeout = max(2, round(min(ANSWER, waiting.deadline.left() / self._hosts)))
         secret = {} if self._password is None else {"password": _asked(self._password)}
         try:
-            with Telling(*waiting, "the server does not answer yet"):
-                connection = Connection.connect(
-                    make_conninfo(**{**self._params, **secret}, connect_timeout=timeout),
-                    autocommit=True,
-                    prepare_threshold=None,
-                )
-            _connections.add(connection)
-            return connection
+            connection = _in_time(self._opening(secret, waiting.deadline.left()), waiting)
         except psycopg.Error as error:
             # Its `pgconn` and its traceback hold the password: neither it nor a context that is it goes any further.
             failure = _refused(error, f"PostgreSQL ({self.name})", secret.get("password", ""))
             cause = psycopg.OperationalError(said(error).replace(secret.get("password") or "\0", "***"))
+        else:
+            if connection is None:
+                raise Again("no connection in time")
+            _connections.add(connection)
+            return connection
         finally:
             secret.clear()
         raise failure from cause
+
+    def _opening(self, secret: Mapping[str, str], seconds: float) -> Callable[[], Connection]:
+        """Return what opens a connection: a function, for no rendered traceback shows what that holds."""
+        # PostgreSQL's own time-out is in whole seconds, from 2 on, and for each address.
+        timeout = max(2, round(min(ANSWER, seconds / self._hosts)))
+        conninfo = make_conninfo(**{**self._params, **secret}, connect_timeout=timeout)
+        return lambda: Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+
+
+def _in_time(opening: Callable[[], Connection], waiting: Waiting) -> Connection | None:
+    """Return a new connection; None: the deadline ended, and the thread that opens it is left alone.
+
+    Nothing else ends a name lookup, and a name may stand for any number of addresses, each tried for its own time.
+
+    Raises:
+        psycopg.Error: it was refused.
+        RuntimeError: the thread cannot be started.
+
+    """
+    operation, deadline = waiting
+    answers: SimpleQueue[Connection | BaseException] = SimpleQueue()
+    start_thread(threading.Thread(target=_answer, args=(opening, answers), name="checkpoint-connect", daemon=True))
+    while (left := deadline.left()) > 0:
+        try:
+            answer = answers.get(timeout=min(left, 1.0, max(0.001, operation.quiet(deadline))))
+        except Empty:
+            operation.tell(deadline, "the server does not answer yet")
+            continue
+        if isinstance(answer, Connection):
+            return answer
+        raise answer
+    return None  # a connection that is there later is collected, which ends it
+
+
+def _answer(opening: Callable[[], Connection], answers: SimpleQueue[Connection | BaseException]) -> None:
+    try:
+        answers.put(opening())
+    except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
+        answers.put(error)
 
 
 def _asked(password: Callable[[], str]) -> str:
