@@ -147,6 +147,16 @@ def at(moment):
 # Who may see it
 
 
+def test_the_root_leads_browsers_to_the_page(server):
+    """With a query it is what a wrong URL of a store asks for, and is not there."""
+    address = urlsplit(server.url)
+    for target, expected in (("/", (307, "ui/")), ("/?state_key=a", (404, None))):
+        with closing(HTTPConnection(address.hostname, address.port, timeout=10)) as connection:
+            connection.request("GET", target)
+            found = connection.getresponse()
+            assert (found.status, found.headers["Location"]) == expected
+
+
 def test_without_a_password_the_browser_is_told_to_ask(server):
     for password in (None, "wrong"):
         found = answer(server, password=password)
@@ -255,7 +265,7 @@ def test_the_page_without_its_slash_leads_to_it(server):
     [
         ("nothing", 404), ("namespace", 400), ("namespace?namespace=nowhere", 404), ("namespace?namespace=..", 400),
         ("key?namespace=crm", 400), ("key?namespace=crm&key=contact", 404), ("group?namespace=crm&key=contacts", 404),
-        ("?page=x", 400), ("?sort=x", 400), ("?like=%ff", 400), ("?like=a&like=b", 400),
+        ("?page=x", 400), ("?sort=x", 400), ("?search=%ff", 400), ("?search=a&search=b", 400),
         ("key?namespace=crm&key=%00", 400),
         ("key?namespace=crm&key=contacts&member=m", 404), ("../v1/x", 404), ("style.css", 404),
     ],
@@ -299,7 +309,7 @@ def test_namespaces_tell_their_runs_lag_and_holder(server, store):
     with freeze_time(NOW):
         page = seen(server)
     assert "1 failed 1 held by a run that is probably dead 2 behind by more than a day" in page.text
-    assert "2 namespaces, failed runs and the slowest first" in page.text
+    assert "2 namespaces, what is wrong first, then the slowest" in page.text
     second, first = page.text.split("crm", 1)[1].split("shop", 1)
     assert "failed ConnectionError 1 h ago 2024-05-03 11:00:00 UTC 1 d 2 h behind contacts 1 h contacts 1" in first
     assert "done 2 h ago 2024-05-03 10:00:00 UTC 1 d 2 h behind contacts 2 h contacts 1" in second
@@ -337,6 +347,14 @@ def test_a_run_without_an_end_is_said_to_run_or_to_be_dead(server, store):
             assert "no end: probably killed" in text
             assert "probably dead" in text.replace("held by a run that is probably dead", "")
         assert "An exclusive run holds this namespace" not in told("held")[2]
+
+
+def test_a_search_finds_namespaces_and_keys(server, store):
+    for name in ("crm", "shop"):
+        store.commit(name, {f"key-{number}": at(NOW) for number in range(3)})
+    assert "1 namespace of 2" in seen(server, "?search=sho").text
+    text = seen(server, "namespace?namespace=crm&search=y-2").text
+    assert ("key-2" in text, "key-1" in text) == (True, False)
 
 
 def test_a_lease_released_by_hand_is_told_with_its_run(server, store):
@@ -408,10 +426,10 @@ def test_namespaces_are_found_by_part_and_by_pattern(server, store):
         with freeze_time(NOW):
             return re.findall(r"namespace\?namespace=(\w+)", " ".join(seen(server, query).links))
 
-    assert found("?like=crm") == ["crm_eu", "crm_us"]
-    assert found("?like=" + quote("*_us")) == ["crm_us"]
-    assert found("?like=BILL") == ["billing"]
-    page = seen(server, "?like=none")
+    assert found("?search=crm") == ["crm_eu", "crm_us"]
+    assert found("?search=" + quote("*_us")) == ["crm_us"]
+    assert found("?search=BILL") == ["billing"]
+    page = seen(server, "?search=none")
     assert "No namespace is like “none”. All 3" in page.text
 
 
@@ -464,10 +482,10 @@ def test_a_search_leads_to_the_same_namespace(server, store, letter):
     with Checkpointer(name, store, record_run=False) as cp:
         cp.group(name)["m"] = {"a": 1}
     for path in ("namespace", "group"):
-        found = seen(server, f"{path}?namespace={quote(name)}&key={quote(name)}&like={quote(letter)}")
+        found = seen(server, f"{path}?namespace={quote(name)}&key={quote(name)}&search={quote(letter)}")
         sent = {attrs["name"]: attrs["value"] for attrs in found.all("input")}
         assert (sent["namespace"], sent.get("key", name)) == (name, name)
-        assert sent["like"] == letter.strip()
+        assert sent["search"] == letter.strip()
         again = seen(server, f"{path}?{urlencode(sent)}")
         assert any(f"?namespace={quote(name, safe='')}&" in link for link in again.links)
 
@@ -519,16 +537,16 @@ def test_a_group_is_one_row_and_unfolds_by_member(server, store):
     members = [link for link in first.links if link.startswith("key?")]
     assert (len(members), members[0]) == (100, "key?namespace=crm&key=accounts&member=a00000")
     assert "group?namespace=crm&key=accounts&sort=slowest&page=2" in {
-        re.sub("like=&", "", link) for link in reordered(first.links)
+        re.sub("search=&", "", link) for link in reordered(first.links)
     }
-    found = seen(server, "group?namespace=crm&key=accounts&like=a0012&sort=name")
+    found = seen(server, "group?namespace=crm&key=accounts&search=a0012&sort=name")
     assert [link[-6:] for link in found.links if link.startswith("key?")] == [f"a0012{last}" for last in range(10)]
     assert {call[0] for call in store.calls} == {"load"}
 
 
 def reordered(links):
     """Return links with the names of a query in a fixed order."""
-    order = ["namespace", "key", "like", "sort", "page"]
+    order = ["namespace", "key", "search", "sort", "page"]
     return [
         f"{page}?" + "&".join(sorted(query.split("&"), key=lambda pair: order.index(pair.partition("=")[0])))
         for page, _, query in (link.partition("?") for link in links)
@@ -541,7 +559,7 @@ def test_a_large_group_costs_one_load_a_page(server, store):
     for path in (
         "namespace?namespace=crm",
         "group?namespace=crm&key=accounts&page=50",
-        "group?namespace=crm&key=accounts&like=99",
+        "group?namespace=crm&key=accounts&search=99",
     ):
         store.calls.clear()
         assert len(answer(server, path).text) < 150_000
@@ -745,7 +763,8 @@ def evil(store):
 @pytest.mark.parametrize(
     "path",
     [
-        "", "?like={namespace}", "?like=%3Cscript%3E", "namespace?namespace={namespace}", "runs?namespace={namespace}",
+        "", "?search={namespace}", "?search=%3Cscript%3E", "namespace?namespace={namespace}",
+        "runs?namespace={namespace}",
         "key?namespace={namespace}&key={key}", "group?namespace={namespace}&key={group}",
         "key?namespace={namespace}&key=opaque",
         "key?namespace={namespace}&key={group}&member={member}", "key?namespace={namespace}&key=%3Cscript%3E",

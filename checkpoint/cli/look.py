@@ -56,7 +56,7 @@ BY_NAME = 100
 @click.option(
     "--order",
     type=click.Choice(["name", "slowest"]),
-    help=f"Default: by name, but of more than {BY_NAME} namespaces those with a failed run and the slowest ones first.",
+    help=f"Default: by name, but of more than {BY_NAME} namespaces what is wrong first, then the slowest.",
 )
 @click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
 @cursor_format

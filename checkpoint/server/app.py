@@ -41,6 +41,7 @@ DOCUMENT, HEALTH, METRICS = "/openapi.json", "/healthz", "/metrics"
 SHOWN = 200
 """Characters of a wrong path that its answer repeats."""
 PUBLIC = frozenset({DOCUMENT, HEALTH})
+FOR_BROWSERS = frozenset({"/", UI})
 """Paths that need no token."""
 
 COMMITS = frozenset({("POST", PATH), ("PATCH", f"{PATH}/{{id}}"), ("DELETE", f"{PATH}/{{id}}"), ("POST", wire.COMMIT)})
@@ -147,7 +148,7 @@ class _Gate:
         answer, began, name = _Answer(send), perf_counter(), None
         try:
             # The page asks by itself: browsers want another challenge, and people another answer.
-            if path not in PUBLIC and not (path == UI or path.startswith(f"{UI}/")):
+            if path not in PUBLIC and not (path in FOR_BROWSERS or path.startswith(f"{UI}/")):
                 name = self._access.allow(scope["headers"], "read")
                 self._api.count()
             await self._app(scope, receive, answer)

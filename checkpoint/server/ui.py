@@ -21,6 +21,7 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -104,6 +105,7 @@ class Page:
     def routes(self) -> list[Route]:
         """Return the routes of an application that the page is a part of."""
         return [
+            Route("/", _to_page, methods=["GET"], include_in_schema=False),
             Route(PATH, self, include_in_schema=False),
             Route(f"{PATH}/{{page:path}}", self, include_in_schema=False),
         ]
@@ -182,6 +184,18 @@ class Page:
             listed = self._store.namespaces() if isinstance(self._store, ListsNamespaces) else []
             raise AbsentError(f"{name!r} holds nothing{meant(name, self._access.readable(headers, listed))}")
         return there
+
+
+async def _to_page(request: Request) -> Response:
+    """Lead a browser to the page; whoever asks the root for something else is on the wrong path.
+
+    Raises:
+        HTTPException: 404.
+
+    """
+    if request.url.query:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return RedirectResponse(f"{PATH.rpartition('/')[2]}/", HTTPStatus.TEMPORARY_REDIRECT)
 
 
 _PAGES = {"namespace": Page._namespace, "group": Page._group, "key": Page._key, "runs": Page._runs}  # noqa: SLF001 - ours
@@ -265,7 +279,7 @@ def _asked(query: Mapping[str, str]) -> views.Asked:
         raise Refusal(400, "page must be a number")
     if sort not in {"", *views.SORTS}:
         raise Refusal(400, f"sort must be one of {', '.join(views.SORTS)}")
-    return views.Asked(query.get("like", "").strip(), sort, int(page))
+    return views.Asked(query.get("search", "").strip(), sort, int(page))
 
 
 def _needed(query: Mapping[str, str], name: str) -> str:

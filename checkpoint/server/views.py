@@ -58,7 +58,7 @@ READING = 0.7
 class Asked(NamedTuple):
     """What a request asks of a list."""
 
-    like: str = ""
+    search: str = ""
     """A part of the names, or a pattern such as `crm_*`; empty: all."""
     sort: str = ""
     """One of `SORTS`; empty: whatever suits the list."""
@@ -66,11 +66,11 @@ class Asked(NamedTuple):
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         """Return the names that are like what is asked."""
-        if not self.like:
+        if not self.search:
             return [*names]
-        if is_pattern(self.like):
-            return [name for name in names if fnmatchcase(name, self.like) or name == self.like]
-        return [name for name in names if self.like.lower() in name.lower()]
+        if is_pattern(self.search):
+            return [name for name in names if fnmatchcase(name, self.search) or name == self.search]
+        return [name for name in names if self.search.lower() in name.lower()]
 
 
 class Paged(NamedTuple):
