@@ -678,18 +678,18 @@ def test_plot_in_the_terminal(store):
         "                 │                                                             ●\n"
         "                 │\n"
         "                 │\n"
-        "2024-05-01 10:00 │●────────────────────────────────────────────────────────────\n"
+        "2024-05-01 10:00 │●─────────────────────────────────────────────────────────────\n"
         "                  2024-05-01 12:00                              2024-05-03 12:00\n"
         "\n"
         "lag\n"
-        "1 d 1 h │                                                                      ●\n"
-        "        │\n"
-        "        │\n"
-        "        │\n"
-        "        │\n"
-        "        │\n"
-        "        │\n"
-        "    1 h │●─────────────────────────────────────────────────────────────────────●\n"
+        "2 d 1 h │                                                                  ─────\n"
+        "        │                                                       ───────────\n"
+        "        │                                              ─────────\n"
+        "        │                                   ───────────                        ●\n"
+        "        │                          ─────────\n"
+        "        │               ───────────\n"
+        "        │      ─────────\n"
+        "    0 s │●─────                                                                ●\n"
         "         2024-05-01 12:00                                       2024-05-03 12:00\n"
     )
     assert document("plot", "job", "contacts", "--json")[0] == {
@@ -700,6 +700,19 @@ def test_plot_in_the_terminal(store):
         "is_time": True,
         "lag": 7200.0,
     }
+
+
+def test_a_position_to_come_does_not_flatten_a_plot(url):
+    """It is cut off a day ahead of the clock, in both charts, and that is said."""
+    store = MemoryStore.from_url(url)
+    for day, at in ((1, "2024-04-30"), (2, "2999-04-30"), (3, "2024-05-02")):
+        with freeze_time(f"2024-05-0{day}T00:00:00Z"):
+            store.commit("crm", {"contacts": encode({"at": f"{at}T00:00:00Z"})})
+    lines = screen("plot", "crm", "contacts").splitlines()
+    said = ", cut off a day ahead of the clock: it went to 2999-04-30 00:00"
+    assert [line for line in lines if "cut off" in line] == [f"position{said}", f"lag{said}"]
+    labels = [line.partition("│")[0].strip() for line in lines if "│" in line]
+    assert [each for each in labels if each] == ["2024-05-04 12:00", "2024-04-30 00:00", "2 d", "1 d ahead"]
 
 
 def test_plot_of_numbers_has_no_lag(store):
@@ -741,7 +754,7 @@ def test_plot_as_an_image(store, tmp_path):
     assert texts == [
         "job contacts",
         *("position", "2024-05-02 10:00", "2024-05-01 10:00", "2024-05-01 12:00", "2024-05-03 12:00"),
-        *("lag", "1 d 2 h", "2 h", "2024-05-01 12:00", "2024-05-03 12:00"),
+        *("lag", "2 d 1 h", "0 s", "2024-05-01 12:00", "2024-05-03 12:00"),
     ]
     run("plot", "a&b", "<key>", "--out", str(file))
     assert ET.fromstring(file.read_text("utf-8"))[0][1].text == "a&b <key>"

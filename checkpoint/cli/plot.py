@@ -44,9 +44,10 @@ def plot(
 ) -> None:
     """Draw a key's position over time, and its lag.
 
-    From as far back as the history reaches until now. The lag is how far the position was behind the clock at each
-    commit, and is now. It is drawn if the position is a time, or a number that is a time by what the job's runs or
-    --cursor-format say. Text is drawn in its order.
+    From as far back as the history reaches until now. The lag is how far the position is behind the clock: it grows
+    while the position stands still. It is drawn if the position is a time, or a number that is a time by what the job's
+    runs or --cursor-format say. Text is drawn in its order. A position that is more than a day ahead of the clock is
+    cut off there, and that is said.
     """
     if out is not None and out.suffix.lower() not in {".svg", ".png"}:
         raise click.UsageError(f"{out} is neither SVG nor PNG: give --out a name that ends in .svg or .png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from html import escape
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,16 +29,18 @@ class Panel(NamedTuple):
     title: str
     points: list[Point]
     label: Callable[[float], str]
-    until: Point | None = None
-    """Where the line goes on to after the last point, and its value there, which is no change; None: it ends."""
+    ends: list[Point]
+    """Where the line that begins at each point ends: at the time of the next one, and for the last point now. The last
+    one is missing where the line ends with its point."""
     floor: float | None = None
-    """What the axis of a drawing begins with, if nothing is lower; None: with the lowest value."""
+    """What the axis begins with, if nothing is lower; None: with the lowest value."""
 
     @property
     def extents(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The first and the last time, and the lowest and the highest value."""
-        places = [*self.points, *([] if self.until is None else [self.until])]
-        return _extent([place.at for place in places]), _extent([place.value for place in places])
+        places = [*self.points, *self.ends]
+        values = [place.value for place in places] + ([] if self.floor is None else [self.floor])
+        return _extent([place.at for place in places]), _extent(values)
 
 
 def time_label(seconds: float) -> str:
@@ -73,20 +76,32 @@ def _lines(panel: Panel, width: int) -> list[str]:
 
 def _grid(panel: Panel, columns: int) -> list[str]:
     """Return the rows of a panel, the highest values first."""
-    (begin, end), (low, high) = panel.extents
+    (begin, end_of), (low, high) = panel.extents
     grid = [[" "] * columns for _ in range(_ROWS)]
     places = [
-        (_cell(point.at, begin, end, columns - 1), _ROWS - 1 - _cell(point.value, low, high, _ROWS - 1))
+        (_cell(point.at, begin, end_of, columns - 1), _ROWS - 1 - _cell(point.value, low, high, _ROWS - 1))
         for point in panel.points
     ]
-    last = columns if panel.until is not None and end > begin else columns - 1
-    for (column, row), (until, _) in zip(places, [*places[1:], (last, 0)], strict=True):
-        grid[row][column + 1 : until] = "─" * max(0, until - column - 1)
+    ends = [
+        (_cell(end.at, begin, end_of, columns - 1), _ROWS - 1 - _cell(end.value, low, high, _ROWS - 1))
+        for end in panel.ends
+    ]
+    for begun, ended in zip(places, ends, strict=False):
+        _draw_line(grid, begun, ended)
+    is_now = len(ends) == len(places)
+    if is_now and ends[-1][1] != places[-1][1]:
+        grid[ends[-1][1]][columns - 1] = "○"
     for column, row in places:
         grid[row][column] = "●"
-    if panel.until is not None and (row := _ROWS - 1 - _cell(panel.until.value, low, high, _ROWS - 1)) != places[-1][1]:
-        grid[row][columns - 1] = "○"
     return ["".join(cells) for cells in grid]
+
+
+def _draw_line(grid: list[list[str]], begun: tuple[int, int], ended: tuple[int, int]) -> None:
+    """Draw a line from beside its point: a ramp to its end, a level one to before the next point or to the edge."""
+    (column, row), (last, end) = begun, ended
+    is_short = end == row and last < len(grid[0]) - 1
+    for each in range(column + 1, last + (not is_short)):
+        grid[row + round((end - row) * (each - column) / (last - column))][each] = "─"
 
 
 def _axis(panel: Panel, columns: int) -> str:
@@ -140,21 +155,22 @@ def drawing(panels: list[Panel], look: Look) -> str:
 
 def _drawing(panel: Panel, top: int, look: Look) -> list[str]:
     (begin, end), (low, high) = panel.extents
-    low = low if panel.floor is None else min(low, panel.floor)
-    high = max(high, low)
     if low == high:  # in the middle, where the axis does not hide it
         low, high = low - 1, high + 1
         labels = [(panel.label(low + 1), top + look.height // 2)]
     else:
         labels = [(panel.label(high), top), (panel.label(low), top + look.height)]
     left, right, bottom = look.left, look.width - 20, top + look.height
-    places: list[tuple[float, float]] = [
-        (left + _share(point.at, begin, end) * (right - left), bottom - _share(point.value, low, high) * look.height)
-        for point in panel.points
-    ]
-    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
-    if panel.until is not None:
-        path += f"L{right:.1f} {bottom - _share(panel.until.value, low, high) * look.height:.1f}"
+    places, ends = (
+        [
+            (left + _share(at, begin, end) * (right - left), bottom - _share(value, low, high) * look.height)
+            for at, value in each
+        ]
+        for each in (panel.points, panel.ends)
+    )
+    path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+    for (x, y), after in zip_longest(ends, places[1:]):
+        path += f"L{x:.1f} {y:.1f}" + (f"V{after[1]:.1f}" if after is not None else "")
     return [
         _label(panel.title, left, top - 6, "start"),
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="{look.axis}"/>',

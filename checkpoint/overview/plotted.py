@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.errors import printable
 from checkpoint.overview import chart
 from checkpoint.overview.moments import instant, now
 from checkpoint.overview.namespaces import AbsentError
-from checkpoint.overview.positions import measured
+from checkpoint.overview.positions import AHEAD, measured
 from checkpoint.overview.words import cursor_of, span
 from checkpoint.streams.stored import BESIDE
 
@@ -120,18 +121,38 @@ def standing_until(changes: list[Change], steps: list[PlottedChange]) -> float |
 def panels(steps: list[PlottedChange], until: float | None = None) -> list[chart.Panel]:
     """Return the charts of changes, at least one: their position, and where it is a time their lag.
 
-    The line goes on to `until`, as long as the last one stands: while a position stands still its lag grows.
+    The line goes on to `until`, as long as the last one stands. While a position stands still its lag grows.
     """
     moments = [at.timestamp() for step in steps if (at := instant(step.at)) is not None]
-    points = [chart.Point(at, step.scale) for at, step in zip(moments, steps, strict=True)]
-    last = steps[-1]
-    standing = None if until is None else chart.Point(until, last.scale)
-    drawn = [chart.Panel("position", points, _axis_label(steps), standing)]
-    lags = [chart.Point(at, step.lag) for at, step in zip(moments, steps, strict=True) if step.lag is not None]
-    if lags:
-        growing = None if until is None else chart.Point(until, until - last.scale)
-        drawn.append(chart.Panel("lag", lags, _lag_label, growing))
+    last, cut = steps[-1], _cut(steps, moments[-1] if until is None else until)
+    ended = [*moments[1:], *([] if until is None else [until])]
+    points = [chart.Point(at, min(step.scale, cut.at)) for at, step in zip(moments, steps, strict=True)]
+    ends = [chart.Point(at, point.value) for at, point in zip(ended, points, strict=False)]
+    drawn = [chart.Panel(f"position{cut.said}", points, _axis_label(steps), ends)]
+    if last.lag is not None:
+        lags = [chart.Point(at, max(at - step.scale, cut.lag)) for at, step in zip(moments, steps, strict=True)]
+        grown = [chart.Point(at, max(at - step.scale, cut.lag)) for at, step in zip(ended, steps, strict=False)]
+        drawn.append(chart.Panel(f"lag{cut.said}", lags, _lag_label, grown, floor=0.0))
     return drawn
+
+
+class _Cut(NamedTuple):
+    """Where charts are cut off, so that one position ahead of the clock does not flatten the others."""
+
+    at: float = inf
+    """Of positions, the highest that is drawn."""
+    lag: float = -inf
+    """The lowest lag that is drawn."""
+    said: str = ""
+    """What the title says of it."""
+
+
+def _cut(steps: list[PlottedChange], now: float) -> _Cut:
+    """Return where the charts are to be cut off: a day ahead of the clock, where some positions lie beyond it."""
+    ahead = [step.scale for step in steps if step.kind == "instant" and step.scale > now + AHEAD]
+    if not ahead or len(ahead) == len(steps):
+        return _Cut()
+    return _Cut(now + AHEAD, -AHEAD, f", cut off a day ahead of the clock: it went to {chart.time_label(max(ahead))}")
 
 
 def _lag_label(seconds: float) -> str:

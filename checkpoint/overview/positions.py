@@ -87,13 +87,13 @@ def lag_of(value: str | None, form: str | None = None) -> float | None:
     return None
 
 
-_AHEAD = 86_400.0
+AHEAD = 86_400.0
 """Seconds that a position may be ahead of the clock: times of another zone are, for up to a day."""
 
 
 def is_ahead(lag: float | None) -> bool:
     """Tell whether a position is ahead of the clock, so that rows until then may not be delivered."""
-    return lag is not None and lag < -_AHEAD
+    return lag is not None and lag < -AHEAD
 
 
 def before_now(position: Measured, form: str | None, days: int) -> str | None:

@@ -462,21 +462,21 @@ def _drawn(past: list[Change], name: Name, form: str | None) -> Drawn | None:
     until = standing_until(past, steps)
     if len(steps) < (1 if until is not None else 2):
         return None
-    every = panels(steps, until)
-    drawn = [panel if panel.title != "lag" else panel._replace(floor=0.0) for panel in every]
-    return Drawn(len(steps), _said(steps, every), chart.drawing(drawn, _WIDE), chart.drawing(drawn, _NARROW))
+    drawn = panels(steps, until)
+    return Drawn(len(steps), _said(steps, until), chart.drawing(drawn, _WIDE), chart.drawing(drawn, _NARROW))
 
 
-def _said(steps: Sequence[PlottedChange], drawn: Sequence[chart.Panel]) -> str:
+def _said(steps: Sequence[PlottedChange], until: float | None) -> str:
     first, last = steps[0], steps[-1]
     commits, moved = words.count(len(steps), "commit"), f"position from {first.position} to {last.position}"
     said = f"{commits}, from {first.at} to {last.at}: {moved}"
     lags = [step.lag for step in steps if step.lag is not None]
     if lags:
         said += f"; lag between {words.span(min(lags))} and {words.span(max(lags))}"
-    grown = [f", lag {words.span(panel.until.value)}" for panel in drawn if panel.title == "lag" and panel.until]
-    stands = f"; unchanged for {words.age(last.at)} until now{''.join(grown)}"
-    return said if drawn[0].until is None else said + stands
+    if until is None:
+        return said
+    grown = f", lag {words.span(until - last.scale)}" if lags else ""
+    return f"{said}; unchanged for {words.age(last.at)} until now{grown}"
 
 
 # Runs
