@@ -476,8 +476,8 @@ FAIL = """
 
 
 @pytest.mark.parametrize("when", ["IMMEDIATE", "DEFERRED"])
-@pytest.mark.parametrize("code", ["40001", "40P01"])
-def test_serialization_failures_and_deadlocks_are_tried_again(
+@pytest.mark.parametrize("code", ["40001", "40P01", "53200", "55P03", "57014", "08006", "25006"])
+def test_what_passes_by_itself_is_tried_again(
     postgres: PostgresStore, other: Any, schema: str, code: str, when: str
 ) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
@@ -487,9 +487,12 @@ def test_serialization_failures_and_deadlocks_are_tried_again(
     assert [change.after for change in postgres.history("job")] == ["2", "1"]
 
 
-def test_a_failure_that_will_not_pass_is_told_at_once(postgres: PostgresStore, other: Any, schema: str) -> None:
+@pytest.mark.parametrize("code", ["53100", "53400", "XX000", "XX001", "58030", "22003", "P0001"])
+def test_a_failure_that_will_not_pass_is_told_at_once(
+    postgres: PostgresStore, other: Any, schema: str, code: str
+) -> None:
     base = postgres.commit("job", {"a": "1"}).entries
-    other.execute(FAIL.format(schema=schema, code="53100", when="DEFERRED"))
+    other.execute(FAIL.format(schema=schema, code=code, when="DEFERRED"))
     with pytest.raises(StoreError, match="failed: try again") as caught:
         postgres.commit("job", {"a": "2"}, base)
     assert type(caught.value) is StoreError

@@ -16,7 +16,7 @@ psycopg = pytest.importorskip("psycopg")
 
 from checkpoint import Checkpointer, open_store  # noqa: E402 - after importorskip
 from checkpoint.cli.command import checkpoint as command  # noqa: E402 - after importorskip
-from checkpoint.errors import StoreError, StoreUnavailable, Unauthorized  # noqa: E402 - after importorskip
+from checkpoint.errors import Conflict, StoreError, StoreUnavailable, Unauthorized  # noqa: E402 - after importorskip
 from checkpoint.stores.postgres import PostgresStore  # noqa: E402 - after importorskip
 from checkpoint.stores.retrying import monotonic  # noqa: E402 - after importorskip
 
@@ -304,6 +304,66 @@ def make_tables_of_0_1(admin: Any, schema: str) -> None:
         INSERT INTO checkpoint_changes VALUES (1, 1, {digest.format("a")}, 'a', NULL, '1'),
             (1, 2, {digest.format("a")}, 'a', '1', '2');
         RESET search_path""")
+
+
+# Tables that are gone
+
+
+@pytest.mark.parametrize("table", ["schema", "namespaces", "entries"])
+def test_a_table_dropped_under_a_running_job_is_named(
+    postgres: PostgresStore, postgres_url: str, admin: Any, schema: str, table: str
+) -> None:
+    base = postgres.commit("job", {"a": "1"}).entries
+    admin.execute(f"DROP TABLE {schema}.checkpoint_{table}")
+    fresh = PostgresStore(postgres_url)
+    advice = ", or run `checkpoint init`, which makes an empty one"
+    anew = "; to begin anew, drop the other checkpoint tables too, and run `checkpoint init`"
+    said = (
+        f'the PostgreSQL table "{schema}".checkpoint_{table} is missing, and with it what it held: '
+        f"restore it from a backup{advice if table == 'entries' else anew}"
+    )
+    for store in (fresh, postgres) if table != "schema" else (fresh,):  # which is read once
+        for call in (store.load, lambda name: store.commit(name, {"a": "2"}, base)):  # noqa: B023 - called here
+            with pytest.raises(StoreError) as caught:
+                call("job")
+            assert (type(caught.value), str(caught.value)) == (StoreError, said)
+    if table != "entries":
+        with pytest.raises(StoreError, match="is missing"):
+            fresh.init()
+        for each in ("schema", "namespaces", "entries", "history"):  # as the sentence says
+            admin.execute(f"DROP TABLE IF EXISTS {schema}.checkpoint_{each}")
+    fresh.init()
+    assert fresh.load("job") == {}
+    fresh.commit("job", {"a": "2"})
+    assert postgres.load("job") == fresh.load("job") != base
+    fresh.close()
+
+
+def test_tables_that_are_all_gone_are_no_fresh_start(postgres: PostgresStore, admin: Any, schema: str) -> None:
+    base = postgres.commit("job", {"a": "1"}).entries
+    admin.execute(f"DROP SCHEMA {schema} CASCADE")
+    for call in (
+        lambda: postgres.load("job"),
+        lambda: postgres.commit("job", {"a": "2"}, base),
+        lambda: postgres.commit("job", {"a": "2"}),
+        postgres.namespaces,
+        lambda: postgres.history("job"),
+    ):
+        with pytest.raises(StoreError, match="all checkpoint tables of .* are gone that this store has used: restore"):
+            call()
+    postgres.init()
+    assert postgres.load("job") == {}
+    with pytest.raises(Conflict):
+        postgres.commit("job", {"a": "2"}, base)
+
+
+def test_tables_of_others_are_not_ours(postgres_url: str, admin: Any, schema: str) -> None:
+    admin.execute(f"CREATE SCHEMA {schema}")
+    admin.execute(f"CREATE TABLE {schema}.checkpoint_blobs (thread_id text)")
+    with closing(PostgresStore(postgres_url)) as store:
+        assert store.load("job") == {}
+        store.commit("job", {"a": "1"})
+        assert store.load("job")["a"].value == "1"
 
 
 # Deadlines

@@ -131,6 +131,7 @@ class PostgresStore:
         self._keep: tuple[int, int] = chosen["keep"], chosen["keep_days"]
         self._deadline = check_seconds("deadline", chosen["deadline"])
         self._tables: frozenset[str] = frozenset()  # ours that were found; looked for again until all are there
+        self._had_tables = False  # whether there were some: then that there are none is no fresh start
         self._warned = False  # that no history is kept
 
     @property
@@ -258,7 +259,7 @@ class PostgresStore:
         """
 
         def attempt(waiting: Waiting) -> None:
-            with self._unit(WRITING, waiting) as statements:
+            with self._unit(WRITING, waiting, making=True) as statements:
                 tables.install(statements)
 
         self._retry(attempt)
@@ -301,10 +302,25 @@ class PostgresStore:
     def _name(self) -> str:
         return "PostgreSQL, on the caller's connection" if self.joined else f"PostgreSQL ({self._server.name})"
 
-    def _unit(self, mode: str, waiting: Waiting) -> _Unit:
+    def _unit(self, mode: str, waiting: Waiting, *, making: bool = False) -> _Unit:
         joined = self._joined
         lent = self._server.transaction(mode, waiting) if joined is None else JoinedTransaction(joined, mode)
-        return _Unit(self, lent)
+        return _Unit(self, lent, making=making)
+
+    def _found(self, statements: Statements, *, making: bool) -> frozenset[str]:
+        """Return which of our tables exist.
+
+        Raises:
+            StoreError: some were dropped, or all of them that this store has used.
+
+        """
+        known = self._tables or tables.found(statements, making=making)
+        if self._had_tables and not (known or making):
+            raise StoreError(
+                f"all checkpoint tables of the PostgreSQL schema {self._schema!r} are gone that this store has used: "
+                "restore them from a backup, or run `checkpoint init`, which makes empty ones"
+            )
+        return known
 
     def _warn_of_history(self) -> None:
         if not self._warned:
@@ -325,9 +341,16 @@ class _Unit(AbstractContextManager["Statements"]):
 
     """
 
-    def __init__(self, store: PostgresStore, lent: AbstractContextManager[psycopg.Cursor[tuple[Any, ...]]]) -> None:
+    def __init__(
+        self,
+        store: PostgresStore,
+        lent: AbstractContextManager[psycopg.Cursor[tuple[Any, ...]]],
+        *,
+        making: bool = False,
+    ) -> None:
         self._store = store
         self._lent = lent
+        self._making = making  # tables that are missing
         self._statements: Statements | None = None
 
     def __enter__(self) -> Statements:
@@ -338,8 +361,7 @@ class _Unit(AbstractContextManager["Statements"]):
             raise self._judged(error) from error
         try:
             self._statements = statements = Statements(cursor, store._schema)  # noqa: SLF001 - the store's own
-            known = store._tables  # noqa: SLF001 - likewise
-            statements.tables = known or tables.found(statements)
+            statements.tables = store._found(statements, making=self._making)  # noqa: SLF001 - likewise
             return statements
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -356,10 +378,11 @@ class _Unit(AbstractContextManager["Statements"]):
             raise self._judged(error) from error
         if error is None and self._statements is not None and not self._store.joined:
             complete = HISTORY in self._statements.tables
+            self._store._had_tables |= bool(self._statements.tables)  # noqa: SLF001 - likewise
             self._store._tables = self._statements.tables if complete else frozenset()  # noqa: SLF001 - likewise
 
     def _judged(self, error: psycopg.Error) -> Exception:
-        if isinstance(error, psycopg.errors.UndefinedTable):  # made anew, or migrated, by somebody else
+        if isinstance(error, psycopg.errors.UndefinedTable):  # migrated or dropped: the next attempt looks
             self._store._tables = frozenset()  # noqa: SLF001 - likewise
             return Again(" ".join(str(error).split()))
         return judged(error, self._store._name)  # noqa: SLF001 - likewise

@@ -469,7 +469,8 @@ def judged(error: psycopg.Error, name: str) -> Exception:
     """Return what a failed statement means: an error of this library, or `Again`."""
     text, state = said(error), error.sqlstate or ""
     lost = not state and isinstance(error, psycopg.OperationalError)
-    if lost or state[:2] in _PASSING or state in _PASSING:
+    ended = error.diag.severity_nonlocalized in {"FATAL", "PANIC"}  # the connection too
+    if lost or ended or state[:2] in _PASSING or state in _PASSING:
         return Again(f"{text}{_STANDBY}" if state == "25006" else text)
     if state == "42501" and "row-level security" in text:
         return Unauthorized(f"{name} refused it: {text}; a policy of row-level security keeps this role from its rows")
@@ -479,8 +480,9 @@ def judged(error: psycopg.Error, name: str) -> Exception:
 
 
 # postgresql.org/docs/current/errcodes-appendix.html: connections, rollbacks (serialization, deadlock), shutdowns and
-# cancellations (time-outs); then lock and idle time-outs, too many connections, and writes on a standby.
-_PASSING = {"08", "40", "57", "55P03", "25P03", "25P04", "53300", "25006"}
+# cancellations (time-outs); then lock and idle time-outs, no memory or no lock to be had, too many connections, and
+# writes on a standby. Not a full disk, a damaged table or an internal error: they wait for a person.
+_PASSING = {"08", "40", "57", "55P03", "25P03", "25P04", "53200", "53300", "25006"}
 _GRANTS = (
     "; run `checkpoint init` once as a role that may make the tables, or give a database administrator what "
     "`checkpoint init --print` writes: the tables, and the grants that a role needs to run jobs"
@@ -499,10 +501,12 @@ def _refused(error: psycopg.Error, name: str, password: str) -> Exception:
 
 
 _DENIED = re.compile(
-    r"authentication failed|no password supplied|no pg_hba.conf entry|role .* does not exist"
+    r"authentication failed|no password supplied|no pg_hba.conf entry|pg_hba.conf rejects|role .* does not exist"
     r"|is not permitted to log in|permission denied for database"
 )
-_HOPELESS = re.compile(r"database .* does not exist|no such database|certificate|does not support SSL|invalid .* value")
+_HOPELESS = re.compile(
+    r"database .* does not exist|no such database|certificate|private key|does not support SSL|invalid .* value"
+)
 
 
 def said(error: psycopg.Error) -> str:

@@ -67,6 +67,11 @@ _MAKE = {
 }
 """What makes each table, in this order."""
 
+_NEEDED = ("checkpoint_schema", "checkpoint_namespaces", ENTRIES)
+_OURS = {*_MAKE, OLD_HISTORY, "checkpoint_changes"}
+# The ids of an empty table of namespaces would lead to the entries of other ones.
+_BEGIN_ANEW = "; to begin anew, drop the other checkpoint tables too, and run `checkpoint init`"
+
 _FROM_FORMAT_1 = (
     """INSERT INTO {schema}.checkpoint_history
         SELECT namespace, digest, version, key, before, after, at, run_id, host, process, NULL, NULL, token
@@ -191,16 +196,22 @@ def quoted(name: str) -> str:
     return '"{}"'.format(name.replace('"', '""'))
 
 
-def found(statements: Statements) -> frozenset[str]:
-    """Return which of our tables exist.
+def found(statements: Statements, *, making: bool = False) -> frozenset[str]:
+    """Return which of our tables exist; those that are `making` them may find some of them missing.
 
     Raises:
-        StoreError: this release cannot read them, or may not see their rows.
+        StoreError: this release cannot read them, or may not see their rows; some were dropped.
 
     """
-    tables = frozenset(name for (name,) in statements(_TABLES, schema=statements.schema))
-    if "checkpoint_schema" not in tables:
-        return frozenset()
+    tables = frozenset(name for (name,) in statements(_TABLES, schema=statements.schema)) & _OURS
+    if not tables:
+        return tables
+    for table in _NEEDED:
+        if table not in tables and not (making and table == ENTRIES):
+            raise StoreError(
+                f"{place(statements.schema, table)} is missing, and with it what it held: restore it from a backup"
+                + (", or run `checkpoint init`, which makes an empty one" if table == ENTRIES else _BEGIN_ANEW)
+            )
     rows = statements(_SCHEMA)
     if not rows:
         check_visible(statements, "checkpoint_schema")
@@ -263,7 +274,7 @@ def make_missing(statements: Statements) -> None:
 
     """
     statements(_ALONE)
-    statements.tables = found(statements)
+    statements.tables = found(statements, making=True)
     if not statements.tables:
         encoding = statements(_ENCODING)[0][0]
         if encoding != "UTF8":
