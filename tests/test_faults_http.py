@@ -389,15 +389,32 @@ def test_fault_08_a_retry_after_past_the_deadline_fails_at_once(job):
     job.api.script(
         Answer(429, headers={"Retry-After": "Thu, 01 May 2025 10:00:00 GMT", "Date": "Wed, 01 May 2024 10:00:00 GMT"})
     )
-    with (  # the gate is shut, though not for a year
-        job.fails(
-            StoreUnavailable,
-            "URL: gave up after 1 attempt in S s: the service asked to wait 30 s, past the deadline",
-        ),
+    with (  # the next one asks again, and does not wait
+        job.fails(StoreUnavailable, f"URL: gave up after 1 attempt in S s: {BUSY} (to be asked again in 31536000 s)"),
         job.run(job.store(deadline=5.0)),
     ):
         pass
-    assert job.calls() == []
+    began = monotonic()
+    with job.run():
+        assert job.calls() == ["GET", "GET"]
+    assert monotonic() - began < 10
+
+
+def test_fault_08_a_pause_past_the_deadline_ends_the_commit(job):
+    """Keys that wait for their turn meanwhile are not sent; the next commit sends them."""
+    keys = [f"k{number}" for number in range(9)]
+    job.seed(**dict.fromkeys(keys, A))
+    with job.run(job.store(concurrency=1)) as cp:
+        for key in keys:
+            cp[key] = B
+        job.calls()
+        job.api.script(Answer(429, headers={"Retry-After": "3600"}), method="PATCH")
+        with pytest.raises(PartialCommit) as caught:
+            cp.commit()
+        job.errors.append(caught.value)
+        assert {type(error) for error in caught.value.errors.values()} == {StoreUnavailable}
+        assert [call for call in job.calls() if "PATCH" in call] == ["PATCH k0"]
+        assert len(cp.commit().keys) == 9
 
 
 def test_fault_09_a_storm_of_503_ends_after_bounded_attempts(job):

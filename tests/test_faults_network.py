@@ -21,7 +21,7 @@ from nginx_server import running_nginx
 
 from checkpoint import Checkpointer, CommitUnknown, Conflict, StoreError, StoreUnavailable, Unauthorized
 from checkpoint.codec import encode
-from checkpoint.stores import open_store
+from checkpoint.stores import open_store, retrying
 from checkpoint.stores.network import resolve
 from checkpoint.stores.route import route_to
 from checkpoint.stores.truto import TrutoStore
@@ -955,3 +955,59 @@ with checkpoint.Checkpointer("run", "memory://m") as cp:
 assert not {"httpx", "httpx2", "httpcore", "httpcore2", "tenacity"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# 6: bytes that never stop, none of which is waited for
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Return what puts our monotonic clock an hour forward."""
+    hours, read = [], retrying.monotonic
+    monkeypatch.setattr(retrying, "monotonic", lambda: read() + 3_600.0 * len(hours))
+    return lambda: hours.append(1)
+
+
+@contextmanager
+def answered_by(answer):
+    """Yield the URL of a server that lets a function have its first connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_fault_06_a_ready_answer_ends_with_the_deadline(stores, late):
+    """There is always something to read: no single read waits."""
+
+    def answer(connection):
+        connection.recv(10_000)
+        late()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+        connection.sendall(head + b'{"result": []' + b" " * 10_000_000 + b"}")
+
+    with answered_by(answer) as url, pytest.raises(StoreUnavailable, match=r"1 attempt in .* ReadTimeout: timed out"):
+        stores(url, deadline=60.0).load("run")
+
+
+def test_fault_06_a_ready_upload_ends_with_the_deadline(stores, late):
+    received = []
+
+    def answer(connection):
+        while piece := connection.recv(100_000):
+            received.append(len(piece))
+            if len(received) == 3:
+                late()
+
+    with answered_by(answer) as url, pytest.raises(CommitUnknown):
+        stores(url, deadline=60.0, timeout=2.0).commit("run", {"a": "x" * 60_000_000})
+    assert sum(received) < 50_000_000

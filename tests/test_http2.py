@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -12,6 +14,7 @@ from http2_server import Http2Server
 
 from checkpoint import Checkpointer, CommitUnknown, StoreError, StoreUnavailable
 from checkpoint.codec import encode
+from checkpoint.stores.network import LoopNetwork, Wire
 from checkpoint.stores.truto import TrutoStore
 
 for module in ("trustme", "hypercorn", "h2"):
@@ -201,3 +204,24 @@ def test_closing_the_store_ends_a_request_of_another_thread(served, stores):
     served.hang()
     thread.join(10)
     assert loaded == [{}]
+
+
+def test_a_cancellation_beside_data_is_not_lost():
+    """The deadline cancels a request in the very turn in which more of its answer comes, as one of drips may."""
+
+    async def run():
+        loop, network = asyncio.get_running_loop(), LoopNetwork()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, wire = await loop.create_connection(lambda: Wire(network), sock=ours)
+            reading = asyncio.ensure_future(wire.read(10, 5.0))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            wire.data_received(b"x")
+            reading.cancel()
+            done = await asyncio.gather(reading, return_exceptions=True)
+            assert [type(each) for each in done] == [asyncio.CancelledError]
+            assert await wire.read(10, 5.0) == b"x"
+            await wire.aclose()
+
+    asyncio.run(run())

@@ -29,7 +29,7 @@ else:
     except ImportError:
         import httpcore
 
-_CHUNK = 64 * 1024  # bytes written at once: one call may wait for every packet anew
+_CHUNK = 16 * 1024  # bytes written at once, for which one wait is enough; httpcore waits as long for each more of them
 _NEXT_ADDRESS = 0.25  # seconds after which another address of a host is tried beside the one that is silent
 _LEAST = 0.001  # seconds of a wait: 0 would mean not to wait at all, and so another error
 
@@ -47,8 +47,13 @@ class Limit(NamedTuple):
     timeout: float
 
     def left(self) -> float:
-        """Return the seconds for the next step."""
+        """Return the seconds for the next step; very few where none are left, see `check`."""
         return max(_LEAST, min(self.timeout, self.deadline.left()))
+
+    def check(self, error: type[Exception]) -> None:
+        """Raise an error once the deadline has passed: what comes or goes in small pieces never waits for so long."""
+        if self.deadline.left() <= 0:
+            raise error("timed out")
 
     def quiet(self) -> float:
         """Return the seconds of the next step that may pass untold."""
@@ -143,6 +148,7 @@ class _Stream(httpcore.NetworkStream):
         with suppress(httpcore.WriteError):  # the service may have answered before it read everything
             self._flush()
         limit = self._network.limit
+        limit.check(httpcore.ReadTimeout)
         if limit.quiet() < limit.left():
             try:
                 return self._stream.read(max_bytes, limit.quiet())
@@ -157,8 +163,10 @@ class _Stream(httpcore.NetworkStream):
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, bytearray()
+        limit = self._network.limit
         for start in range(0, len(unsent), _CHUNK):
-            self._stream.write(bytes(unsent[start : start + _CHUNK]), self._network.limit.left())
+            limit.check(httpcore.WriteTimeout)
+            self._stream.write(bytes(unsent[start : start + _CHUNK]), limit.left())
 
     def close(self) -> None:
         self._stream.close()
@@ -246,13 +254,17 @@ class LoopNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address of a host that answers."""
         loop = asyncio.get_running_loop()
-        connecting = loop.create_connection(lambda: Wire(self), host, port, happy_eyeballs_delay=_NEXT_ADDRESS)
+        connecting = loop.create_task(
+            loop.create_connection(lambda: Wire(self), host, port, happy_eyeballs_delay=_NEXT_ADDRESS)
+        )
         try:
-            _, wire = await asyncio.wait_for(connecting, timeout)
-        except asyncio.TimeoutError as error:
-            raise httpcore.ConnectTimeout(f"{host} does not answer") from error
+            if not await _is_done(connecting, timeout):
+                raise httpcore.ConnectTimeout(f"{host} does not answer")
+            _, wire = connecting.result()
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
+        finally:
+            connecting.cancel()
         return wire
 
 
@@ -309,9 +321,8 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if not self._came and self.open:
             self._reader = self._loop.create_future()
             try:
-                await asyncio.wait_for(self._reader, timeout)
-            except asyncio.TimeoutError as error:
-                raise httpcore.ReadTimeout from error
+                if not await _is_done(self._reader, timeout):
+                    raise httpcore.ReadTimeout
             finally:
                 self._reader = None
         if not self._came and self._error is not None:
@@ -327,11 +338,8 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent += buffer
-        if self._writer is not None:
-            try:
-                await asyncio.wait_for(asyncio.shield(self._writer), timeout)
-            except asyncio.TimeoutError as error:
-                raise httpcore.WriteTimeout from error
+        if self._writer is not None and not await _is_done(self._writer, timeout):
+            raise httpcore.WriteTimeout
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, bytearray()
@@ -365,6 +373,16 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if info == "is_readable":
             return bool(self._came) or not self.open
         return self._transport.get_extra_info(info)
+
+
+async def _is_done(future: asyncio.Future[Any], timeout: float | None) -> bool:
+    """Wait for a future, which goes on, and tell whether it is done.
+
+    `asyncio.wait_for` of Python 3.11 and before loses a cancellation that comes when the future is done: the deadline
+    of a request, of which a byte comes now and then, would never end it.
+    """
+    done, _ = await asyncio.wait([future], timeout=timeout)
+    return bool(done)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

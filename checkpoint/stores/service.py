@@ -6,6 +6,7 @@ Knows statuses and headers, and nothing of namespaces and entries.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -74,7 +75,11 @@ class Unclear(StoreError):
 
 
 class Requests(Operation):
-    """One load or commit at a service."""
+    """One load or commit at a service, from now on."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.began: float = monotonic()
 
     waiting = False
     """Whether it was logged that the rate makes it wait."""
@@ -296,7 +301,7 @@ class Service:
     def _wait_for_turn(self, throttle: _Throttle, run: Requests, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
         while True:
-            slot, window, gate = throttle.take()
+            slot, window, gate = throttle.take(run.began)
             if slot is not None:
                 return slot
             if gate >= deadline.left():
@@ -327,7 +332,7 @@ class Service:
                 pause = PAUSE
             said = self.said(response)
             if pause is not None:
-                self._pace(self._token.current()).shut(min(pause, self._patience))
+                self._pace(self._token.current()).shut(pause, self._patience)
                 said += f" (to be asked again in {pause:.0f} s)"
             if status in TRANSIENT:
                 raise AnswerLost(said, late=status in UNANSWERED, pause=pause or 0.0)
@@ -362,6 +367,8 @@ class _Throttle:
     def __init__(self, rate: tuple[int, float]) -> None:
         self.warned = False
         """Whether a commit that takes longer than a window was warned of."""
+        self._long_pause = (-math.inf, -math.inf)
+        """When the service asked for a pause that nobody waits for, and its end."""
         self._pace = Rate(*rate)
         self._lock = threading.Lock()
 
@@ -369,16 +376,27 @@ class _Throttle:
     def period(self) -> float:
         return self._pace.period
 
-    def take(self) -> tuple[Slot | None, float, float]:
-        """Return a slot, or None and the seconds to wait for the window and for the gate."""
+    def take(self, began: float) -> tuple[Slot | None, float, float]:
+        """Return a slot, or None and the seconds to wait for the window and for the gate.
+
+        A pause that is longer than anybody waits ends the calls that had begun before it was asked for; later ones ask
+        anew, for such a pause may be a mistake.
+        """
         with self._lock:
             now = monotonic()
             window, gate = self._pace.window(now), self._pace.gate(now)
+            asked, until = self._long_pause
+            if began <= asked:
+                gate = max(gate, until - now)
             return (self._pace.take(now) if window == gate == 0 else None), window, gate
 
-    def shut(self, seconds: float) -> None:
+    def shut(self, seconds: float, patience: float) -> None:
         with self._lock:
-            self._pace.shut(monotonic() + seconds)
+            now = monotonic()
+            if seconds < patience:
+                self._pace.shut(now + seconds)
+            else:
+                self._long_pause = now, now + seconds
 
     def forecast(self, requests: int) -> float:
         with self._lock:
