@@ -98,6 +98,15 @@ def test_list_of_keys(store):
     assert screen("list", "job", "--all").splitlines()[1].split() == ["__lease__", '"held"', "-", "1", "d", "-"]
 
 
+def test_long_names_leave_room_for_the_cursor(store):
+    """As Airflow's are: the name of the run is cut first, then that of the key, and the cursor can be read."""
+    run_id = "scheduled__2024-05-01T02:00:00+00:00"
+    store.commit("dag", {f"load[2]/{run_id}/cursor": encode({"value": "2024-05-01"})}, run_id=f"dag/load/{run_id}")
+    assert screen("list", "dag").splitlines()[1] == (
+        'load[2]/schedul…00+00:00/cursor  {"value":"2024-05-0…    -  in 940 d  dag/l…0:00'
+    )
+
+
 def test_list_of_keys_as_a_document(store):
     assert document("list", "job", "--json") == [
         {

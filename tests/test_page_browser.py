@@ -292,6 +292,12 @@ def test_the_keyboard_reaches_everything(visit):
         assert part in tree, part
 
 
+def test_a_lag_stands_on_one_line(visit):
+    """Beside long keys too, as Airflow's are."""
+    cell = visit("namespace?namespace=crm").locator("td[data-label=Lag]").first
+    assert cell.evaluate("cell => getComputedStyle(cell).whiteSpace") == "nowrap"
+
+
 def test_cells_are_read_with_their_headers_on_a_phone(visit):
     tree = visit(viewport={"width": 390, "height": 800}).locator("table").aria_snapshot()
     for part in ("columnheader", "rowheader", "cell", "row"):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _WIDE = 10_000
 _LEAST = 10
+_SHARE = 4
+"""The wide column of a table has at least this part of the terminal's width: names beside it are cut instead."""
+
 _PADDED = 60
 """Columns to which the wide column of a table is padded in a file; a longer cell pushes what comes after it."""
 
@@ -68,7 +71,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
     cells = [list(columns), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     index = columns.index(wide)
-    room = max(screen.width - sum(widths) - 2 * (len(widths) - 1) + widths[index], _LEAST)
+    room = max(screen.width - sum(widths) - 2 * (len(widths) - 1) + widths[index], _LEAST, screen.width // _SHARE)
     widths[index] = min(widths[index], _PADDED if screen.width == _WIDE else room)
     _narrow(cells, widths, screen.width, [n for n, column in enumerate(columns) if column not in right and n != index])
     lines: list[str] = []
@@ -86,7 +89,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
 
 
 def _narrow(cells: list[list[str]], widths: list[int], width: int, columns: Sequence[int]) -> None:
-    """Cut cells of these columns in the middle, the widest column first, until a line fits if it can."""
+    """Cut cells of these columns in the middle until a line fits if it can; those of the first, which name it, last."""
     from rich.cells import cell_len, chop_cells
 
     def cut(cell: str, room: int) -> str:
@@ -95,13 +98,15 @@ def _narrow(cells: list[list[str]], widths: list[int], width: int, columns: Sequ
         end = chop_cells(cell[::-1], (room - 1) // 2)[0][::-1]
         return f"{chop_cells(cell, room - 1 - cell_len(end))[0]}…{end}"
 
-    while columns and (over := sum(widths) + 2 * (len(widths) - 1) - width) > 0:
-        widest = max(columns, key=lambda column: widths[column])
-        if widths[widest] <= _LEAST:
-            return
-        widths[widest] = max(widths[widest] - over, _LEAST)
-        for row in cells:
-            row[widest] = cut(row[widest], widths[widest])
+    for some in (columns[1:], columns[:1]):
+        room = width - 2 * (len(widths) - 1) - sum(each for n, each in enumerate(widths) if n not in some)
+        most = max((widths[n] for n in some), default=0)
+        while most > _LEAST and sum(min(widths[n], most) for n in some) > room:
+            most -= 1
+        for column in some:
+            widths[column] = min(widths[column], most)
+            for row in cells:
+                row[column] = cut(row[column], widths[column])
 
 
 def document(content: Any) -> None:
