@@ -44,6 +44,56 @@ def test_the_scheme_names_the_store(url: str, store: str, tmp_path: Path) -> Non
     assert repr(open_store(url)) == store.format(folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("url", "store"),
+    [
+        ("SQLite:///State.db", "SQLiteStore('{folder}/State.db')"),
+        ("MEMORY://A", "MemoryStore()"),
+        ("HTTPS://api.truto.one", "TrutoStore('https://api.truto.one')"),
+        ("Http://127.0.0.1:8080?Timeout=5", None),
+        ("Server+HTTPS://host/Path", "ServerStore('https://host/Path')"),
+        ("SERVER+http://host?deadline=5", "ServerStore('http://host')"),
+        ("S3://bucket/Prefix", "ObjectStore('s3://bucket/Prefix')"),
+        ("PostgreSQL://host/Name", "PostgresStore("),
+        ("Postgres+psycopg2://host/db", None),
+    ],
+)
+def test_a_scheme_may_be_in_capitals(
+    url: str, store: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHECKPOINT_TOKEN", "test-token")
+    if store is None:  # refused, in the words of the store
+        with pytest.raises(ValueError, match=r"^the API's base URL has no query|: write postgresql://"):
+            open_store(url)
+        return
+    opened = open_store(url)
+    assert repr(opened).startswith(store.format(folder=tmp_path))
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Path("a b/state.db"), "a store's URL is a str such as 'sqlite:///a%20b/state.db', not PosixPath"),
+        (Path("/var/state.db"), "a store's URL is a str such as 'sqlite:////var/state.db', not PosixPath"),
+        (b"memory://x", "a store's URL is a str such as 'sqlite:///state.db', not bytes"),
+        (5, "a store's URL is a str such as 'sqlite:///state.db', not int"),
+    ],
+)
+def test_what_is_no_text_says_what_to_write(given: object, said: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        open_store(given)  # type: ignore[arg-type]  # what callers without types give
+    assert str(caught.value).replace("WindowsPath", "PosixPath") == said
+
+
+@pytest.mark.parametrize(
+    "url", ["memory://?x=1#y", "memory://a?x=1", "memory://a#y", "memory://a?keep=5#y", "memory://#"]
+)
+def test_a_memory_stores_name_has_no_query(url: str) -> None:
+    with pytest.raises(ValueError, match="a memory store's URL is memory://name, not"):
+        open_store(url)
+
+
 def test_a_memory_store_is_shared_by_its_name() -> None:
     store = open_store("memory://shared")
     store.commit("job", {"a": "1"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +15,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from freezegun import freeze_time
@@ -21,6 +25,7 @@ from checkpoint import (
     Checkpointer,
     Conflict,
     PartialCommit,
+    ServerStore,
     StoreError,
     StoreUnavailable,
     Unauthorized,
@@ -368,10 +373,41 @@ def test_a_bad_base_url_is_refused(url):
         TrutoStore(url, "token")
 
 
-@pytest.mark.parametrize("argument", [{"timeout": 0}, {"deadline": -1}, {"concurrency": 0}, {"rate": (0, 1)}])
-def test_bad_numbers_are_refused(argument):
-    with pytest.raises(ValueError, match="greater than 0"):
-        TrutoStore(token="token", **argument)
+SECONDS = ("timeout", "deadline")
+VALUES = [
+    *[(name, value) for name in SECONDS for value in (0, -1.0, math.nan, math.inf, 1e300, 10**40)],
+    *[("concurrency", value) for value in (0, -1)],
+    *[("rate", value) for value in ((0, 1), (1, 0), (1, math.nan), (1, math.inf))],
+]
+TYPES = [
+    *[(name, value) for name in (*SECONDS, "concurrency") for value in (True, None, "5", [5])],
+    *[("concurrency", value) for value in (2.5, math.nan)],
+    *[("rate", value) for value in ((2.5, 1), (True, 1), (1, "s"), (1, True), 5, None, (1, 2, 3))],
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "value"), [*[(ValueError, *each) for each in VALUES], *[(TypeError, *each) for each in TYPES]]
+)
+def test_bad_numbers_are_refused(error, name, value):
+    for kind in (TrutoStore, ServerStore) if name in SECONDS else (TrutoStore,):
+        with pytest.raises(error, match=rf"\b{name} must be ") as caught:
+            kind("https://api.invalid", token="token", **{name: value})
+        assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("value", [10, 2.5, Fraction(5, 2)])
+def test_numbers_of_any_type_are_taken(api, value):
+    for kind in (TrutoStore, ServerStore):
+        with closing(kind(api.url, token=api.token, timeout=value, deadline=4 * value)) as store:
+            assert (store.load("run"), store.deadline) == ({}, 4 * value)
+
+
+@pytest.mark.parametrize("url", [None, Path("/srv"), b"https://api.invalid", 5])
+def test_a_base_url_that_is_no_text_is_refused(url):
+    for kind, example in (TrutoStore, "https://api.truto.one"), (ServerStore, "server+https://checkpoint.example.com"):
+        with pytest.raises(TypeError, match=re.escape(f" is a str such as {example!r}, not {type(url).__name__}")):
+            kind(url, "token")
 
 
 def test_a_base_url_may_have_a_path(api):

@@ -94,10 +94,10 @@ class ServerStore:
         self._service = Service(
             self._base_url,
             source,
-            timeout=timeout,
+            timeout=self._timeout,
             concurrency=CONNECTIONS,
             rate=_UNPACED,
-            patience=deadline,
+            patience=self._deadline,
             max_body=MAX_BODY,
         )
         self._keeps_history: bool | None = None

@@ -83,7 +83,7 @@ class SQLiteStore:
         deadline: float = DEADLINE,
     ) -> None:
         check_keep(keep, keep_days)
-        check_seconds("deadline", deadline)
+        deadline = check_seconds("deadline", deadline)
         self._bound, self._deadline = (keep, keep_days), deadline
         self._joined = connection
         self._connection: sqlite3.Connection | None = None

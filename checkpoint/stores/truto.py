@@ -116,7 +116,12 @@ class TrutoStore:
         connections, pace = check_count("concurrency", concurrency), _checked_rate(rate)
         self._base_url = checked_url(url.reveal(), "the API's base URL", "https://api.truto.one", self.URL_OPTIONS)
         self._service = Service(
-            self._base_url, source, timeout=timeout, concurrency=connections, rate=pace, patience=deadline
+            self._base_url,
+            source,
+            timeout=self._timeout,
+            concurrency=connections,
+            rate=pace,
+            patience=self._deadline,
         )
         self._seen: dict[str, _Seen] = {}
 

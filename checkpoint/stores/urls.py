@@ -65,7 +65,7 @@ def check_seconds(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 < value <= LONGEST:
         raise ValueError(f"{name} must be seconds greater than 0, not {value}")
-    return value
+    return float(value)
 
 
 def check_count(name: str, value: int) -> int:
