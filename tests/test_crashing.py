@@ -253,10 +253,10 @@ def test_a_job_that_cannot_be_resumed_says_where(tmp_path):
 @pytest.mark.parametrize(
     ("job", "said"),
     [
-        (lambda run: None, "the job wrote no rows: give them to run.write, or tell by rows= how to read them back"),
+        (lambda run: None, "the job wrote no rows: pass them to run.write, or pass rows= to read them from your sink"),
         (
             lambda run: run._write([1]),
-            "the job passed no point where it could die: read through run.records, open run.store",
+            "the job passed no crash point: read through run.records, and use run.store",
         ),
     ],
 )

@@ -98,7 +98,8 @@ def test_a_file_that_became_unreadable_leaves_the_tokens(tokens, caplog):
     assert access.allow(bearer("old"), "read") == "crm"
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == (
-        f"the tokens in {tokens} are those of before: line 1 of the tokens is not NAME read|write PREFIX SHA256"
+        f"{tokens} cannot be read, so the earlier tokens stay valid: "
+        "line 1 of the tokens is not NAME read|write PREFIX SHA256"
     )
     assert len(said) == 2
     assert "a-secret" not in caplog.text

@@ -714,7 +714,7 @@ def test_the_api_answers_whoever_speaks_it(api):
         ({"state_key": "job", "changes": {}, "base": {"a": 1}}, "base: a JSON object is wanted"),
         ({"state_key": "job", "changes": {}, "process": -1}, "process must be a number from 0 to 1000000000000000"),
         ({"state_key": "job", "changes": {}, "host": 1}, "host must be a str, not int"),
-        ({"state_key": "job", "changes": {}, "new": 1}, "new is not known here"),
+        ({"state_key": "job", "changes": {}, "new": 1}, "new is not a parameter of this request"),
         ([], "the body must be a JSON object"),
         (b"{", "the body must be JSON"),
     ],

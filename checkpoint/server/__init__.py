@@ -1,4 +1,4 @@
-"""Serving a store over HTTP."""
+"""Serve a store over HTTP."""
 
 from checkpoint.server.access import Access as Access
 from checkpoint.server.access import new_token as new_token

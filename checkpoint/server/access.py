@@ -1,4 +1,4 @@
-"""Who may do what: the tokens of the server, given in the environment or listed in a file."""
+"""Who may do what: the server's tokens, from the environment or from a file."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ class Grant(NamedTuple):
     """What a token allows."""
 
     name: str | None
-    """Whose it is; None where the environment holds it."""
+    """The name of its holder. None: the token is from the environment."""
     wish: Wish
-    """What it allows; `write` includes reading."""
+    """What it allows. `write` includes reading."""
     prefix: str
-    """The beginning of the namespaces that it reaches; empty: all."""
+    """The prefix of the namespaces that it reaches. Empty: all."""
     digest: bytes
     """SHA-256 of the token."""
 
     def allows(self, wish: Wish, state_key: str | None) -> bool:
-        """Tell whether a request may be served; `state_key` None: no namespace is concerned."""
+        """Return whether a request is allowed; `state_key` None: it concerns no namespace."""
         return wish in {"read", self.wish} and (state_key is None or state_key.startswith(self.prefix))
 
     @property
     def line(self) -> str:
-        """The line of a file of tokens that says so."""
+        """The line for this grant in a file of tokens."""
         return f"{self.name} {self.wish} {self.prefix or EVERYTHING} {self.digest.hex()}"
 
 
 class Access:
-    """The tokens that the server accepts: those given, and those of a file, which is read again when it changes."""
+    """The tokens that the server accepts: given ones, and those in a file, which is read again when it changes."""
 
     def __init__(self, grants: Iterable[Grant], file: str | os.PathLike[str] | None = None) -> None:
-        """Take the grants, and those of the file.
+        """Accept the given grants, and those in the file.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: a line of it is not `NAME read|write PREFIX SHA256`, or there is no token at all.
+            ValueError: a line of it is not `NAME read|write PREFIX SHA256`, or there are neither grants nor a file.
 
         """
         self._given = tuple(grants)
@@ -72,20 +72,22 @@ class Access:
 
     @classmethod
     def of_token(cls, token: str) -> Access:
-        """Accept one token, for everything.
+        """Accept one token, which may read and write everything.
 
         Raises:
-            ValueError: it is empty, or holds what a header cannot carry.
+            ValueError: it is empty, or contains characters that a header cannot carry.
 
         """
         return cls([_unnamed("write", token, "the token")])
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Access:
-        """Accept the tokens in `$CHECKPOINT_SERVER_TOKEN` (all), `$CHECKPOINT_SERVER_READ_TOKEN`, and a file's.
+        """Accept the tokens in `$CHECKPOINT_SERVER_TOKEN` and `$CHECKPOINT_SERVER_READ_TOKEN`, and those in the file.
+
+        The file is named by `$CHECKPOINT_SERVER_TOKENS`.
 
         Raises:
-            OSError, ValueError: as the constructor; or a token is empty, or holds what a header cannot carry.
+            OSError, ValueError: as the constructor, or a token contains characters that a header cannot carry.
 
         """
         wishes: tuple[tuple[str, Wish], ...] = ((TOKEN, "write"), (READ_TOKEN, "read"))
@@ -93,15 +95,15 @@ class Access:
         return cls(given, environment.get(TOKENS) or None)
 
     def allow(self, headers: Iterable[Header], wish: Wish, state_key: str | None = None) -> str | None:
-        """Return the name of whoever sent a request with these headers, as it is stored with a commit.
+        """Return the name of the token in the headers of a request, if the token allows the wish; None: it has no name.
 
-        `headers` are those of the ASGI scope: `Authorization: Bearer TOKEN`, or, to read, `Basic` with the token as the
-        password: browsers add that by themselves, to a form that another site sends too. `state_key` None: no namespace
-        is concerned. The name is None where the token has none.
+        `headers` are those of the ASGI scope, with `Authorization: Bearer TOKEN`. For reading, `Basic` with the token
+        as the password is accepted too. It is not accepted for writing, because browsers also add it to a form of
+        another site. `state_key` None: the request concerns no namespace.
 
         Raises:
-            Refusal: 400 where they authorize twice; 401 without a valid token; 403 where it does not allow the wish, or
-                not in this namespace, or is to write and came by `Basic`.
+            Refusal: 400 for two `Authorization` headers; 401 without a valid token; 403 if the token does not allow the
+                wish, or not in this namespace, or for writing with `Basic`.
 
         """
         is_basic, grants = self._grants_of(headers)
@@ -116,7 +118,7 @@ class Access:
         raise Refusal(403, f"{name} may not {wish} in the namespace {state_key!r}")
 
     def readable(self, headers: Iterable[Header], state_keys: Iterable[str]) -> list[str]:
-        """Return those of the namespaces that whoever sent the headers may read.
+        """Return those of the namespaces that the token in the headers may read.
 
         Raises:
             Refusal: as `allow`.
@@ -126,7 +128,7 @@ class Access:
         return [name for name in state_keys if any(grant.allows("read", name) for grant in grants)]
 
     def reaches_all(self, headers: Iterable[Header]) -> bool:
-        """Tell whether whoever sent the headers may read all namespaces.
+        """Return whether the token in the headers may read all namespaces.
 
         Raises:
             Refusal: as `allow`.
@@ -136,20 +138,20 @@ class Access:
         return any(not grant.prefix for grant in grants)
 
     def _grants_of(self, headers: Iterable[Header]) -> tuple[bool, list[Grant]]:
-        """Return whether the headers use `Basic`, and what their token allows: at least one grant."""
+        """Return whether the headers use `Basic`, and the grants of their token: at least one."""
         given = [value for name, value in headers if name == b"authorization"]
         if len(given) > 1:
             raise Refusal(400, "Authorization is given twice")
         is_basic, token = _token_of(given[0]) if given else (False, b"")
         digest = sha256(token).digest()
-        # Each is compared, whatever was found before: the time tells nothing.
+        # All are compared, also after one was found, so that the time reveals nothing.
         found = [grant for grant in (*self._given, *self._current()) if hmac.compare_digest(grant.digest, digest)]
-        if not (token and found):  # a line may have the digest of nothing, where somebody's variable was empty
+        if not (token and found):  # a line may have the digest of an empty token, made from an empty variable
             raise Refusal(401, "a valid bearer token is required", _CHALLENGE)
         return is_basic, found
 
     def _current(self) -> tuple[Grant, ...]:
-        """Return what the file says now; where it cannot be read, what it said before."""
+        """Return the grants in the file; if it cannot be read, those that it had before."""
         if self._path is None or self._identity() == self._seen:
             return self._listed
         self._seen = self._identity()
@@ -157,14 +159,14 @@ class Access:
             self._listed = _listed(self._path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             extra = {"checkpoint_event": "tokens_not_read"}
-            logger.error("the tokens in %s are those of before: %s", self._path, error, extra=extra)  # noqa: TRY400 - no traceback
+            logger.error("%s cannot be read, so the earlier tokens stay valid: %s", self._path, error, extra=extra)  # noqa: TRY400 - no traceback
         else:
             extra = {"checkpoint_event": "tokens_read"}
             logger.info("%s was read again: %d tokens", self._path, len(self._listed), extra=extra)
         return self._listed
 
     def _identity(self) -> tuple[int, ...] | None:
-        """Return what changes with the file; None: it is not there."""
+        """Return values that change when the file changes; None: there is no file."""
         try:
             found = os.stat(self._path) if self._path is not None else None  # noqa: PTH116 - for each request
         except OSError:
@@ -173,10 +175,10 @@ class Access:
 
 
 def new_token(name: str, wish: Wish, prefix: str) -> tuple[str, str]:
-    """Return a new token, and the line that lets a server accept it.
+    """Return a new token, and its line for the server's file of tokens.
 
     Raises:
-        ValueError: the name or the prefix cannot stand in a line.
+        ValueError: the name or the prefix is not one word.
 
     """
     for what, word in (("the name", name), ("the prefix", prefix)):
@@ -196,7 +198,7 @@ _LINE = re.compile(r"(?P<name>\S+)\s+(?P<wish>read|write)\s+(?P<prefix>\S+)\s+(?
 
 
 def _listed(text: str) -> tuple[Grant, ...]:
-    """Return what the lines of a file of tokens say; empty ones, and those that begin with `#`, say nothing."""
+    """Return the grants in a file of tokens; empty lines, and lines that begin with `#`, are ignored."""
     grants: list[Grant] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -211,7 +213,7 @@ def _listed(text: str) -> tuple[Grant, ...]:
 
 
 def _token_of(authorization: bytes) -> tuple[bool, bytes]:
-    """Return whether it is `Basic`, and the token of that or of `Bearer TOKEN`; empty: there is none."""
+    """Return whether the scheme is `Basic`, and the token of `Basic` or `Bearer`; empty: there is none."""
     scheme, _, credentials = authorization.partition(b" ")
     match scheme.lower():
         case b"bearer":

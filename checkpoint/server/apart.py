@@ -1,4 +1,4 @@
-"""A SQLite file as the server uses it: read through one connection, and written through another."""
+"""Read a SQLite file through one connection and write it through another, so that writes do not stop reads."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def apart(store: Store) -> Store:
-    """Return a store whose commits, while they wait for others, stop no reads; for SQLite it is another object."""
+    """Return a store whose waiting commits do not stop reads: a `ReadsApart` for a SQLite file, else the store."""
     return ReadsApart(store) if isinstance(store, SQLiteStore) and store.path is not None else store
 
 
 def kind(store: Store) -> str:
-    """Return the name of a store's class, as users know it."""
+    """Return the name of a store's public class."""
     return SQLiteStore.__name__ if isinstance(store, ReadsApart) else type(store).__name__
 
 
 class ReadsApart:
-    """A SQLite store with a second connection for reading: one connection serves one thread at a time."""
+    """A SQLite store with a second connection for reading, because a connection serves one thread at a time."""
 
     atomic = True
 
@@ -57,7 +57,7 @@ class ReadsApart:
         return self._reading.history(state_key, key, limit=limit)
 
     def facts(self) -> dict[str, str]:
-        """Return what SQLite tells; see `TellsFacts.facts`."""
+        """Return facts about SQLite; see `TellsFacts.facts`."""
         return self._reading.facts()
 
     def commit(

@@ -1,4 +1,4 @@
-"""The ASGI application: all that the server answers, behind one gate."""
+"""The ASGI application: everything that the server answers, behind one gate."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ access_logger: logging.Logger = logging.getLogger("checkpoint.access")
 
 DOCUMENT, HEALTH, METRICS = "/openapi.json", "/healthz", "/metrics"
 SHOWN = 200
-"""Characters of a wrong path that its answer repeats."""
+"""How many characters of an unknown path the answer repeats."""
 PUBLIC = frozenset({DOCUMENT, HEALTH})
-FOR_BROWSERS = frozenset({"/", UI})
 """Paths that need no token."""
+FOR_BROWSERS = frozenset({"/", UI})
+"""Paths of the page, which checks the token by itself."""
 
 COMMITS = frozenset({("POST", PATH), ("PATCH", f"{PATH}/{{id}}"), ("DELETE", f"{PATH}/{{id}}"), ("POST", wire.COMMIT)})
 """The routes that commit."""
@@ -57,22 +58,23 @@ def create_app(
     root_path: str = "",
     folder: str | None = None,
 ) -> FastAPI:
-    """Return the ASGI application that serves a store to whoever bears a token.
+    """Return the ASGI application that serves a store to clients with a token.
 
-    The options can be replaced while it runs: `app.state.api.options = ...`. `app.state.stop()` ends its threads once
-    they are idle, and `app.state.busy()` tells whether they are not; the caller closes the store. Each request is a
-    line of the logger `checkpoint.access`, at INFO.
+    The options can be replaced while it runs: `app.state.api.options = ...`. `app.state.busy()` tells whether its
+    threads still have calls to finish, and `app.state.stop()` ends the threads after these. The caller closes the
+    store. Each request is one line of the logger `checkpoint.access`, at INFO.
 
     Args:
-        store: what is served.
-        token: the token that may do everything, or who may do what.
+        store: the store to serve.
+        token: a token that may do everything, or an `Access`, which says who may do what.
         options: see `Switches`.
         page: how the page for people is shown.
-        root_path: where a gateway has put the server, such as `/state`; requests may come with it and without.
-        folder: where several processes that serve the same store count their requests together.
+        root_path: the path below which a gateway serves the application, such as `/state`; requests may come with it or
+            without.
+        folder: a folder in which several processes that serve the same store share their counters.
 
     Raises:
-        ValueError: the token is empty, or holds what a header cannot carry; the root path is no path.
+        ValueError: the token is empty, or contains characters that a header cannot carry; the root path is not a path.
 
     """
     if root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root_path):
@@ -88,7 +90,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         servers=[{"url": root_path}] if root_path else None,
-        # For the document only: the gate has let nobody else in.
+        # For the OpenAPI document only: the gate has checked the token.
         dependencies=[Depends(HTTPBearer(auto_error=False))],
         exception_handlers=dict.fromkeys(
             (Refusal, HTTPException, CheckpointError, ClientDisconnect, Exception), _on_error
@@ -126,7 +128,7 @@ def create_app(
 
 
 class _Gate:
-    """The outermost layer: lets nobody in without a token, leaves the path as it was sent, counts and logs."""
+    """The outermost layer: it checks the token, keeps the path as it was sent, counts and logs."""
 
     def __init__(self, app: ASGIApp, api: Api, access: Access, told: metrics.Metrics, root_path: str) -> None:
         self._app = app
@@ -141,20 +143,20 @@ class _Gate:
             return
         if self._api.options.latency:
             send = _late(send, self._api.options.latency)
-        # Routed undecoded: in the decoded path `a/b` and `a%2Fb` are the same.
+        # The path is routed undecoded, because decoded `a/b` and `a%2Fb` would be the same.
         root, path = self._root, scope["raw_path"].decode("latin-1")
         path = path.removeprefix(root) if path.startswith(f"{root}/") else path  # the gateway may have removed it
         scope = cast("Scope", {**scope, "root_path": root, "path": root + path})
         answer, began, name = _Answer(send), perf_counter(), None
         try:
-            # The page asks by itself: browsers want another challenge, and people another answer.
+            # The page checks the token by itself, because browsers need another challenge and another answer.
             if path not in PUBLIC and not (path in FOR_BROWSERS or path.startswith(f"{UI}/")):
                 name = self._access.allow(scope["headers"], "read")
                 self._api.count()
             await self._app(scope, receive, answer)
         except Refusal as refusal:
             await refusal.response()(scope, receive, answer)
-        except asyncio.CancelledError as cancelled:  # the server is ending, and this took too long
+        except asyncio.CancelledError as cancelled:  # the server is stopping, and the request took too long
             if answer.status is None:
                 await _stopped(cancelled).response()(scope, receive, answer)
         finally:
@@ -167,7 +169,7 @@ class _Gate:
         if not access_logger.isEnabledFor(logging.INFO):
             return
         client = (scope.get("client") or ("-",))[0]
-        asked = re.search(rb"(?:^|&)(state_key=[^&]*)", scope["query_string"])  # a token may have got into the rest
+        asked = re.search(rb"(?:^|&)(state_key=[^&]*)", scope["query_string"])  # the rest might contain a token
         target = scope["path"] + (f"?{asked[1].decode('latin-1')}" if asked else "")
         extra = {"checkpoint_event": "request", "checkpoint_status": status, "checkpoint_seconds": seconds}
         told = (client, name or "-", method, target, status, seconds * 1_000)
@@ -175,17 +177,18 @@ class _Gate:
 
 
 def _stopped(cancelled: asyncio.CancelledError) -> Refusal:
-    """Return the answer to a request that the server did not finish; only 503 says for certain that nothing was done.
+    """Return the answer to a request that the server did not finish.
 
-    504 is what gateways say of a request that may be done yet, and clients of either API know it.
+    503 says that nothing was done. 504 says that it may still be done, as the 504 of a gateway does; clients of both
+    APIs know that.
     """
     if isinstance(cancelled, UnderWay):
-        return Refusal(504, "the server is stopping before the store has answered: what was asked may yet be done")
+        return Refusal(504, "the server is stopping, and the store has not answered: the request may still be done")
     return Refusal(503, "the server is stopping: nothing was done")
 
 
 class _Answer:
-    """Sends an answer, and knows its status; None: none was sent yet."""
+    """Sends an answer, and keeps its status; None: no answer has begun."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -208,7 +211,7 @@ def _late(send: Send, seconds: float) -> Send:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
-        # Without `statusCode`: a client that was led here by a wrong URL must not read it as a missing entry.
+        # Without `statusCode`, so that a client with a wrong URL does not take it for a missing entry.
         said = f"nothing is served under {request.url.path[:SHOWN]!r}"
         return json_response({"error": "no such path", "message": said}, error.status_code)
     refusal = _refusal(request, error)
@@ -242,7 +245,7 @@ def _refusal(request: Request, error: Exception) -> Refusal:
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of a path, each of which has a route of its own."""
+    """Return the methods that a path takes; each of them has its own route."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     methods = [route.methods or () for route in routes if route.matches(request.scope)[0] != Match.NONE]
     return ", ".join(sorted({method for some in methods for method in some}))

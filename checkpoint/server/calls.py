@@ -1,4 +1,4 @@
-"""Calls of the store, in threads: one that waits blocks neither the event loop nor calls of the other sort."""
+"""Call the store in threads, so that a call that waits blocks neither the event loop nor calls of the other kind."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 THREADS = 16
-"""Threads for reading, and as many for writing."""
+"""The number of threads for reading, and for writing."""
 
 WAITING = 256
-"""Calls that may wait for a thread; more are refused."""
+"""How many calls may wait for a thread; more are refused."""
 
 
 class UnderWay(asyncio.CancelledError):
-    """Nobody waits any more for a call that a thread has begun, and may finish yet."""
+    """The wait for a call was cancelled after a thread had begun it; the call may still finish."""
 
 
 @dataclass(slots=True)
@@ -38,14 +38,14 @@ class _Call:
     _taken: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> bool:
-        """Tell whether it is the caller's to make, or to drop: True once."""
+        """Return True to the first caller only: a thread that will make the call, or the waiter that drops it."""
         return self._taken.acquire(blocking=False)
 
 
 class Calls:
-    """Threads for calls that may block, made when there is something to do.
+    """Threads for calls that may block; a thread is started when it is needed.
 
-    They are daemons: a call that still waits for a database when the server ends does not keep the process.
+    They are daemons, so a call that still waits for a database does not keep the process alive when the server stops.
     """
 
     def __init__(self, name: str, threads: int = THREADS, waiting: int = WAITING) -> None:
@@ -62,11 +62,12 @@ class Calls:
         return self._unanswered
 
     async def __call__(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in a thread, and return what it returns.
+        """Call a function in a thread, and return its result.
 
         Raises:
-            Refusal: 503, too many calls wait already.
-            UnderWay: cancelled after a thread has begun it. One that was cancelled before is never made.
+            Refusal: 503, too many calls are waiting.
+            UnderWay: the wait was cancelled after a thread had begun the call. If it was cancelled before, the call is
+                never made.
 
         """
         if self._unanswered >= self._room:
@@ -81,9 +82,7 @@ class Calls:
             self._threads.append(thread)
             thread.start()
         try:
-            return await asyncio.shield(
-                future
-            )  # which counts until it is answered, though nobody waits for it any more
+            return await asyncio.shield(future)  # the future counts until it is answered, also if nobody waits
         except asyncio.CancelledError as cancelled:
             if not call.take():
                 raise UnderWay from cancelled
@@ -91,7 +90,7 @@ class Calls:
             raise
 
     def stop(self) -> None:
-        """End the threads once they have done what is queued, and wait for that."""
+        """End the threads after the queued calls, and wait for that."""
         threads, self._threads = self._threads, []
         for _ in threads:
             self._queue.put(None)
@@ -105,7 +104,7 @@ class Calls:
         while (call := self._queue.get()) is not None:
             if call.take():
                 _answer(call.future, call.function, call.args)
-            del call  # not kept until the next one
+            del call  # do not keep it in memory until the next call
 
 
 def _answer(future: asyncio.Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
@@ -114,5 +113,5 @@ def _answer(future: asyncio.Future[T], function: Callable[..., T], args: tuple[A
         tell = partial(future.set_result, function(*args))
     except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
         tell = partial(future.set_exception, error)
-    with suppress(RuntimeError):  # the loop has ended: nobody waits
+    with suppress(RuntimeError):  # the loop has ended, so nobody waits
         future.get_loop().call_soon_threadsafe(tell)

@@ -1,4 +1,4 @@
-"""`/healthz`: whether the store answers."""
+"""Answer `/healthz`: whether the store answers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 NAME = "checkpoint serve"
-"""The namespace, and the key in it, that is asked for; nobody writes it."""
+"""The namespace, and its key, that the question reads. Nobody writes it."""
 
 SECONDS = 4.0
 """Seconds for the store to answer."""
 
 FRESH = 1.0
-"""Seconds for which an answer counts: anybody may ask, and shall not keep the store busy."""
+"""Seconds for which an answer is used again: anybody may ask, and must not keep the store busy."""
 
 
 class Health:
-    """Asks the store one question at a time, in a thread of its own, however many want to know."""
+    """Asks the store one question at a time, in its own thread, however many clients ask."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -35,12 +35,12 @@ class Health:
         self._at = 0.0
 
     async def answers(self) -> bool:
-        """Tell whether the store answers within the time."""
+        """Return whether the store answers in time."""
         now = asyncio.get_running_loop().time()
         if self._asked is None or (self._asked.done() and now - self._at >= FRESH):
             self._asked, self._at = asyncio.ensure_future(self._ask()), now
         try:
-            # A question that has not been answered yet is asked no second time.
+            # While a question is open, no second one is asked.
             return await asyncio.wait_for(asyncio.shield(self._asked), max(0.0, self._at + SECONDS - now))
         except asyncio.TimeoutError:
             return False

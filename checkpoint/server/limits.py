@@ -1,14 +1,15 @@
-"""What a connection may take: seconds for a request's head and body, and for reading an answer.
+"""Limits of a connection: seconds for the head and the body of a request, and for reading an answer.
 
-uvicorn has none of these. A connection is in one of three states:
+uvicorn has no such limits. A connection is in one of three states:
 
-    waiting     for a request, or the rest of its head: HEAD seconds from its first byte, the first one from the
-                connection on; one that is kept after an answer waits as long as uvicorn lets it, until a byte comes
-    uploading   the rest of the body is to come: BODY seconds from the head on
+    waiting     for a request, or for the rest of its head. A new connection has HEAD seconds for its first head; a kept
+                one has HEAD seconds from the first byte of the next head. Before that byte uvicorn's own limit for idle
+                connections applies
+    uploading   for the rest of the body: BODY seconds after the head
     answering   the application has the whole request
 
-Where more than MOST are waiting or uploading, the one that began the longest ago is closed. An honest client sends its
-request at once, so those who send half of one by the hundred close each other.
+If more connections than `most` are waiting or uploading, the one that began first is closed. A normal client sends its
+request at once. Clients that send half a request on hundreds of connections close only each other's.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ HEAD = 10.0
 """Seconds for the head of a request."""
 
 BODY = 30.0
-"""Seconds for all of its body."""
+"""Seconds for the whole body of a request."""
 
 UNREAD = 30.0
-"""Seconds for a client to go on reading an answer."""
+"""Seconds within which a client must read some more of an answer."""
 
 MAX_HEAD = 64 * 2**10
-"""Bytes of a head."""
+"""The largest head of a request, in bytes."""
 
 ROOM = 64
-"""Descriptors that are left for the store and for those who are answered."""
+"""File descriptors that are kept free for the store and for connections that are being answered."""
 
 
 def most_waiting() -> int:
-    """Return how many connections may wait for a request."""
+    """Return how many connections may wait or upload at once."""
     if sys.platform == "win32":
         return 1_000
     import resource  # not on Windows
@@ -52,27 +53,27 @@ def most_waiting() -> int:
 
 
 def limited(most: int | None = None) -> type[LimitedProtocol]:
-    """Return the protocol of one server, of whose connections so many may wait or upload."""
+    """Return the protocol class of one server, of which at most so many connections may wait or upload."""
     waiting: dict[LimitedProtocol, None] = {}
     return type("Limited", (LimitedProtocol,), {"waiting": waiting, "most": most or most_waiting()})
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection, with limits."""
+    """A connection with limits."""
 
     waiting: dict[LimitedProtocol, None]
-    """The connections of the server that wait or upload, the one that began the longest ago first."""
+    """The connections of the server that wait or upload; the one that began first comes first."""
     most: int
-    """How many may."""
+    """How many of them there may be."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._timer: asyncio.TimerHandle | None = None
-        self._limit: str | None = None  # what the timer is for; None: there is none
+        self._limit: str | None = None  # "head" or "body", for which the timer runs; None: there is no timer
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin to wait for a head."""
+        """Start to wait for a head."""
         super().connection_made(transport)
         self.waiting[self] = None
         self._start("head", HEAD)
@@ -80,24 +81,24 @@ class LimitedProtocol(H11Protocol):
             next(iter(self.waiting)).end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Stop the timers."""
         self._stop()
         self._unwatch()
         self.waiting.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and see what is still to come."""
+        """Handle received bytes, and start or stop the timer."""
         super().data_received(data)
         self._look()
 
     def _should_upgrade(self) -> bool:
-        """Answer in HTTP/1.1 who asks for another protocol (RFC 9110, section 7.8), and log no advice of uvicorn."""
+        """Ignore the wish for another protocol (RFC 9110, section 7.8), without uvicorn's warning in the log."""
         return False
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, and close; uvicorn fails where an answer was given before the body had come."""
-        self._say(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1 as it should be, or its head is too long")
+        """Refuse a malformed request, and close; uvicorn's own way fails if an answer came before the body."""
+        self._say(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP/1.1, or its head is too long")
         self.transport.close()
         self._watch()
 
@@ -107,29 +108,29 @@ class LimitedProtocol(H11Protocol):
         self._look()
 
     def pause_writing(self) -> None:
-        """Begin to wait for the client to read."""
+        """Start to wait for the client to read."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
-        """End waiting for it."""
+        """Stop to wait for the client to read."""
         super().resume_writing()
         self._unwatch()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection that nobody uses, once what was written has been read."""
+        """Close an idle connection, after the client has read what was written."""
         super().timeout_keep_alive_handler()
         self._watch()
 
     def cut(self) -> None:
-        """Close the connection as the server ends: now where its answer has begun, else once the last one was sent."""
+        """Close the connection when the server stops: now if its answer has begun, else after the answer was sent."""
         if self.conn.our_state is h11.SEND_BODY:
             self.end()
         else:
             self.loop.call_later(0.5, self.transport.abort)
 
     def end(self) -> None:
-        """Close the connection now, whatever is still to be written."""
+        """Close the connection now, even if something is still to be written."""
         self.waiting.pop(self, None)
         self.transport.abort()
 
@@ -137,7 +138,7 @@ class LimitedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         match self.conn.their_state:
-            case h11.IDLE:  # of the next head nothing has come, or a part
+            case h11.IDLE:  # nothing of the next head has come, or only a part
                 self.waiting.setdefault(self)
                 if self.conn.trailing_data[0]:
                     self._start("head", HEAD)
@@ -159,14 +160,14 @@ class LimitedProtocol(H11Protocol):
         self._limit = self._timer = None
 
     def _too_late(self, limit: str, seconds: float) -> None:
-        """Say that it took too long, and close; one that never sent anything is told nothing."""
+        """Answer that the request took too long, and close; a connection that sent nothing gets no answer."""
         if limit == "body" or self.conn.trailing_data[0]:
             self._say(HTTPStatus.REQUEST_TIMEOUT, f"the {limit} of a request must not take longer than {seconds:g} s")
-        self.transport.close()  # the application's `receive` tells it
+        self.transport.close()  # the application sees it from `receive`
         self._watch()
 
     def _say(self, status: HTTPStatus, message: str) -> None:
-        """Refuse a request to which no answer has begun, in the form of every other refusal."""
+        """Refuse a request, in the form of every other refusal, if its answer has not begun."""
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return
         body = orjson.dumps({"statusCode": status, "error": status.phrase, "message": message})
@@ -174,7 +175,7 @@ class LimitedProtocol(H11Protocol):
         self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
 
     def _watch(self, before: float = inf) -> None:
-        """Close a connection whose client has read nothing of what was written before."""
+        """Close the connection if the client has read nothing since the last look; else look again later."""
         left = self.transport.get_write_buffer_size()
         if left >= before:
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""What the calls of both APIs have in common: reading a request, answering it, refusing it."""
+"""What the calls of both APIs share: reading a request, answering it, refusing it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Problem(BaseModel):
-    """An error; `error` is the status in words."""
+    """An error; `error` is the name of the status."""
 
     statusCode: int  # noqa: N815 - the API's spelling
     error: str
@@ -29,7 +29,7 @@ class Problem(BaseModel):
 
 
 class Refusal(Exception):
-    """An error answer in the API's own form, with further fields where a client needs them."""
+    """An error answer in the API's own form, with further fields that a client may need."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         super().__init__(status, message, headers)
@@ -63,7 +63,7 @@ def asked_state_key(query: Mapping[str, str]) -> str:
     """Return the namespace that a query names.
 
     Raises:
-        Refusal: it names none, or a bad one.
+        Refusal: it names none, or an invalid one.
 
     """
     if "state_key" not in query:
@@ -75,7 +75,7 @@ def valid_name(what: str, name: str) -> str:
     """Return a name that every store can hold.
 
     Raises:
-        Refusal: it is not one, see `check_name`.
+        Refusal: the name is invalid; see `check_name`.
 
     """
     try:
@@ -86,10 +86,10 @@ def valid_name(what: str, name: str) -> str:
 
 
 def query_of(request: Request) -> dict[str, str]:
-    """Return the parameters of a query, each given once; `+` is a space, as forms encode it.
+    """Return the parameters of a query; `+` is a space, as in forms.
 
     Raises:
-        Refusal: one is given twice, or not percent-encoded.
+        Refusal: a parameter is given twice, or is not percent-encoded.
 
     """
     query: dict[str, str] = {}
@@ -105,7 +105,7 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def decoded(raw: bytes) -> str:
-    """Undo percent-encoding (RFC 3986, section 2.1), exactly: two encoded texts never become one.
+    """Undo percent-encoding (RFC 3986, section 2.1) exactly: two different texts stay different.
 
     Raises:
         Refusal: it is not percent-encoded UTF-8.
@@ -120,10 +120,10 @@ def decoded(raw: bytes) -> str:
 
 
 async def json_object(request: Request, most: int) -> dict[str, Any]:
-    """Return the JSON object in a request's body of at most so many bytes.
+    """Return the JSON object in the body of a request, which may have `most` bytes.
 
     Raises:
-        Refusal: the body is longer, or something else.
+        Refusal: the body is longer, or not a JSON object.
 
     """
     try:
@@ -136,7 +136,7 @@ async def json_object(request: Request, most: int) -> dict[str, Any]:
 
 
 async def body_of(request: Request, most: int) -> bytes:
-    """Return a request's body of at most so many bytes; a longer one is not kept.
+    """Return the body of a request, which may have `most` bytes; a longer one is not kept in memory.
 
     Raises:
         Refusal: it is longer.

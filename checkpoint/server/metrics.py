@@ -1,8 +1,8 @@
-"""`/metrics`: what Prometheus is told, by namespace and never by member.
+"""Answer `/metrics` for Prometheus, by namespace and never by member.
 
-How fresh a namespace is, is looked up when it is asked for, and for `FRESH` seconds not again. One look takes `SECONDS`
-at most; namespaces that it did not reach are told as they were found before, and come first the next time. What is told
-are moments, from which ages are counted when somebody asks: they do not stop.
+How fresh the namespaces are is looked up when somebody asks, and then kept for `FRESH` seconds. A lookup takes at most
+`SECONDS`. Namespaces that it did not reach keep their earlier values, and come first the next time. Ages and lags are
+kept as moments, so that they grow between two lookups.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 FRESH = 5.0
-"""Seconds for which what was found is told again."""
+"""Seconds for which the values that were found are used again."""
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-"""Those that are told by name: anybody may send others, and each would be kept."""
+"""HTTP methods that have a label of their own. Clients may send any others, and each label would be kept in memory."""
 
 SECONDS = 5.0
-"""Seconds for one look at the namespaces."""
+"""Seconds for one lookup of the namespaces."""
 
 _GAUGES = {
     "checkpoint_keys": "Keys and members of groups.",
@@ -51,10 +51,10 @@ _GAUGES = {
 
 
 class Found(NamedTuple):
-    """What was found of a namespace; None: nothing is known, or the position is no instant."""
+    """What was found of a namespace; None: nothing is known, or no position is an instant."""
 
     at: float
-    """When, by the monotonic clock."""
+    """The time of the lookup, by the monotonic clock."""
     keys: int
     age: float | None
     lag: float | None
@@ -74,7 +74,7 @@ class Found(NamedTuple):
 
 
 class Lookup:
-    """What is known of the namespaces of a store, found when somebody asks."""
+    """The freshness of a store's namespaces, looked up when somebody asks."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -84,13 +84,13 @@ class Lookup:
         self._found: dict[str, Found] = {}
 
     def found(self) -> dict[str, Found]:
-        """Return what is known of each namespace; nothing where the store cannot list them.
+        """Return what is known of each namespace; empty if the store cannot list them.
 
         Raises:
             StoreError: the store refused or failed.
 
         """
-        with self._lock:  # one look at a time, whoever waits gets what it found
+        with self._lock:  # one lookup at a time; those who wait get its result
             if self._looked is None or self._clock() - self._looked >= FRESH:
                 self._look()
                 self._looked = self._clock()
@@ -107,7 +107,7 @@ class Lookup:
                 break
             try:
                 seen = self._find(name)
-            except CheckpointError:  # what cannot be read is no number; the errors of requests tell of it
+            except CheckpointError:  # there is no number for what cannot be read; the errors of requests show it
                 seen = None
             found.pop(name, None)
             if seen is not None:
@@ -118,7 +118,7 @@ class Lookup:
         there = Namespace(self._store, name)
         summary = summary_of(there)
         last = last_run(there)
-        if summary is None:  # a run that found nothing is a run
+        if summary is None:  # no keys, but there may have been a run that found nothing
             keys, age, lag = 0, None, None
             if last is None:
                 return None
@@ -139,16 +139,16 @@ class Lookup:
 
 
 class Metrics:
-    """What is counted of the requests, and how fresh the namespaces are.
+    """Counters of requests, and the freshness of the namespaces.
 
-    `folder` is where several workers count together.
+    `folder` is where several workers share their counters.
     """
 
     def __init__(self, store: Store, folder: str | None = None) -> None:
         self._lookup = Lookup(store)
         self._registry = CollectorRegistry()
         if folder is not None:
-            # What prometheus-client does where the variable is set before it is imported.
+            # As prometheus-client does if the variable is set before it is imported.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # it has no types
             multiprocess.MultiProcessCollector(self._registry, folder)  # type: ignore[no-untyped-call]  # it has no types
@@ -160,7 +160,7 @@ class Metrics:
         )
 
     def observe(self, method: str, path: str, status: int, seconds: float, *, commits: bool) -> None:
-        """Count a request; `path` is that of the route, and `commits` tells whether it is one that commits."""
+        """Count a request; `path` is that of its route, and `commits` says whether the route commits."""
         self._seconds.labels(method if method in METHODS else "other", path, str(status)).observe(seconds)
         if commits and status < 300:
             self._commits.inc()
@@ -168,7 +168,7 @@ class Metrics:
             self._conflicts.inc()
 
     def text(self, readable: Callable[[Iterable[str]], list[str]]) -> bytes:
-        """Return all of it in Prometheus's text format, of the namespaces that may be read.
+        """Return all metrics in Prometheus's text format, for the namespaces that may be read.
 
         Raises:
             StoreError: the store refused or failed.
@@ -181,7 +181,7 @@ class Metrics:
 
 
 class _Told:
-    """What is known of some namespaces, and what was counted, as a collector."""
+    """A collector of the freshness of some namespaces, and of the counters."""
 
     def __init__(self, rows: list[tuple[str, Iterator[float | None]]], counted: CollectorRegistry) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""Running the server: the socket, uvicorn, signals, and several processes."""
+"""Run the server: the socket, uvicorn, signals, and several processes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 DRAIN = 7.0
-"""Seconds for requests under way, once the server is to end."""
+"""Seconds for requests under way after a signal to stop."""
 
 KILL = 10.0
-"""Seconds for a worker to end."""
+"""Seconds after which a worker that has not ended is killed."""
 
 
 def serve(
@@ -55,13 +55,13 @@ def serve(
 ) -> None:
     """Serve a store until SIGTERM or SIGINT: requests under way are finished, then the store is closed.
 
-    What takes longer than 7 s then is answered with 503, and the process ends within 10. To be called in the main
-    thread. Port 0 takes a free one; `ready` is given the base URL once the socket listens. Several `workers` are forked
-    from this process, and started again when one ends.
+    Requests that take longer than 7 s after the signal are answered with 503 or 504, and the process ends within 10 s.
+    Call it in the main thread. Port 0 takes a free port. `ready` is called with the base URL when the socket listens.
+    Several `workers` are forked from this process; one that ends is started again.
 
     Raises:
-        OSError: host and port cannot be listened on.
-        ValueError: as `create_app`; several workers were asked for where there can be but one.
+        OSError: the server cannot listen on this host and port.
+        ValueError: as `create_app`, or several `workers` where only one is possible.
 
     """
     store = apart(store)
@@ -81,7 +81,7 @@ def serve(
                     parent = os.getpid()
                     _supervise(lambda: _run(make(folder=folder), listener, signals, parent), workers, signals)
     finally:
-        if not busy:  # or else it would wait for what the store still does
+        if not busy:  # else closing would wait for calls that the store has not finished
             store.close()
 
 
@@ -95,16 +95,17 @@ def _check_workers(store: Store, options: Switches) -> None:
 
 
 class Signals:
-    """A context in which SIGTERM and SIGINT ask the server to end.
+    """A context in which SIGTERM and SIGINT ask the server to stop.
 
-    uvicorn has handlers of its own while it runs, and raises what they caught again afterwards: these keep a signal
-    that comes just before from being lost, and the repeated one from ending the process with another code than 0.
+    uvicorn has its own handlers while it runs, and raises the signals that they caught again afterwards. The handlers
+    of this context also notice a signal just before uvicorn runs, and make the process exit with 0 after the repeated
+    one.
     """
 
     def __init__(self) -> None:
         self.asked: bool = False
         self.workers: dict[int, float] = {}
-        """When each was started, by its process id; they are told too."""
+        """When each worker was started, by its process id. Workers get the signal too."""
 
     def __enter__(self) -> None:
         self._earlier = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -120,7 +121,7 @@ class Signals:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends in time, and a worker with its parent."""
+    """uvicorn's server, extended: it stops in time, and a worker stops when its parent ends."""
 
     def __init__(self, config: uvicorn.Config, signals: Signals, parent: int | None) -> None:
         super().__init__(config)
@@ -128,13 +129,13 @@ class _Server(uvicorn.Server):
         self._parent = parent
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell whether the server is to end."""
+        """Return whether the server should stop."""
         if self._signals.asked or self._parent not in {None, os.getppid()}:
             self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let requests under way be finished, those that take too long be answered, and close."""
+        """Let requests under way finish, answer those that take too long, and close."""
         asyncio.get_running_loop().call_later(DRAIN, self._cut)
         await super().shutdown(sockets)
 
@@ -146,9 +147,10 @@ class _Server(uvicorn.Server):
 
 
 def _run(app: FastAPI, listener: socket.socket, signals: Signals, parent: int | None = None) -> bool:
-    """Run until the server is to end; return whether the store is still busy.
+    """Run until the server should stop; return whether the store is still busy.
 
-    A worker names its `parent`. Without workers none is watched: a shell may start a server and leave.
+    `parent` is the parent process of a worker, which stops with it. Without workers no parent is watched, because a
+    shell may start a server and exit.
     """
     config = uvicorn.Config(
         app,
@@ -160,7 +162,7 @@ def _run(app: FastAPI, listener: socket.socket, signals: Signals, parent: int | 
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,  # longer than clients keep one, so that none writes to a closed connection
+        timeout_keep_alive=75,  # longer than clients keep a connection, so that none writes to a closed one
         timeout_graceful_shutdown=9,
     )
     _Server(config, signals, parent).run(sockets=[listener])
@@ -168,7 +170,7 @@ def _run(app: FastAPI, listener: socket.socket, signals: Signals, parent: int | 
 
 
 def _supervise(work: Callable[[], bool], workers: int, signals: Signals) -> None:
-    """Keep so many processes at work until the server is to end."""
+    """Keep so many worker processes running until the server should stop."""
     while not signals.asked:
         while len(signals.workers) < workers and not signals.asked:
             _start(work, signals)
@@ -177,7 +179,7 @@ def _supervise(work: Callable[[], bool], workers: int, signals: Signals) -> None
         if not signals.asked:
             code, extra = os.waitstatus_to_exitcode(status), {"checkpoint_event": "worker_ended"}
             logger.error("worker %d ended with %d: another is started", ended, code, extra=extra)
-            time.sleep(max(0.0, started + 1 - time.monotonic()))  # one that fails at once is not started all the time
+            time.sleep(max(0.0, started + 1 - time.monotonic()))  # at most one start a second of a worker that fails
     until = time.monotonic() + KILL
     while signals.workers:
         ended, _ = os.waitpid(-1, os.WNOHANG)
@@ -192,7 +194,7 @@ def _start(work: Callable[[], bool], signals: Signals) -> None:
     worker = os.fork()
     if worker:
         signals.workers[worker] = time.monotonic()
-        if signals.asked:  # before it was known
+        if signals.asked:  # the signal came before the worker was in the list
             os.kill(worker, signal.SIGTERM)
         return
     code = 1
@@ -205,14 +207,14 @@ def _start(work: Callable[[], bool], signals: Signals) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # what stands above on the stack is the parent's to clean up
+        os._exit(code)  # the child must not return into the parent's code
 
 
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
-    # asyncio does so only where a socket names its protocol, which this one does not: without it every answer waits
-    # 40 ms for a delayed acknowledgement. Accepted sockets inherit it.
+    # Without this option every answer waits 40 ms for a delayed acknowledgement. asyncio sets it only for sockets that
+    # name their protocol, which this one does not. Accepted sockets inherit it.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

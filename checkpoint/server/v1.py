@@ -1,7 +1,7 @@
-"""Our own API, `/v1`: load, commit, history and namespaces, a request each, over an atomic store.
+"""Our own API, `/v1`: load, commit, history and namespaces in one request each, over an atomic store.
 
-What `checkpoint.stores.server` speaks; the fields are those of `checkpoint.stores.wire`. Whatever a call needs of the
-store, and of the body's JSON, is done in one of the threads that calls of the vendor's API are made in.
+`checkpoint.stores.server` is its client, and the fields are those of `checkpoint.stores.wire`. Calls of the store and
+the parsing of bodies run in the same threads as calls of the vendor's API.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 PIECE = 2_000
-"""Items of a list that are written at once; a longer list is sent in pieces."""
+"""How many items of a list are encoded at once; a longer list is sent in pieces."""
 
 MAX_COUNT = 10**15
-"""The largest number that is taken for a limit or a process."""
+"""The largest number that is accepted as a limit or a process id."""
 
 MAX_QUESTION = 16 * 2**20
-"""Bytes of a body that asks for keys."""
+"""The largest body of a request that reads, in bytes."""
 
 
 class V1:
-    """The calls over one store.
+    """The calls of the API over one store.
 
-    `read` and `write` make calls to the store where they block nobody; `most` tells how many bytes a commit may have.
+    `read` and `write` call a function in a thread; `most` returns how many bytes a commit may have.
     """
 
     def __init__(self, store: Store, access: Access, read: Call, write: Call, most: Callable[[], int]) -> None:
@@ -66,7 +66,7 @@ class V1:
         self._most = most
 
     def answered(self, call: Endpoint) -> Endpoint:
-        """Return a call whose every answer tells the time, and whether history is kept."""
+        """Return a call whose answers have two more headers: the time, and whether history is kept."""
 
         @wraps(call)
         async def answer(request: Request) -> Response:
@@ -81,13 +81,13 @@ class V1:
         return answer
 
     async def about(self, request: Request) -> Response:
-        """Return what the server is, and to whom all namespaces are open, what its store tells of itself."""
+        """Return the server's release and, if the token reaches all namespaces, its store and facts about it."""
         headers = request.scope["headers"]
         self._access.allow(headers, "read")
         return await self._do(self._read, self._about, self._access.reaches_all(headers))
 
     async def state(self, request: Request) -> Response:
-        """Return all entries of a namespace, or those of some keys, as far as they exist."""
+        """Return all entries of a namespace, or those of some keys; keys that do not exist are left out."""
         fields = await self._question(request, "state_key", "key", "keys")
         state_key, keys = asked_state_key(fields), _asked_keys(fields)
         self._access.allow(request.scope["headers"], "read", state_key)
@@ -95,14 +95,14 @@ class V1:
         return await self._listing(entries.values(), wire.entry_fields)
 
     async def commit(self, request: Request) -> Response:
-        """Commit changes, all or none, where the entries named in `base` are as it says."""
-        self._access.allow(request.scope["headers"], "write")  # before a body of many megabytes is taken
+        """Commit changes, all or none, if the stored entries are those in `base`."""
+        self._access.allow(request.scope["headers"], "write")  # before a body of many megabytes is read
         body = await body_of(request, self._most())
         client = request.client.host if request.client is not None else ""
         return await self._do(self._write, self._commit, request.scope["headers"], body, client)
 
     async def history(self, request: Request) -> Response:
-        """Return what was changed, newest first."""
+        """Return the changes of a namespace or a key, newest first."""
         fields = await self._question(request, "state_key", "key", "limit")
         state_key, limit = asked_state_key(fields), _count(fields, "limit")
         key = valid_name("key", fields["key"]) if "key" in fields else None
@@ -160,18 +160,18 @@ class V1:
         return kind(self._store)
 
     async def _question(self, request: Request, *names: str) -> dict[str, Any]:
-        """Return what a query, or the body of a POST, asks for."""
+        """Return the parameters of a request, from the query or the body of a POST."""
         if request.method == "POST":
             body = await body_of(request, MAX_QUESTION)
             fields = cast("dict[str, Any]", await self._read(_object_of, body))
         else:
             fields = dict(query_of(request))
             if "keys" in fields:
-                raise Refusal(400, "keys are asked for in the body of a POST")
+                raise Refusal(400, "send keys in the body of a POST")
         return _known(fields, names)
 
     async def _do(self, call: Call, function: Callable[..., T], *args: Any) -> T:
-        """Call the store, and turn its errors into answers."""
+        """Call the store, and turn its errors into error answers."""
         if not isinstance(self._store, Atomic):
             raise _unsupported(
                 f"the {self._name} behind this server writes key by key, and /v1 needs a store whose commits are all "
@@ -236,12 +236,12 @@ def _object_of(body: bytes) -> dict[str, Any]:
 
 def _known(fields: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     if unknown := fields.keys() - {*names}:
-        raise Refusal(400, f"{min(unknown)} is not known here")
+        raise Refusal(400, f"{min(unknown)} is not a parameter of this request")
     return fields
 
 
 def _asked_keys(fields: Mapping[str, Any]) -> list[str] | None:
-    """Return the keys that are asked for, None for all."""
+    """Return the keys in a question; None: all keys."""
     if not fields.keys() & {"key", "keys"}:
         return None
     keys: object = fields.get("keys", [])
@@ -252,7 +252,7 @@ def _asked_keys(fields: Mapping[str, Any]) -> list[str] | None:
 
 
 def _count(fields: Mapping[str, Any], name: str) -> int | None:
-    """Return a number from 0 on, which a query has as text; None where it is not given."""
+    """Return a parameter that is a number from 0 on, which in a query is text; None: it is not given."""
     if name not in fields:
         return None
     told: Any = fields[name]
@@ -306,7 +306,7 @@ class WrittenEntry(BaseModel):
 
 
 class Written(BaseModel):
-    """What a commit wrote; deleted keys are left out."""
+    """The entries that a commit wrote; deleted keys are left out."""
 
     result: list[WrittenEntry]
 
@@ -340,7 +340,7 @@ class Namespaces(BaseModel):
 
 
 class About(BaseModel):
-    """What the server is; the store and what it tells of itself only to tokens that reach all namespaces."""
+    """The server's release; the store and facts about it are only for tokens that reach all namespaces."""
 
     release: str
     store: str | None
@@ -348,7 +348,7 @@ class About(BaseModel):
 
 
 class CodedProblem(Problem):
-    """An error; `code` tells it from others: see the reference of `/v1`."""
+    """An error; `code` identifies some errors: see the reference of `/v1`."""
 
     code: str | None = None
 
@@ -383,7 +383,7 @@ _CHANGES: dict[str, Any] = {
 
 
 def add_calls(app: FastAPI, v1: V1) -> None:
-    """Add the calls to an application."""
+    """Add the calls of the API to an application."""
     add = partial(_add_call, app, v1)
     add("GET", wire.ABOUT, v1.about, About)
     add("GET", wire.STATE, v1.state, Entries, [_STATE_KEY, _KEY])

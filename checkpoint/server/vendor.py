@@ -1,8 +1,8 @@
-"""The state API over HTTP, served from any `Store`: the five calls, their limits and their errors.
+"""The vendor's state API, served from any `Store`: the five calls, their limits and their errors.
 
 Calls, fields and statuses are those of the vendor's reference for "Sync Job Run State". Where the reference is silent
-or contradicts itself, `Switches` has a switch: the defaults are what a service should do, the other positions are for
-testing clients.
+or contradicts itself, `Switches` has a field. Its default is what a service should do; other values are for testing
+clients.
 """
 
 from __future__ import annotations
@@ -53,44 +53,44 @@ NOT_FOUND: Final = 404
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """How the server answers where the API's reference leaves it open, and what it takes at most."""
+    """How the server answers where the API's reference leaves it open, and its limits."""
 
     patch_missing: Literal[404, "creates"] = 404
-    """PATCH of a key that is not there."""
+    """What PATCH of a missing key does."""
     post_existing: Literal["overwrites", 409, 400] = "overwrites"
-    """POST of a key that is there."""
+    """What POST of an existing key does."""
     delete_missing: Literal[404, 200] = 404
-    """DELETE of a key that is not there; 200 answers an empty object."""
+    """The answer to DELETE of a missing key; 200 has an empty object."""
     unknown_namespace: Literal["empty", 404] = "empty"
-    """List of a namespace without entries."""
+    """The answer to a list of a namespace without entries."""
     write_answer: Literal[200, 201, 204, "empty", "wrong key", "wrong value"] = 200
-    """Answer to POST, PATCH and DELETE: the entry with this status, no body (204, or 200 and "empty"), a wrong echo."""
+    """The answer to POST, PATCH and DELETE: a status with the entry, no body (204, or "empty": 200), a wrong echo."""
     page_size: int | None = None
-    """Entries of a list's page at most; None: one page, unless the request says `limit`. Pages carry `next_cursor`."""
+    """The most entries on a page of a list, with `next_cursor`. None: one page, unless the request has a `limit`."""
     empty_page: bool = False
-    """An empty page, with a cursor that goes on, follows every page but the last."""
+    """After every page but the last, send an empty page that has a `next_cursor`."""
     repeated_cursor: bool = False
     """Every page but the first names itself as the next one; needs a `page_size`."""
     shuffled: bool = False
-    """Lists come in an order of their own, the same for every page."""
+    """Lists are not sorted; the order is the same for every page."""
     duplicates: bool = False
     """Every entry is listed with older duplicates, before and after it."""
     stale_list: bool = False
-    """Lists repeat the first answer that their namespace got since this was set."""
+    """Lists repeat the first answer for their namespace since this was set."""
     extra_fields: bool = False
-    """Entries and lists carry fields the reference does not name, and timestamps another spelling."""
+    """Entries and lists have fields that the reference does not name, and timestamps are written in another way."""
     envelope: Any = ...
-    """What a list answers instead, as JSON; `...`: the list."""
+    """Answer a list with this JSON instead; `...`: with the list."""
     latency: float = 0.0
-    """Seconds between a call's effect and its answer."""
+    """Seconds between applying a request and its answer."""
     rate: tuple[int, float] | None = None
-    """Requests in any so many seconds; one more gets 429 with Retry-After. None: no limit."""
+    """(requests, seconds): more requests in any such time get 429 with Retry-After. None: no limit."""
     max_value: int | None = None
-    """Bytes of a value's UTF-8 at most; a longer one gets 413. None: what the body may hold."""
+    """The largest value in bytes of UTF-8; a larger one gets 413. None: as large as the body may be."""
     max_body: int = 16 * 2**20
-    """Bytes of a request's body at most; a longer one gets 413 and is not kept."""
+    """The largest body of a request in bytes; a larger one gets 413, and is not kept in memory."""
     max_commit: int = 64 * 2**20
-    """Likewise, for a commit through our own API, which has all of its keys in one body."""
+    """The largest body of a commit through `/v1`, which has all of its keys in one body; as `max_body`."""
     in_threads: bool = True
     """Call the store in worker threads; False: on the event loop, for a store that never blocks."""
 
@@ -111,7 +111,7 @@ class Api:
         self._stale: dict[str, dict[str, Entry]] = {}
 
     def count(self) -> None:
-        """Refuse a request beyond the rate."""
+        """Count a request, and refuse it if there are more than the rate allows."""
         if self.options.rate is None:
             return
         most, seconds = self.options.rate
@@ -172,16 +172,16 @@ class Api:
         return _answer_to_write(entry, options)
 
     async def read(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Call what reads from the store, where it blocks nobody.
+        """Call a function that reads from the store, in a thread.
 
         Raises:
-            Refusal: 400 for what the store refuses; 503 where too many calls wait.
+            Refusal: 400 if the store refuses the arguments; 503 if too many calls are waiting.
 
         """
         return await self._call(self.reading, function, *args)
 
     async def write(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Call what writes to the store, where it blocks nobody: not those who read either.
+        """Call a function that writes to the store, in a thread of its own kind, so that it does not block reads.
 
         Raises:
             Refusal: as `read`.
@@ -196,7 +196,7 @@ class Api:
             raise Refusal(400, str(error)) from error
 
     def _entry(self, state_key: str, key: str) -> Entry | None:
-        """Return one entry, at a cost that does not depend on the others where the store can."""
+        """Return one entry; without loading the others if the store can."""
         if isinstance(self.store, ReadsKeys):
             return self.store.read(state_key, [key]).get(key)
         return self.store.load(state_key).get(key)
@@ -217,7 +217,7 @@ class Api:
         if existing == "overwrites":
             return self._commit(state_key, key, value, {}, by)
         try:
-            # A commit finds no conflict where the value is there already, so that it alone would not tell.
+            # Looked up first, because a commit of the value that is stored already is not a conflict on every store.
             if self._entry(state_key, key) is None:
                 return self._commit(state_key, key, value, {key: None}, by)
         except Conflict:
@@ -227,7 +227,7 @@ class Api:
     def _swap(
         self, state_key: str, key: str, value: str | None, missing: object, by: str | None
     ) -> tuple[Entry | None, Entry | None]:
-        """Write or delete a key that is there, whoever else is writing; return what it was and what it is."""
+        """Write or delete an existing key, also while others write; return its entry before and after."""
         while True:
             found = self._entry(state_key, key)
             if found is None and missing == NOT_FOUND:
@@ -278,7 +278,7 @@ def _list_answer(entries: Mapping[str, Entry], query: Mapping[str, str], options
 
 
 def _page(entries: list[Entry], query: Mapping[str, str], options: Switches) -> dict[str, Any]:
-    """Return a page of a list; a cursor is an offset, and one that ends in `e` asks for an empty page before it."""
+    """Return a page of a list; a cursor is an offset, with an `e` after it if an empty page comes first."""
     cursor, size = query.get("next_cursor") or "0", _page_size(query, options)
     found = re.fullmatch(r"([0-9]{1,15})(e?)", cursor)
     if found is None:
@@ -304,7 +304,7 @@ def _page_size(query: Mapping[str, str], options: Switches) -> int | None:
 
 
 def _answer_to_write(entry: Entry | None, options: Switches) -> Response:
-    """Answer a write with the entry; None: a deleted one that was not there."""
+    """Answer a write with the entry; None: a deleted key that did not exist."""
     fields = _fields(entry, options) if entry is not None else {}
     match options.write_answer:
         case 204:
@@ -343,7 +343,7 @@ class StateEntry(BaseModel):
 
 
 class StatePage(BaseModel):
-    """A namespace, or a page of it: `next_cursor` is null on the last one, and left out where there is but one."""
+    """A namespace, or a page of it. `next_cursor` is null on the last page, and left out if lists are not paged."""
 
     result: list[StateEntry]
     next_cursor: str | None = None

@@ -1,8 +1,8 @@
-"""For tests: the state API on a loopback port, faults to script, the store contract, and jobs that are crashed."""
+"""Test connectors and stores: a server of the state API, scripted faults, the store contract, and crashed jobs."""
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as in `checkpoint`: a test session pays for what it uses
+TYPE_CHECKING = False  # as in `checkpoint`: each name is imported when it is first used
 
 if TYPE_CHECKING:
     from checkpoint.testing.contract import StoreContract as StoreContract

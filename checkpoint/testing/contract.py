@@ -1,5 +1,5 @@
-"""The contract of `Store` as tests to inherit."""
-# ruff: noqa: D102, S101 - what a test tests its name says, and what follows is tests
+"""The contract of `Store`, as tests to inherit."""
+# ruff: noqa: D102, S101 - these are tests, and a test's name says what it tests
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checkpoint.testing.contract_protocols import ProtocolsContract
 
 
 class StoreContract(ProtocolsContract):
-    """The contract of `Store` as tests: inherit it, and give it a fixture `store` that returns an empty one.
+    """The contract of `Store` as tests: inherit it, and add a fixture `store` that returns an empty store.
 
         class TestMyStore(StoreContract):
             compares_and_swaps = False
@@ -26,19 +26,19 @@ class StoreContract(ProtocolsContract):
             def store(self):
                 return MyStore()
 
-    The class attributes say what a store promises beyond the contract, and how much of it a test may ask for.
+    The class attributes say what the store promises beyond the contract, and the limits of what tests may write.
     """
 
     compares_and_swaps = True
-    """Of two writers that know the same entry one gets a `Conflict`."""
+    """If two writers know the same entry and both write it, one of them gets a `Conflict`."""
     versions = True
     """Entries have versions."""
     records_runs = True
     """Entries keep the `run_id` of the commit that wrote them."""
     many = 1_000
-    """Keys of a large commit."""
+    """The number of keys in a large commit."""
     long_state_keys = True
-    """A state_key may have thousands of characters."""
+    """A `state_key` may have thousands of characters."""
 
     def test_a_store_is_a_store(self, store: Store) -> None:
         assert isinstance(store, Store)
@@ -77,7 +77,7 @@ class StoreContract(ProtocolsContract):
         first = last = store.commit("job", {"a": "1"}).entries["a"]
         assert (first.created_at is None) == (first.updated_at is None)
         until = monotonic() + 5
-        # Until the store's clock tells another time: within one tick a renewed `created_at` looks kept.
+        # Until the store's clock shows another time: within one tick a new `created_at` would equal the old one.
         while first.updated_at is not None and last.updated_at == first.updated_at:
             assert monotonic() < until, "updated_at stays what it was for 5 s of updates"
             receipt = store.commit("job", {"a": "2"}, {"a": last})
@@ -235,7 +235,7 @@ class StoreContract(ProtocolsContract):
         if not self.versions:
             raise SkipTest("this store keeps no versions")
         entry = store.commit("job", {"a": "1"}, run_id="run-1").entries["a"]
-        # What a restored backup and commits since then make of it: the same version and value, written at another time.
+        # After a restored backup, versions are used again: the same version and value, written at another time.
         restored = entry._replace(updated_at="2020-01-01T00:00:00.000Z")
         for value in ("1", "2", None):
             conflict = raised(Conflict, store.commit, "job", {"a": value}, {"a": restored})
@@ -305,7 +305,7 @@ class StoreContract(ProtocolsContract):
         workers, rounds = 4, 10
 
         def add_one() -> None:
-            # Each conflict means that another worker has added: there can be no more of them than that.
+            # Each conflict means that another worker has added 1, so their number is limited.
             for _ in range(workers * rounds):
                 entry = store.load("job").get("count")
                 with suppress(Conflict):

@@ -1,5 +1,5 @@
 """The part of the store contract that is about history; see `checkpoint.testing.StoreContract`."""
-# ruff: noqa: D102, S101 - what a test tests its name says, and what follows is tests
+# ruff: noqa: D102, S101 - these are tests, and a test's name says what it tests
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class HistoryContract:
-    """The contract of `KeepsHistory` as tests; each is skipped where the store keeps no history."""
+    """The contract of `KeepsHistory` as tests, which are skipped if the store keeps no history."""
 
     large = 1_000_000
-    """Characters of a large value."""
+    """The number of characters in a large value."""
     by: str | None = "ops"
-    """The name that history tells of a commit by `ops`; over a server it is that of the token."""
+    """The name that the history shows for a commit by `ops`. Over a server it is the name of the token."""
     keep = KEEP
-    """Changes of a key that the store remembers whatever their age, where it keeps history."""
+    """The number of changes of a key that the store keeps, whatever their age."""
 
     def reopen(self, store: Store) -> Store:
-        """Return the state of a store as the next process finds it; override it where that is another object."""
+        """Return the store as the next process would open it; override this if that is a new object."""
         store.close()
         return store
 
@@ -200,7 +200,7 @@ class HistoryContract:
         written = [str(number) for number in range(self.keep + 5)]
         for number in written:
             store.commit("job", {"a": number, "b": number})
-        # One more where an hour ended meanwhile: its last change stays.
+        # One more if an hour has ended meanwhile, because the last change of an hour is kept.
         for key in ("a", "b"):
             told = history("job", key)
             assert len(told) in {self.keep, self.keep + 1}

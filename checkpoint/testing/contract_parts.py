@@ -1,4 +1,4 @@
-"""What the tests of the store contract share: names, values, and how an error is asked for."""
+"""What the tests of the store contract share: names, values, and a helper for expected errors."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ BAD_NAMES: tuple[Any, ...] = (
 
 
 def values_of(store: Store, state_key: str = "job") -> dict[str, str]:
-    """Return the values of a namespace by their keys."""
+    """Return the values of a namespace, by key."""
     return {key: entry.value for key, entry in store.load(state_key).items()}
 
 
 def raised(kind: type[Error], call: Callable[..., Any], *arguments: Any) -> Error:
-    """Call, and return the error that came of it; the contract needs no pytest."""
+    """Call, and return the error that is raised, like `pytest.raises`: the contract works without pytest."""
     try:
         call(*arguments)
     except kind as error:

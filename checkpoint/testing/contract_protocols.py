@@ -1,5 +1,5 @@
-"""The part of the store contract that is about what only some stores can; see `checkpoint.testing.StoreContract`."""
-# ruff: noqa: D102, S101 - what a test tests its name says, and what follows is tests
+"""The part of the store contract about abilities that only some stores have; see `checkpoint.testing.StoreContract`."""
+# ruff: noqa: D102, S101 - these are tests, and a test's name says what it tests
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from checkpoint.testing.contract_parts import BAD_NAMES, NAMES, raised
 
 
 class ProtocolsContract(HistoryContract):
-    """The contracts of `ReadsKeys`, `Atomic` and `ListsNamespaces` as tests; skipped where the store is none."""
+    """The contracts of `ReadsKeys`, `Atomic` and `ListsNamespaces` as tests, each skipped for other stores."""
 
     atomic = True
-    """All keys of a commit are seen at once, or none: the store says so itself (`Atomic`)."""
+    """Readers see all keys of a commit or none. The store must then be an `Atomic`."""
 
     def test_some_keys_are_read(self, store: Store) -> None:
         if not isinstance(store, ReadsKeys):

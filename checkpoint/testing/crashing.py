@@ -1,6 +1,6 @@
-"""Connectors killed at every place where they could die, and run again: what is missing, what comes twice.
+"""Kill a connector at every place where it could die, run it again, and see which rows are missing or come twice.
 
-The pytest fixture `crash_and_resume` is made of it; elsewhere it is called with a folder of its own.
+The pytest fixture `crash_and_resume` uses it. Without pytest, pass it an empty folder.
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ T = TypeVar("T")
 StoreT = TypeVar("StoreT", bound="Store")
 
 STORE = "sqlite:///{folder}/state.db"
-"""The store of a test that names none."""
+"""The default store."""
 
 TOKEN_VARIABLES = ("TRUTO_API_TOKEN", "CHECKPOINT_TOKEN")
 
 _SHOWN = 3  # rows in a message
 LAST = "after the last record"
-"""The crash point that each end of a source is."""
+"""The name of the crash point at the end of a source."""
 
 
 class Crash(BaseException):
-    """What ends a job at a chosen point; no `Exception`, so that a job's own error handling does not see it."""
+    """Ends a job at a crash point; not an `Exception`, so that the job's own error handling does not catch it."""
 
 
 class Crashes(NamedTuple):
-    """What came of a job that was crashed and resumed."""
+    """The result of crashing and resuming a job."""
 
     points: int
-    """How many times it was, each time at another point."""
+    """How often the job was crashed, each time at another point."""
     twice: int
-    """Rows that came twice after the worst of them."""
+    """How many rows came twice, in the worst case."""
 
 
 class Attempt:
-    """One run of a job under test: where its state, its rows and its files go, and where it may die.
+    """One run of a job under test: its store, its sink, a folder for its files, and its crash points.
 
-    Possible crash points are: before each item of `records` and after the last one, before and after each `write`,
-    before and after each commit of `store`, and each `mark`.
+    The crash points are: before each item of `records` and after the last one, before and after each `write`, before
+    and after each commit of `store`, and each `mark`.
     """
 
     def __init__(self, folder: Path, url: str, *, point: int | None = None, kill: bool = False) -> None:
         self.folder = folder
-        """A folder for files of the job's own, such as a sink's database; the run that resumes finds them again."""
+        """A folder for the job's own files, such as a sink's database. The resumed run gets the same folder."""
         self.url = url
-        """The URL of the store, for a job that opens it itself; its commits are crash points where it is watched."""
+        """The URL of the store, for a job that opens it itself. Then `watch` makes its commits crash points."""
         self.places: list[str] = []
-        """The crash points that were reached, in words."""
+        """The crash points that were reached, each as a text."""
         self.crashed: str | None = None
-        """The one where it was crashed, None: nowhere (yet)."""
+        """The crash point where the job was crashed. None: it was not crashed (yet)."""
         self._point = point
         self._kill = kill
         self._lock = threading.Lock()
@@ -81,18 +81,18 @@ class Attempt:
 
     @property
     def store(self) -> Store:
-        """The store, opened when it is first asked for, and closed after the run."""
+        """The store. It is opened at the first use, and closed after the run."""
         with self._lock:
             if self._store is None:
                 self._store = self.watch(open_store(self.url))
             return self._store
 
     def watch(self, store: StoreT) -> StoreT:
-        """Make the commits of a store crash points, and return it: for one that the job opens itself."""
+        """Make the commits of a store crash points, and return the store; for a store that the job opens itself."""
         commit, marked = store.commit, self._marking("commit", store.commit)
 
         def watched(state_key: str, changes: Mapping[str, str | None], *args: Any, **named: Any) -> Receipt:
-            # The record of a run claims no rows: where it is lost nothing is.
+            # The record of a run claims no rows: nothing is lost with it.
             return (commit if set(changes) == {RUN_KEY} else marked)(state_key, changes, *args, **named)
 
         store.commit = watched  # type: ignore[method-assign]  # the job's own store, watched
@@ -103,24 +103,24 @@ class Attempt:
     @overload
     def records(self, source: AsyncIterable[T]) -> AsyncIterator[T]: ...
     def records(self, source: Iterable[T] | AsyncIterable[T]) -> Iterator[T] | AsyncIterator[T]:
-        """Yield what a source yields, rows or pages; the job may die before each and at the end."""
+        """Yield the items of a source, rows or pages; the job may die before each item and at the end."""
         if isinstance(source, AsyncIterable):
             return self._records_async(source)
         return self._records(source)
 
     def write(self, rows: Iterable[Any]) -> None:
-        """Write rows to a sink that keeps them in a file; they must pickle. Reaches the disk's cache before it returns.
+        """Write rows to a file, which survives the crash; rows must be picklable.
 
-        For a job whose own sink is not what is tested; see `rows` of `crash_and_resume` otherwise.
+        Use it if the job's own sink need not be tested. Otherwise pass `rows` to `crash_and_resume`.
         """
         self._marking("write", self._write)(list(rows))
 
     def mark(self, place: str) -> None:
-        """Name a place where the job may die, such as between two of a sink's statements."""
+        """Make this place a crash point, such as between two statements of a sink."""
         self._reach(f"at {place!r} number {self._number(place)}")
 
     def written(self) -> list[Any]:
-        """Return the rows that `write` has written so far, in all runs."""
+        """Return the rows that `write` has written so far, by the crashed run too."""
         rows: list[Any] = []
         path = self._sink
         if path.exists():
@@ -171,10 +171,10 @@ class Attempt:
             return self._counts[name]
 
     def _reach(self, place: str, *, again: bool = False) -> None:
-        """Come to a place where the job dies if it was chosen.
+        """Pass a crash point; if it is the chosen one, the job dies here.
 
-        One that goes on after its crash dies `again` where it reads; writing and committing are let pass, as a
-        `finally` may do so.
+        A job that catches its crash and goes on dies `again` when it reads. It may write and commit, as a `finally`
+        does.
         """
         with self._lock:
             if self.crashed is None:
@@ -201,26 +201,28 @@ def crash_and_resume(
 ) -> Crashes:
     """Crash a job at one point after another, resume it each time, and compare its rows with those of a whole run.
 
-    `job(run)` gets an `Attempt`, and is run: once to its end, for the truth; then for each crash point, with an empty
-    store and folder, until it dies there, and once more to its end. It must read the same source each time.
+    The job is first run to its end, which gives the expected rows. Then, for each crash point, it is run with an empty
+    store and folder until it dies there, and once more to its end. It must read the same source each time.
 
     Args:
-        job: A whole run of the connector, from opening a `Checkpointer` on `run.store` to its end.
+        job: A function that runs the connector once. It gets an `Attempt`, opens a `Checkpointer` on its `store`, reads
+            through its `records`, and writes.
         folder: An empty folder for the files of all runs.
-        rows: Returns what the job's own sink holds; without it, what the job gave to `run.write`.
-        primary_key: What tells whether two rows are the same: a name, or a callable of the row. None: the whole row.
-        store: The URL of the store, in which `{folder}` stands for the run's folder, `{unique}` for a text that is used
+        rows: A function of the `Attempt` that returns the rows of the job's own sink. Default: the rows that the job
+            gave to `run.write`.
+        primary_key: What identifies a row: a name, or a function of the row. None: the whole row.
+        store: The URL of the store. In it `{folder}` stands for the run's folder, `{unique}` for a text that is used
             once, and `{server}` for the URL of an `ApiServer` that runs meanwhile: `{server}` alone is the Truto API,
             `server+{server}` the API of `checkpoint serve`. Its token is in `$TRUTO_API_TOKEN` and `$CHECKPOINT_TOKEN`.
-        kill: False: the point raises a `BaseException`, so that `finally` and `with` do what they do at Ctrl-C. True:
-            the job runs in a forked process, which SIGKILL ends, so that nothing does. Needs `fork`, and a store and a
-            sink outside of the process.
-        limit: Of more points than this, so many are taken: those around writes, commits and marks first, then records,
-            spread by chance, the same ones each time. None: all.
+        kill: False: the crash is a `BaseException`, so `finally` and `with` run as at Ctrl-C. True: the job runs in a
+            forked process, which is killed with SIGKILL, so nothing runs. This needs `fork`, and a store and a sink
+            outside of the process.
+        limit: How many points are tried at most. Points around writes, commits and marks come first, then records,
+            which are chosen at random, but the same ones each time. None: all points.
 
     Raises:
-        AssertionError: rows are missing; the job writes none, or reaches no point where it could die.
-        ValueError: a limit below 1, or `kill` with a store in memory, or where processes cannot fork.
+        AssertionError: rows are missing, the job writes no rows, or it reaches no crash point.
+        ValueError: a limit below 1; `kill` with a store in memory, or on a system that cannot fork.
 
     """
     if limit is not None and limit < 1:
@@ -236,7 +238,7 @@ def crash_and_resume(
 
 def _chosen(places: list[str], limit: int) -> list[int]:
     """Return the numbers of the points to crash at, counted from 1."""
-    dice = random.Random(len(places))  # noqa: S311 - a step of fixed length might always meet the same part of a page
+    dice = random.Random(len(places))  # noqa: S311 - a fixed step might always meet the same part of a page
     numbers = range(1, len(places) + 1)
     records = [number for number in numbers if places[number - 1] == LAST or " record " in places[number - 1]]
     others = sorted({*numbers}.difference(records))
@@ -246,13 +248,13 @@ def _chosen(places: list[str], limit: int) -> list[int]:
 
 
 def _spread(numbers: list[int], count: int, dice: random.Random) -> list[int]:
-    """Return one number of each of so many parts of the same length."""
+    """Divide the numbers into `count` equal parts, and return one number of each part."""
     ends = [index * len(numbers) // count for index in range(count + 1)] if count else []
     return [dice.choice(numbers[begin:end]) for begin, end in pairwise(ends)]
 
 
 class _Trial(NamedTuple):
-    """The job, and what its runs have in common."""
+    """The job, and the arguments that all of its runs share."""
 
     job: Callable[[Attempt], object]
     folder: Path
@@ -262,10 +264,10 @@ class _Trial(NamedTuple):
     kill: bool
 
     def whole(self) -> tuple[dict[Hashable, list[Any]], list[str]]:
-        """Run the job to its end; return its rows by what tells them apart, and the places where it could die.
+        """Run the job to its end; return its rows by their identity, and its crash points.
 
         Raises:
-            AssertionError: there are no rows, or no such places.
+            AssertionError: there are no rows, or no crash points.
 
         """
         with _place(self.folder / "whole", self.store) as url:
@@ -274,10 +276,10 @@ class _Trial(NamedTuple):
             truth = self._delivered(run)
         if not truth:
             raise AssertionError(
-                "the job wrote no rows: give them to run.write, or tell by rows= how to read them back"
+                "the job wrote no rows: pass them to run.write, or pass rows= to read them from your sink"
             )
         if not run.places:
-            raise AssertionError("the job passed no point where it could die: read through run.records, open run.store")
+            raise AssertionError("the job passed no crash point: read through run.records, and use run.store")
         return truth, run.places
 
     def crash(self, point: int, truth: dict[Hashable, list[Any]], places: list[str]) -> int:
@@ -322,7 +324,7 @@ def _check_rows(truth: dict[Hashable, list[Any]], found: dict[Hashable, list[Any
 
 
 def fill(template: str, folder: Path, server: str) -> str:
-    """Return the URL of an empty store: a template with its fields filled in, see `store` of `crash_and_resume`."""
+    """Return the URL of an empty store from a template; see `store` of `crash_and_resume`."""
     fields = {"{folder}": str(folder), "{unique}": token_hex(8), "{server}": server}
     for name, value in fields.items():
         template = template.replace(name, value)
@@ -331,7 +333,7 @@ def fill(template: str, folder: Path, server: str) -> str:
 
 @contextmanager
 def _place(folder: Path, template: str) -> Generator[str]:
-    """Make a folder, and yield the URL of an empty store; a server that it needs runs meanwhile."""
+    """Make a folder, and yield the URL of an empty store; if it needs a server, one runs meanwhile."""
     folder.mkdir(parents=True)
     if "{server}" not in template:
         yield fill(template, folder, "")
@@ -359,14 +361,14 @@ def _attempt(job: Callable[[Attempt], object], run: Attempt) -> None:
 
 
 def _run_and_kill(job: Callable[[Attempt], object], run: Attempt) -> None:
-    """Run a job in a process of its own, to its end or to its crash point."""
+    """Run a job in a forked process, to its end or to its crash point."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # a test may have threads; the child does not use them
         pid = os.fork()
     if not pid:
         try:
             _attempt(job, run)
-        except BaseException:  # noqa: BLE001 - the parent's frames must not go on in the child
+        except BaseException:  # noqa: BLE001 - the child must not return into the parent's code
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -382,7 +384,7 @@ def _told_apart_by(row: Any, primary_key: str | Callable[[Any], Hashable] | None
 
 
 def _frozen(value: object) -> Hashable:
-    """Return something hashable that equals that of another row where the rows are equal."""
+    """Return a hashable value; equal rows have equal values."""
     if isinstance(value, dict):
         return frozenset((key, _frozen(item)) for key, item in cast("dict[object, object]", value).items())
     if isinstance(value, (list, tuple)):

@@ -1,5 +1,5 @@
-"""What a scripted request gets instead of the API's own answer: errors, cut connections, bytes that drip."""
-# ruff: noqa: D102 - what a fault does when it is called, its class says
+"""Faults to script: what a request gets instead of the API's own answer, such as errors and cut connections."""
+# ruff: noqa: D102 - the class of a fault says what calling it does
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Exchange:
-    """A request that a fault answers, its body already read, and the connection that it came by."""
+    """A request that a fault answers, with its body already read, and its connection."""
 
     def __init__(
         self, app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send, transport: asyncio.Transport
@@ -31,10 +31,10 @@ class Exchange:
         self._send = send
         self._transport = transport
         self.after: Callable[[], None] | None = None
-        """Called once the API has done its work."""
+        """Called after the API has applied the request."""
 
     async def apply(self) -> Answer:
-        """Let the API do its work, and return its answer unsent."""
+        """Let the API apply the request, and return its answer without sending it."""
         messages: list[Message] = []
 
         async def receive() -> Message:
@@ -51,14 +51,14 @@ class Exchange:
         return Answer(start["status"], b"".join(part.get("body", b"") for part in parts), headers)
 
     async def send(self, answer: Answer) -> None:
-        """Send an answer, and keep the connection."""
+        """Send an answer, and keep the connection open."""
         body = answer.content()
         headers = [(name.encode(), value.encode()) for name, value in answer.fields().items()]
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def write(self, data: bytes, interval: float = 0.0) -> None:
-        """Write bytes to the connection as they are, with an interval one at a time and so many seconds apart."""
+        """Write bytes to the connection; with an interval, one byte at a time, so many seconds apart."""
         if not interval:
             self._transport.write(data)
             return
@@ -80,21 +80,21 @@ class Exchange:
             pass
 
     async def run(self, hook: Callable[[], None]) -> None:
-        """Call a function that may block, or use the server itself."""
+        """Call a function that may block, or that itself sends requests to the server."""
         await asyncio.get_running_loop().run_in_executor(None, hook)
 
 
 End: TypeAlias = Literal["close", "reset", "hang"]
-"""How a connection ends: by FIN, by RST, or not before the client goes away."""
+"""How a connection ends: with FIN, with RST, or only when the client closes it."""
 
 
 Fault: TypeAlias = "Callable[[Exchange], Awaitable[None]]"
-"""What becomes of a request: one of the classes below, or any coroutine function."""
+"""What happens to a request: an object of one of the classes below, or a coroutine function."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The API's own answer."""
+    """Gives the API's own answer."""
 
     async def __call__(self, exchange: Exchange) -> None:
         await exchange.send(await exchange.apply())
@@ -102,13 +102,14 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Another answer than the API's; what was asked for is not done, unless `applied`."""
+    """Gives another answer than the API; the request is applied only with `applied`."""
 
     status: int = 200
     body: Any = None
-    """Bytes or text as they are, anything else as JSON. None: the API's own form of an error, nothing below 400."""
+    """Bytes or text, sent as they are; anything else is sent as JSON. None: from status 400 on an error of the API."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     applied: bool = False
+    """Apply the request first."""
 
     async def __call__(self, exchange: Exchange) -> None:
         if self.applied:
@@ -116,7 +117,7 @@ class Answer:
         await exchange.send(self)
 
     def content(self) -> bytes:
-        """Return the body's bytes."""
+        """Return the bytes of the body."""
         if isinstance(self.body, bytes):
             return self.body
         if isinstance(self.body, str):
@@ -129,7 +130,7 @@ class Answer:
         return orjson.dumps({"statusCode": status, "error": status.phrase, "message": status.description})
 
     def fields(self) -> dict[str, str]:
-        """Return the headers, those that follow from the body included."""
+        """Return the headers, with those that follow from the body."""
         fields: dict[str, str] = {}
         if self.status != HTTPStatus.NO_CONTENT:
             fields["content-length"] = str(len(self.content()))
@@ -138,7 +139,7 @@ class Answer:
         return {**fields, **{name.lower(): value for name, value in self.headers.items()}}
 
     def head(self, *, chunked: bool = False) -> bytes:
-        """Return the status line and the headers as they go over the wire."""
+        """Return the status line and the headers as bytes to send."""
         fields = {**self.fields(), "connection": "close"}
         if chunked:
             del fields["content-length"]
@@ -150,14 +151,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """No answer: the connection is closed."""
+    """Closes the connection without an answer."""
 
     applied: bool = False
-    """What was asked for is done before."""
+    """Apply the request first."""
     reset: bool = False
-    """By RST; else by FIN."""
+    """Close with RST; else with FIN."""
     late: float | None = None
-    """What was asked for is done so many seconds after; None: not after."""
+    """Apply the request so many seconds after closing. None: do not."""
 
     async def __call__(self, exchange: Exchange) -> None:
         if self.applied:
@@ -170,9 +171,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """No answer, and the connection stays open until the client goes away."""
+    """Gives no answer, and keeps the connection open until the client closes it."""
 
     applied: bool = False
+    """Apply the request first."""
 
     async def __call__(self, exchange: Exchange) -> None:
         if self.applied:
@@ -182,11 +184,13 @@ class Hang:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """These bytes instead of an answer."""
+    """Sends these bytes instead of an answer."""
 
     data: bytes
     then: End = "close"
+    """How the connection ends."""
     applied: bool = False
+    """Apply the request first."""
 
     async def __call__(self, exchange: Exchange) -> None:
         if self.applied:
@@ -197,12 +201,14 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The API's own answer, announced in full and cut off after so many bytes of its body."""
+    """Sends the head of the API's own answer, and only the first bytes of its body."""
 
     length: int = 0
+    """How many bytes of the body are sent."""
     chunked: bool = False
-    """Announced as a chunk's size; else as Content-Length."""
+    """Announce the full length as the size of a chunk; else as Content-Length."""
     then: End = "close"
+    """How the connection ends."""
 
     async def __call__(self, exchange: Exchange) -> None:
         answer = await exchange.apply()
@@ -214,11 +220,12 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """The API's own answer a byte at a time, so many seconds apart."""
+    """Sends the API's own answer one byte at a time."""
 
     interval: float
+    """Seconds between two bytes."""
     part: Literal["head", "body"] = "body"
-    """From where on: the status line, or the body."""
+    """Where this begins: at the status line, or at the body."""
 
     async def __call__(self, exchange: Exchange) -> None:
         answer = await exchange.apply()
@@ -229,10 +236,11 @@ class Drip:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """Seconds pass before anything is done."""
+    """Waits before the request is applied."""
 
     seconds: float
     then: Fault = Pass()
+    """What happens after the wait."""
 
     async def __call__(self, exchange: Exchange) -> None:
         await asyncio.sleep(self.seconds)
@@ -241,11 +249,14 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Calls functions before the request is applied, and between that and the answer: other writers, say."""
+    """Calls functions around the request, for example to write as another client."""
 
     before: Callable[[], None] | None = None
+    """Called before the request is applied."""
     after: Callable[[], None] | None = None
+    """Called after the request is applied, and before the answer is sent."""
     then: Fault = Pass()
+    """What happens to the request."""
 
     async def __call__(self, exchange: Exchange) -> None:
         if self.before is not None:

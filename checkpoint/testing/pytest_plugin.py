@@ -1,4 +1,4 @@
-"""Fixtures for the tests of a connector: a store, a server, and a job that is crashed and resumed."""
+"""Pytest fixtures for the tests of a connector: a store, a server, and a job that is crashed and resumed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def checkpoint_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """Run a `checkpoint.testing.ApiServer` without state, whose token is in `$TRUTO_API_TOKEN` and `$CHECKPOINT_TOKEN`.
+    """Run an empty `checkpoint.testing.ApiServer`, with its token in `$TRUTO_API_TOKEN` and `$CHECKPOINT_TOKEN`.
 
-    A `TrutoStore` opens its `url`, and a `ServerStore` `server+` before it.
+    Its `url` opens a `TrutoStore`, and `server+` before the `url` a `ServerStore`.
     """
-    from checkpoint.testing import ApiServer  # a test session that needs none does not load it
+    from checkpoint.testing import ApiServer  # imported only if a test needs it
 
     with ApiServer() as server:
         for name in ("TRUTO_API_TOKEN", "CHECKPOINT_TOKEN"):
@@ -43,11 +43,11 @@ def checkpoint_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
 
 @pytest.fixture
 def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Open an empty store: SQLite in a folder of this test's, or what the ini option or an indirect parameter names.
+    """Open an empty store: a SQLite file in a folder of the test, or the store that an option or a parameter names.
 
-    The option `checkpoint_store` and the parameter are URLs, in which `{folder}` stands for an empty folder, `{unique}`
-    for a text that is used once, and `{server}` for the URL of `checkpoint_server` (`server+{server}` opens a
-    `ServerStore` on it).
+    The ini option `checkpoint_store` and an indirect parameter are URLs. In them `{folder}` stands for an empty folder,
+    `{unique}` for a text that is used once, and `{server}` for the URL of `checkpoint_server` (`server+{server}` opens
+    a `ServerStore` on it).
     """
     from checkpoint.stores import open_store
     from checkpoint.testing.crashing import fill
@@ -63,9 +63,9 @@ def checkpoint_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
 
 @pytest.fixture
 def crash_and_resume(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Crashes]:
-    """Return `checkpoint.testing.crash_and_resume`, with a folder of this test's and the store of the ini option.
+    """Return `checkpoint.testing.crash_and_resume`, with a folder of the test and the store of the ini option.
 
-    `crash_and_resume(job)` kills a job wherever it may die, runs it again, and fails where a row is missing.
+    `crash_and_resume(job)` kills a job at each place where it may die, runs it again, and fails if a row is missing.
     """
     from checkpoint.testing.crashing import crash_and_resume
 

@@ -1,4 +1,4 @@
-"""The state API on a loopback port of this process, with faults to script."""
+"""Serve the state API on a loopback port of this process, with scripted faults."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as the server got it."""
+    """One request as the server received it."""
 
     method: str
     path: str
-    """As it was sent, percent-encoded, without the query."""
+    """The path as it was sent, percent-encoded, without the query."""
     query: str
-    """As it was sent, without the `?`."""
+    """The query as it was sent, without the `?`."""
     headers: Mapping[str, str]
-    """Names in lower case; of a repeated one the last."""
+    """The headers; names are in lower case. Of a repeated header the last one."""
     body: bytes = b""
-    """What was read of it."""
+    """The body, as far as it was read."""
     status: int | None = None
-    """What was answered; None: nothing yet, nothing at all, or raw bytes."""
+    """The status of the answer. None: there is no answer yet, or none at all, or raw bytes were sent."""
 
     @property
     def state_key(self) -> str | None:
@@ -50,7 +50,7 @@ class Call:
 
     @property
     def key(self) -> str | None:
-        """The key that the path or the body names; None for a list."""
+        """The key that the path or the body names; None if there is none, as for a list."""
         _, _, *rest = self.path.split("/")
         if rest:
             return unquote(rest[0])
@@ -61,17 +61,18 @@ class Call:
 
 
 class ApiServer:
-    """The state API on a loopback port, over real sockets, in a daemon thread: a context manager.
+    """A server of the state API on a loopback port, in a daemon thread of this process; a context manager.
 
         with ApiServer(page_size=2) as server:
             store = TrutoStore(server.url, server.token)
             server.script(Answer(429, headers={"Retry-After": "1"}), Drop(applied=True), method="PATCH")
 
-    `switches` are fields of `checkpoint.server.Switches`, to be changed by `set` or by assigning `options`. Port 0 is
-    any free one. With a certificate it serves TLS. The store, a `MemoryStore` where none is given, is not closed.
+    It serves both APIs of `checkpoint serve`. `switches` are fields of `checkpoint.server.Switches`; `set` changes them
+    later. Port 0 takes a free port. With a certificate it serves TLS. The default store is a `MemoryStore`; a store
+    that you pass is not closed.
 
-    freezegun may freeze the test, once a server has been made: the server's delays and its rate go by the real clock,
-    the `Date` it sends and the times it stores by the frozen one.
+    A test may freeze time with freezegun after the server was made. Delays and the rate limit use the real clock; the
+    `Date` header and the stored times use the frozen one.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ApiServer:
         self.store: Store = store if store is not None else MemoryStore()
         self.token = token
         self.url: str = ""
-        """The base URL, known once the server is entered."""
+        """The base URL; empty before the server is entered."""
         self._app = create_app(self.store, token, Switches(**switches))
         self._port = port
         self._certfile = ssl_certfile
@@ -141,7 +142,7 @@ class ApiServer:
 
     @property
     def options(self) -> Switches:
-        """The switches in force; assign to change them from the next request on."""
+        """The current switches; assign to change them from the next request on."""
         options: Switches = self._app.state.api.options
         return options
 
@@ -150,17 +151,17 @@ class ApiServer:
         self._app.state.api.options = options
 
     def set(self, **switches: Any) -> None:
-        """Change some of the switches from the next request on."""
+        """Change some switches from the next request on."""
         self.options = replace(self.options, **switches)
 
     @property
     def requests(self) -> list[Call]:
-        """The requests so far, in the order of their arrival: a copy."""
+        """A copy of the list of requests so far, in the order of their arrival."""
         return [recorded.call() for recorded in self._recorded]
 
     @property
     def pending(self) -> int:
-        """Scripted faults that no request has taken yet."""
+        """The number of scripted faults that no request has taken yet."""
         return sum(len(script.faults) for script in self._scripts)
 
     def clear(self) -> None:
@@ -176,10 +177,10 @@ class ApiServer:
         match: Callable[[Call], bool] | None = None,
         forever: bool = False,
     ) -> None:
-        """Let each request that matches take the next fault; None lets one through.
+        """Give each matching request the next of these faults; None lets a request through.
 
-        A request matches by method, by key (in its path, or in the body of a POST), by a predicate, or by all that are
-        given. Of several scripts the earliest that matches counts. `forever`: the last fault is never used up.
+        A request must match all of what is given: the method, the key (in the path, or in the body of a POST), and the
+        function `match`. If several scripts match, the earliest one is used. With `forever` the last fault stays.
         """
         if faults:
             self._scripts.append(_Script(deque(faults), method, key, match, forever))
@@ -189,7 +190,7 @@ class ApiServer:
 
     async def _close(self) -> None:
         self._listening.close()
-        for _ in range(10):  # turns of the loop, in which what was accepted last gets its transport
+        for _ in range(10):  # turns of the loop, so that connections accepted last get their transport
             await asyncio.sleep(0)
         for transport in list(self._transports.values()):
             transport.abort()
@@ -228,7 +229,7 @@ class ApiServer:
 
 
 class _Recorded:
-    """A request while it goes on."""
+    """A request while it is under way."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -252,7 +253,7 @@ class _Recorded:
     def sending(self, send: Send) -> Send:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._status = message["status"]  # before it is sent: the client must not know first
+                self._status = message["status"]  # set before it is sent, so that the client does not know it earlier
                 if b"date" not in dict(message["headers"]):
                     date = (b"date", formatdate(usegmt=True).encode())
                     message = {**message, "headers": [*message["headers"], date]}
@@ -287,9 +288,9 @@ class _RealTimeLoop(asyncio.SelectorEventLoop):
 
 
 def _recording_protocol(transports: dict[Any, asyncio.Transport]) -> type[Any]:
-    """Return uvicorn's protocol, keeping the transport of every open connection under its peer's address.
+    """Return uvicorn's protocol, extended: it keeps the transport of each open connection by the address of its peer.
 
-    One whose peer has gone already has none; it is kept all the same, to be closed.
+    A connection whose peer has already gone has no address. It is kept too, so that it can be closed.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
