@@ -130,6 +130,85 @@ def test_rows_that_are_not_remembered_are_counted(reach):
         assert stream.stats.unremembered == 3
 
 
+@pytest.mark.parametrize("how", ["pages", "filter", "track", "observe"])
+@pytest.mark.parametrize("order", ["asc", "desc", None])
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_as_many_rows_as_max_seen_are_remembered(caplog, how, order, count):
+    """At one instant: up to four rows no word and no row twice; of five one warning, and one row twice."""
+    store, rows = MemoryStore(), [{"id": n, "at": AT} for n in range(count)]
+    delivered = []
+    for _ in range(2):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", row_order=order, max_seen=4)
+            if how == "observe":
+                delivered.append([row for row in rows if stream.observe(row)])
+            elif how == "filter":
+                delivered.append(stream.filter(rows))
+            elif how == "track":
+                delivered.append([*stream.track(rows)])
+            else:
+                delivered.append([row for page in stream.pages([rows]) for row in page])
+            stream.finish()
+            cp.commit()
+            assert stream.stats.unremembered == 0
+    assert delivered == [rows, rows[: max(count - 4, 0)]]
+    assert len(decode(store.load("run")["s"].value)["seen"]["rows"]) == min(count, 4)
+    told = [record.checkpoint_event for record in caplog.records if record.levelname == "WARNING"]
+    assert told == (["many_at_once"] * 2 if count > 4 else [])
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_rows_at_a_position_that_remembers_none_are_counted(caplog, count):
+    """Somebody set the position by hand."""
+    store, rows = MemoryStore(), [{"id": n, "at": AT} for n in range(count)]
+    with Checkpointer("run", store) as cp:
+        cp["s"] = {"at": AT}
+    delivered = []
+    for _ in range(2):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", row_order="asc", max_seen=4)
+            delivered.append(stream.filter(rows))
+            stream.finish()
+    assert delivered == [rows, rows[4:]]  # the first ones are kept, and the position stays
+    told = [record.checkpoint_event for record in caplog.records if record.levelname == "WARNING"]
+    assert told == (["many_at_once"] * 2 if count > 4 else [])
+
+
+@pytest.mark.parametrize("how", ["pages", "observe"])
+@pytest.mark.parametrize("reach", ["lookback", "ceiling"])
+@pytest.mark.parametrize("count", [4, 5, 6, 7])
+def test_one_row_more_than_max_seen_is_counted(reach, count, how):
+    now = datetime.now(UTC)
+    begin = now - timedelta(minutes=30) if reach == "lookback" else now + timedelta(minutes=30)
+    rows = [{"id": n, "at": (begin + timedelta(seconds=n)).isoformat()} for n in range(count)]
+    options = {"lookback": timedelta(hours=1)} if reach == "lookback" else {}
+    store, delivered = MemoryStore(), []
+    for _ in range(2):
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", max_seen=5, **options)
+            if how == "observe":
+                delivered.append([row for row in rows if stream.observe(row)])
+            else:
+                delivered.append([row for page in stream.pages([rows]) for row in page])
+            stream.finish()
+            cp.commit()
+            assert stream.stats.unremembered == max(count - 5, 0)
+    # The highest are kept of a lookback, the first ones above the ceiling.
+    assert delivered == [rows, rows[: max(count - 5, 0)] if reach == "lookback" else rows[5:]]
+
+
+def test_more_rows_than_the_memory_holds_between_two_claims():
+    """A deep memory lets its lowest rows go when there are twice `max_seen` and a thousand; all are counted."""
+    store, rows = MemoryStore(), [{"id": n, "at": n} for n in range(1_020)]
+    for most in (9, 10, 11):
+        with Checkpointer(f"run {most}", store) as cp:
+            stream = cp.incremental("s", "at", primary_key="id", row_order="asc", lookback=5_000, max_seen=most)
+            assert [*stream.pages([rows])] == [rows]
+            cp.commit()
+            assert stream.stats.unremembered == 1_020 - most
+        assert len(decode(store.load(f"run {most}")["s"].value)["seen"]["rows"]) == most
+
+
 @pytest.mark.parametrize("order", ["asc", "desc", None])
 @pytest.mark.parametrize("primary", ["no", ("id", "no"), lambda row: row.get("no")])
 def test_a_first_row_without_its_primary_key_is_refused(order, primary):
