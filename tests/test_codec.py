@@ -1,4 +1,4 @@
-"""Cursor dicts and value strings: nothing is lost, and whatever is not a cursor is refused."""
+"""Cursors and their stored text: nothing is lost, and what is not a cursor is refused."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_any_text_is_a_cursor_or_a_value_error(value: str) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Return bytes of which up to three pieces were replaced by something else."""
+    """Return a text of bytes in which up to three pieces are replaced."""
     pieces = st.binary(max_size=4) | st.sampled_from(
         [b"{", b"}", b'"', b"\\u", b"NaN", b"1e999", b"-", b"\xed\xa0\x80"]
     )

@@ -195,7 +195,7 @@ def test_a_move_onto_itself_deletes_nothing(way: str, tmp_path) -> None:
 
 
 class Forgetful(MemoryStore):
-    """Confirms what it does not keep."""
+    """A store that confirms a commit and does not keep it."""
 
     def load(self, state_key: str) -> dict[str, Entry]:
         return {key: entry for key, entry in super().load(state_key).items() if key != "spaced"}

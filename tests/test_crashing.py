@@ -1,4 +1,4 @@
-"""The kit for users' own connectors: good ones pass, and each way of losing rows is found."""
+"""Crashing and resuming users' connectors: good ones pass, and each way of losing rows is found."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_fewer_points_are_spread_over_all(tmp_path):
 
 
 def test_a_wrong_job_of_many_rows_is_found_by_few_points(tmp_path):
-    """1050 points in a period of 105: a step of fixed length would come to records alone."""
+    """The 1050 points repeat after 105: a fixed step would only meet records."""
     many = [
         {"id": number, "updated_at": f"2024-05-01T{number // 60:02}:{number % 60:02}:00Z"} for number in range(1000)
     ]

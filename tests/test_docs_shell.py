@@ -41,7 +41,7 @@ COMMANDS = [
 
 @pytest.fixture
 def reader(tmp_path):
-    """A reader whose default store has the jobs of the pages, with some days of history."""
+    """Make a default store with the jobs of the pages, and some days of history."""
     url = f"sqlite:///{tmp_path}/jobs.db"
     with closing(SQLiteStore(tmp_path / "jobs.db")) as store:
         for day in (1, 2, 3):

@@ -184,7 +184,7 @@ def seen(error: CheckpointError) -> dict[str, object]:
 
 
 def drawn(kind: type) -> list[str]:
-    """Draw a class and those that inherit it, a line each."""
+    """Draw a class and its subclasses, one on each line."""
     lines = [kind.__name__]
     own = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     *others, last = own or [None]

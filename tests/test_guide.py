@@ -71,7 +71,7 @@ class World:
             self.database.connection.close()
 
     def busy(self):
-        """Let a night pass at the source."""
+        """Change many rows at the source, as between two nightly runs."""
         for _ in range(self.rng.randrange(40)):
             self.source.table.change()
             self.source.millis.change()

@@ -51,7 +51,7 @@ def commits_in_finally(run):
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run a test file in a process of its own, where nothing but what is installed makes fixtures."""
+    """Run a test file in a new process, in which all fixtures come from installed packages."""
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     monkeypatch.delenv("TRUTO_API_TOKEN", raising=False)
     slow = [f"-pno:{name}" for name in ("schemathesis", "hypothesispytest", "randomly", "cacheprovider")]

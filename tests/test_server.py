@@ -1,4 +1,4 @@
-"""The state API's server over real sockets: its calls, its switches, its limits, and the faults it can be told of."""
+"""The server of the state API over real sockets: its calls, its switches, its limits, and scripted faults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def entry(key, value, created=0, updated=None):
 
 
 def problem(status, message):
-    """The answer that refuses; the status in words differs between Python's versions."""
+    """Return the expected refusal; the name of a status differs between versions of Python."""
     return status, {"statusCode": status, "error": http.client.responses[status], "message": message}
 
 
@@ -54,7 +54,7 @@ def answer(response):
 
 @pytest.fixture(autouse=True)
 def _stamps(monkeypatch):
-    """Let the n-th commit be stamped with the n-th second."""
+    """Give the n-th commit the n-th second as its time."""
     seconds = count()
     monkeypatch.setattr("checkpoint.stores.memory.utc_now", lambda: stamp(next(seconds)))
 
@@ -384,7 +384,7 @@ def test_a_slow_store_does_not_hold_up_others():
 
 
 class Raced(MemoryStore):
-    """Another writer comes between the server's look and its write, so many times."""
+    """A store in which another writer commits, so many times, between the server's read and its write."""
 
     def __init__(self, *others):
         super().__init__()
@@ -496,7 +496,7 @@ def test_a_write_may_be_answered_otherwise(server, client, switch, status, body)
 
 
 def pages(client, **params):
-    """List to the end, ten pages at most; return the keys of each page."""
+    """Read a list to its end, at most ten pages; return the keys of each page."""
     found = []
     while len(found) < 10:
         page = client.get(PATH, params={**NS, **params}).json()

@@ -1,4 +1,4 @@
-"""The server as it is run: limits, locked files, ending, health, metrics, workers, and gateways before it."""
+"""The server in operation: limits, locked files, stopping, health, metrics, workers, and gateways."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ main()
 
 @contextmanager
 def running(*arguments, descriptors=0, **shorter):
-    """Run `checkpoint serve` with shorter times and so many descriptors; yield its process and a client."""
+    """Run `checkpoint serve` with shorter limits and few file descriptors; yield its process and a client."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CHECKPOINT_")}
     with subprocess.Popen(
         [
@@ -83,7 +83,7 @@ def running(*arguments, descriptors=0, **shorter):
 
 
 def ended(process, number=signal.SIGTERM):
-    """End the server; return its exit status, what it wrote, and how many seconds it took."""
+    """Stop the server; return its exit status, its output, and how many seconds this took."""
     began = time.monotonic()
     process.send_signal(number)
     output, errors = process.communicate(timeout=30)
@@ -106,7 +106,7 @@ def eventually(happened, seconds=20):
 
 
 def read_all(connection):
-    """Return what comes until the server closes the connection, or resets it."""
+    """Return what the server sends until it closes or resets the connection."""
     received = b""
     try:
         while piece := connection.recv(65536):
@@ -290,7 +290,7 @@ def test_a_client_that_does_not_read_holds_up_no_end(path):
 
 
 def test_at_the_end_503_is_certain_and_504_is_not(tmp_path):
-    """Of 20 commits 16 are begun, in as many threads, and may land yet; the others are never made."""
+    """Of 20 commits, 16 have begun in as many threads and may still land; the other four are never made."""
     path = tmp_path / "state.db"
     with running("--store", f"sqlite:///{path}", DRAIN=0.5) as (process, client), locked(path):
         connections = [connected(client) for _ in range(20)]
@@ -353,7 +353,7 @@ def test_a_request_to_upgrade_is_answered_without_advice():
 
 
 class Unloadable(MemoryStore):
-    """Refuses to load a namespace that nobody has to load."""
+    """A store that refuses to load a namespace which the server need not load."""
 
     def load(self, state_key):
         raise StoreUnavailable("a whole namespace was loaded")
@@ -444,7 +444,7 @@ NAMES = {
 
 
 def sampled(text):
-    """Return the samples of a page of metrics by name and labels."""
+    """Return the samples in an answer of `/metrics`, by name and labels."""
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}
 
@@ -513,7 +513,7 @@ def test_metrics_show_a_token_its_namespaces_alone(tmp_path):
 
 
 def test_metrics_of_two_thousand_namespaces_have_a_bound():
-    """A look ends after its seconds; what it did not reach is told as it was, and comes first the next time."""
+    """A lookup has a time limit. Namespaces that it did not reach keep their values, and come first the next time."""
     now, loads = [0.0], []
 
     class Slow(MemoryStore):
@@ -581,7 +581,7 @@ def children_of(process):
 
 
 def is_running(pid):
-    """Tell whether a process runs: whoever adopts those whose parent was killed may not ask how they ended."""
+    """Return whether a process runs; one that has ended may stay as a zombie if its parent was killed."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -589,7 +589,7 @@ def is_running(pid):
 
 
 def several(url):
-    """Serve a store in two workers: both answer, one that is killed is replaced, they count together, and all end."""
+    """Serve a store with two workers: both answer, a killed one is replaced, they share counters, and all stop."""
     with running("--store", url, "--workers", "2") as (process, client):
         workers = children_of(process)
         assert len(workers) == 2

@@ -39,7 +39,7 @@ COMMIT, STATE = "/v1/commit", "/v1/state"
 
 
 class Bare:
-    """An atomic store that can do nothing else."""
+    """An atomic store without any other ability."""
 
     atomic = True
 
@@ -197,7 +197,7 @@ def test_an_equal_value_of_before_is_not_the_commits(api, store):
 
 
 def written_over(api, cp):
-    """Commit `a` and `b`, whose answer is lost, and let another writer replace `b` at once; return what that wrote."""
+    """Commit `a` and `b`, lose the answer, and let another writer replace `b` at once; return what it wrote."""
     theirs = []
     then = Hook(after=lambda: theirs.append(api.store.commit("job", {"b": "theirs"}).entries["b"]), then=Drop(True))
     script(api, then)
@@ -206,7 +206,7 @@ def written_over(api, cp):
 
 
 def test_a_lost_commit_over_which_another_wrote_is_found(api, store):
-    """History tells of it; the next commit is the one that meets the other writer."""
+    """History shows it. The next commit meets the other writer."""
     with Checkpointer("job", store) as cp:
         cp["a"], cp["b"] = A, A
         cp.commit()
@@ -248,7 +248,7 @@ def test_without_history_what_was_lost_and_replaced_conflicts():
 
 @pytest.mark.parametrize("writes", [1, 3, 4])
 def test_what_history_has_forgotten_is_unknown(writes):
-    """The server keeps three changes: with the commit's own, two of others."""
+    """The server keeps three changes: that of the commit, and two of others."""
     with ApiServer(MemoryStore(keep=3)) as api, opened(api) as store:
         base = store.commit("job", {"a": "0"}).entries
 
