@@ -35,7 +35,8 @@ class World:
 
     def __init__(self, source, url):
         self.source, self.rows = source, []
-        self.names = {"STORE": url, "sink": self, "pages": self.pages}
+        self.url = url
+        self.names = {"sink": self, "pages": self.pages}
 
     def get(self, path, **query):
         query = {name: value for name, value in query.items() if value is not None}
@@ -77,15 +78,17 @@ class World:
 
     def imported(self, document, tool):
         text = document if isinstance(document, str) else json.dumps(document)
-        arguments = ["--store", self.names["STORE"], "import", "crm", "--from", tool]
-        done = CliRunner().invoke(checkpoint, arguments, input=text)
+        done = CliRunner().invoke(checkpoint, ["import", "crm", "--from", tool], input=text)
         assert done.exit_code == 0, done.output
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path, monkeypatch):
+    """A reader of the page, who has named the store in the environment, and nowhere else."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    monkeypatch.setenv("CHECKPOINT_STORE", url)
     with Source(0, 300, changing=False, limited=False) as source:
-        yield World(source, f"sqlite:///{tmp_path / 'state.db'}")
+        yield World(source, url)
 
 
 def test_a_json_file_in_a_bucket(world, s3):
@@ -139,7 +142,7 @@ def test_airbyte_partitions_become_members(world):
     ats = {"1": {"updated_at": "2024-05-01T00:00:00Z"}, "2": {"updated_at": "2024-05-02T00:00:00Z"}}
     parts = [{"partition": {"account": int(name), "parent_slice": {}}, "cursor": at} for name, at in ats.items()]
     world.imported([stream("orders", {"states": parts, "use_global_cursor": False, "lookback_window": 1})], "airbyte")
-    with Checkpointer("crm", world.names["STORE"]) as cp:
+    with Checkpointer("crm", world.url) as cp:
         assert dict(cp.group("orders")) == ats
         assert cp.incremental("2", "updated_at", group="orders").start_value == "2024-05-02T00:00:00Z"
 
@@ -162,7 +165,7 @@ def dlt(**values):
 def test_dlt_state(world):
     old = world.old()
     world.imported(dlt(contacts=f"\uf027{old[-1]['updated_at']}", numbers=7, unread=None), "dlt")
-    with Checkpointer("crm", world.names["STORE"]) as cp:
+    with Checkpointer("crm", world.url) as cp:
         assert dict(cp) == {"contacts": {"updated_at": old[-1]["updated_at"]}, "numbers": {"updated_at": 7}}
     world.go_on(old)
 
@@ -230,7 +233,7 @@ def test_the_vendors_api_written_by_hand(world, api, monkeypatch):
     exec(block("cp.raw").replace("https://api.truto.one", api.url), {})
     with Checkpointer("sync_job_123", api.url) as cp:
         assert cp["deals"] == {"updated_at": at}
-    world.names["STORE"] = api.url
+    monkeypatch.setenv("CHECKPOINT_STORE", api.url)  # as the page says
     world.go_on(old, "sync_job_123")
 
 
