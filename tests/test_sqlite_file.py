@@ -87,6 +87,24 @@ def test_fault_88_a_replaced_file_is_opened_again(path: Path, store: SQLiteStore
     assert load(path) == {"a": "3"}
 
 
+def test_fault_88_a_file_replaced_while_it_is_opened_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit lands in the file that is there when it begins, not in the one that was."""
+    write(path, a="1")
+    backup, connect = back_up(path), sqlite3.connect
+
+    def connect_and_replace(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        monkeypatch.setattr(sqlite3, "connect", connect)
+        opened = connect(*args, **kwargs)
+        backup.replace(path)
+        return opened
+
+    with closing(SQLiteStore(path)) as store:
+        monkeypatch.setattr(sqlite3, "connect", connect_and_replace)
+        store.commit("job", {"b": "2"})
+        assert sqlite3.connect is connect
+    assert load(path) == {"a": "1", "b": "2"}
+
+
 def test_fault_88_the_first_thing_after_it_may_be_a_commit(path: Path, store: SQLiteStore) -> None:
     store.commit("job", {"a": "1"})
     backup = back_up(path)
