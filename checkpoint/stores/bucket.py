@@ -38,7 +38,7 @@ _GATEWAY = {502, 504}
 
 
 class Failed(Exception):
-    """A request that failed, in words that name no credentials; never seen outside the store."""
+    """A failed request. Its text holds no credentials; the store turns it into an error of its own."""
 
     def __init__(
         self, said: str, status: int | None = None, code: str = "", *, again: bool, reached: bool = False
@@ -49,9 +49,9 @@ class Failed(Exception):
         self.again = again
         """Whether it may be tried again."""
         self.reached = reached
-        """Whether it may have been done, by itself or in an earlier repetition of some gateway."""
+        """Whether the service may have carried it out: now, or when a gateway sent it a first time."""
         self.unanswered: bool = reached and (status is None or status in _GATEWAY)
-        """Whether it may be done yet."""
+        """Whether the service may still carry it out."""
         self.unauthorized: bool = status in {401, 403} or code in _EXPIRED
         self.refused: bool = status in {409, 412} or code in _ABSENT
         """Whether a put was refused because its condition did not hold."""
@@ -76,7 +76,7 @@ def _failed(error: Exception) -> Failed:
     status, body = int(found[1]), head[found.end() :]
     code = _tag("Code", body)
     text = ": ".join(filter(None, [code, _tag("Message", body)])) or repr(body[:80])
-    # Not the bucket where it was asked for the credentials; obstore hides addresses that are signed.
+    # The host that answered: for credentials not the bucket. obstore hides addresses that are signed.
     asked = re.search(r"Error performing \w+ (https?://\S+)", head)
     said = f"{asked[1] if asked else 'the service'} answered {status} {text}"
     passing = status in _REFUSED or (status >= 500 and status != 501)
@@ -122,7 +122,7 @@ class Bucket:
         options = {name: value for name, value in environment.items() if value is not None}
         options["timeout"] = f"{int(timeout * 1000)} ms"
         options["connect_timeout"] = f"{int(min(5.0, timeout) * 1000)} ms"
-        # It would repeat a put without looking, and wait for minutes.
+        # Its own policy would repeat a put without reading first, and wait for minutes.
         once = {"max_retries": 0}
         open_url = self._library.store.from_url
         found = provider or (_profile() if scheme == "s3" else None)

@@ -1,8 +1,8 @@
 """A store in a bucket of an object storage: S3, Google Cloud Storage, Azure Blob Storage.
 
 A namespace is one object, a JSON document that a person can read, replaced as a whole on the condition that nobody has
-replaced it since it was read (RFC 9110, 13.1: If-Match, If-None-Match). The document names the latest commits by random
-ids, so that a commit whose answer was lost, or whose own repetition was refused, is recognised when it is read again.
+replaced it since it was read (RFC 9110, 13.1: If-Match, If-None-Match). The document lists the random ids of its latest
+commits. By its id a commit recognises itself when its answer was lost, or when its own repetition was refused.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ ATTEMPTS = 1_000
 """Attempts before a request counts as failed; the deadline ends nearly all earlier."""
 
 IN_A_ROW = 2
-"""Puts without a pause between them, where another run's put came first."""
+"""Puts that are sent without a pause in between while other runs' puts come first."""
 
 CROWDED = 4
-"""The pause after these is at most so many times as long as they took."""
+"""The pause after `IN_A_ROW` refused puts lasts at most this many times as long as they took."""
 
 MAX_NAME = 1024
 """Bytes of the longest object name: the limit of S3, of Google and, in characters, of Azure."""
 
-_EMPTY = 16 * 1024  # bytes from which on a document holds a key for sure
+_EMPTY = 16 * 1024  # a document of this many bytes holds a key for sure
 
 REMEMBERED = 32
-"""Commits that a document names: a lost answer is cleared up unless more than these came after it."""
+"""Commits that a document lists. A lost answer can be cleared up until as many other commits have followed."""
 
 
 class ObjectStore:
@@ -145,7 +145,7 @@ class ObjectStore:
         return Receipt(entries, asked.requests, asked.retries)
 
     def namespaces(self) -> list[str]:
-        """Return the namespaces that hold at least one key, or cannot be read, sorted; small objects are looked at."""
+        """Return, sorted, the namespaces that hold a key or cannot be read; small objects are read to find out."""
         operation, aside = Operation(self._url), Aside()  # a signal handler's exception must not wait for the looks
         try:
             return aside.call(operation, lambda: self._namespaces(operation), settles=False)
@@ -167,7 +167,7 @@ class ObjectStore:
         return sorted(known.keys() - empty)
 
     def close(self) -> None:
-        """Let go of this process's connections; the next use opens new ones."""
+        """Drop the connections of this process; the next use opens new ones."""
         self._buckets.pop(os.getpid(), None)
 
     @property
@@ -250,10 +250,10 @@ class _BucketCommit:
         self._asked = asked
         self._now = utc_now()
         self._sent: dict[str, dict[str, Entry]] = {}  # what was sent, by the id of the attempt
-        self._doubted = 0  # the version that the first put would have made which may have been done; 0: none may
-        self._open: Mode | None = None  # the condition of a put that may be done yet
-        self._unread = False  # nothing was asked since a put that may have been done
-        self._overtaken = 0  # puts that were refused because another one came first
+        self._doubted = 0  # version that the first put of unknown outcome would have made; 0: there is none
+        self._open: Mode | None = None  # condition of a put that the service may still carry out
+        self._unread = False  # the last put is of unknown outcome, and nothing was read since
+        self._overtaken = 0  # puts that were refused because another run wrote first
 
     @property
     def doubtful(self) -> bool:
@@ -341,7 +341,7 @@ class _BucketCommit:
             )
 
     def looked(self) -> dict[str, Entry] | None:
-        """Look once more where a put was the last thing done; return what landed, None where nothing is known to."""
+        """Read once more after a put of unknown outcome; return the entries that landed, None where none did."""
         if self._unread:
             with suppress(Failed, StoreError):
                 return self._landed(self._read())

@@ -389,7 +389,7 @@ class _Unit(AbstractContextManager["Statements"]):
 
 
 class _DatabaseCommit:
-    """One commit, in as many attempts as it takes; its token tells a later one whether an earlier one landed."""
+    """One commit and its attempts; by its token a later attempt finds out whether an earlier one landed."""
 
     def __init__(
         self,
@@ -414,7 +414,7 @@ class _DatabaseCommit:
         self._token = token_bytes(16)
         self._attempts = 0
         self.unanswered: Receipt | None = None
-        """Of an attempt that may have landed."""
+        """Receipt of an attempt whose answer was lost, so that it may have landed; None: there is none."""
         for key, data in self._values.items():
             if data is not None and len(data) > MAX_VALUE:
                 raise ValueTooLarge(key, len(data))
@@ -442,8 +442,8 @@ class _DatabaseCommit:
         stored = _stored(statements, self._state_key, {**self._base, **self._changes})
         if self.unanswered is not None and self._landed(statements, namespace, token, stored):
             return self.unanswered
-        # Whoever holds the row knows that no earlier attempt is under way. One that landed and left no trace, because
-        # another writer replaced all of it since, finds that writer in the base.
+        # The lock on the row means that no earlier attempt is still running. If one landed and another writer has
+        # replaced all of it since, the comparison with the base finds that writer.
         self.unanswered = None
         check_base(self._state_key, self._changes, self._base, stored)
         now, version = utc_now(), last + 1

@@ -59,7 +59,7 @@ class CommitUnanswered(Again):
 
 
 class Waiting(NamedTuple):
-    """What a transaction is a part of: an operation, which tells of long waits, and its deadline."""
+    """The operation that a transaction belongs to, which tells of long waits, and its deadline."""
 
     operation: Operation
     deadline: Deadline
@@ -109,7 +109,7 @@ class Server:
         """Return an idle connection, or a new one.
 
         Raises:
-            Again, StoreError: there is none to be had.
+            Again, StoreError: no connection could be made.
 
         """
         try:
@@ -198,7 +198,7 @@ class Transaction:
 
     Raises:
         CommitUnanswered: at the end, COMMIT was sent and its answer never seen.
-        Again, StoreError: at the beginning, there is no connection to be had.
+        Again, StoreError: at the beginning, no connection could be made.
 
     """
 
@@ -349,7 +349,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     tell: Callable[[], object] = staticmethod(lambda: None)
     """Called now and then while there is no answer."""
     stale = False
-    """It must not be used again: it leads to a standby, or was interrupted."""
+    """Whether it must not be used again, because it leads to a standby or was interrupted."""
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Wait as psycopg does, until `until` at most."""

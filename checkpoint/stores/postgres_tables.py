@@ -230,7 +230,7 @@ def found(statements: Statements, *, making: bool = False) -> frozenset[str]:
 
 
 def check_visible(statements: Statements, table: str) -> None:
-    """Refuse to take for absent what row-level security may hide.
+    """Refuse to call rows absent that row-level security may hide.
 
     Raises:
         StoreError: row-level security is active for this role.
@@ -249,12 +249,12 @@ def is_guarded(statements: Statements, table: str) -> bool:
 
 
 def check_absent(statements: Statements, state_key: str, digest: bytes) -> None:
-    """Refuse to take for new a namespace that row-level security hides: try to make it, and take that back.
+    """Check that a namespace is absent, and not hidden by row-level security: insert its row, and roll back.
 
-    A row that can be made, and is seen then, was absent, and the role's policies are those of its own namespaces.
+    If the row can be inserted and is visible then, it was absent.
 
     Raises:
-        StoreError: there is one, or the role may not make one.
+        StoreError: it is hidden, or the role may not insert it.
 
     """
     visible = False

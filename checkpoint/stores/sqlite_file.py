@@ -24,10 +24,10 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 T = TypeVar("T")
 
 READING = ("BEGIN", "PRAGMA schema_version")
-"""What begins a transaction that reads: a BEGIN waits for nobody, what reads first does."""
+"""Statements that begin a reading transaction. BEGIN alone takes no lock, the PRAGMA does: waiting happens there."""
 
 WRITING = ("BEGIN IMMEDIATE",)
-"""What begins a transaction that writes."""
+"""Statements that begin a writing transaction."""
 
 BUSY = 5
 """The result code of SQLite where another connection holds a lock (sqlite.org/rescode.html#busy)."""
@@ -94,7 +94,7 @@ def _once(cursor: sqlite3.Cursor, sql: str) -> None:
 
 
 def _check_locks(path: Path) -> None:
-    """Refuse a file system without locks, which SQLite takes for a file that is always locked.
+    """Refuse a file system without file locks: SQLite would call the file locked for ever.
 
     The lock is on a file of its own: closing another descriptor of the database would end the locks on that.
     """
@@ -221,7 +221,7 @@ def _log_of(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file that nothing reads, should it stay."""
+    """Remove a temporary file; it does no harm if it stays."""
     try:
         path.unlink()
     except OSError as error:
@@ -248,7 +248,7 @@ def absolute(path: Path) -> Path:
 
 
 def default_path() -> Path:
-    """Return the path of the store that nobody named, in a folder that only this user can enter.
+    """Return the default path of a store, in a folder that only this user can enter.
 
     Raises:
         StoreError: there is no user state folder, or it cannot be created.
@@ -311,7 +311,7 @@ def _open_existing(path: Path, patience: Patience) -> sqlite3.Connection:
         Again: others keep it in WAL mode.
 
     """
-    # An existing file only: SQLite creates a missing one with no bytes, which could be a damaged one.
+    # SQLite must not create the file here: an empty one cannot be told from a damaged one.
     connection = _connect(f"{path.as_uri()}?mode=rw")
     try:
         ours = transact(connection, patience, READING, lambda cursor: _check_database(cursor, path))
@@ -375,7 +375,7 @@ def _set_modes(connection: sqlite3.Connection, *, ours: bool) -> bool:
 
 
 def _create(path: Path, patience: Patience, *, private: bool) -> None:
-    """Put a new database in place, whole or not at all; where somebody else was first, theirs stays."""
+    """Create the database file, whole or not at all; if another process was first, its file stays."""
     if path.is_symlink():
         raise StoreError(
             f"{path} is a link to {path.readlink()}, which does not exist: name that file itself to create it, or "
