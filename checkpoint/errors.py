@@ -288,12 +288,12 @@ class CursorRegressed(CheckpointError):
         what = f"{self.key!r} is not sorted as row_order={self.row_order!r} says: {new} came after {last}. "
         if self.row_order == "desc":
             return what + (
-                "Its position did not move, so nothing is lost: read it again in order, or without row_order; with "
-                "pages that move on while they are read, name a primary_key"
+                "Its position did not move, so nothing is lost: read it again in order, or without row_order; if rows "
+                "move between pages while they are read, pass a primary_key"
             )
         return what + (
-            f"Rows may have been passed: where its position lies after {new}, rewind to {new} or before it, to where "
-            "the source was in order for certain; a source that does not sort is opened without row_order after that"
+            f"Rows may have been passed: if its position lies after {new}, rewind to {new} or before it, to a value up "
+            "to which the source was in order; if the source does not sort, open it without row_order after that"
         )
 
 

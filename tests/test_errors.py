@@ -142,9 +142,9 @@ EVERY = [
         CursorRegressed("contacts", 5, 3),
         {"key": "contacts", "last": 5, "new": 3, "row_order": "asc"},
         (
-            "'contacts' is not sorted as row_order='asc' says: 3 came after 5. Rows may have been passed: where its "
-            "position lies after 3, rewind to 3 or before it, to where the source was in order for certain; a source "
-            "that does not sort is opened without row_order after that"
+            "'contacts' is not sorted as row_order='asc' says: 3 came after 5. Rows may have been passed: if its "
+            "position lies after 3, rewind to 3 or before it, to a value up to which the source was in order; if the "
+            "source does not sort, open it without row_order after that"
         ),
     ),
     (
@@ -152,8 +152,8 @@ EVERY = [
         {"key": "contacts", "last": 3, "new": "x" * 50, "row_order": "desc"},
         (
             f"'contacts' is not sorted as row_order='desc' says: '{'x' * 39}… came after 3. Its position did not move, "
-            "so nothing is lost: read it again in order, or without row_order; with pages that move on while they are "
-            "read, name a primary_key"
+            "so nothing is lost: read it again in order, or without row_order; if rows move between pages while they "
+            "are read, pass a primary_key"
         ),
     ),
     (
