@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoint.entries import named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from checkpoint.entries import Entry
 
@@ -41,6 +41,37 @@ _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 def printable(text: str) -> str:
     """Return a text in which characters that control a terminal or a log are escaped, as in JSON."""
     return text if text.isprintable() else _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def command_line(verb: str, words: Sequence[str], options: Iterable[str] = ()) -> str:
+    """Return a command line of `checkpoint`, as a shell takes it; names that begin with a dash come after `--`.
+
+    Args:
+        verb: what it does.
+        words: names of namespaces, keys and the like, as they are.
+        options: as they stand in the line.
+
+    """
+    named, chosen = [*map(quoted, words)], [*options]
+    ordered = [*chosen, "--", *named] if any(word.startswith("-") for word in words) else [*named, *chosen]
+    return " ".join(["checkpoint", verb, *ordered])
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it, exactly, and as people see it: what is not printable is escaped."""
+    if word.isprintable():
+        from shlex import quote  # wanted by an error at most
+
+        return quote(word)
+    # `$'…'` of POSIX 2024, in octal bytes: neither the locale nor what follows changes what they are.
+    return "$'" + "".join(map(_escaped, word)) + "'"
+
+
+def _escaped(letter: str) -> str:
+    # A shell that knows no `$'…'`, such as dash, ends the word at the first quote, and would obey what follows.
+    return (
+        letter if letter.isprintable() and letter not in "\\'" else "".join(f"\\{byte:03o}" for byte in letter.encode())
+    )
 
 
 def is_of_handler(error: BaseException) -> bool:
@@ -190,7 +221,7 @@ class Locked(CheckpointError):
         return (
             f"{self.state_key!r} is held by {printable(self.owner)} since {printable(self.since)}: "
             "wait for that run to end; "
-            f"if it is stuck, stop it, or release its lease with `checkpoint unlock {self.state_key}`"
+            f"if it is stuck, stop it, or release its lease with `{command_line('unlock', [self.state_key])}`"
         )
 
 

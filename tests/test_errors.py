@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+import shlex
 
 import pytest
 
@@ -277,3 +278,23 @@ def test_what_it_carries_is_its_own() -> None:
     pending.clear()
     failed.clear()
     assert (error.committed, error.pending, list(error.errors)) == ({"a": NEW}, ("b",), ["b"])
+
+
+NAMES = ["job", "nightly job; rm -rf x", "-job", "--yes", "it's", "a`b$c", "Größe"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_in_an_error_is_one_that_a_shell_takes(name):
+    shown = str(Locked(name, "host-1:4711", "2024-05-01T10:00:00Z")).partition("with `")[2].removesuffix("`")
+    end = ["--"] if name.startswith("-") else []
+    assert shlex.split(shown) == ["checkpoint", "unlock", *end, name]
+    line = errors.command_line("reshard", [name, "x"], ["--shards 2"])
+    assert shlex.split(line) == (
+        ["checkpoint", "reshard", "--shards", "2", "--", name, "x"]
+        if end
+        else ["checkpoint", "reshard", name, "x", "--shards", "2"]
+    )
+
+
+def test_a_command_in_an_error_has_no_control_characters():
+    assert str(Locked("a\nb\x1b", "x", "y")).endswith(r"`checkpoint unlock $'a\012b\033'`")

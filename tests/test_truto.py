@@ -23,6 +23,7 @@ from freezegun import freeze_time
 
 from checkpoint import (
     Checkpointer,
+    CommitUnknown,
     Conflict,
     PartialCommit,
     ServerStore,
@@ -641,6 +642,18 @@ def test_a_refusal_is_looked_up_before_anything_is_sent(api, truto, method):
         cp.discard()
     assert held(api) == {"a": C}
     assert methods(api)[2:] == [method, "GET", "GET"]
+
+
+def test_an_earlier_attempt_that_may_land_yet_stays_unknown(api):
+    """The look after a refusal fails; what was sent before that has not been settled by it."""
+    seed(api, a=A)
+    with closing(TrutoStore(api.url, api.token, timeout=0.5, deadline=2.0)) as store:
+        base = store.load("run")
+        api.script(Drop(), Answer(404), method="PATCH")
+        api.script(None, None, Answer(503), method="GET", key="a", forever=True)
+        with pytest.raises(CommitUnknown) as caught:
+            store.commit("run", {"a": "x"}, base)
+        assert caught.value.unsettled == {"a"}
 
 
 @pytest.mark.parametrize("body", ["<html>", {"key": "b"}, {"value": "other"}], ids=str)

@@ -136,13 +136,13 @@ def busy_service(request, tmp_path) -> Iterator[Wait]:
 def limited_service(request, tmp_path) -> Iterator[Wait]:
     """An HTTP service that says when to come again."""
     said = Answer(429, {"statusCode": 429, "error": "Slow", "message": "down"}, {"Retry-After": "1"})
-    yield from service(r"429 Slow: down \(to be asked again in 1 s\)", said)
+    yield from service(r"429 Slow: down \(it asks to wait 1 s\)", said)
 
 
 def shut_gate(request, tmp_path) -> Iterator[Wait]:
     """An HTTP service that told another operation of this process when to come again."""
     for wait in service("the service asked to wait"):
-        wait.store._service._pace(wait.store._service._token.current()).shut(1.0)
+        wait.store._service._pace(wait.store._service._token.current()).shut(1.0, 20.0)
         yield wait
 
 

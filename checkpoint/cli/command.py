@@ -26,7 +26,7 @@ from checkpoint.cli import (
 )
 from checkpoint.cli.options import store_option
 from checkpoint.entries import GROUP_PREFIX
-from checkpoint.errors import CheckpointError, Conflict, CorruptState
+from checkpoint.errors import CheckpointError, Conflict, CorruptState, command_line
 from checkpoint.neighbours.copying import said_of
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -87,7 +87,7 @@ def _sentence(error: Exception) -> str:
         )
     if isinstance(error, CorruptState) and error.where is None:
         if error.key.startswith(GROUP_PREFIX):
-            look = f"`checkpoint get {error.state_key} {error.key} --raw`"
+            look = f"`{command_line('get', [error.state_key, error.key], ['--raw'])}`"
             return f"{said_of(error.key)} in {error.state_key!r} cannot be read ({error.__cause__}): see {look}"
         return (
             f"{error.key!r} in {error.state_key!r} holds no cursor ({error.__cause__}): --raw reads and sets it as text"

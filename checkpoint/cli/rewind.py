@@ -22,9 +22,9 @@ from checkpoint.cli.options import (
     yes,
 )
 from checkpoint.cli.writing import carry_out, counted, planned
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, quoted
 from checkpoint.overview import words
-from checkpoint.overview.commands import BACK_DAYS, quoted
+from checkpoint.overview.commands import BACK_DAYS
 from checkpoint.overview.moments import instant, seconds_in
 from checkpoint.overview.namespaces import Name, Namespace, chosen
 from checkpoint.overview.past import changes_of

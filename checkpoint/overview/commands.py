@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import TYPE_CHECKING, Any
 
+from checkpoint.errors import command_line, quoted
 from checkpoint.overview.positions import before_now, is_ahead, position_of
 from checkpoint.overview.words import cursor_of
 from checkpoint.streams.stored import BESIDE, is_value
@@ -95,9 +95,7 @@ class Commands:
 
     def _line(self, verb: str, words: Sequence[str], options: Sequence[str] = ()) -> str:
         """Return a command line; names that begin with a dash come after `--`."""
-        named, chosen = [*map(quoted, words)], [*map(quoted, options), *self._store]
-        ordered = [*chosen, "--", *named] if any(word.startswith("-") for word in words) else [*named, *chosen]
-        return " ".join(["checkpoint", verb, *ordered])
+        return command_line(verb, words, [*map(quoted, options), *self._store])
 
 
 def _how_far(kind: str | None, position: Any, before: Any, form: str | None) -> list[str] | None:
@@ -116,18 +114,3 @@ def _how_far(kind: str | None, position: Any, before: Any, form: str | None) -> 
 
 def _member(name: Name | None) -> list[str]:
     return [] if name is None or name.member is None else ["--member", name.member]
-
-
-def quoted(word: str) -> str:
-    """Return a word as a shell takes it, exactly, and as people see it: what is not printable is escaped."""
-    if word.isprintable():
-        return shlex.quote(word)
-    # `$'…'` of POSIX 2024, in octal bytes: neither the locale nor what follows changes what they are.
-    return "$'" + "".join(map(_escaped, word)) + "'"
-
-
-def _escaped(letter: str) -> str:
-    # A shell that knows no `$'…'`, such as dash, ends the word at the first quote, and would obey what follows.
-    return (
-        letter if letter.isprintable() and letter not in "\\'" else "".join(f"\\{byte:03o}" for byte in letter.encode())
-    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, RESERVED, RUN_KEY, head_key, member_key, named
-from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.errors import CheckpointError, CorruptState, command_line
 from checkpoint.run import forms
 from checkpoint.run.runs import Known
 from checkpoint.stores.base import Atomic, ListsNamespaces
@@ -174,7 +174,7 @@ class Namespace:
         for group in (name for name, each in self.groups.items() if key in each.members):
             return f"there is no key {key!r} in {where!r}, but a member of a group: {group} --member {key}"
         near = meant(key, {name.key for name in self.shown()} | self.groups.keys())
-        return f"there is no {key!r} in {where!r}{near or f': see `checkpoint list {where}`'}"
+        return f"there is no {key!r} in {where!r}" + (near or f": see `{command_line('list', [where])}`")
 
     def inside_version_1(self) -> set[str]:
         """Return the keys of the entries in which version 1 packed the members of groups.

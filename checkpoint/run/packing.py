@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, head_key, named
-from checkpoint.errors import Conflict, CorruptState, listed
+from checkpoint.errors import Conflict, CorruptState, command_line, listed
 from checkpoint.run import forms
 from checkpoint.run.claims import decoded, value_of
 from checkpoint.run.groups import Group
@@ -379,8 +379,9 @@ class Groups:
         form = self._form(name, shards)
         if shards is not None and form.shards not in {shards, None}:
             logger.warning(
-                "%r: the group %r is stored in %d shards, not %d: `checkpoint reshard %s %s --shards %d` changes that",
-                self._state_key, name, form.shards, shards, self._state_key, name, shards,
+                "%r: the group %r is stored in %d shards, not %d: `%s` changes that",
+                self._state_key, name, form.shards, shards,
+                command_line("reshard", [self._state_key, name], [f"--shards {shards}"]),
                 extra=self._fields("other_shards", name),
             )  # fmt: skip
         if form.exists and (beside := self._left_by_version_1(form)):

@@ -76,11 +76,11 @@ class Atomic(Protocol):
 
 @runtime_checkable
 class HasDeadline(Protocol):
-    """A store whose loads and commits end within a time."""
+    """A store that limits how long a load or a commit may take."""
 
     @property
     def deadline(self) -> float:
-        """Seconds; after them no request of a load or commit is sent any more."""
+        """Seconds for one load, and for one commit or each key of it, with all retries; nothing is sent after them."""
         ...
 
 

@@ -305,7 +305,7 @@ class Service:
             if slot is not None:
                 return slot
             if gate >= deadline.left():
-                raise Again(f"the service asked to wait {gate:.0f} s, past the deadline", pause=gate)
+                raise Again(f"the service asked to wait {gate:.0f} s, longer than the deadline", pause=gate)
             if window > 1 and not run.waiting:
                 run.waiting = True
                 extra = {"checkpoint_event": "waiting_for_rate", "checkpoint_seconds": window}
@@ -333,7 +333,7 @@ class Service:
             said = self.said(response)
             if pause is not None:
                 self._pace(self._token.current()).shut(pause, self._patience)
-                said += f" (to be asked again in {pause:.0f} s)"
+                said += f" (it asks to wait {pause:.0f} s)"
             if status in TRANSIENT:
                 raise AnswerLost(said, late=status in UNANSWERED, pause=pause or 0.0)
             raise Again(said, pause=pause or 0.0)

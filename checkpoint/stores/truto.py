@@ -432,6 +432,10 @@ class _Write:
             return self._api.run.retry(lambda: self._attempt(deadline), deadline, service.POLICY)
         except Again as last:
             return self._give_up(deadline, last)
+        except StoreUnavailable as error:  # of a look after a refusal
+            if self.unsettled:
+                raise CommitUnknown(self._api.state_key, [self._key]) from error
+            raise
 
     def _attempt(self, deadline: Deadline) -> Entry | None:
         if self._api.run.stopped:
