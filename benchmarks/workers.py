@@ -265,27 +265,28 @@ LATENCIES = (0.001, 0.05)
 
 def knees(crowd: Crowd) -> list[dict[str, Any]]:
     """Return where the knee is of each store, near and far, and what goes on there."""
-    found: list[dict[str, Any]] = []
-    for latency in LATENCIES:
-        for store, work in WORK.items():
-            if store == "sqlite" and latency != LATENCIES[0]:
-                continue  # it is where its workers are
-            here = replace(crowd, store=store, latency=latency, work=work)
-            bend = knee(here)
-            there = steady(replace(here, workers=bend))
-            found.append(
-                {
-                    "store": store,
-                    "latency": latency,
-                    "knee": bend,
-                    "pace": round(there.pace, 1),
-                    "requests": round(there.requests / there.seconds),
-                    "repeated": round(there.repeated / there.commits, 2),
-                    "windows": knee(replace(here, shape="windows")),
-                    "windows_soon": knee(replace(here, shape="windows, commit_soon")),
-                }
-            )
-    return found
+    return [
+        knee_there(replace(crowd, store=store, latency=latency, work=work))
+        for latency in LATENCIES
+        for store, work in WORK.items()
+        if store != "sqlite" or latency == LATENCIES[0]  # it is where its workers are
+    ]
+
+
+def knee_there(crowd: Crowd) -> dict[str, Any]:
+    """Return where the knee of a store is, so far away, and what goes on there."""
+    bend = knee(crowd)
+    there = steady(replace(crowd, workers=bend))
+    return {
+        "store": crowd.store,
+        "latency": crowd.latency,
+        "knee": bend,
+        "pace": round(there.pace, 1),
+        "requests": round(there.requests / there.seconds),
+        "repeated": round(there.repeated / there.commits, 2),
+        "windows": knee(replace(crowd, shape="windows")),
+        "windows_soon": knee(replace(crowd, shape="windows, commit_soon")),
+    }
 
 
 def knees_shown(rows: list[dict[str, Any]]) -> str:

@@ -86,6 +86,13 @@ def test_the_knee_is_where_twice_as_many_do_little_more():
     assert (bend, some < 1.25 * before) == (4, False)
 
 
+def test_the_knees_are_those_of_this_code():
+    """`python benchmarks/workers.py --show` puts them there anew; a bucket's pauses are what changed last."""
+    shown = json.loads(workers.FOUND.read_text("utf-8"))["knees"]
+    (row,) = [row for row in shown if (row["store"], row["latency"]) == ("s3", 0.05)]
+    assert workers.knee_there(Crowd("s3", latency=0.05)) == row
+
+
 def test_the_page_shows_what_was_found():
     found = json.loads(workers.FOUND.read_text("utf-8"))
     page = workers.PAGE.read_text("utf-8")
