@@ -122,15 +122,15 @@ def test_fault_41_a_damaged_column_is_an_error_of_ours(file: Path, table: str, c
 @pytest.mark.parametrize(
     ("column", "wrong", "said"),
     [
-        ("value", "x'61'", "its value is a bytes, not text"),
+        ("value", "x'61'", "its value is bytes, not text"),
         ("value", "NULL", "its value is missing, not text"),
-        ("value", "5", "its value is a number, not text"),
+        ("value", "5", "its value is the number 5, not text"),
         ("value", UNDECODABLE, "its value is text that is not UTF-8, not text"),
-        ("created_at", "1.5", "its created_at is a float, not text"),
+        ("created_at", "1.5", "its created_at is the number 1.5, not text"),
         ("updated_at", UNDECODABLE, "its updated_at is text that is not UTF-8, not text"),
-        ("sync_job_run_id", "x'61'", "its run is a bytes, not text or nothing"),
+        ("sync_job_run_id", "x'61'", "its run is bytes, not text or nothing"),
         ("version", "'x'", "its version is other text, not a version"),
-        ("version", "-1", "its version is a number, not a version"),
+        ("version", "-1", "its version is the number -1, not a version"),
     ],
 )
 def test_fault_41_a_damaged_entry_is_named_and_kept(file: Path, column: str, wrong: str, said: str) -> None:
@@ -183,7 +183,7 @@ def test_fault_41_a_commit_does_not_end_at_damaged_history(file: Path) -> None:
     with closing(SQLiteStore(file, keep=1)) as store:
         for number in range(4):
             store.commit("job", {"a": f"again {number}"})
-        with pytest.raises(CorruptState, match="in its history, the time is a bytes, not a time"):
+        with pytest.raises(CorruptState, match="in its history, the time is bytes, not a time"):
             store.history("job", "a")
 
 
@@ -275,7 +275,7 @@ def test_fault_41_bytes_that_are_no_text_are_named(postgres: PostgresStore, data
         error = found[name]
         assert isinstance(error, CorruptState)
         assert (error.state_key, error.key, error.value, error.where) == ("job", "a", None, where)
-        assert "its value is a bytes, not text" in str(error)
+        assert "its value is bytes, not text" in str(error)
     assert isinstance(found["history"], CorruptState)
     assert found["history"].key == "b"
 

@@ -499,6 +499,15 @@ def test_a_failure_that_will_not_pass_is_told_at_once(
     assert postgres.load("job") == base
 
 
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_the_history_never_has_more_than_it_keeps(postgres: PostgresStore, postgres_url: str, keep: int) -> None:
+    with closing(PostgresStore(postgres_url, keep=keep)) as store, freeze_time("2024-05-01T10:30:00Z"):
+        for number in range(1, 7):
+            store.commit("job", {"a": str(number)})
+            told = [change.after for change in postgres.history("job")]
+            assert told == [str(number - back) for back in range(min(number, keep))]
+
+
 # Answers that are lost
 
 

@@ -96,12 +96,14 @@ def _is_number(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    """Return what a value is, in words; the value itself is not shown."""
+    """Return what a value is, in words; text is not shown."""
     if value is None or value is ...:
         return "missing"
     if isinstance(value, str):
         return "other text" if is_text(value) else "text that is not UTF-8"
-    return f"a {type(value).__name__}" if not isinstance(value, int) else "a number"
+    if isinstance(value, int | float):
+        return f"the {'number' if type(value) is not bool else 'word'} {value!r:.40}"
+    return {bytes: "bytes", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
 
 
 _Field: TypeAlias = "tuple[str, str, Callable[[object], bool]]"
