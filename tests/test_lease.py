@@ -476,3 +476,24 @@ def test_with_asyncio_leaving_does_not_hold_up_the_loop():
         lease.Lease.release = release
     assert loops == [False]
     assert held(store).owner is None
+
+
+class RenewalsStore(MemoryStore):
+    """Tells when a lease was renewed twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.renewed = threading.Event()
+
+    def commit(self, state_key, changes, *args, **kwargs):
+        entry = changes.get(lease.KEY)
+        if entry is not None and codec.decode(entry)["beat"] == 2:
+            self.renewed.set()
+        return super().commit(state_key, changes, *args, **kwargs)
+
+
+def test_a_lease_of_given_seconds_is_renewed_in_a_third_of_them():
+    """Twice within its time: renewed but once, it could be taken from a run that is alive."""
+    store = RenewalsStore()
+    with Checkpointer("run", store, exclusive=6):
+        assert store.renewed.wait(5)

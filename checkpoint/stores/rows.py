@@ -103,7 +103,10 @@ def _kind(value: object) -> str:
         return "other text" if is_text(value) else "text that is not UTF-8"
     if isinstance(value, int | float):
         return f"the {'number' if type(value) is not bool else 'word'} {value!r:.40}"
-    return {bytes: "bytes", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
+    return _KINDS.get(type(value).__name__, type(value).__name__)
+
+
+_KINDS = {"list": "a list", "dict": "an object"}
 
 
 _Field: TypeAlias = "tuple[str, str, Callable[[object], bool]]"
