@@ -487,6 +487,18 @@ def test_what_passes_by_itself_is_tried_again(
     assert [change.after for change in postgres.history("job")] == ["2", "1"]
 
 
+@pytest.mark.parametrize(("code", "same"), [("40001", True), ("25006", False)])
+def test_a_connection_that_turns_out_read_only_is_not_used_again(
+    postgres: PostgresStore, other: Any, schema: str, code: str, same: bool
+) -> None:
+    """It leads to a standby, whatever stands between; the next one may lead to the primary."""
+    base = postgres.commit("job", {"a": "1"}).entries
+    before = backends(postgres)
+    other.execute(FAIL.format(schema=schema, code=code, when="IMMEDIATE"))
+    postgres.commit("job", {"a": "2"}, base)
+    assert (backends(postgres) == before) is same
+
+
 @pytest.mark.parametrize("code", ["53100", "53400", "XX000", "XX001", "58030", "22003", "P0001"])
 def test_a_failure_that_will_not_pass_is_told_at_once(
     postgres: PostgresStore, other: Any, schema: str, code: str
