@@ -206,6 +206,28 @@ def test_capped_search_reads_past_its_cap(tmp_path):
         assert len(world.sink()) >= 12_500
 
 
+@pytest.mark.parametrize("shape", ["capped", "hubspot"])
+def test_a_change_among_equal_times_hides_no_row(shape, tmp_path):
+    """All rows share one time. The first one changes after the first page that was asked for by that time."""
+    with World(shape, tmp_path) as world:
+        world.source.changing = world.source.limited = False
+        table, route = world.source.millis, world.source.route
+        at = table.order[0][0]
+        table.rows = dict.fromkeys(table.rows, (1, at))
+        table.order = [(at, number, 1) for number in table.rows]
+
+        def change_once(path, query):
+            answer = route(path, query)
+            if world.source.served == 2:
+                table.rows[0] = (2, table.now())
+                table.order = [*table.order[1:], (table.rows[0][1], 0, 2)]
+            return answer
+
+        world.source.route = change_once
+        assert world.runner.run()
+        assert world.finish() == {}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "lookback", "earlier"),
     [
