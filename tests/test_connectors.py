@@ -89,7 +89,7 @@ with Checkpointer("servicenow", STORE) as cp:
         if len(rows) < PAGE:
             return rows, None
         last = rows[-1]["sys_updated_on"]
-        return rows, (last, 0) if last != since else (since, offset + PAGE)
+        return rows, (last, 0) if last != since else (since, offset + PAGE // 2)
 
     for rows in incidents.fetch(page):
         sink.write([{"id": row["sys_id"], "version": row["version"]} for row in rows])
