@@ -630,6 +630,23 @@ def test_doctor_tells_what_it_knows_while_it_waits():
     assert told == [["ok", "checkpoint"], ["ok", "store"]]
 
 
+def test_lists_need_no_slow_library(tmp_path):
+    """Of a short command they took half the time."""
+    program = """if True:
+        import sys
+        from checkpoint.cli import main
+        try:
+            main()
+        finally:
+            print(sorted({"rich.console", "rich.table", "importlib.metadata", "httpx", "difflib"} & {*sys.modules}))
+    """
+    for words in (["list"], ["list", "job"], ["status"], ["diff", "job", "--since", "1"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], env=seeded(tmp_path), capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", words
+
+
 def test_a_store_comes_from_the_option_before_the_environment(tmp_path):
     environment = {**seeded(tmp_path), "CHECKPOINT_STORE": "nosuch://x"}
     done = shell(f"checkpoint list --json --store sqlite:///{tmp_path}/state.db", environment)

@@ -210,13 +210,13 @@ def test_restore_of_a_member(store):
 
 
 def test_diff_and_plot_of_a_member(store, kind):
-    screen("set", "crm", "accounts", '{"updated_at":"2024-05-09T00:00:00Z"}', "--member", "a2")
-    assert screen("plot", "crm", "accounts", "--member", "a2").startswith("crm accounts / a2\n\nposition\n2024-05-09")
+    screen("set", "crm", "accounts", '{"updated_at":"2024-05-03T11:00:00Z"}', "--member", "a2")
+    assert screen("plot", "crm", "accounts", "--member", "a2").startswith("crm accounts / a2\n\nposition\n2024-05-03")
     if kind in {"entries", "packed"}:
         assert error("plot", "crm", "accounts").startswith("Error: 'accounts' in 'crm' is a group of 3 members")
         assert screen("diff", "crm", "--since", "1", "--member", "a2", status=1) == (
             '- accounts / a2  {"updated_at":"2024-05-02T00:00:00Z"}\n'
-            '+ accounts / a2  {"updated_at":"2024-05-09T00:00:00Z"}\n'
+            '+ accounts / a2  {"updated_at":"2024-05-03T11:00:00Z"}\n'
         )
         assert screen("diff", "crm", "--since", "1", "--member", "a3") == ""
         assert "has a member 'zz'" in error("diff", "crm", "--since", "1", "--member", "zz", status=2)

@@ -635,3 +635,6 @@ def test_long_names_are_cut_in_the_middle(url, monkeypatch):
     assert re.match(r"tenants/europe/x+…x+/production ", line)
     monkeypatch.delenv("COLUMNS")
     assert name in run("list").stdout  # a file has no edge
+    monkeypatch.setenv("COLUMNS", "80")
+    store.commit(name, {"contacts": encode({"at": "2024-04-03T11:00:00Z"})})
+    assert re.match(r"!  tenants/europe/x+…x+/production ", screen("list").splitlines()[1])

@@ -9,9 +9,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from datetime import datetime, timezone
-from importlib.metadata import version
 from queue import Empty, SimpleQueue
-from statistics import median
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,8 +50,9 @@ LOOKS = 5
 DEADLINE, PATIENCE = 2.8, 0.9
 """Seconds that one look may take, and after which no further one is begun."""
 
-LIMIT = 3.8
-"""Seconds after the command began at which the looks end, whatever the store does: the process then has ended by 5."""
+LIMIT, LEAST = 4.0, 2.0
+"""Seconds after the process began at which the looks end, whatever the store does, so that it has ended by 5; but the
+looks have so many seconds at least, on a machine where it begins slowly."""
 
 _WITH_DEADLINE = ("http", "https", "server+http", "server+https", "postgres", "postgresql", "s3", "gs", "az", "sqlite")
 
@@ -108,7 +107,7 @@ def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
     with a slash arrive unchanged. Exits with 1 if something is wrong.
     """
     checks: list[Check] = []
-    checking = _checks(url, write=True) if write else _until(_began() + LIMIT, _checks(_hurried(url), write=False))
+    checking = _checks(url, write=True) if write else _until(_moment(), _checks(_hurried(url), write=False))
     for check in checking:
         checks.append(check)
         if not as_json:  # told at once: a store that cannot be reached takes a minute to say so
@@ -120,10 +119,11 @@ def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
     sys.exit(0 if healthy else 1)
 
 
-def _began() -> float:
-    """Return when the process began, by the monotonic clock; where that is not known, now."""
-    began = click.get_current_context().obj
-    return began if isinstance(began, float) else time.monotonic()
+def _moment() -> float:
+    """Return when the looks end, by the monotonic clock."""
+    now = time.monotonic()
+    began = click.get_current_context().obj  # None: called by a program, whose beginning says nothing
+    return max((began if isinstance(began, float) else now) + LIMIT, now + LEAST)
 
 
 def _until(moment: float, checks: Iterator[Check]) -> Iterator[Check]:
@@ -157,6 +157,8 @@ def _until(moment: float, checks: Iterator[Check]) -> Iterator[Check]:
 
 
 def _checks(url: str | None, *, write: bool) -> Iterator[Check]:
+    from importlib.metadata import version  # slow, as is statistics
+
     yield Check("checkpoint", True, f"{version('checkpoint-store')}, Python {platform.python_version()}")
     try:
         store = opened(url)
@@ -220,6 +222,8 @@ def _facts(store: Store) -> Iterator[Check]:
 
 def _judged_times(times: list[float]) -> Check:
     """Tell how fast the store answers."""
+    from statistics import median
+
     milliseconds = median(times) * 1000
     shown = f"in {milliseconds:.1f} ms" if milliseconds >= 0.1 else "within 0.1 ms"
     return Check("reach", True, f"answers {shown} (median of {len(times)})")

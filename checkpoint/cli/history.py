@@ -134,8 +134,8 @@ def diff(
     if not any((other, target, since, until)):
         raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
     with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
-        before = values_at(Namespace(store, namespace), since)
-        after = values_at(Namespace(there, other or namespace), until)
+        before = values_at(Namespace(store, namespace), since, member)
+        after = values_at(Namespace(there, other or namespace), until, member)
         if not any((before, after, since, until)):
             near = near_namespace(store, namespace)
             raise click.ClickException(

@@ -69,8 +69,7 @@ def plot(
         screen.write_file(out, _image(out, chart.svg(title, drawn)))
         screen.say(f"{words.count(len(steps), 'commit')} of {title} drawn in {out}.")
     else:
-        console = screen.console()
-        console.print(chart.text(title, drawn, min(console.width, 120)), soft_wrap=False)
+        screen.write_line(chart.text(title, drawn, min(screen.width(), 120)))
 
 
 def _image(out: Path, svg: str) -> bytes:

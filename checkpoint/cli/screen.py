@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.text import Text
-
 
 _WIDE = 10_000
 _LEAST = 10
@@ -32,19 +29,27 @@ _PADDED = 60
 """Columns to which the wide column of a table is padded in a file; a longer cell pushes what comes after it."""
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return the screen: as wide as the terminal, and without an end where its text goes to another program."""
-    from rich.console import Console  # slow, and a program's document needs none
+def width() -> int:
+    """Return the columns of the terminal; where the text goes to another program, its lines have no end."""
+    if os.environ.get("COLUMNS") or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return _WIDE
 
-    wide = None if os.environ.get("COLUMNS") or (sys.stderr if stderr else sys.stdout).isatty() else _WIDE
 
-    class Screen(Console):
-        """One that leaves a reader who has gone to whoever writes, where rich would end the program."""
+_STYLES = {"bold": "1", "red": "31", "green": "32"}
 
-        def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704 - it is called where the error is handled
 
-    return Screen(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, width=wide)
+def write_line(text: str, style: str = "") -> None:
+    """Write a line as it is, on a terminal in a style."""
+    # By hand: rich takes a fifth of the time of a short command.
+    if style and _has_styles():
+        text = f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+    sys.stdout.write(f"{text}\n")
+
+
+def _has_styles() -> bool:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"} or sys.platform == "win32"
+    return sys.stdout.isatty() and not plain
 
 
 def told(show: Callable[[], object]) -> bool:
@@ -64,37 +69,59 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: s
     Where lines have no end `wide` is padded up to a limit only. Names that are still too long for the terminal are cut
     in their middle. Put together here: rich's own table takes half a millisecond a row.
     """
-    from rich.cells import cell_len, set_cell_size
-    from rich.text import Text
-
-    screen = console()
-    cells = [list(columns), *([printable(cell) for cell in row] for row in rows)]
+    cells = [list(columns), *(list(map(printable, row)) for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    index = columns.index(wide)
-    room = max(screen.width - sum(widths) - 2 * (len(widths) - 1) + widths[index], _LEAST, screen.width // _SHARE)
-    widths[index] = min(widths[index], _PADDED if screen.width == _WIDE else room)
-    _narrow(cells, widths, screen.width, [n for n, column in enumerate(columns) if column not in right and n != index])
-    lines: list[str] = []
-    for row in cells:
-        if cell_len(row[index]) > room:
-            row[index] = set_cell_size(row[index], room - 1) + "…"
-        padded = (
-            " " * (width - cell_len(cell)) + cell if column in right else cell + " " * (width - cell_len(cell))
-            for column, cell, width in zip(columns, row, widths, strict=True)
-        )
-        lines.append("  ".join(padded).rstrip())
-    screen.print(Text(lines[0], style="bold"))
+    index, screen = columns.index(wide), width()
+    room = max(screen - sum(widths) - 2 * (len(widths) - 1) + widths[index], _LEAST, screen // _SHARE)
+    if widths[index] > room:
+        for row in cells:
+            if cell_len(row[index]) > room:
+                row[index] = f"{_cells(row[index], room - 1)}…"
+    widths[index] = min(widths[index], _PADDED if screen == _WIDE else room)
+    names = [n for n, column in enumerate(columns) if column and column not in right and n != index]
+    _narrow(cells, widths, screen, names)
+    padded = [
+        _padded(column, size, at_right=name in right)
+        for name, column, size in zip(columns, zip(*cells, strict=True), widths, strict=True)
+    ]
+    lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+    write_line(lines[0], "bold")
     if lines[1:]:
-        screen.out("\n".join(lines[1:]), highlight=False)
+        write_line("\n".join(lines[1:]))
+
+
+def cell_len(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len as measured  # Chinese letters take two, marks over letters none
+
+    return measured(text)
+
+
+def _cells(text: str, room: int) -> str:
+    """Return the beginning of a text that takes so many columns."""
+    if text.isascii():
+        return text[:room]
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, room)
+
+
+def _padded(column: Sequence[str], size: int, *, at_right: bool) -> list[str]:
+    """Return cells that take so many columns of a terminal, each."""
+    pad = str.rjust if at_right else str.ljust
+    return [pad(cell, size + len(cell) - cell_len(cell)) for cell in column]
 
 
 def _narrow(cells: list[list[str]], widths: list[int], width: int, columns: Sequence[int]) -> None:
     """Cut cells of these columns in the middle until a line fits if it can; those of the first, which name it, last."""
-    from rich.cells import cell_len, chop_cells
 
     def cut(cell: str, room: int) -> str:
         if cell_len(cell) <= room:
             return cell
+        from rich.cells import chop_cells
+
         end = chop_cells(cell[::-1], (room - 1) // 2)[0][::-1]
         return f"{chop_cells(cell, room - 1 - cell_len(end))[0]}…{end}"
 
@@ -103,8 +130,8 @@ def _narrow(cells: list[list[str]], widths: list[int], width: int, columns: Sequ
         most = max((widths[n] for n in some), default=0)
         while most > _LEAST and sum(min(widths[n], most) for n in some) > room:
             most -= 1
-        for column in some:
-            widths[column] = min(widths[column], most)
+        for column in (n for n in some if widths[n] > most):
+            widths[column] = most
             for row in cells:
                 row[column] = cut(row[column], widths[column])
 
@@ -149,26 +176,26 @@ def show_changes(changes: Iterable[Changed]) -> None:
 
     Of the rows that a stream remembers only their number is shown; where nothing else differs, that they do.
     """
-    from rich.text import Text
-
-    screen = console()
     changes = list(changes)
-    width = max((len(printable(key)) for key, _, _ in changes), default=0)
+    room = max((len(printable(key)) for key, _, _ in changes), default=0)
     for key, before, after in changes:
         old, new = (None if value is None else words.readable_in_short(value) for value in (before, after))
         other = "  (other rows)" if old == new and before != after else ""
         for sign, value, style in (("-", old, "red"), ("+", new and f"{new}{other}", "green")):
             if value is not None:
-                screen.print(Text(f"{sign} {printable(key):{width}}  {printable(value)}", style=style))
+                write_line(f"{sign} {printable(key):{room}}  {printable(value)}", style)
 
 
 @contextmanager
 def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
     """Show how far something is where somebody is looking; call it with done, total and what is at work."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total, _name: None
+        return
+    from rich.console import Console
     from rich.progress import Progress
 
-    screen = console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def told(done: int, total: int, name: str) -> None:
@@ -182,12 +209,12 @@ def warn(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def say(text: str | Text) -> None:
+def say(text: str) -> None:
     """Say how it went, in a line."""
-    console().print(printable(text) if isinstance(text, str) else text)
+    write_line(printable(text))
 
 
 def say_wrapped(text: str) -> None:
     """Say a sentence that may be long, in lines that the terminal has room for."""
-    for line in wrap(printable(text), console().width, break_on_hyphens=False):
-        say(line)
+    for line in wrap(printable(text), width(), break_on_hyphens=False):
+        write_line(line)

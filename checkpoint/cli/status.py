@@ -21,7 +21,7 @@ from checkpoint.cli.options import (
     store_option,
 )
 from checkpoint.overview import words
-from checkpoint.overview.freshness import WORST_FIRST, Judged, Limits, holder_of, judged, last_run
+from checkpoint.overview.freshness import WORST_FIRST, Judged, Limits, holder_of, judged
 from checkpoint.overview.namespaces import Namespace, matching, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
 
@@ -88,7 +88,7 @@ def status(
         judgements = [one for there in found for one in judged(there, key, member, limits)]
         if not judgements:
             raise click.ClickException(_absence(found, namespace, key, member) or f"{store!r} holds nothing")
-    beside = [_Beside(there.state_key, holder_of(there), last_run(there), not there.names) for there in found]
+    beside = [_Beside(there.state_key, holder_of(there), there.run, not there.names) for there in found]
     code = _exit_status(judgements, beside, limits)
     if as_json:
         screen.document(_document(judgements, beside, code))

@@ -18,7 +18,7 @@ from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name
 from checkpoint.overview.positions import epoch_like, is_ahead, lag_of, misread, position_of, positions_in
 from checkpoint.run import lease
-from checkpoint.run.runs import Known, Run, recorded
+from checkpoint.run.runs import Known, Run, recorded, told_by
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _reads_in(records: list[Change]) -> list[Known]:
     """Return what each run that ended well read, the newest first."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for change in records:
-        for name, read in Known.of_value(change.after).reads.items():
+        for name, read in told_by(change.after)[0].reads.items():
             found.setdefault(read["at"], {})[name] = read
     for run in recorded(records):
         if run.outcome == "done" and run.ended is not None:
@@ -178,15 +178,6 @@ def _records(there: Namespace) -> list[Change]:
         except CheckpointError:  # a server whose store keeps none
             return []
     return []
-
-
-def last_run(there: Namespace) -> Run | None:
-    """Return the run that was recorded last, which needs no history."""
-    entry = there.stored.get(RUN_KEY)
-    if entry is None:
-        return None
-    change = Change(RUN_KEY, None, entry.value, entry.version or 0, entry.updated_at or "", None, "", 0)
-    return next(iter(recorded([change])), None)
 
 
 Ended: TypeAlias = Literal["ended", "running", "killed", "released", "open"]
@@ -428,7 +419,7 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
     slowest = max(lags, key=lambda name: lags[name], default=None)
     ages = {name: age for name, entry in shown.items() if (age := age_of(there, name, entry)) is not None}
     oldest = max(ages, key=lambda name: ages[name], default=None)
-    run, found = last_run(there), lease_of(there)
+    run, found = there.run, lease_of(there)
     return Summary(
         there.state_key,
         len(entries),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import NamedTuple
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -35,6 +36,7 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+@lru_cache(4_096)  # one commit gives many entries the same time
 def instant(moment: str | None) -> datetime | None:
     """Return the time that a store told, None where it told none that can be read."""
     try:

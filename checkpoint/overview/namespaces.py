@@ -7,7 +7,6 @@ it: such keys have names of their own, and their members can be named beside the
 
 from __future__ import annotations
 
-from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from heapq import nsmallest
 from itertools import takewhile
@@ -17,7 +16,7 @@ from checkpoint import codec
 from checkpoint.entries import GROUP_PREFIX, RESERVED, RUN_KEY, head_key, member_key, named
 from checkpoint.errors import CheckpointError, CorruptState, command_line
 from checkpoint.run import forms
-from checkpoint.run.runs import Known
+from checkpoint.run.runs import told_by
 from checkpoint.stores.base import Atomic, ListsNamespaces
 from checkpoint.streams.stored import BESIDE
 
@@ -108,8 +107,9 @@ class Namespace:
         self.state_key = state_key
         self.stored: dict[str, Entry] = store.load(state_key)
         """The entries as they are stored, reserved ones too."""
-        self.known: Known = Known.of(self.stored.get(RUN_KEY))
-        """What the runs recorded of the streams."""
+        record = self.stored.get(RUN_KEY)
+        self.known, self.run = told_by(None if record is None else record.value)
+        """What the runs recorded of the streams, and the run that was recorded last; None: none was."""
         self.groups: dict[str, Layout] = {}
         """The groups, those of version 1 too: while a group is moved to version 2, both may be stored."""
         for layout in (*self._layouts(), *self._of_version_1()):
@@ -413,6 +413,8 @@ def near_namespace(store: Store, namespace: str) -> str:
 
 def meant(name: str, known: Iterable[str]) -> str:
     """Return a question for the known names that are most like one, the likeliest first; empty where none is."""
+    from difflib import SequenceMatcher  # most names are right
+
     matcher: SequenceMatcher[str] = SequenceMatcher(b=name.casefold())
     near: list[tuple[float, int, str]] = []
     for each in known:

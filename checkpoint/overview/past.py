@@ -89,8 +89,8 @@ class Kept(NamedTuple):
     at: str | None = None
 
 
-def values_at(there: Namespace, moment: When | None) -> dict[Name, str]:
-    """Return the values of a namespace as they were at a moment, None: as they are.
+def values_at(there: Namespace, moment: When | None, member: str | None = None) -> dict[Name, str]:
+    """Return the values of a namespace, or of a member of its groups, as they were at a moment; None: as they are.
 
     Raises:
         AbsentError: the history does not reach back so far.
@@ -98,7 +98,13 @@ def values_at(there: Namespace, moment: When | None) -> dict[Name, str]:
     """
     if moment is None:
         return {name: entry.value for name, entry in there.names.items()}
-    kept = kept_at(there, moment, lambda _name: True)
+    members = [Name(group, member) for group in there.groups] if member is not None else []
+    # The history of a member is read alone: that of a whole namespace has as many changes as all members had.
+    kept = {
+        name: kept_of_member(there, name, moment)
+        for name in members
+        if there.entry(name) is not None or changes_of(there, *name)
+    } or kept_at(there, moment, lambda name: member in {None, name.member})
     return {name: state.value for name, state in kept.items() if state.value is not None}
 
 

@@ -26,8 +26,13 @@ def cursor_of(value: str) -> codec.Cursor | None:
 
 def json_of(content: Any, indent: int | None = None) -> str:
     """Return JSON, on one line or on lines of its own, in which nothing is left that a terminal would obey."""
-    text = json.dumps(content, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
+    if indent is None:
+        return printable(_IN_A_LINE(content))
+    text = json.dumps(content, ensure_ascii=False, indent=indent, separators=(",", ": "))
     return "\n".join(map(printable, text.split("\n")))  # the newlines between members
+
+
+_IN_A_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def readable(value: str) -> str:
@@ -87,18 +92,17 @@ def age(moment: str | None) -> str:
     return "-" if seconds is None else span(seconds)
 
 
+_UNITS = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1), ("s", 1, "", 1))
+
+
 def span(seconds: float) -> str:
     """Return a length of time such as `40 s`, `3 h 20 min` or `12 d`; one of the future as `in 3 min`.
 
     In its largest unit, and where that is below ten in the next one too.
     """
-    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    left, said = int(abs(seconds)), list[str]()
-    for unit, size in units:
-        number, left = divmod(left, size)
-        if number:
-            said.append(f"{number:,} {unit}")
-        if said and (number >= 10 or number == 0 or len(said) == 2):
-            break
-    whole = " ".join(said) or "0 s"
+    left = int(abs(seconds))
+    unit, size, smaller, least = next((each for each in _UNITS if left >= each[1]), _UNITS[-1])
+    number, rest = divmod(left, size)
+    more = rest // least if number < 10 else 0
+    whole = f"{number:,} {unit} {more} {smaller}" if more else f"{number:,} {unit}"
     return f"in {whole}" if seconds <= -1 else whole

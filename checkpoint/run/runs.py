@@ -82,19 +82,14 @@ class Known(NamedTuple):
     @classmethod
     def of(cls, entry: Entry | None) -> Known:
         """Return what the entry `__run__` tells."""
-        return cls.of_value(None if entry is None else entry.value)
+        return told_by(None if entry is None else entry.value)[0]
 
     @classmethod
-    def of_value(cls, value: str | None) -> Known:
-        """Return what a value of `__run__` tells; what cannot be read tells nothing."""
-        try:
-            stored: dict[str, Any] = {} if value is None else codec.decode(value)
-        except ValueError:
-            stored = {}
+    def of_record(cls, stored: Mapping[str, Any], run: Run | None) -> Known:
+        """Return what a record tells, whose run is read already."""
         formats, reads = (_dict(stored.get(field)) for field in cls._fields)
         of_groups = {name: read for name, each in reads.items() if isinstance((read := _dict(each)).get("at"), str)}
         by_moment = {name: {"at": at} for at, names in _dict(stored.get("at")).items() for name in _texts(names)}
-        run = next(iter(_runs_in(stored)), None)
         ended = run.ended if run is not None and run.outcome == "done" else None
         just_now = {name: {"at": ended} for name in (() if run is None or ended is None else run.read)}
         return cls(_by_name(formats), {**by_moment, **just_now, **of_groups})
@@ -140,6 +135,16 @@ class Known(NamedTuple):
         """Return this with what a later run did: its streams have the formats that it gave them, or none."""
         formats = {**self.formats, **later.formats}
         return Known({name: form for name, form in formats.items() if form}, {**self.reads, **later.reads})
+
+
+def told_by(value: str | None) -> tuple[Known, Run | None]:
+    """Return what a value of `__run__` tells of the streams, and its run; what cannot be read tells nothing."""
+    try:
+        stored: dict[str, Any] = {} if value is None else codec.decode(value)
+    except ValueError:
+        stored = {}
+    run = next(iter(_runs_in(stored)), None)
+    return Known.of_record(stored, run), run
 
 
 def _texts(value: object) -> list[str]:
@@ -270,7 +275,10 @@ def _runs_in(stored: Mapping[str, Any]) -> list[Run]:
 def _rows(told: object) -> Mapping[str, int]:
     """Return the rows of a stream by what became of them; version 1 told them so."""
     rows = dict(zip(ROWS, cast("list[object]", told), strict=False)) if isinstance(told, list) else _dict(told)
-    return dict.fromkeys(ROWS, 0) | {what: number for what, number in rows.items() if isinstance(number, int)}
+    return _NO_ROWS | {what: number for what, number in rows.items() if isinstance(number, int)}
+
+
+_NO_ROWS: dict[str, int] = dict.fromkeys(ROWS, 0)
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from checkpoint.errors import CheckpointError
-from checkpoint.overview.freshness import last_run, runs_of, summary_of
+from checkpoint.overview.freshness import runs_of, summary_of
 from checkpoint.overview.moments import instant
 from checkpoint.overview.namespaces import Namespace
 from checkpoint.stores.base import ListsNamespaces
@@ -117,7 +117,7 @@ class Lookup:
     def _find(self, name: str) -> Found | None:
         there = Namespace(self._store, name)
         summary = summary_of(there)
-        last = last_run(there)
+        last = there.run
         if summary is None:  # no keys, but there may have been a run that found nothing
             keys, age, lag = 0, None, None
             if last is None:

@@ -16,7 +16,6 @@ from checkpoint.overview.freshness import (
     ends_of,
     holder_of,
     how_far,
-    last_run,
     lease_of,
     runs_of,
     summary_of,
@@ -192,7 +191,7 @@ class KeyRow(NamedTuple):
 
 def keys_shown(there: Namespace, asked: Asked, commands: Commands) -> dict[str, Any]:
     """Return what the page of a namespace shows."""
-    run = last_run(there)
+    run = there.run
     plain, groups = _plain_and_groups(there)
     page = paged(asked.chosen(sorted([*plain, *groups])), asked.page)
     rows = [
@@ -287,7 +286,7 @@ def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
         chosen.sort(key=lambda member: _furthest_first(layout.members[member], form))
     page = paged(chosen, asked.page)
     rows = [_key_row(there, Name(key, member), layout.members[member], None) for member in page.items]
-    run = last_run(there)
+    run = there.run
     return {
         "namespace": there.state_key,
         "group": key,
@@ -340,7 +339,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     entry, past = there.entry(name), _past(there, name)
     if entry is None and not past:
         raise AbsentError(there.absent(*name) if there.names or there.groups else f"{there.state_key!r} holds nothing")
-    run, form, lease = last_run(there), there.form_of(name), lease_of(there)
+    run, form, lease = there.run, there.form_of(name), lease_of(there)
     lag = None if entry is None else lag_of(entry.value, form)
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
