@@ -196,6 +196,14 @@ def test_an_equal_value_of_before_is_not_the_commits(api, store):
     assert store.commit("job", {"a": "same"}, receipt.entries, run_id="run").entries["a"].version == 3
 
 
+def test_an_equal_value_of_another_run_is_not_the_commits(api, store):
+    base = store.commit("job", {"a": "1"}).entries
+    script(api, Hook(before=lambda: api.store.commit("job", {"a": "2"}, run_id="other"), then=Drop()))
+    with pytest.raises(Conflict) as caught:
+        store.commit("job", {"a": "2"}, base, run_id="run")
+    assert caught.value.found.sync_job_run_id == "other"
+
+
 def written_over(api, cp):
     """Commit `a` and `b`, lose the answer, and let another writer replace `b` at once; return what it wrote."""
     theirs = []
