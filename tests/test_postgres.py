@@ -487,6 +487,19 @@ def test_what_passes_by_itself_is_tried_again(
     assert [change.after for change in postgres.history("job")] == ["2", "1"]
 
 
+def test_what_ends_one_idle_connection_costs_one_attempt(postgres: PostgresStore, other: Any) -> None:
+    """A restart ends them all: each of them would be an attempt of its own, with a pause before the next."""
+    base = postgres.commit("job", {"a": "1"}).entries
+    waiting = connections.Waiting(Operation("the server"), Deadline(60))
+    for connection in [postgres._server.take(waiting) for _ in range(5)]:
+        postgres._server.give_back(connection)
+    ended = backends(postgres)
+    assert len(ended) == 5
+    for process in ended:
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [process])
+    assert postgres.commit("job", {"a": "2"}, base).retries == 1
+
+
 @pytest.mark.parametrize(("code", "same"), [("40001", True), ("25006", False)])
 def test_a_connection_that_turns_out_read_only_is_not_used_again(
     postgres: PostgresStore, other: Any, schema: str, code: str, same: bool
