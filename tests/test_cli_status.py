@@ -613,6 +613,15 @@ def test_runs_by_stream_tell_the_errors_too(url):
     ]
 
 
+def test_the_moments_of_runs_are_never_cut(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T09:00:00Z"), Checkpointer("crm", store, run_id="nightly " * 4, record_run=True) as cp:
+        for _ in cp.incremental("contacts of the whole team", "at", row_order="asc").pages([[{"at": 1}]]):
+            pass
+    line = screen("runs", "crm", "--streams").splitlines()[1]
+    assert re.match("2024-05-03 09:00  done   conta…team ", line)
+
+
 def test_runs_by_stream_name_those_without_rows(url):
     store = MemoryStore.from_url(url)
     with freeze_time("2024-05-03T09:00:00Z"), Checkpointer("crm", store, run_id="nightly", record_run=True) as cp:

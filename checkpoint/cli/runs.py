@@ -47,15 +47,16 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
     elif not found:
         screen.say(f"No runs of {namespace!r} are recorded in {store!r}.")
     else:
+        columns: tuple[str, ...]
         if by_stream:
             right = ("seen", "delivered", "dropped", "late")
             rows = [row for run, state in zip(found, states, strict=True) for row in _stream_rows(run, state)]
-            screen.show_table(("began", "ended", "stream", *right, "run"), rows, wide="run", right=right)
+            columns = ("began", "ended", "stream", *right, "run")
         else:
             columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
             right = ("took", "commits", "seen", "delivered")
             rows = [_run_row(run, state) for run, state in zip(found, states, strict=True)]
-            screen.show_table(columns, rows, wide="run", right=right)
+        screen.show_table(columns, rows, wide="run", right=right, whole=("began", "ended"))
         for sentence in (*_errors_said(found), *_no_end_said(found, states, lease)):
             screen.say_wrapped(sentence)
 

@@ -63,22 +63,32 @@ def told(show: Callable[[], object]) -> bool:
     return True
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: str, right: Sequence[str] = ()) -> None:
+def show_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    wide: str,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> None:
     """Show a table; the column `wide` is cut where the terminal is too narrow, the columns `right` are numbers.
 
     Where lines have no end `wide` is padded up to a limit only. Names that are still too long for the terminal are cut
-    in their middle. Put together here: rich's own table takes half a millisecond a row.
+    in their middle, but those of the columns `whole`. Put together here: rich's own table takes half a millisecond a
+    row.
     """
     cells = [list(columns), *(list(map(printable, row)) for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     index, screen = columns.index(wide), width()
-    room = max(screen - sum(widths) - 2 * (len(widths) - 1) + widths[index], _LEAST, screen // _SHARE)
+    names = [n for n, column in enumerate(columns) if column and column not in (wide, *right, *whole)]
+    left = screen - sum(widths) - 2 * (len(widths) - 1) + widths[index]
+    from_names = sum(max(widths[n] - _LEAST, 0) for n in names)
+    room = max(left, _LEAST, min(screen // _SHARE, left + from_names))
     if widths[index] > room:
         for row in cells:
             if cell_len(row[index]) > room:
                 row[index] = f"{_cells(row[index], room - 1)}…"
     widths[index] = min(widths[index], _PADDED if screen == _WIDE else room)
-    names = [n for n, column in enumerate(columns) if column and column not in right and n != index]
     _narrow(cells, widths, screen, names)
     padded = [
         _padded(column, size, at_right=name in right)
