@@ -306,3 +306,12 @@ def test_a_store_in_memory_tells_of_what_is_kept_at_every_commit():
                 str(number - before) for before in range(10)
             ]
             assert len(store.history("run", "a")) <= 11
+
+
+def test_the_memory_store_drops_what_its_history_does_not_keep():
+    store = MemoryStore(keep=1, keep_days=0)
+    with freeze_time("2024-05-01T10:00:00Z"):
+        for number in range(600):
+            store.commit("job", {"a": str(number)})
+    assert len(store._namespaces["job"]["a"].changes) <= 256
+    assert len(store.history("job")) == 1
