@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
@@ -20,6 +20,7 @@ from checkpoint import Checkpointer, SQLiteStore, codec
 from checkpoint.run import lease
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "operating"
+FOLDER = Path("/tmp/jobs")  # noqa: S108 - its name stands in the commands that the page shows, so it is no random one
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
@@ -65,12 +66,20 @@ def fill(path: Path) -> None:
 
 def main() -> None:
     """Make both pictures."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        path = Path(folder, "state.db")
+    FOLDER.mkdir()
+    try:
+        draw(FOLDER / "state.db")
+    finally:
+        shutil.rmtree(FOLDER)
+
+
+def draw(path: Path) -> None:
+    """Fill a store, and make the pictures of its page."""
+    with sync_playwright() as playwright:
         fill(path)
         command = [sys.executable, "-m", "checkpoint", "ui", "--no-browser"]
-        environment = os.environ | {"CHECKPOINT_STORE": "sqlite:///state.db"}
-        with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as page:
+        environment = os.environ | {"CHECKPOINT_STORE": f"sqlite:///{path}"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
             printed = "".join([page.stdout.readline(), page.stdout.readline()] if page.stdout else [])
             address, password = re.findall(r"http://\S+|(?<=Password: )\S+", printed)
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
