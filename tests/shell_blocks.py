@@ -32,6 +32,7 @@ VOLATILE = (
     (re.compile(r"\b\d+(\.\d+)? ?(ms|s|min|h|d|days?|months?|y|years?)\b"), "SPAN"),
     (re.compile(r"\S+ process \d+"), "PROCESS"),
     (re.compile(r"SQLiteStore\('[^']*'\)"), "STORE"),
+    (re.compile(r"sqlite:////\S+"), "URL"),
     (re.compile(r"(?<=127\.0\.0\.1:)\d+"), "PORT"),
     (re.compile(r"(?<=Password: )\S+"), "PASSWORD"),
     (re.compile(r"[ -]{2,}|\n+"), " "),
