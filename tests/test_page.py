@@ -368,6 +368,10 @@ def test_a_lease_released_by_hand_is_told_with_its_run(server, store):
         clock.tick(60)
         pages = [seen(server, f"{page}?namespace=held").text for page in ("namespace", "runs")]
         pages.append(seen(server, "key?namespace=held&key=a").text)
+        store.commit("slow", {"a": at("2024-05-01T12:00:00Z")})
+        listed = seen(server).text
+    assert "1 with a run whose lease was released by hand" in listed
+    assert listed.index(" held ") < listed.index(" slow ")
     for text in pages:
         assert f"The lease was released by hand 1 min ago (2024-05-03 13:00:00 UTC), on {host()}, process" in text
         assert "It was held by host, process 7, run r2, 1234." in text

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from datetime import datetime, timezone
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -316,7 +316,7 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
             with suppress(CorruptState):  # it is replaced all the same
                 lease.unlock(store, namespace)
     if as_json:
-        told = dict.fromkeys(("owner", "since", "renewed", "probably_dead"))
+        told: dict[str, Any] = dict.fromkeys(("owner", "since", "renewed", "probably_dead"))
         told |= holder.fields() if isinstance(holder, Holder) else {"owner": _NO_LEASE if is_held else None}
         screen.document({"namespace": namespace, "dry_run": dry_run, **told})
     elif is_held:

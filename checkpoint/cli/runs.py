@@ -41,7 +41,7 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
         if not found and not entries:
             raise click.ClickException(nothing(store, namespace))
     lease = lease_in(namespace, entries.get(LEASE_KEY))
-    states = [how_far(run, lease) for run in found]
+    states: list[Ended] = [how_far(run, lease) for run in found]
     if as_json:
         screen.document([fields_of(run) for run in found])
     elif not found:

@@ -369,9 +369,11 @@ BEHIND = 86_400.0
 
 FAILED, DEAD, AHEAD = "failed", "held by a run that is probably dead", "with a position ahead of the clock"
 
+UNLOCKED = "with a run whose lease was released by hand"
+
 ENDLESS, LATE = "without an end", "behind by more than a day"
 
-ALARMING = (FAILED, DEAD, AHEAD)
+ALARMING = (FAILED, DEAD, UNLOCKED, AHEAD)
 """What is wrong whatever a job does; namespaces with it come first."""
 
 
@@ -381,8 +383,9 @@ def wrong_with(row: Summary) -> list[str]:
     found = {
         FAILED: row.run is not None and row.run.outcome == "failed",
         DEAD: is_dead,
+        UNLOCKED: row.state == "released",
         AHEAD: row.ahead is not None,
-        ENDLESS: not is_dead and row.state in {"open", "killed", "released"},
+        ENDLESS: not is_dead and row.state in {"open", "killed"},
         LATE: max(row.lag or 0.0, row.age or 0.0) > BEHIND,
     }
     return [what for what, is_so in found.items() if is_so]

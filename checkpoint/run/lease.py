@@ -89,9 +89,16 @@ def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
             raise ValueError("its time is no number of seconds")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason
-    unlocked = told.get("unlocked")
-    is_told = isinstance(unlocked, dict) and all(isinstance(unlocked.get(name), str) for name in ("from", "by"))
-    return LeaseState(owner, since, epoch, beat, seconds, unlocked if is_told else None)
+    return LeaseState(owner, since, epoch, beat, seconds, _unlocked(told.get("unlocked")))
+
+
+def _unlocked(told: Any) -> dict[str, str] | None:
+    """Return by whom a lease was released by hand; None: that is not told, or cannot be read."""
+    match told:
+        case {"from": str(owner), "by": str(by)}:
+            return {"from": owner, "by": by}
+        case _:
+            return None
 
 
 def unlock(store: Store, state_key: str) -> LeaseState:

@@ -10,6 +10,7 @@ from checkpoint.entries import RUN_KEY
 from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.overview import chart, words
 from checkpoint.overview.freshness import (
+    ALARMING,
     Ends,
     Summary,
     age_of,
@@ -115,6 +116,7 @@ def namespaces_shown(store: Store, names: list[str], asked: Asked) -> dict[str, 
         "asked": asked,
         "sort": "name" if rows is None else "slowest",
         "wrong": None if rows is None else _wrong(rows),
+        "alarming": {"cannot be shown", *ALARMING},
         "known": len(names),
     }
 
