@@ -80,7 +80,10 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             self._block.enter()
             await self._hop(self._block.load)
         except BaseException:
-            await self._end()
+            if self._block.loading:
+                self._block.leave_load()
+            else:
+                await self._end()
             raise
         return self
 
@@ -224,7 +227,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         return await self._hop(call, *args, **kwargs)
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a call on the run's worker thread; a cancellation waits for it to end, and then goes on."""
+        """Run a call on the run's worker thread; a cancellation waits for what writes to end, and then goes on."""
         outcome: list[tuple[T | None, BaseException | None]] = []
 
         def run() -> None:
@@ -236,7 +239,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         try:
             await self._queue(run)
         except asyncio.CancelledError as cancelled:
-            await self._settle()
+            if not self._block.loading:
+                await self._settle()
             if outcome and (failure := outcome.pop()[1]):
                 add_note(cancelled, f"checkpoint: {self.state_key!r}: {failure}")
             raise

@@ -83,6 +83,11 @@ class Background:
         self._end_rest()
         self.worker.stop()
 
+    def leave(self, last: Callable[[], object]) -> None:
+        """Let the thread end after what was queued and a last call, which must not raise; do not wait."""
+        self.worker.submit(last)
+        self.worker.abandon()
+
     def _end_rest(self) -> None:
         """End the rest of a flush that is queued, also where it has not begun."""
         if self._queued and self._hurry.empty():

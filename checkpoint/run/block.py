@@ -46,6 +46,8 @@ class Block:
         self._layers = layers
         self._commits = commits
         self._stops = stops
+        self.loading: bool = False
+        """Whether the namespace is being loaded: a call that nobody has to wait for."""
         self._taken = Taken()
         self._record: Record | None = None
 
@@ -74,7 +76,13 @@ class Block:
             layers.rollback = Rollback(transactions, layers.state_key)
         if settings.exclusive is not False:
             self._acquire(store)
-        layers.claims.known = store.load(layers.state_key)
+        self.loading = True
+        try:
+            layers.claims.known = store.load(layers.state_key)
+        finally:
+            self.loading = False
+        if layers.phase == "closed":  # nobody waited for it
+            return
         if settings.missing == "raise" and not layers.claims.known.keys() - {RUN_KEY, LEASE_KEY}:
             raise StateMissing(layers.state_key, repr(store))
         keeping = history_of(store)
@@ -133,6 +141,15 @@ class Block:
             self._layers.holders.end()
             self._commits.background.stop()
             self.release()
+        finally:
+            self._stops.restore()
+            _entered.pop(id(self), None)
+
+    def leave_load(self) -> None:
+        """End a run whose load nobody waits for any more; what was taken is released when the load has ended."""
+        try:
+            self._layers.phase = "closed"
+            self._commits.background.leave(self.release)
         finally:
             self._stops.restore()
             _entered.pop(id(self), None)
