@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta, timezone
 import pytest
 from freezegun import freeze_time
 
-from checkpoint import AsyncCheckpointer, Checkpointer, CorruptState, CursorRegressed, CursorStuck
+from checkpoint import AsyncCheckpointer, Checkpointer, Conflict, CorruptState, CursorRegressed, CursorStuck
 from checkpoint.codec import decode, encode
 from checkpoint.stores.memory import MemoryStore
 
@@ -997,6 +997,24 @@ def test_fault_54_another_unit_of_epochs_is_named(memory, caplog):
         if given != meant
     )
     assert all(f"did you mean cursor_format='{name.split()[2]}'?" in text for name, text in told.items())
+
+
+def test_fault_54_another_unit_is_told_before_it_is_stored(memory, caplog):
+    with freeze_time(NOW), Checkpointer("run", memory) as cp:
+        stream = cp.incremental("rows", "at", cursor_format="epoch_ms", row_order="asc", initial_value=0)
+        assert list(stream.pages([rows(1714550000)])) == [rows(1714550000)]
+        memory.commit("run", {"rows": encode({"at": 1})})  # so that the commit finds it, and stores nothing
+        with pytest.raises(Conflict):
+            cp.commit()
+        assert [record.checkpoint_event for record in caplog.records] == ["other_epoch"]
+        cp.discard()
+
+
+def test_fault_54_windows_of_another_unit_are_told(memory, caplog):
+    with freeze_time(NOW), Checkpointer("run", memory) as cp:
+        stream = cp.incremental("rows", "at", cursor_format="epoch_s", initial_value=1704067200_000)
+        assert list(stream.windows(timedelta(days=1), until=datetime(2024, 1, 20, tzinfo=timezone.utc))) == []
+    assert [record.checkpoint_event for record in caplog.records] == ["other_epoch"]
 
 
 def test_fault_54_bounds_in_another_unit_name_it(memory):

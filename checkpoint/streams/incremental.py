@@ -244,6 +244,7 @@ class Incremental(Feeding[T]):
         until = self._options.end_value if until is None else until
         frontier = frontier_of(self._scan, self._options, self._state.windows, self._stops, step, until)
         self._scan.close(f"{self.key!r} {CUT}")
+        self._note_other_epoch()
         self._frontier = frontier
         self._touch()
         return frontier.cut(step, until)
@@ -327,18 +328,23 @@ class Incremental(Feeding[T]):
             and span.compare(span.start, options.end_value) >= 0,
             unfinished=why,
             meant=meant,
-            all_ahead=above is not None and scan.position.high()[1] is None and span.lies_in_future(above[1]),
+            all_ahead=above is not None
+            and scan.position.high()[1] is None
+            and span.lies_in_future(above[1])
+            and "other_epoch" not in self._told,
             epoch=None if self._frontier is None and options.asc else telling.epoch_of(scan, options, self.last_value),
-            other_epoch=self._other_epoch(),
             noted={} if self.alone else self._told,
         )
 
-    def _other_epoch(self) -> str | None:
-        """Return the epoch format that the values are probably in; None: the one that was given, or not known."""
+    def _note_other_epoch(self) -> None:
+        """Note the epoch format that the values are probably in, where that is another than the one that was given."""
+        if self._options.cursor_format is None:
+            return
         value, above = self.last_value, self._scan.position.lowest_above
-        if value is None and above is not None:
-            value = above[1]
-        return likelier_epoch(value, self._options.cursor_format)
+        if value is None:
+            value = self._scan.range.start if above is None else above[1]
+        if (other := likelier_epoch(value, self._options.cursor_format)) is not None:
+            self._note("other_epoch", other)
 
     def _unfinished_now(self) -> str | None:
         """Return why the stream, or some of its windows, was left unfinished; None: it was not."""
@@ -401,6 +407,7 @@ class Incremental(Feeding[T]):
             with frontier.lock:
                 reached, islands = frontier.reach(said.position)
                 said.pending = claim_windows(self._scan, self._options, said.base, said.position, reached, islands)
+        self._note_other_epoch()
         if said.pending.too_many:
             self._note("many_at_once", str(self._options.max_seen))
         return said.pending.cursor

@@ -50,8 +50,6 @@ class Ending(NamedTuple):
     all_ahead: bool
     epoch: str | None
     """The format that its numbers look like."""
-    other_epoch: str | None
-    """The epoch format that reads its values as times between 1990 and 2100, where the one it was given does not."""
     noted: Mapping[str, str]
     """What was noted of a member, which a single stream tells at once; see `AT_ONCE`."""
 
@@ -71,6 +69,10 @@ AT_ONCE = {
             "an exception of a signal handler came while it handed out rows, so no more of it is committed: the next "
             "run reads them again, or this one after cp.discard()%s%s"
         ),
+    ),
+    "other_epoch": (
+        logging.WARNING,
+        "its cursor_format makes no probable times of its values: did you mean cursor_format=%r?%s",
     ),
     "many_at_once": (
         logging.WARNING,
@@ -159,14 +161,8 @@ def _warn(name: str, endings: Sequence[Ending]) -> None:
         "start_value lies at or after end_value, so nothing can be read%s: to read the range again, rewind() to "
         "its beginning or keep it under a key of its own; to go on, raise end_value or leave it out",
     )  # fmt: skip
-    misread = [ending for ending in endings if ending.other_epoch]
     _warn_of(
-        "other_epoch", name, endings, misread,
-        "its cursor_format makes no probable times of its values%s: did you mean cursor_format=%r?",
-        *(ending.other_epoch for ending in misread[:1]),
-    )  # fmt: skip
-    _warn_of(
-        "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead and not ending.other_epoch],
+        "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead],
         "every row lies in the future, so none became the position%s: check the source's clock, the time zone "
         "(timezone=), and whether the field holds planned times",
     )  # fmt: skip

@@ -362,8 +362,10 @@ def likelier_epoch(value: Any, cursor_format: object) -> str | None:
 
     None: the `cursor_format` is no epoch format, or reads such a time, or no other one does.
     """
+    if cursor_format not in UNITS:
+        return None
     number = _decimal(value) if isinstance(value, str) else value
-    if cursor_format not in UNITS or isinstance(number, bool) or not isinstance(number, int | float | Decimal):
+    if isinstance(number, bool) or not isinstance(number, int | float | Decimal):
         return None
     likely = [name for name in UNITS if is_probable(number, name)]
     return None if not likely or cursor_format in likely else likely[0]
