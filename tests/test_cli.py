@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from base64 import b64encode
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -628,6 +629,20 @@ def test_doctor_tells_what_it_knows_while_it_waits():
         told = [process.stdout.readline()[:19].split() for _ in range(2)] if ready else []
         process.kill()
     assert told == [["ok", "checkpoint"], ["ok", "store"]]
+
+
+def test_commands_of_the_page_name_a_store_of_the_environment(tmp_path):
+    """A shell that has no such variable takes them too, in any folder."""
+    environment = {**seeded(tmp_path), "CHECKPOINT_STORE": "sqlite:///state.db"}
+    verb = [sys.executable, "-m", "checkpoint.cli", "ui", "--no-browser"]
+    with subprocess.Popen(verb, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        address = re.search(r"http://\S+", process.stdout.readline())[0]
+        password = re.match(r"Password: (\S+)", process.stdout.readline())[1]
+        basic = {"Authorization": f"Basic {b64encode(f'me:{password}'.encode()).decode()}"}
+        with urlopen(Request(f"{address}key?namespace=job&key=key-00000", headers=basic), timeout=60) as page:
+            text = page.read().decode()
+        process.send_signal(signal.SIGINT)
+    assert f"checkpoint rewind job key-00000 --by 2d --store sqlite:///{tmp_path}/state.db<" in text
 
 
 def test_lists_need_no_slow_library(tmp_path):
