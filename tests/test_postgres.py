@@ -536,11 +536,21 @@ def test_the_history_never_has_more_than_it_keeps(postgres: PostgresStore, postg
 # Answers that are lost
 
 
+def message(kind: bytes, body: bytes) -> bytes:
+    """Return a message of PostgreSQL's protocol."""
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+FATAL = message(b"E", b"SFATAL\0VFATAL\0C58000\0Mthe server went away\0\0") + message(b"Z", b"I")
+"""What a pooler answers whose server went away in the middle of a statement, and which keeps the client."""
+
+
 class Proxy:
     """TCP between a store and the server; `on_commit` says what becomes of the next COMMITs.
 
     "drop": it never gets to the server, and both ends are closed; "leave": the server's end stays open; "cut": it gets
-    there, and instead of the answer the store's end is closed; "silence": instead of the answer comes nothing.
+    there, and instead of the answer the store's end is closed; "silence": instead of the answer comes nothing; "fatal":
+    instead of the answer comes FATAL, and both ends stay open.
     """
 
     def __init__(self, target: str) -> None:
@@ -582,9 +592,13 @@ class Proxy:
                 if fate:
                     muted.set()
                 server.sendall(data)
-                if fate == "cut":
+                if fate in {"cut", "fatal"}:
                     assert answered.wait(60)
+                if fate == "cut":
                     break
+                if fate == "fatal":
+                    muted.clear()
+                    client.sendall(FATAL)
         if self.refuse_after and muted.is_set():
             self._listener.shutdown(socket.SHUT_RDWR)
         for each in (client,) if keep else (client, server):
@@ -620,6 +634,18 @@ def through(proxy: Proxy, schema: str) -> Iterator[PostgresStore]:
     store.close()
 
 
+def before_connecting(store: PostgresStore, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a call each time before the store connects."""
+    connect = connections.Server._connect
+
+    def after_call(server: Any, waiting: Any) -> Any:
+        if server is store._server:
+            call()
+        return connect(server, waiting)
+
+    monkeypatch.setattr(connections.Server, "_connect", after_call)
+
+
 @pytest.mark.parametrize("fate", ["drop", "cut"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_commit_whose_answer_is_lost_lands_once(
@@ -632,6 +658,46 @@ def test_a_commit_whose_answer_is_lost_lands_once(
     assert receipt.entries == postgres.load("job")
     assert {entry.version for entry in receipt.entries.values()} == {2}
     assert len(postgres.history("job")) == 5
+
+
+def test_a_commit_that_is_answered_with_fatal_lands_once(
+    proxy: Proxy, through: PostgresStore, postgres: PostgresStore
+) -> None:
+    base = through.commit("job", {"a": "1"}).entries
+    proxy.on_commit.append("fatal")
+    receipt = through.commit("job", {"a": "2"}, base)
+    assert receipt.entries == postgres.load("job")
+    assert (receipt.entries["a"].version, len(postgres.history("job"))) == (2, 2)
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_an_unanswered_commit_that_did_not_land_is_made_again(
+    proxy: Proxy, through: PostgresStore, postgres: PostgresStore, history: bool
+) -> None:
+    """The key to delete is not there, as if the attempt had landed."""
+    through._keep = (100 if history else 0), 90
+    through.commit("job", {"other": "1"})
+    proxy.on_commit.append("drop")
+    through.commit("job", {"gone": None, "a": "1"}, {"gone": None, "a": None})
+    assert values(postgres) == {"other": "1", "a": "1"}
+
+
+@pytest.mark.parametrize("theirs", ["theirs", None])
+def test_a_traceless_commit_overwritten_in_part_is_a_conflict(
+    proxy: Proxy,
+    through: PostgresStore,
+    postgres: PostgresStore,
+    theirs: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without history nobody can tell that it had landed before."""
+    through._keep = 0, 90
+    base = through.commit("job", {"a": "1", "b": "1"}).entries
+    proxy.on_commit.append("cut")
+    before_connecting(through, lambda: postgres.commit("job", {"b": theirs}), monkeypatch)
+    with pytest.raises(Conflict):
+        through.commit("job", {"a": "2", "b": "2"}, base)
+    assert values(postgres) == {key: value for key, value in {"a": "2", "b": theirs}.items() if value is not None}
 
 
 def test_the_first_commit_of_all_lands_once_too(proxy: Proxy, through: PostgresStore, postgres: PostgresStore) -> None:
@@ -662,14 +728,7 @@ def test_a_commit_whose_answer_is_lost_is_known_under_later_ones(
 ) -> None:
     base = through.commit("job", {"a": "1"}).entries
     proxy.on_commit.append("cut")
-    connect = connections.Server._connect
-
-    def after_theirs(server: Any, until: float) -> Any:
-        if server is through._server:
-            postgres.commit("job", theirs)
-        return connect(server, until)
-
-    monkeypatch.setattr(connections.Server, "_connect", after_theirs)
+    before_connecting(through, lambda: postgres.commit("job", theirs), monkeypatch)
     receipt = through.commit("job", {"a": "2"}, base)
     assert (receipt.entries["a"].value, receipt.entries["a"].version) == ("2", 2)
     assert values(postgres) == {key: value for key, value in {"a": "2", **theirs}.items() if value is not None}
