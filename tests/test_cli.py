@@ -606,6 +606,23 @@ def test_doctor_ends_within_five_seconds_of_its_start(tmp_path, url):
     assert took < 5
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_doctor_ends_where_a_store_keeps_no_deadline(tmp_path):
+    """Another package's store, that waits for ever: reading a pipe into which nobody writes."""
+    metadata, pipe = tmp_path / "theirs-1.0.dist-info", tmp_path / "pipe"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[checkpoint.stores]\ntheirs = their_store:JSONStore\n")
+    os.mkfifo(pipe)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
+    began = perf_counter()
+    done = command("doctor", "--store", f"theirs://{pipe}", PYTHONPATH=path)
+    took = perf_counter() - began
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(r"^WRONG  reach         no answer in \d\.\d s$", done.stdout, re.MULTILINE)
+    assert took < 5
+
+
 def test_doctor_tells_what_it_knows_while_it_waits():
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,

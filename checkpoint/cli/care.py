@@ -129,7 +129,7 @@ def _moment() -> float:
 def _until(moment: float, checks: Iterator[Check]) -> Iterator[Check]:
     """Yield checks as they are made by a thread, which is left behind where the store does not answer in time.
 
-    Not every library that asks a store keeps a deadline: libpq counts whole seconds, from 2 on, for each host.
+    Not every store keeps a deadline: another package may bring one.
     """
     made: SimpleQueue[Check | BaseException | None] = SimpleQueue()
 
