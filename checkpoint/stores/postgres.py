@@ -307,15 +307,20 @@ class PostgresStore:
         lent = self._server.transaction(mode, waiting) if joined is None else JoinedTransaction(joined, mode)
         return _Unit(self, lent, making=making)
 
-    def _found(self, statements: Statements, *, making: bool) -> frozenset[str]:
+    def _found(self, statements: Statements, *, making: bool, had_tables: bool) -> frozenset[str]:
         """Return which of our tables exist.
+
+        Args:
+            statements: of a transaction.
+            making: whether those that are missing are made.
+            had_tables: whether the store had used some when the transaction began.
 
         Raises:
             StoreError: some were dropped, or all of them that this store has used.
 
         """
         known = self._tables or tables.found(statements, making=making)
-        if self._had_tables and not (known or making):
+        if had_tables and not (known or making):
             raise StoreError(
                 f"all checkpoint tables of the PostgreSQL schema {self._schema!r} are gone that this store has used: "
                 "restore them from a backup, or run `checkpoint init`, which makes empty ones"
@@ -351,6 +356,7 @@ class _Unit(AbstractContextManager["Statements"]):
         self._store = store
         self._lent = lent
         self._making = making  # tables that are missing
+        self._had_tables = store._had_tables  # noqa: SLF001 - the store's own; another thread may make them meanwhile
         self._statements: Statements | None = None
 
     def __enter__(self) -> Statements:
@@ -360,8 +366,9 @@ class _Unit(AbstractContextManager["Statements"]):
         except psycopg.Error as error:
             raise self._judged(error) from error
         try:
-            self._statements = statements = Statements(cursor, store._schema)  # noqa: SLF001 - the store's own
-            statements.tables = store._found(statements, making=self._making)  # noqa: SLF001 - likewise
+            self._statements = statements = Statements(cursor, store._schema)  # noqa: SLF001 - likewise
+            tables = store._found(statements, making=self._making, had_tables=self._had_tables)  # noqa: SLF001 - likewise
+            statements.tables = tables
             return statements
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
