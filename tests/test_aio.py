@@ -12,6 +12,9 @@ import pytest
 
 from checkpoint import AsyncCheckpointer, Commit, Conflict, CorruptState, StateMissing, StoreError
 from checkpoint.codec import decode, encode
+from checkpoint.entries import LEASE_KEY, RUN_KEY
+from checkpoint.run.lease import lease_state
+from checkpoint.run.runs import recorded
 from checkpoint.stores.memory import MemoryStore
 from checkpoint.testing import Hook
 
@@ -271,23 +274,85 @@ def test_no_thread_is_left_behind(store):
     assert [thread.name for thread in threading.enumerate() if "leaves nothing" in thread.name] == []
 
 
-def test_fault_45_entering_a_silent_service_can_be_cancelled(api, truto):
+async def cancelled(job, begun):
+    """Cancel a coroutine when an event has come; return its task after some turns of the loop."""
+    task = asyncio.ensure_future(job)
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task
+
+
+async def enter(store, **options):
+    async with AsyncCheckpointer("run", store, **options):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_fault_45_entering_a_silent_service_can_be_cancelled(api, truto, exclusive):
+    """With a lease, too, it is a request that reads which is not answered."""
     asked, answered = Event(), Event()
     api.script(Hook(before=lambda: (asked.set(), answered.wait(10))), forever=True)
 
-    async def job():
-        async with AsyncCheckpointer("run", truto):
-            raise AssertionError
-
     async def main():
-        task = asyncio.ensure_future(job())
-        await asyncio.to_thread(asked.wait, 10)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        task = await cancelled(enter(truto, exclusive=exclusive), asked)
+        assert task.cancelled()
         assert not answered.is_set()
 
     asyncio.run(main())
     [thread] = [thread for thread in threading.enumerate() if thread.name == "checkpoint run"]
     answered.set()
     thread.join()  # it ends when the service has answered
+    assert {request.method for request in api.requests} == {"GET"}
+
+
+def test_fault_45_cancelled_while_it_takes_the_lease_it_waits():
+    store = GatedStore()
+
+    async def main():
+        task = await cancelled(enter(store, exclusive=True, record_run=True), store.begun)
+        assert not task.done()
+        store.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert lease_state("run", store.load("run")[LEASE_KEY]).owner is None
+    assert store.load("run")[LEASE_KEY].version == 2  # taken and released, and no run was recorded
+
+
+class SlowStore(MemoryStore):
+    """A store whose loads wait, and which tells when a lease is released."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go, self.released = Event(), Event(), Event()
+
+    def load(self, state_key):
+        self.begun.set()
+        assert self.go.wait(10)
+        return super().load(state_key)
+
+    def commit(self, state_key, changes, *args, **kwargs):
+        receipt = super().commit(state_key, changes, *args, **kwargs)
+        if LEASE_KEY in changes and lease_state(state_key, receipt.entries[LEASE_KEY]).owner is None:
+            self.released.set()
+        return receipt
+
+
+def test_fault_45_a_cancelled_load_keeps_no_lease():
+    store = SlowStore()
+
+    async def main():
+        task = await cancelled(enter(store, exclusive=True, record_run=True), store.begun)
+        assert task.cancelled()
+        assert await asyncio.to_thread(store.released.wait, 10)
+        assert not store.go.is_set()
+        store.go.set()
+        async with AsyncCheckpointer("run", store, exclusive=True, record_run=True) as cp:
+            cp["a"] = A
+
+    asyncio.run(main())
+    assert stored(store)["a"] == A
+    assert len(recorded(store.history("run", RUN_KEY))) == 1

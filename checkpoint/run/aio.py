@@ -80,8 +80,8 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             self._block.enter()
             await self._hop(self._block.load)
         except BaseException:
-            if self._block.loading:
-                self._block.leave_load()
+            if self._block.leave_load():
+                self._block.end_load()
             else:
                 await self._end()
             raise
@@ -239,7 +239,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         try:
             await self._queue(run)
         except asyncio.CancelledError as cancelled:
-            if not self._block.loading:
+            if not self._block.leave_load():
                 await self._settle()
             if outcome and (failure := outcome.pop()[1]):
                 add_note(cancelled, f"checkpoint: {self.state_key!r}: {failure}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from checkpoint.entries import LEASE_KEY, RUN_KEY
 from checkpoint.errors import StateMissing
@@ -17,10 +18,14 @@ from checkpoint.stores import open_store
 from checkpoint.stores.base import Atomic, HasDeadline, Store, history_of, joined
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from checkpoint.run.commits import Commits
     from checkpoint.run.layers import Layers
     from checkpoint.run.stopping import Stops
     from checkpoint.streams.holding import Caller
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("checkpoint")
 
@@ -46,8 +51,8 @@ class Block:
         self._layers = layers
         self._commits = commits
         self._stops = stops
-        self.loading: bool = False
-        """Whether the namespace is being loaded: a call that nobody has to wait for."""
+        self._lock = threading.Lock()
+        self._loading = self._writing = False  # of what is done to load: only what writes must be waited for
         self._taken = Taken()
         self._record: Record | None = None
 
@@ -63,6 +68,13 @@ class Block:
 
     def load(self) -> None:
         """Open the store, take the lease, load the namespace and record that the run has begun."""
+        self._loading = True
+        try:
+            self._load()
+        finally:
+            self._loading = False
+
+    def _load(self) -> None:
         started = time.monotonic()
         settings, layers = self.settings, self._layers
         store = settings.store if isinstance(settings.store, Store) else open_store(settings.store)
@@ -76,20 +88,14 @@ class Block:
             layers.rollback = Rollback(transactions, layers.state_key)
         if settings.exclusive is not False:
             self._acquire(store)
-        self.loading = True
-        try:
-            layers.claims.known = store.load(layers.state_key)
-        finally:
-            self.loading = False
-        if layers.phase == "closed":  # nobody waited for it
-            return
+        layers.claims.known = store.load(layers.state_key)
         if settings.missing == "raise" and not layers.claims.known.keys() - {RUN_KEY, LEASE_KEY}:
             raise StateMissing(layers.state_key, repr(store))
         keeping = history_of(store)
         if settings.record_run and keeping is not None and layers.rollback is None:
             known = Known.of(layers.claims.known.get(RUN_KEY))
             self._record = Record(keeping, layers.state_key, settings.run_id, known)
-            self._record.begin()
+            self._settle(self._record.begin)
         if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
             seconds, count = time.monotonic() - started, len(layers.keys())
             logger.info(
@@ -107,7 +113,7 @@ class Block:
         lease = Lease(store, self._layers.state_key, self.settings.run_id, seconds)
         self._taken.add(lease.release)
         weakref.finalize(self, lease.abandon).atexit = False  # where leaving was interrupted before it began
-        lease.acquire()
+        lease.acquire(self._settle)
         self._commits.flush.lease = lease
 
     def leave(self, error: BaseException | None, by: Caller) -> None:
@@ -145,10 +151,29 @@ class Block:
             self._stops.restore()
             _entered.pop(id(self), None)
 
-    def leave_load(self) -> None:
-        """End a run whose load nobody waits for any more; what was taken is released when the load has ended."""
+    def _settle(self, call: Callable[[], T]) -> T:
+        """Make a call that writes, unless the run was left; `leave_load` lets nobody go before it has ended."""
+        with self._lock:
+            if self._layers.phase == "closed":
+                raise RuntimeError("the run was left before it had begun")
+            self._writing = True
         try:
-            self._layers.phase = "closed"
+            return call()
+        finally:
+            self._writing = False
+
+    def leave_load(self) -> bool:
+        """Let a load that is under way write nothing more; tell whether nobody has to wait for it."""
+        with self._lock:
+            if self._loading:
+                self._layers.phase = "closed"
+            return self._loading and not self._writing
+
+    def end_load(self) -> None:
+        """End a run whose load nobody waits for; what was taken is released when the load has ended."""
+        try:
+            if self._commits.flush.lease is not None:
+                self._commits.flush.lease.abandon()  # in its own thread, which need not wait for the load
             self._commits.background.leave(self.release)
         finally:
             self._stops.restore()

@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from queue import Empty, SimpleQueue
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,7 @@ from checkpoint.stores.retrying import monotonic
 from checkpoint.stores.threads import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from checkpoint.entries import Entry
     from checkpoint.stores.base import Store
@@ -124,6 +125,10 @@ def unlock(store: Store, state_key: str) -> LeaseState:
     return held
 
 
+def _call(call: Callable[[], bool]) -> bool:
+    return call()
+
+
 class Lease:
     """The hold of one run on one namespace, renewed by a thread of its own from `acquire` to `release`.
 
@@ -146,8 +151,10 @@ class Lease:
         self._worker = Worker(f"checkpoint lease {state_key}")
         self._failure: BaseException | None = None  # of the thread
 
-    def acquire(self) -> None:
+    def acquire(self, settle: Callable[[Callable[[], bool]], bool] = _call) -> None:
         """Take the lease: at once where it is free, else after its time without a renewal.
+
+        `settle` makes the call that writes.
 
         Raises:
             Locked: the run that holds it is alive.
@@ -169,7 +176,8 @@ class Lease:
                     logger.info("waiting for the lease of %r, held by %s", self._state_key, found.owner, extra=extra)
             if found.owner is not None and found != watched:
                 raise Locked(self._state_key, found.owner, found.since or "an unknown time")
-            if (found.owner is None or now - since >= found.seconds) and self._take(found, entry):
+            is_free = found.owner is None or now - since >= found.seconds
+            if is_free and settle(partial(self._take, found, entry)):
                 break
             time.sleep(min(LOOK, found.seconds / 3))
         self._worker.submit(self._keep)
