@@ -301,7 +301,7 @@ class Service:
     def _wait_for_turn(self, throttle: _Throttle, run: Requests, deadline: Deadline) -> Slot:
         """Wait for the window, which the deadline does not count, and for the gate, which it does."""
         while True:
-            slot, window, gate = throttle.take(run.began)
+            slot, window, gate = throttle.take(run.began, self._patience)
             if slot is not None:
                 return slot
             if gate >= deadline.left():
@@ -368,7 +368,7 @@ class _Throttle:
         self.warned = False
         """Whether a commit that takes longer than a window was warned of."""
         self._long_pause = (-math.inf, -math.inf)
-        """When the service asked for a pause that nobody waits for, and its end."""
+        """When the service asked for a pause that the store which was asked does not wait for, and its end."""
         self._pace = Rate(*rate)
         self._lock = threading.Lock()
 
@@ -376,17 +376,17 @@ class _Throttle:
     def period(self) -> float:
         return self._pace.period
 
-    def take(self, began: float) -> tuple[Slot | None, float, float]:
+    def take(self, began: float, patience: float) -> tuple[Slot | None, float, float]:
         """Return a slot, or None and the seconds to wait for the window and for the gate.
 
-        A pause that is longer than anybody waits ends the calls that had begun before it was asked for; later ones ask
-        anew, for such a pause may be a mistake.
+        A pause that is longer than the caller's patience ends the calls that had begun before it was asked for; later
+        ones ask anew, for such a pause may be a mistake.
         """
         with self._lock:
             now = monotonic()
             window, gate = self._pace.window(now), self._pace.gate(now)
             asked, until = self._long_pause
-            if began <= asked:
+            if began <= asked or until - asked < patience:
                 gate = max(gate, until - now)
             return (self._pace.take(now) if window == gate == 0 else None), window, gate
 
