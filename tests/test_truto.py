@@ -656,6 +656,18 @@ def test_an_earlier_attempt_that_may_land_yet_stays_unknown(api):
         assert caught.value.unsettled == {"a"}
 
 
+def test_an_attempt_refused_unclearly_may_land_after_a_late_look(api, truto):
+    """Its look is tried again, finds it not done yet, and then it is sent again, in vain."""
+    seed(api, a=A)
+    base = truto.load("run")
+    api.script(Answer(507), Answer(429, headers={"Retry-After": "3600"}), method="PATCH")
+    api.script(None, Answer(503), method="GET", key="a")
+    with pytest.raises(CommitUnknown) as caught:
+        truto.commit("run", {"a": "x"}, base)
+    assert caught.value.unsettled == {"a"}
+    assert methods(api)[1:] == ["GET", "PATCH", "GET", "GET", "PATCH"]
+
+
 @pytest.mark.parametrize("body", ["<html>", {"key": "b"}, {"value": "other"}], ids=str)
 def test_a_write_with_an_unreadable_answer_is_unsettled(api, truto, body):
     api.script(Answer(200, body, applied=True), method="POST")

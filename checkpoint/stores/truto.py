@@ -489,12 +489,12 @@ class _Write:
 
     def _look_up(self, failure: StoreError, deadline: Deadline) -> Entry | None:
         """Return what an attempt wrote all the same; raise its failure where it had written nothing by now."""
-        self._in_doubt = True
+        before, self._in_doubt, self.unsettled = self.unsettled, True, True
         found = self._read_back(deadline)
         self._in_doubt = False
         if holds(found, self._value):
+            self.unsettled = before
             return found
-        self.unsettled = True
         raise failure
 
     def _answer(self, deadline: Deadline) -> Response:
