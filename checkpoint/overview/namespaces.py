@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from checkpoint.entries import Change, Entry
+    from checkpoint.run.runs import Known, Run
     from checkpoint.stores.base import Store
 
 
@@ -108,8 +109,11 @@ class Namespace:
         self.stored: dict[str, Entry] = store.load(state_key)
         """The entries as they are stored, reserved ones too."""
         record = self.stored.get(RUN_KEY)
-        self.known, self.run = told_by(None if record is None else record.value)
-        """What the runs recorded of the streams, and the run that was recorded last; None: none was."""
+        known, run = told_by(None if record is None else record.value)
+        self.known: Known = known
+        """What the runs recorded of the streams."""
+        self.run: Run | None = run
+        """The run that was recorded last; None: none was."""
         self.groups: dict[str, Layout] = {}
         """The groups, those of version 1 too: while a group is moved to version 2, both may be stored."""
         for layout in (*self._layouts(), *self._of_version_1()):
