@@ -75,6 +75,8 @@ def types(session: nox.Session) -> None:
     # What the package shows has a type everywhere; Meltano's own classes, which one file inherits from, have none.
     session.install(".", "--no-deps", "--force-reinstall" if session.venv_backend != "uv" else "--reinstall")
     found = session.run("pyright", "--verifytypes", "checkpoint", "--ignoreexternal", silent=True, success_codes=[0, 1])
+    if "error: No py.typed" in str(found):
+        session.error(str(found))
     lines = [line for line in str(found).splitlines() if "/checkpoint/" in line and " - error: " in line]
     if untyped := [line for line in lines if "/neighbours/meltano.py" not in line]:
         session.error("\n".join(untyped))
