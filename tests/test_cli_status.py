@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -87,6 +88,7 @@ def test_status_as_a_document(store):
         "why": "neither written nor read to its end for 1 d",
     }
     assert told["namespaces"] == [{"namespace": "crm", "held_by": None, "last_run": None}]
+    assert told["damaged"] == []
     assert document("status", "crm", "ids", "--max-lag", "1h", "--json", status=3)["keys"][0]["why"] == (
         "its position is no time"
     )
@@ -108,6 +110,43 @@ def test_nothing_that_could_be_judged_is_not_fresh(url):
 def test_a_store_that_is_not_reached_is_unknown(url, tmp_path):
     assert error("status", "--store", f"sqlite:///{tmp_path}/none.db", status=3).startswith("Error: there is no ")
     assert error("status", "crn", status=3) == "Error: 'crn' holds nothing in MemoryStore()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "judged"),
+    [
+        ([], 3, ["-  contacts", "-  ids"]),
+        (["--max-age", "2d"], 3, ["fresh  contacts", "fresh  ids"]),
+        (["--max-age", "1h"], 1, ["STALE  ids", "fresh  contacts"]),
+        (["[ab]*", "--max-age", "1h"], 3, []),
+        (["billing"], 3, []),
+    ],
+)
+def test_fault_41_status_judges_the_others_beside_a_damaged_one(store, arguments, status, judged):
+    for name in ("ads", "billing"):
+        store.commit(name, {head_key("crm"): "no head", "a": encode({"id": 7})})
+    done = run("status", *arguments)
+    assert done.exit_code == status
+    rows = [line.split() for line in done.stdout.splitlines()[1:-2]]
+    assert done.stdout.splitlines()[-1:] == ["2 namespaces could not be read."] * bool(judged)
+    assert [f"{row[0]}  {row[2]}" for row in rows] == judged
+    named = ["billing"] if arguments == ["billing"] else ["ads", "billing"]
+    assert [line.partition(" cannot be read (")[0] for line in done.stderr.splitlines()] == [
+        f"Error: the group 'crm' in {name!r}" for name in named
+    ]
+    told = json.loads(run("status", *arguments, "--json").stdout)
+    assert told["status"] == {1: "stale", 3: "unknown"}[status]
+    assert [(one["namespace"], f"Error: {one['why']}") for one in told["damaged"]] == [
+        *zip(named, done.stderr.splitlines(), strict=True)
+    ]
+
+
+def test_fault_41_a_list_names_each_damaged_namespace(store):
+    for name in ("ads", "billing"):
+        store.commit(name, {head_key("crm"): "no head"})
+    done = run("list")
+    assert (done.exit_code, [line.split()[0] for line in done.stdout.splitlines()]) == (1, ["namespace", "crm"])
+    assert [line.split(" in ")[1].split()[0] for line in done.stderr.splitlines()] == ["'ads'", "'billing'"]
 
 
 def test_a_run_that_found_nothing_keeps_its_streams_fresh(url):

@@ -25,9 +25,8 @@ from checkpoint.cli import (
     ui,
 )
 from checkpoint.cli.options import store_option
-from checkpoint.entries import GROUP_PREFIX
-from checkpoint.errors import CheckpointError, Conflict, CorruptState, command_line
-from checkpoint.neighbours.copying import said_of
+from checkpoint.cli.sentences import sentence_of
+from checkpoint.errors import CheckpointError
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C: what a shell reports of a program that a signal ended."""
@@ -60,7 +59,7 @@ class Verbs(click.Group):
         except click.ClickException as error:
             raise _ended(ctx, error) from error.__cause__
         except (CheckpointError, OSError) as error:
-            raise _ended(ctx, click.ClickException(_sentence(error))) from error
+            raise _ended(ctx, click.ClickException(sentence_of(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs as they are to be listed."""
@@ -71,28 +70,6 @@ def _ended(ctx: click.Context, error: click.ClickException) -> click.ClickExcept
     """Return an error with the exit status that its verb has for errors."""
     code = TROUBLE.get(ctx.invoked_subcommand or "", 1)
     return Trouble(error.message, code) if error.exit_code == 1 != code else error
-
-
-def _sentence(error: Exception) -> str:
-    """Return what went wrong, with what to do at a prompt where the error names what to do in a program."""
-    if isinstance(error, Conflict):
-        what = "deleted" if error.found is None else "created" if error.expected is None else "changed"
-        found = error.found
-        when = f" at {found.updated_at}" if found is not None and found.updated_at else ""
-        run = f" (run {found.sync_job_run_id})" if found is not None and found.sync_job_run_id else ""
-        name = said_of(error.key) if error.member is None else f"{error.member!r} of {error.key!r}"
-        return (
-            f"{name} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
-            "look at it, then try again"
-        )
-    if isinstance(error, CorruptState) and error.where is None:
-        if error.key.startswith(GROUP_PREFIX):
-            look = f"`{command_line('get', [error.state_key, error.key], ['--raw'])}`"
-            return f"{said_of(error.key)} in {error.state_key!r} cannot be read ({error.__cause__}): see {look}"
-        return (
-            f"{error.key!r} in {error.state_key!r} holds no cursor ({error.__cause__}): --raw reads and sets it as text"
-        )
-    return str(error)
 
 
 @click.group(

@@ -20,6 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
+from checkpoint.cli.sentences import tell
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
@@ -120,7 +121,7 @@ class _How(NamedTuple):
 def _list_namespaces(store: Store, how: _How) -> None:
     names = names_of_namespaces(store)
     rows: list[Summary] = []
-    failure: CorruptState | None = None  # of one namespace, which is told when the others are shown
+    damaged: list[CorruptState] = []  # told when the others are shown
     with screen.progress("reading") as told:
         for done, name in enumerate(names):
             told(done, len(names), name)
@@ -128,7 +129,7 @@ def _list_namespaces(store: Store, how: _How) -> None:
                 there = Namespace(store, name)
                 row = summary_of(there, _reserved(there).values() if how.ours else (), how.form)
             except CorruptState as error:
-                failure = error
+                damaged.append(error)
             else:
                 rows += [row] if row is not None else []
     if (how.order or ("slowest" if len(rows) > BY_NAME else "name")) == "slowest":
@@ -145,10 +146,11 @@ def _list_namespaces(store: Store, how: _How) -> None:
             _say_held(row.state_key, row.held)
         if marked:
             screen.say_wrapped(_sum(rows))
-    elif failure is None:
+    elif not damaged:
         screen.say(f"{store!r} holds nothing.")
-    if failure is not None:
-        raise failure
+    if damaged:
+        tell(damaged[:-1])
+        raise damaged[-1]
 
 
 def _sum(rows: list[Summary]) -> str:

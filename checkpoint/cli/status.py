@@ -20,6 +20,8 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
+from checkpoint.cli.sentences import sentence_of, tell
+from checkpoint.errors import CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.freshness import WORST_FIRST, Judged, Limits, holder_of, judged
 from checkpoint.overview.namespaces import Namespace, matching, names_of_namespaces, nothing
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from checkpoint.overview.freshness import Holder
     from checkpoint.run.runs import Run
+    from checkpoint.stores.base import Store
 
 
 NAMED = 20
@@ -76,6 +79,7 @@ def status(
 
     Looks at all namespaces, at one, or at those that match a pattern, 'crm_*'; at one KEY, or one member of a group.
     Exits with 0 if all are fresh, with 1 if one is stale, and else with 3 if it cannot be told or there is no such key.
+    A damaged namespace is named, and the others are judged.
     A position that is more than a day ahead of the clock is stale, whatever is asked. A failed run and a dead lease are
     told, and make nothing stale. --max-lag leaves out positions that are not times, unless the KEY is named.
     """
@@ -84,16 +88,21 @@ def status(
     limits = Limits(max_age, max_lag, cursor_format, key is not None)
     with reading(url) as store:
         spaces = names_of_namespaces(store) if namespace is None else matching(store, namespace)
-        found = [Namespace(store, each) for each in spaces]
-        judgements = [one for there in found for one in judged(there, key, member, limits)]
-        if not judgements:
+        looked = [_look(store, each, key, member, limits) for each in spaces]
+        damaged = [one for one in looked if isinstance(one, CorruptState)]
+        found = [one for one in looked if not isinstance(one, CorruptState)]
+        judgements = [each for one in found for each in one.judgements]
+        if not (judgements or damaged):
             raise click.ClickException(_absence(found, namespace, key, member) or f"{store!r} holds nothing")
-    beside = [_Beside(there.state_key, holder_of(there), there.run, not there.names) for there in found]
-    code = _exit_status(judgements, beside, limits)
+    beside = [one.beside for one in found]
+    code = _exit_status(judgements, beside, damaged, limits)
     if as_json:
-        screen.document(_document(judgements, beside, code))
-    else:
+        screen.document(_document(judgements, beside, damaged, code))
+    elif judgements:
         _show_judged(judgements, beside, limits)
+        if damaged:
+            screen.say(f"{words.count(len(damaged), 'namespace')} could not be read.")
+    tell(damaged)
     sys.exit(code)
 
 
@@ -114,19 +123,37 @@ class _Beside(NamedTuple):
         return self.last is not None and self.last.outcome == "failed"
 
 
-def _absence(found: list[Namespace], namespace: str | None, key: str | None, member: str | None) -> str:
+class _Found(NamedTuple):
+    """A namespace that could be read."""
+
+    there: Namespace
+    judgements: list[Judged]
+    beside: _Beside
+
+
+def _look(store: Store, state_key: str, key: str | None, member: str | None, limits: Limits) -> _Found | CorruptState:
+    """Judge the keys of a namespace; return the error of one that is damaged."""
+    try:
+        there = Namespace(store, state_key)
+        judgements = judged(there, key, member, limits)
+        return _Found(there, judgements, _Beside(state_key, holder_of(there), there.run, not there.names))
+    except CorruptState as error:
+        return error
+
+
+def _absence(found: list[_Found], namespace: str | None, key: str | None, member: str | None) -> str:
     if namespace is None or not found:
         return ""
     if key is None:
-        return nothing(found[0].store, namespace)
-    return found[0].absent(key, member)
+        return nothing(found[0].there.store, namespace)
+    return found[0].there.absent(key, member)
 
 
-def _exit_status(judgements: list[Judged], beside: list[_Beside], limits: Limits) -> int:
+def _exit_status(judgements: list[Judged], beside: list[_Beside], damaged: list[CorruptState], limits: Limits) -> int:
     verdicts = {one.verdict for one in judgements}
     if "STALE" in verdicts:
         return STALE
-    if "unknown" in verdicts:
+    if damaged or "unknown" in verdicts:
         return UNKNOWN
     is_asked = (limits.age, limits.lag) != (None, None)
     has_none = any(one.is_empty and one.has_failed for one in beside)  # a job that never came to its first key
@@ -217,7 +244,9 @@ def _sum(judgements: list[Judged], limits: Limits) -> str:
     return f"{total}{': ' if parts else ''}{', '.join(parts)}. --max-age and --max-lag say what is stale."
 
 
-def _document(judgements: list[Judged], beside: list[_Beside], code: int) -> dict[str, Any]:
+def _document(
+    judgements: list[Judged], beside: list[_Beside], damaged: list[CorruptState], code: int
+) -> dict[str, Any]:
     word = {0: "fresh", STALE: "stale", UNKNOWN: "unknown"}[code]
     return {
         "status": word,
@@ -240,4 +269,5 @@ def _document(judgements: list[Judged], beside: list[_Beside], code: int) -> dic
             }
             for one in beside
         ],
+        "damaged": [{"namespace": error.state_key, "why": sentence_of(error)} for error in damaged],
     }
