@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from threading import Event
 
@@ -13,6 +14,7 @@ from checkpoint.codec import decode
 from checkpoint.run import flush
 from checkpoint.run.background import LONGEST_REST, rest_after
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.threads import Worker
 
 
 class Clock:
@@ -69,6 +71,50 @@ def test_an_overtaken_run_rests_until_somebody_waits(crowded, how):
         how(cp)
     assert time.monotonic() - began < LONGEST_REST / 2
     assert crowded.batches == [{"a": {"at": 0}}, {"a": {"at": 2}}]  # fewer, and larger
+
+
+def interrupted(frame, event, _):
+    """Trace `Worker.submit`, and raise where it has queued a call."""
+    if frame.f_code is not Worker.submit.__code__:
+        return None
+    if event == "return":
+        raise KeyboardInterrupt
+    return interrupted
+
+
+@pytest.mark.parametrize("again", [0, 1])
+def test_fault_95_an_interrupted_background_commit_rests_no_more(crowded, again):
+    """One that was queued just before the exception of a signal handler, and one that is queued after it."""
+    with Checkpointer("run", crowded, record_run=False) as cp:
+        cp["a"] = {"at": 0}
+        cp.commit_soon()
+        assert crowded.first.wait(10)
+        cp.flush()
+        cp["a"] = {"at": 1}
+        before = sys.gettrace()
+        sys.settrace(interrupted)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                cp.commit_soon()
+        finally:
+            sys.settrace(before)
+        for at in range(again):
+            cp["a"] = {"at": 2 + at}
+            cp.commit_soon()
+        began = time.monotonic()
+    assert time.monotonic() - began < LONGEST_REST / 2
+    assert crowded.batches == [{"a": {"at": 0}}, {"a": {"at": 1 + again}}]
+
+
+def test_a_rest_is_ended_for_the_flushes_that_somebody_waits_for(crowded):
+    with Checkpointer("run", crowded, record_run=False) as cp:
+        cp["a"] = {"at": 0}
+        cp.commit_soon()
+        cp.flush()
+        cp.flush()  # nothing is queued
+        cp["a"] = {"at": 1}
+        cp.commit_soon()
+        assert not crowded.second.wait(0.1)
 
 
 def test_an_awaited_commit_ends_the_rest(crowded):

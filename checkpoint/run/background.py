@@ -50,7 +50,7 @@ class Background:
         self._lock = threading.Lock()
         self._queued, self._failure = False, None
         self._rest = 0.0
-        self._hurry: SimpleQueue[None] = SimpleQueue()
+        self._hurry: SimpleQueue[None] = SimpleQueue()  # something is in it: no flush that is queued rests
 
     def flush_soon(self) -> None:
         """Queue a flush, unless one is queued already.
@@ -62,6 +62,8 @@ class Background:
         if self._queued:
             return
         try:
+            with suppress(Empty):
+                self._hurry.get_nowait()  # it was for earlier ones
             self._queued = True  # before the thread may run it
             self.worker.submit(self._run)
         except BaseException:
@@ -89,8 +91,8 @@ class Background:
         self.worker.abandon()
 
     def _end_rest(self) -> None:
-        """End the rest of a flush that is queued, also where it has not begun."""
-        if self._queued and self._hurry.empty():
+        """End the rests of the flushes that are queued, also where they have not begun."""
+        if self._hurry.empty():
             self._hurry.put(None)
 
     def raise_failure(self) -> None:
@@ -111,7 +113,7 @@ class Background:
 
     def _run(self) -> None:
         with suppress(Empty):
-            self._hurry.get(timeout=self._rest)
+            self._hurry.put(self._hurry.get(timeout=self._rest))
         with self._lock:
             self._queued = False
         try:
