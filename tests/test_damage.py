@@ -14,6 +14,7 @@ from checkpoint import Checkpointer, Entry, codec
 from checkpoint.entries import LEASE_KEY, RUN_KEY
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Locked, StoreError
 from checkpoint.run.lease import LeaseState, lease_state, unlock
+from checkpoint.stores.rows import refuse_rows
 from checkpoint.stores.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
@@ -185,6 +186,14 @@ def test_fault_41_a_commit_does_not_end_at_damaged_history(file: Path) -> None:
             store.commit("job", {"a": f"again {number}"})
         with pytest.raises(CorruptState, match="in its history, the time is bytes, not a time"):
             store.history("job", "a")
+
+
+def test_fault_41_rows_that_were_called_damaged_are_never_none(file: Path) -> None:
+    """As where somebody repairs a row between the look that finds it damaged and the one that names it."""
+    with closing(SQLiteStore(file)) as store:
+        [*rows] = store.load("job").values()
+    with pytest.raises(StoreError, match="was damaged a moment ago, and is not now: try again"):
+        refuse_rows(str(file), "job", rows)
 
 
 # PostgreSQL

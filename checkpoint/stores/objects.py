@@ -25,7 +25,7 @@ from checkpoint.stores.aside import Aside
 from checkpoint.stores.base import check_base, check_changes, check_name, utc_now
 from checkpoint.stores.bucket import STALE, Bucket, Failed, Mode, keeps_conditions, library
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy, Telling, monotonic
-from checkpoint.stores.rows import MAX_VERSION, check_entry, entries_by_key, refuse_row
+from checkpoint.stores.rows import MAX_VERSION, entries_by_key, refuse_row, refuse_rows
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -436,14 +436,14 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None, where: str = 
     for row in rows:
         check_name("key", row[0])
     entries = entries_by_key(rows)
-    for row in rows if entries is None else ():
-        check_entry(where, fields["state_key"], row)
+    if entries is None:
+        refuse_rows(where, fields["state_key"], rows)
     for row in rows:
         if row[-1] > fields["version"]:
             refuse_row(where, fields["state_key"], row, "its version is later than that of the document")
     if orjson.dumps(document, option=orjson.OPT_INDENT_2) != data:  # written by hand, or with keys twice
         json.loads(data, object_pairs_hook=_without_duplicates)
-    return _Document(entries or {}, fields["version"], tuple(fields["commits"].split()), mode)
+    return _Document(entries, fields["version"], tuple(fields["commits"].split()), mode)
 
 
 def _row_of(key: str, entry: object) -> tuple[Any, ...]:

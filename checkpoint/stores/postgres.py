@@ -38,7 +38,7 @@ from checkpoint.stores.postgres_connections import (
 )
 from checkpoint.stores.postgres_tables import ENTRIES, HISTORY, Statements
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
-from checkpoint.stores.rows import MAX_VERSION, check_change, check_entry, entries_by_key
+from checkpoint.stores.rows import MAX_VERSION, check_change, entries_by_key, refuse_rows
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -562,9 +562,11 @@ def _entries(rows: list[tuple[Any, ...]], state_key: str, schema: str) -> dict[s
 
     """
     entries = entries_by_key((key, _utf8(value), *rest) for key, value, *rest in rows)
-    for key, value, *rest in rows if entries is None else ():
-        check_entry(tables.place(schema, ENTRIES), state_key, (key, _utf8(value), *rest))
-    return entries or {}
+    if entries is None:
+        refuse_rows(
+            tables.place(schema, ENTRIES), state_key, [(key, _utf8(value), *rest) for key, value, *rest in rows]
+        )
+    return entries
 
 
 def _stored(statements: Statements, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:

@@ -6,7 +6,7 @@ import gc
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from checkpoint.entries import Entry, check_unicode
-from checkpoint.errors import CorruptState
+from checkpoint.errors import CorruptState, StoreError
 from checkpoint.stores.history import moment_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ MAX_VERSION = (1 << 63) - 2
 
 
 def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
-    """Return entries by their key from rows in the order of `Entry`; None: one is damaged, `check_entry` says which.
+    """Return entries by their key from rows in the order of `Entry`; None: one is damaged, `refuse_rows` says which.
 
     Fast, for there may be hundreds of thousands.
     """
@@ -60,6 +60,24 @@ def check_change(where: str, state_key: str, row: Sequence[object]) -> None:
     for (field, wanted, fits), value in zip(_CHANGE, row, strict=True):
         if not fits(value):
             refuse_row(where, state_key, row, f"in its history, the {field} is {_kind(value)}, not {wanted}")
+
+
+def refuse_rows(
+    where: str,
+    state_key: str,
+    rows: Iterable[Sequence[object]],
+    check: Callable[[str, str, Sequence[object]], None] = check_entry,
+) -> NoReturn:
+    """Raise the error for the first damaged one of some rows; they are never taken for none.
+
+    Raises:
+        CorruptState: a field is not what it must be.
+        StoreError: none is damaged any more.
+
+    """
+    for row in rows:
+        check(where, state_key, row)
+    raise StoreError(f"what is stored of {state_key!r} in {where} was damaged a moment ago, and is not now: try again")
 
 
 def refuse_row(where: str, state_key: str, row: Sequence[object], said: str) -> NoReturn:

@@ -10,15 +10,15 @@ from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from checkpoint.entries import Entry, head_key
 from checkpoint.errors import StoreError, ValueTooLarge
 from checkpoint.stores.history import Memory, answers, change_of, check_keep, forgotten
-from checkpoint.stores.rows import MAX_VERSION, check_change, check_entry, entries_by_key, is_version
+from checkpoint.stores.rows import MAX_VERSION, check_change, check_entry, entries_by_key, is_version, refuse_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from checkpoint.entries import Change
 
@@ -213,23 +213,21 @@ def _entries(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str
         entries = None
     if entries is None:
         _name_damaged(cursor, state_key, sql, values, check_entry)
-    return entries or {}
+    return entries
 
 
 def _name_damaged(
-    cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...], check: Callable[[str, str, Told], None]
-) -> None:
-    """Check rows of which one is damaged, with text that is not UTF-8 too.
-
-    Raises:
-        CorruptState: the first that is.
-
-    """
+    cursor: sqlite3.Cursor,
+    state_key: str,
+    sql: str,
+    values: tuple[str, ...],
+    check: Callable[[str, str, Sequence[object]], None],
+) -> NoReturn:
+    """Raise the error for the first damaged one of some rows, with text that is not UTF-8 too; see `refuse_rows`."""
     connection, where = cursor.connection, _file_of(cursor)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     try:
-        for row in cursor.execute(sql, values).fetchall():
-            check(where, state_key, row)
+        refuse_rows(where, state_key, cursor.execute(sql, values).fetchall(), check)
     finally:
         connection.text_factory = str
 
