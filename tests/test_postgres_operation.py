@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import traceback
@@ -394,6 +395,24 @@ def test_fault_91_silent_servers_end_with_the_deadline(silent: int, hosts: str, 
             assert deadline <= monotonic() - began < deadline + 1
             shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
             assert "hunter2-hunter2" not in "".join(shown.format())
+
+
+@pytest.mark.parametrize("deadline", [1.0, 2.4])
+def test_fault_91_a_silent_server_is_left_no_connection(deadline: float) -> None:
+    """The attempt ends after two seconds, by itself or under the deadline; no garbage is collected."""
+    gc.disable()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            store = PostgresStore(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/x?deadline={deadline}")
+            with pytest.raises(StoreUnavailable):
+                store.load("job")
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(10)
+                while connection.recv(1_000):
+                    pass
+    finally:
+        gc.enable()
 
 
 def test_fault_91_a_slow_name_lookup_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

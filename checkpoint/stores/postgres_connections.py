@@ -171,7 +171,10 @@ def _in_time(opening: Callable[[], Connection], waiting: Waiting) -> Connection 
             continue
         if isinstance(answer, Connection):
             return answer
-        raise answer
+        try:
+            raise answer
+        finally:
+            del answer  # whose traceback leads to this frame: its socket would stay open until the next collection
     return None  # a connection that is there later is collected, which ends it
 
 
@@ -179,7 +182,7 @@ def _answer(opening: Callable[[], Connection], answers: SimpleQueue[Connection |
     try:
         answers.put(opening())
     except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
-        answers.put(error)
+        answers.put(error.with_traceback(None))  # whose frames lead back to it, and hold the password
 
 
 def _asked(password: Callable[[], str]) -> str:
