@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import closing
 from datetime import datetime, timezone
 
@@ -20,6 +21,7 @@ from checkpoint import (
     Unauthorized,
     open_store,
 )
+from checkpoint.stores.tokens import Secret
 from checkpoint.testing import Answer, ApiServer
 
 OLD, NEW = "old-token-0123456789", "new-token-9876543210"
@@ -158,6 +160,31 @@ def test_two_tokens_are_hidden_and_older_ones_let_go(api):
             store.load("run")
         assert store.load("run") == {}
         assert store._service.hide(f"first-0123456789 {OLD} {NEW}") == "first-0123456789 *** ***"
+
+
+def test_a_token_is_hidden_while_another_thread_renews_it():
+    """Between any two lines of it the one before is let go."""
+    first, old, new = (Secret(text) for text in ("first-0123456789", OLD, NEW))
+    lines, before = 0, sys.gettrace()
+
+    def renewed(frame, event, _):
+        nonlocal lines
+        if frame.f_code is not Secret.hide.__code__:
+            return None
+        if event == "line" and frame.f_locals["self"] is old:
+            lines -= 1
+            if not lines:
+                new.follow(old)
+        return renewed
+
+    for place in range(1, 8):
+        lines = place
+        old.follow(first)
+        sys.settrace(renewed)
+        try:
+            assert old.hide(OLD) == "***"
+        finally:
+            sys.settrace(before)
 
 
 def test_an_answer_in_an_unknown_encoding_is_a_store_error(api, kind):

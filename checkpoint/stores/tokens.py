@@ -50,8 +50,9 @@ class Secret:
 
     def hide(self, text: str) -> str:
         r"""Replace it by `***` in a text, however it is written: JSON (`\/`, `\u0041`), HTML, percent, base64."""
-        if self._before is not None:
-            text = self._before.hide(text)
+        before = self._before  # which another thread may let go
+        if before is not None:
+            text = before.hide(text)
         if self._spellings is None:
             self._spellings = re.compile("|".join(["".join(map(_spellings, self._text)), *_base64(self._text)]))
         return self._spellings.sub("***", text)
