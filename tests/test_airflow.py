@@ -188,7 +188,10 @@ def test_the_page_leads_to_each_value(backend, asset, store):
         for name, key in names:
             path = f"key?{urlencode({'namespace': name, 'key': key}, quote_via=quote, safe='')}"
             assert f"{key} · {name} · checkpoint" in visited[path].text
-            assert "Undo this change, so that the stream begins anew: checkpoint restore" in visited[path].text
+            assert (
+                "Delete this position: the stream begins anew Undo this change, which created it: checkpoint restore"
+                in visited[path].text
+            )
             if key.endswith("/cursor"):
                 assert "Position 2024-05-01T01:00:00+00:00 value Lag" in visited[path].text
         first = visited[""].text

@@ -202,7 +202,12 @@ def test_restore_of_a_member_reads_no_history_of_others():
 def test_restore_of_a_member(store):
     screen("set", "crm", "accounts", '{"updated_at":"2024-05-09T00:00:00Z"}', "--member", "a2")
     screen("set", "crm", "accounts", '{"updated_at":"2024-05-09T00:00:00Z"}', "--member", "a3")
-    shown = screen("restore", "crm", "accounts", "--member", "a2", "--to", "1", "--yes")
+    words = ["restore", "crm", "accounts", "a2", "--to", "1"]
+    shown = screen(*words, "--dry-run")
+    assert shown.replace("would change; nothing was written", "changed") == screen(
+        *words[:3], "--member", "a2", *words[4:], "--yes"
+    )
+    assert "'a9'" in error("restore", "crm", "accounts", "a9", "--to", "1")
     assert shown.splitlines()[0] == "as of version 1, 2024-05-03T10:00:00.000Z: accounts / a2"
     assert members(store) == {**MEMBERS, "a3": {"updated_at": "2024-05-09T00:00:00Z"}}
     assert run("restore", "crm", "accounts", "--to", "1", "--yes").exit_code == 0

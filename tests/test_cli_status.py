@@ -471,18 +471,22 @@ def test_iso_8601_lags_whatever_the_format_of_the_others_is(url, form):
     assert exit_status("two", "times", "--max-lag", "1d", "--cursor-format", form) == 3
 
 
-def test_status_and_list_say_who_holds_the_lease(store):
-    held = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+def test_status_and_list_say_who_holds_the_lease(store, url, monkeypatch):
+    held = lease.LeaseState("host, process 1, run 2, b2352623", "2024-05-03T11:00:00.000Z", 4, 7)
     said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
-    fields = {"owner": "host, process 1, run 2", "since": "2024-05-03T11:00:00.000Z"}
+    fields = {"owner": "host, process 1, run 2, b2352623", "since": "2024-05-03T11:00:00.000Z"}
+    takes_over = "The next exclusive run takes over by itself. To free it now: checkpoint unlock crm"
     for renewed, life in (
-        ("11:59:50", "It is alive: it renewed its lease 10 s ago"),
-        ("11:40:00", "It is probably dead: it has not renewed its lease for 20 min"),
+        ("11:59:50", "It is alive: it renewed its lease 10 s ago."),
+        ("11:40:00", f"It is probably dead: it has not renewed its lease for 20 min. {takes_over}"),
     ):
         with freeze_time(f"2024-05-03T{renewed}Z"):
             store.commit("crm", {lease.KEY: held.value()})
         for verb in (["status"], ["list"], ["list", "crm"]):
-            assert f"{said}. {life}." in " ".join(screen(*verb).split())
+            assert f"{said}. {life}" in " ".join(screen(*verb).split())
+            monkeypatch.delenv("CHECKPOINT_STORE")
+            assert screen(*verb, "--store", url).count(f"unlock crm --store {url}\n") == ("dead" in life)
+            monkeypatch.setenv("CHECKPOINT_STORE", url)
         told = {"renewed": f"2024-05-03T{renewed}.000Z", "probably_dead": "dead" in life}
         assert document("list", "--json")[0]["held_by"] == fields | told
 
@@ -528,14 +532,13 @@ def test_runs(url):
         last = document("status", "crm", "--json")["namespaces"][0]["last_run"]
         cp.__exit__(None, None, None)
     assert shown == (
-        "began                   took  ended   commits  seen  delivered  run\n"
+        "began (UTC)             took  ended   commits  seen  delivered  run\n"
         "2024-05-03 12:00           -  no end        -     -          -  killed\n"
         "2024-05-03 11:00  1 min 30 s  done          1     1          1  nightly-2\n"
         "2024-05-03 10:00  1 min 30 s  failed        1     1          1  nightly-1\n"
         "2024-05-03 09:00  1 min 30 s  done          1     1          1  nightly-0\n"
-        "OSError: 'nightly-1'\n"
-        "Only the class of an error is kept; its message is in the log of the job.\n"
-        "'killed': still running, or killed: no lease tells.\n"
+        "Run nightly-1 failed with OSError; the message is in the job's log.\n"
+        "Run killed: still running, or killed: no lease tells.\n"
     )
     assert [run["run_id"] for run in told] == ["killed", "nightly-2"]
     assert told[1]["streams"]["contacts"]["seen"] == 1
@@ -562,7 +565,7 @@ def test_more_than_a_hundred_namespaces_come_slowest_first(url):
         store.commit(f"tenant-{number:03}", {"contacts": encode({"at": f"2024-05-0{1 + number % 2}T00:00:00Z"})})
     *lines, first, last = screen("list").splitlines()[1:]
     names = [line.split()[1] for line in lines]
-    told = "! 101 namespaces: 101 behind by more than a day ('tenant-000', 'tenant-002', 99 more)."
+    told = "! 101 namespaces: 101 behind by more than a day ('tenant-000' 2 d 12 h, 'tenant-002' 2 d 12 h, 99 more)."
     assert f"{first} {last}" == told
     assert names[:2] == ["tenant-000", "tenant-002"]
     assert names[50:52] == ["tenant-100", "tenant-001"]
@@ -598,7 +601,7 @@ def test_fresh_keys_are_summed_up_where_there_are_many(url):
         store.commit("crm", {"z-older": encode({"at": 1})})
     lines = screen("status", "--max-age", "1d", status=1).splitlines()
     assert [line.split()[:3] for line in lines[1:3]] == [["STALE", "crm", "z-older"], ["STALE", "crm", "old"]]
-    assert " ".join(lines[3].split()) == "fresh 21 keys of no group 1 h -"
+    assert " ".join(lines[3].split()) == "fresh 21 keys outside groups 1 h -"
 
 
 def test_a_position_ahead_of_the_clock_is_not_fresh(url):
@@ -621,9 +624,9 @@ def test_a_position_ahead_of_the_clock_is_not_fresh(url):
 @pytest.mark.parametrize(
     ("minutes", "ended", "said"),
     [
-        (0, "running", "'r': running: it renewed its lease 0 s ago."),
-        (9, "killed", "'r': probably killed: it has not renewed its lease for 9 min."),
-        (None, "unlocked", "'r': its lease was released by hand 0 s ago."),
+        (0, "running", "Run r: running: it renewed its lease 0 s ago."),
+        (9, "killed", "Run r: probably killed: it has not renewed its lease for 9 min."),
+        (None, "unlocked", "Run r: its lease was released by hand 0 s ago."),
     ],
 )
 def test_the_lease_tells_of_a_run_without_an_end(url, minutes, ended, said):
@@ -646,10 +649,8 @@ def test_runs_by_stream_tell_the_errors_too(url):
     store = MemoryStore.from_url(url)
     with suppress(OSError), Checkpointer("crm", store, run_id="nightly", record_run=True):
         raise OSError
-    assert screen("runs", "crm", "--streams").splitlines()[-2:] == [
-        "OSError: 'nightly'",
-        "Only the class of an error is kept; its message is in the log of the job.",
-    ]
+    said = screen("runs", "crm", "--streams").splitlines()[-1]
+    assert said == "Run nightly failed with OSError; the message is in the job's log."
 
 
 def test_the_moments_of_runs_are_never_cut(url):
@@ -669,7 +670,7 @@ def test_runs_by_stream_name_those_without_rows(url):
                 for _ in stream.pages([rows]):
                     pass
     assert screen("runs", "crm", "--streams") == (
-        "began             ended  stream    seen  delivered  dropped  late  run\n"
+        "began (UTC)       ended  stream    seen  delivered  dropped  late  run\n"
         "2024-05-03 09:00  done   contacts     2          2        0     0  nightly\n"
         "2024-05-03 09:00  done   deals        0          0        0     0  nightly\n"
     )
@@ -686,3 +687,46 @@ def test_long_names_are_cut_in_the_middle(url, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     store.commit(name, {"contacts": encode({"at": "2024-04-03T11:00:00Z"})})
     assert re.match(r"!  tenants/europe/x+…x+/production ", screen("list").splitlines()[1])
+
+
+def test_what_is_behind_is_named_slowest_first_with_its_lag(url):
+    """Also where something else is wrong with another one, which the line names already."""
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-02T10:00:00Z"), suppress(OSError), Checkpointer("failed", store, record_run=True) as cp:
+        cp["a"] = {"at": "2024-05-02T10:00:00Z"}
+        cp.commit()
+        raise OSError
+    with freeze_time("2024-05-03T11:00:00Z"):
+        store.commit("slow", {"a": encode({"at": "2024-04-28T04:00:00Z"})})
+        ahead = {"a": encode({"at": "2024-06-11T12:00:00Z"}), "b": encode({"at": "2024-05-03T11:00:00Z"})}
+        store.commit("ahead", ahead)
+    assert screen("list") == (
+        "   namespace  keys      lag      age  last run\n"
+        "!  ahead         2  in 39 d      1 h  -\n"
+        "!  failed        1  1 d 2 h  1 d 2 h  failed 1 d 2 h ago, OSError\n"
+        "!  slow          1  5 d 8 h      1 h  -\n"
+        "! 3 namespaces: 1 failed ('failed'); 1 with a position ahead of the clock\n"
+        "('ahead' a by 39 d); 2 behind by more than a day ('slow' 5 d 8 h, 'failed' 1 d 2\n"
+        "h).\n"
+    )
+
+
+def test_status_without_a_limit_tells_how_many_are_behind(url):
+    store = MemoryStore.from_url(url)
+    for number in range(3):
+        store.commit("crm", {f"key-{number}": encode({"at": f"2024-05-0{number + 1}T00:00:00Z"})})
+    assert screen("status").splitlines()[-1] == "3 keys. 2 are more than a day behind: --max-lag 1d names them."
+    assert screen("status", "crm", "key-1").splitlines()[-1] == (
+        "1 key. 1 is more than a day behind: --max-lag 1d names it."
+    )
+
+
+def test_list_tells_when_a_standing_stream_last_moved(url):
+    store = MemoryStore.from_url(url)
+    for day, pages in (("2024-04-30T06:00:00Z", [[{"at": 1}]]), ("2024-05-03T11:00:00Z", [])):
+        with freeze_time(day), Checkpointer("crm", store, run_id="r", record_run=True) as cp:
+            for _ in cp.incremental("contacts", "at", row_order="asc").pages(pages):
+                pass
+    assert screen("list", "crm") == (
+        'key       cursor    lag  age        moved  written by\ncontacts  {"at":1}    -  1 h  3 d 6 h ago  r\n'
+    )

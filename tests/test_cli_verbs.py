@@ -69,7 +69,8 @@ def test_list_of_namespaces(store):
         "   namespace                 keys      lag   age  last run\n"
         "!  a much longer namespace  1,234        -  63 d  -\n"
         "!  job                          2  1 d 2 h   1 d  -\n"
-        "! 2 namespaces: 2 behind by more than a day ('a much longer namespace', 'job').\n"
+        "! 2 namespaces: 2 behind by more than a day ('a much longer namespace' 63 d,\n"
+        "'job' 1 d 2 h).\n"
     )
     assert [row["namespace"] for row in document("list", "--all", "--json")] == [
         "a much longer namespace",
@@ -1146,6 +1147,7 @@ def test_doctor_tells_a_404_to_the_list(api: ApiServer, monkeypatch, url):
 
 
 HELD = lease.LeaseState("host, process 1, run 2", "2024-05-03T11:00:00.000Z", 4, 7)
+TAKES_OVER = "The next exclusive\nrun takes over by itself.\n"
 TOLD = "'job' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z.\n"
 
 
@@ -1153,7 +1155,11 @@ TOLD = "'job' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z.\
     ("renewed", "dead", "said"),
     [
         ("2024-05-03T11:59:50.000Z", False, "It is alive: it renewed its lease 10 s ago.\n"),
-        ("2024-05-03T11:00:00.000Z", True, "It is probably dead: it has not renewed its lease for 1 h.\n"),
+        (
+            "2024-05-03T11:00:00.000Z",
+            True,
+            f"It is probably dead: it has not renewed its lease for 1 h. {TAKES_OVER}",
+        ),
         (
             "unreadable",
             None,
@@ -1163,11 +1169,13 @@ TOLD = "'job' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z.\
 )
 def test_unlock_says_whether_the_holder_is_alive(tmp_path, monkeypatch, renewed, dead, said):
     monkeypatch.setenv("CHECKPOINT_STORE", f"sqlite:///{tmp_path}/state.db")
+    monkeypatch.setenv("COLUMNS", "80")
     with closing(SQLiteStore(tmp_path / "state.db")) as store:
         store.commit("job", {lease.KEY: HELD.value()})
         with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as file:
             file.execute("UPDATE checkpoint_entries SET updated_at = ?", [renewed])
-        assert screen("unlock", "job", "--dry-run") == f"{TOLD}{said}Nothing was written.\n"
+        hint = "To free it now: checkpoint unlock job\n" if dead else ""
+        assert screen("unlock", "job", "--dry-run") == f"{TOLD}{said}{hint}Nothing was written.\n"
         done = run("unlock", "job")
         assert (done.exit_code, done.stdout) == (2, f"{TOLD}{said}")
         assert done.stderr == "Error: Release the lease of 'job'? Nobody can be asked here: add --yes.\n"

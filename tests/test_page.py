@@ -321,7 +321,7 @@ def test_a_run_without_an_end_is_said_to_run_or_to_be_dead(server, store):
     with freeze_time(NOW) as clock:
         Checkpointer("plain", store, run_id="r1", record_run=True).__enter__()["a"] = {"id": 1}
         Checkpointer("held", store, run_id="r2", record_run=True).__enter__()
-        store.commit("held", {lease.KEY: lease.LeaseState("host, process 7, run r2, 1234", NOW, 1, 1).value()})
+        store.commit("held", {lease.KEY: lease.LeaseState("host, process 7, run r2, 1234abcd", NOW, 1, 1).value()})
         for name in ("plain", "held"):
             store.commit(name, {"a": at(NOW)})
         clock.tick(12)
@@ -361,7 +361,7 @@ def test_a_lease_released_by_hand_is_told_with_its_run(server, store):
     """Before, the page said less of the namespace once it was unlocked."""
     with freeze_time(NOW) as clock:
         begun = {"run_id": "r2", "host": "host", "process": 7, "started": NOW}
-        held = lease.LeaseState("host, process 7, run r2, 1234", NOW, 1, 1)
+        held = lease.LeaseState("host, process 7, run r2, 1234abcd", NOW, 1, 1)
         store.commit("held", {"a": at(NOW), RUN_KEY: codec.encode(begun), lease.KEY: held.value()})
         clock.tick(3_600)
         lease.unlock(store, "held")
@@ -374,7 +374,7 @@ def test_a_lease_released_by_hand_is_told_with_its_run(server, store):
     assert listed.index(" held ") < listed.index(" slow ")
     for text in pages:
         assert f"The lease was released by hand 1 min ago (2024-05-03 13:00:00 UTC), on {host()}, process" in text
-        assert "It was held by host, process 7, run r2, 1234." in text
+        assert "It was held by host, process 7, run r2." in text
         assert "no end: its lease was released by hand" in text
     assert "checkpoint unlock" not in "".join(pages)
 
@@ -386,7 +386,7 @@ def test_a_position_ahead_of_the_clock_comes_first(server, store):
         text = seen(server).text
         page = seen(server, "key?namespace=ahead&key=contacts").text
     assert "1 with a position ahead of the clock 1 behind by more than a day" in text
-    assert re.search(r"ahead 1?.*1 h behind deals ahead of the clock contacts .* slow ", text)
+    assert re.search(r"ahead 1?.*1 h behind deals ahead of the clock by 30 d contacts .* slow ", text)
     assert "The position is ahead of the clock by 30 d." in page
     assert "Read again from two days before now: checkpoint rewind ahead contacts --to 2024-05-01T00:00:00Z" in page
 
@@ -649,7 +649,7 @@ def test_the_newest_change_can_be_undone(server, store, kind, monkeypatch):
     before = store.history("crm", stored)[0].before
     assert before == {"new": None, "deleted": at(NOW)}.get(kind, at("2024-05-01T00:00:00Z"))
     text = answer(server, f"key?{urlencode({'namespace': 'crm', 'key': 'accounts', **member})}").text
-    [command] = re.findall(r"Undo this change(?:, so that the stream begins anew)?:</p>\s*<code [^>]*>([^<]*)<", text)
+    [command] = re.findall(r"Undo this change(?:, which created it)?:</p>\s*<code [^>]*>([^<]*)<", text)
     monkeypatch.setenv("CHECKPOINT_TOKEN", server.token)
     done = CliRunner().invoke(checkpoint, [*shlex.split(html.unescape(command))[1:], "--yes"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -855,3 +855,41 @@ def test_text_and_marks_stand_out_from_their_paper(scheme):
 
 def test_the_style_sheet_asks_no_other_host():
     assert not re.search(r"url\(|@import|https?:", STYLE.read_text())
+
+
+def test_a_badge_leads_to_the_namespaces_that_it_counts(server, store):
+    store.commit("ahead", {"contacts": at("2024-06-03T00:00:00Z")})
+    store.commit("slow", {"contacts": at("2024-04-01T00:00:00Z")})
+    with freeze_time(NOW):
+        (badge,) = [link for link in seen(server).links if "behind" in link]
+        query = badge.removeprefix("./")
+        page, by_name = seen(server, query), seen(server, f"{query}&sort=name")
+    for each in (page, by_name):
+        assert "1 namespace of 2" in each.text
+        assert "32 d behind contacts" in each.text
+        assert "ahead of the clock by" not in each.text
+
+
+def test_a_stream_that_found_nothing_new_says_since_when(server, store):
+    """Only where that is another time than its age; a lag of more than a day is marked."""
+    for moment, pages in (("2024-05-01T10:00:00Z", [[{"at": "2024-05-01T09:00:00Z"}]]), ("2024-05-03T11:00:00Z", [])):
+        with freeze_time(moment), Checkpointer("crm", store, record_run=True) as cp:
+            for _ in cp.incremental("contacts", "at", row_order="asc").pages(pages):
+                pass
+            cp["deals"] = {"at": moment}
+    with freeze_time(NOW):
+        answer = seen(server, "namespace?namespace=crm")
+    assert "1 h ago no new rows since 2024-05-01 10:00" in answer.text
+    assert "1 h behind 1 h ago 2024-05-03 11:00:00 UTC" in answer.text
+    assert answer.text.count("no new rows") == 1
+
+
+def test_a_first_commit_is_undone_behind_a_warning(server, store):
+    with freeze_time(NOW), Checkpointer("crm", store, record_run=True) as cp:
+        for _ in cp.incremental("a", "at", row_order="asc", group="accounts").pages([[{"at": NOW}]]):
+            pass
+    text = seen(server, "key?namespace=crm&key=accounts&member=a").text
+    assert "Delete this position: the stream begins anew Undo this change, which created it:" in text
+    assert "rewind changes the position at once; restore , in the history below, shows what it changes and asks" in text
+    assert "Rows of the last run" not in text
+    assert "Members are searched on the page of their group." in seen(server, "?search=none").text

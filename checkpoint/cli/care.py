@@ -28,6 +28,7 @@ from checkpoint.cli.options import (
     using,
     yes,
 )
+from checkpoint.cli.sentences import say_how_to_free
 from checkpoint.errors import CheckpointError, Conflict, CorruptState, Unauthorized
 from checkpoint.overview import words
 from checkpoint.overview.freshness import Holder, lease_in
@@ -311,6 +312,8 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
         if not as_json:
             for sentence in _holding_said(namespace, holder, is_held=is_held):
                 screen.say_wrapped(sentence)
+            if dry_run:
+                say_how_to_free(store, namespace, holder)
         if is_held and not dry_run:
             confirm(f"Release the lease of {namespace!r}?", sure=yes)
             with suppress(CorruptState):  # it is replaced all the same

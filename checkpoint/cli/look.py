@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import tell
+from checkpoint.cli.sentences import say_held, tell
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
@@ -34,6 +34,7 @@ from checkpoint.overview.freshness import (
     wrong_in,
     wrong_with,
 )
+from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
 from checkpoint.overview.positions import lag_of
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from checkpoint.entries import Entry
-    from checkpoint.overview.freshness import Holder, Released, Summary
+    from checkpoint.overview.freshness import Summary
     from checkpoint.overview.namespaces import Layout
     from checkpoint.stores.base import Store
 
@@ -57,7 +58,7 @@ BY_NAME = 100
 @click.option(
     "--order",
     type=click.Choice(["name", "slowest"]),
-    help=f"Default: by name, but of more than {BY_NAME} namespaces what is wrong first, then the slowest.",
+    help=f"Slowest: of namespaces what is wrong first. Default: name; of more than {BY_NAME} namespaces slowest.",
 )
 @click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
 @cursor_format
@@ -77,8 +78,9 @@ def list_(
     """List namespaces, keys, or the members of a group.
 
     The lag is how far a position is behind the clock. The age is the time since a key was last written, or last read to
-    its end by a run that ended well. For several keys or members the largest is shown. The last run is the one that
-    began last. Values in quotes are not cursors: another program stored that text.
+    its end by a run that ended well. For several keys or members the largest is shown. `moved`, where it differs from
+    the age, is when a key was last written. The last run is the one that began last. Values in quotes are not cursors:
+    another program stored that text.
     """
     if like is not None and key is None:
         raise click.UsageError("--member needs its group: list NAMESPACE GROUP --member PATTERN")
@@ -143,7 +145,7 @@ def _list_namespaces(store: Store, how: _How) -> None:
         columns = (*([""] if marked else []), "namespace", "keys", "lag", "age", "last run")
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
         for row in rows:
-            _say_held(row.state_key, row.held)
+            say_held(store, row.state_key, row.held)
         if marked:
             screen.say_wrapped(_sum(rows))
     elif not damaged:
@@ -155,12 +157,13 @@ def _list_namespaces(store: Store, how: _How) -> None:
 
 def _sum(rows: list[Summary]) -> str:
     """Return in how many namespaces there is something to look at, and the worst of each kind."""
-    wrong = "; ".join(f"{len(names):,} {what} ({words.some(names, 2)})" for what, names in wrong_in(rows).items())
+    wrong = "; ".join(f"{len(names):,} {what} ({words.first(names, 2)})" for what, names in wrong_in(rows).items())
     return f"! {words.count(len(rows), 'namespace')}: {wrong}."
 
 
 def _summary_row(row: Summary) -> tuple[str, ...]:
-    return row.state_key, f"{row.keys:,}", _span(row.lag), _span(row.age), run_in_short(row.run, row.state)
+    lag = row.lag if row.lead is None else -row.lead  # why it is marked
+    return row.state_key, f"{row.keys:,}", _span(lag), _span(row.age), run_in_short(row.run, row.state)
 
 
 def _summary_fields(row: Summary) -> dict[str, Any]:
@@ -201,10 +204,10 @@ def _list_keys(there: Namespace, how: _How) -> None:
             for key in keys
         ]
         _show_rows("key", rows)
-        _say_held(there.state_key, lease_of(there))
+        say_held(there.store, there.state_key, lease_of(there))
     else:
         screen.say(f"{there.state_key!r} holds no keys.")
-        _say_held(there.state_key, lease_of(there))
+        say_held(there.store, there.state_key, lease_of(there))
 
 
 def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> None:
@@ -229,20 +232,44 @@ def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> No
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
 
 
-def _say_held(namespace: str, found: Holder | Released | None) -> None:
-    if found is not None:
-        screen.say_wrapped(" ".join(found.sentences(namespace)))
+class _Row(NamedTuple):
+    """A key, member or group in a table."""
+
+    name: str
+    said: str
+    lag: float | None
+    age: float | None
+    moved: float | None
+    """Seconds since it was last written; None: that is not told."""
+    by: str
 
 
-def _show_rows(first: str, rows: list[tuple[str, ...]]) -> None:
-    columns = (first, "cursor", "lag", "age", "written by")
-    screen.show_table(columns, rows, wide="cursor", right=("lag", "age"))
+STOOD = 60.0
+"""Seconds by which the last write must be older than the age of a key, for the table to tell it."""
 
 
-def _entry_row(there: Namespace, name: Name, entry: Entry, form: str | None) -> tuple[str, ...]:
+def _show_rows(first: str, rows: list[_Row]) -> None:
+    stood = any(row.age is not None and row.moved is not None and row.moved - row.age > STOOD for row in rows)
+    columns = (first, "cursor", "lag", "age", *(["moved"] if stood else []), "written by")
+    table = [
+        (row.name, row.said, _span(row.lag), _span(row.age), *([_ago(row.moved)] if stood else []), row.by)
+        for row in rows
+    ]
+    screen.show_table(columns, table, wide="cursor", right=("lag", "age", "moved"))
+
+
+def _entry_row(there: Namespace, name: Name, entry: Entry, form: str | None) -> _Row:
     lag, age = lag_of(entry.value, there.form_of(name, form)), age_of(there, name, entry)
-    said = words.readable_in_short(entry.value)
-    return name.member or name.key, said, _span(lag), _span(age), entry.sync_job_run_id or "-"
+    said, by = words.readable_in_short(entry.value), entry.sync_job_run_id or "-"
+    return _Row(name.member or name.key, said, lag, age, _moved(there, name, entry), by)
+
+
+def _moved(there: Namespace, name: Name, entry: Entry) -> float | None:
+    return None if there.shares(name) else seconds_since(entry.updated_at)
+
+
+def _ago(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{words.span(max(0.0, seconds))} ago"
 
 
 def _entry_fields(there: Namespace, name: Name, entry: Entry, form: str | None) -> dict[str, Any]:
@@ -254,16 +281,17 @@ def _span(seconds: float | None) -> str:
     return "-" if seconds is None else words.span(seconds)
 
 
-def _group_row(there: Namespace, layout: Layout, form: str | None) -> tuple[str, ...]:
+def _group_row(there: Namespace, layout: Layout, form: str | None) -> _Row:
     members = layout.members
     ends = ends_of(members, there.form_of(Name(layout.name), form))
     if ends is None:
-        return layout.name, "no members", "-", "-", "-"
+        return _Row(layout.name, "no members", None, None, None, "-")
     ages = (age_of(there, Name(layout.name, member), entry) for member, entry in members.items())
     age = max((age for age in ages if age is not None), default=None)
     slowest, newest = ("slowest", "newest") if ends.by_position else ("written first", "last")
     said = f"{words.count(len(members), 'member')}: {slowest} {ends.slowest}, {newest} {ends.newest}"
-    return layout.name, said, _span(ends.lag), _span(age), _written_last(members.values()).sync_job_run_id or "-"
+    last = _written_last(members.values())
+    return _Row(layout.name, said, ends.lag, age, seconds_since(last.updated_at), last.sync_job_run_id or "-")
 
 
 def _written_last(entries: Iterable[Entry]) -> Entry:

@@ -89,6 +89,7 @@ def _had(there: Namespace, key: str | None) -> bool:
 
 def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When, *, delete: bool) -> Plan:
     """Return what is to change."""
+    keys, member = _with_member(there, keys, member)
     kept = _kept(there, keys, member, moment)
     later = [name for name, state in kept.items() if not state.version and there.value(name) is not None]
     loss = _loss(there, later, kept, moment, delete=delete)
@@ -99,6 +100,15 @@ def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, momen
     beside = {name: {"as_of": {"version": kept[name].version, "at": kept[name].at}} for name in plan.changes}
     said = [*_which({name: kept[name] for name in plan.changes}), *_places(plan, dropped)]
     return plan._replace(beside=beside, said=said, loss=loss)
+
+
+def _with_member(there: Namespace, keys: tuple[str, ...], member: str | None) -> tuple[tuple[str, ...], str | None]:
+    """Return keys and the member, which may be given as a word behind its group, as to other verbs."""
+    if member is None and len(keys) == 2 and keys[0] in there.groups and not _had(there, keys[1]):
+        name = Name(*keys)
+        if there.entry(name) is not None or changes_of(there, *name):
+            return keys[:1], keys[1]
+    return keys, member
 
 
 def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> dict[Name, Kept]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from checkpoint.run.runs import Run
 
 
+_BEGAN = "began (UTC)"
+
+
 @click.command()
 @namespace
 @click.option(
@@ -51,21 +54,30 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
         if by_stream:
             right = ("seen", "delivered", "dropped", "late")
             rows = [row for run, state in zip(found, states, strict=True) for row in _stream_rows(run, state)]
-            columns = ("began", "ended", "stream", *right, "run")
+            columns = (_BEGAN, "ended", "stream", *right, "run")
         else:
-            columns = ("began", "took", "ended", "commits", "seen", "delivered", "run")
+            columns = (_BEGAN, "took", "ended", "commits", "seen", "delivered", "run")
             right = ("took", "commits", "seen", "delivered")
             rows = [_run_row(run, state) for run, state in zip(found, states, strict=True)]
-        screen.show_table(columns, rows, wide="run", right=right, whole=("began", "ended"))
+        screen.show_table(columns, rows, wide="run", right=right, whole=(_BEGAN, "ended"))
         for sentence in (*_errors_said(found), *_no_end_said(found, states, lease)):
             screen.say_wrapped(sentence)
 
 
 def _errors_said(runs: list[Run]) -> list[str]:
     """Return which runs ended with which error."""
-    names = dict.fromkeys(run.error for run in runs if run.error is not None)
-    said = [f"{name}: {words.some([run.run_id for run in runs if run.error == name])}" for name in names]
-    return [*said, "Only the class of an error is kept; its message is in the log of the job."] if said else []
+    by_error: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        if run.error is not None:
+            by_error.setdefault((run.outcome or "ended", run.error), []).append(run.run_id)
+    return [
+        f"{_runs_named(ids)} {outcome} with {error}; the message is in the job's log."
+        for (outcome, error), ids in by_error.items()
+    ]
+
+
+def _runs_named(ids: list[str]) -> str:
+    return f"{'Run' if len(ids) == 1 else 'Runs'} {words.first(ids)}"
 
 
 def _no_end_said(runs: list[Run], states: list[Ended], lease: Holder | Released | None) -> list[str]:
@@ -75,7 +87,7 @@ def _no_end_said(runs: list[Run], states: list[Ended], lease: Holder | Released 
         if state != "ended":
             by_state.setdefault(state, []).append(run.run_id)
     ago = words.age(None if lease is None else lease.renewed)
-    return [f"{words.some(ids)}: {WHY_NO_END[state].format(ago)}." for state, ids in by_state.items()]
+    return [f"{_runs_named(ids)}: {WHY_NO_END[state].format(ago)}." for state, ids in by_state.items()]
 
 
 def _stream_rows(run: Run, state: Ended) -> list[tuple[str, ...]]:

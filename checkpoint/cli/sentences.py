@@ -1,16 +1,25 @@
-"""What went wrong, as the commands say it."""
+"""What went wrong, and who holds a namespace, as the commands say it."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import click
+
 from checkpoint.cli import screen
+from checkpoint.cli.options import store_named
 from checkpoint.entries import GROUP_PREFIX
 from checkpoint.errors import Conflict, CorruptState, command_line
 from checkpoint.neighbours.copying import said_of
+from checkpoint.overview.commands import Commands
+from checkpoint.overview.freshness import Holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from checkpoint.overview.freshness import Released
+    from checkpoint.stores.base import Store
 
 
 def sentence_of(error: Exception) -> str:
@@ -39,3 +48,18 @@ def tell(errors: Iterable[Exception]) -> None:
     """Say what went wrong beside what a verb shows, in a line for each error."""
     for error in errors:
         screen.warn(f"Error: {sentence_of(error)}")
+
+
+def say_held(store: Store, namespace: str, found: Holder | Released | None) -> None:
+    """Say who holds a namespace and, where that run is probably dead, which command frees it."""
+    if found is not None:
+        screen.say_wrapped(" ".join(found.sentences(namespace)))
+        say_how_to_free(store, namespace, found)
+
+
+def say_how_to_free(store: Store, namespace: str, found: Holder | Released | None) -> None:
+    """Say which command frees a namespace that a run holds which is probably dead."""
+    if isinstance(found, Holder) and found.is_probably_dead:
+        url: str | None = click.get_current_context().params["url"]
+        named = None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store)
+        screen.say(f"To free it now: {Commands(named).unlock(namespace)}")

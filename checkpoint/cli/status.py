@@ -20,10 +20,10 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import sentence_of, tell
+from checkpoint.cli.sentences import say_held, sentence_of, tell
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
-from checkpoint.overview.freshness import WORST_FIRST, Judged, Limits, holder_of, judged
+from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, judged
 from checkpoint.overview.namespaces import Namespace, matching, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
 
@@ -99,7 +99,7 @@ def status(
     if as_json:
         screen.document(_document(judgements, beside, damaged, code))
     elif judgements:
-        _show_judged(judgements, beside, limits)
+        _show_judged(store, judgements, beside, limits)
         if damaged:
             screen.say(f"{words.count(len(damaged), 'namespace')} could not be read.")
     tell(damaged)
@@ -163,7 +163,7 @@ def _exit_status(judgements: list[Judged], beside: list[_Beside], damaged: list[
 # Showing
 
 
-def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits) -> None:
+def _show_judged(store: Store, judgements: list[Judged], beside: list[_Beside], limits: Limits) -> None:
     columns = ("", "namespace", "key", "age", "lag")
     screen.show_table(columns, _rows(judgements), wide="key", right=("age", "lag"))
     for one in beside:
@@ -172,12 +172,11 @@ def _show_judged(judgements: list[Judged], beside: list[_Beside], limits: Limits
             screen.say_wrapped(said)
         if one.has_failed and one.is_empty:
             screen.say(f"{one.namespace!r} holds no key.")
-        if one.holder is not None:
-            screen.say_wrapped(" ".join(one.holder.sentences(one.namespace)))
+        say_held(store, one.namespace, one.holder)
     for each in judgements if limits.is_named else ():
         if each.verdict == "unknown":
             screen.say(f"{each.name.said}: {each.why}.")
-    screen.say(_sum(judgements, limits))
+    screen.say_wrapped(_sum(judgements, limits))
 
 
 def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
@@ -204,7 +203,7 @@ def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
 def _row_of_many(keys: list[Judged]) -> tuple[str, ...]:
     """Return one line for many keys with which nothing is wrong."""
     ages, lags = (_most(getattr(one, what) for one in keys) for what in ("age", "lag"))
-    return keys[0].verdict, "", f"{words.count(len(keys), 'key')} of no group", ages, lags
+    return keys[0].verdict, "", f"{words.count(len(keys), 'key')} outside groups", ages, lags
 
 
 def _rows_of_group(members: list[Judged], *, alone: bool) -> list[tuple[str, ...]]:
@@ -241,7 +240,13 @@ def _sum(judgements: list[Judged], limits: Limits) -> str:
     parts += [f"{number['-']:,} without a time as position"] if number["-"] and is_asked else []
     if is_asked:
         return f"{total}: {', '.join(parts) or 'all fresh'}."
-    return f"{total}{': ' if parts else ''}{', '.join(parts)}. --max-age and --max-lag say what is stale."
+    late = sum(one.lag is not None and one.lag > BEHIND for one in judgements)
+    are, them = ("is", "it") if late == 1 else ("are", "them")
+    more = f"{late:,} {are} more than a day behind: --max-lag 1d names {them}." if late else _WHAT_IS_STALE
+    return f"{total}{': ' if parts else ''}{', '.join(parts)}. {more}"
+
+
+_WHAT_IS_STALE = "--max-age and --max-lag say what is stale."
 
 
 def _document(

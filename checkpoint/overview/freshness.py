@@ -9,6 +9,7 @@ Of several keys age and lag are the largest ones.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from checkpoint.entries import RUN_KEY, Change
@@ -236,6 +237,11 @@ class Holder(NamedTuple):
     """Without a renewal, after which the lease may be taken."""
 
     @property
+    def who(self) -> str:
+        """The run: its host, process and id."""
+        return _run_in(self.owner)
+
+    @property
     def is_probably_dead(self) -> bool | None:
         """Whether the lease was not renewed for its time, as far as the clocks of two machines tell; None: unknown."""
         since = seconds_since(self.renewed)
@@ -244,20 +250,26 @@ class Holder(NamedTuple):
     def sentences(self, namespace: str) -> list[str]:
         """Return who holds a namespace, since when, and whether that run is alive."""
         since = f" since {self.since}" if self.since else ""
-        return [f"{namespace!r} is held by {self.owner}{since}.", self._life]
+        return [f"{namespace!r} is held by {self.who}{since}.", self._life]
 
     @property
     def _life(self) -> str:
         if self.is_probably_dead is None:
             return "Whether that run is alive is not known: the store does not tell when it renewed its lease."
         if self.is_probably_dead:
-            return f"It is probably dead: it has not renewed its lease for {words.age(self.renewed)}."
+            for_long = f"it has not renewed its lease for {words.age(self.renewed)}"
+            return f"It is probably dead: {for_long}. The next exclusive run takes over by itself."
         return f"It is alive: it renewed its lease {words.span(max(0.0, seconds_since(self.renewed) or 0.0))} ago."
 
     def fields(self) -> dict[str, Any]:
         """Return the holder as documents have it."""
         told = {"owner": self.owner, "since": self.since, "renewed": self.renewed}
         return told | {"probably_dead": self.is_probably_dead}
+
+
+def _run_in(owner: str) -> str:
+    """Return an owner without the random word at its end, which only tells leases apart."""
+    return re.sub(", [0-9a-f]{8}$", "", owner)
 
 
 _CLOCKS = 5.0
@@ -274,12 +286,17 @@ class Released(NamedTuple):
     renewed: str | None
     """When; None: the store does not tell."""
 
+    @property
+    def who(self) -> str:
+        """The run that it was taken from: its host, process and id."""
+        return _run_in(self.owner)
+
     def sentences(self, namespace: str) -> list[str]:
         """Return that nobody holds a namespace, and who released it."""
         when = f" {words.age(self.renewed)} ago" if self.renewed else ""
         return [
             f"{namespace!r} is not held: its lease was released by hand{when} ({self.by}).",
-            f"It was held by {self.owner}.",
+            f"It was held by {self.who}.",
         ]
 
 
@@ -362,6 +379,13 @@ class Summary(NamedTuple):
     """The exclusive run that holds it."""
     ahead: Name | None
     """The key or member whose position is ahead of the clock; of several the one that is furthest."""
+    lead: float | None
+    """By how many seconds it is."""
+
+    @property
+    def late(self) -> float:
+        """Seconds of lag or age, whichever is more."""
+        return max(self.lag or 0.0, self.age or 0.0)
 
 
 BEHIND = 86_400.0
@@ -386,18 +410,24 @@ def wrong_with(row: Summary) -> list[str]:
         UNLOCKED: row.state == "released",
         AHEAD: row.ahead is not None,
         ENDLESS: not is_dead and row.state in {"open", "killed"},
-        LATE: max(row.lag or 0.0, row.age or 0.0) > BEHIND,
+        LATE: row.late > BEHIND,
     }
     return [what for what, is_so in found.items() if is_so]
 
 
 def wrong_in(rows: Iterable[Summary]) -> dict[str, list[str]]:
-    """Return the namespaces that have what somebody may have to look at, the worst of each first."""
+    """Return what somebody may have to look at, each with the namespaces that have it, the slowest first."""
     found: dict[str, list[str]] = {what: [] for what in (*ALARMING, ENDLESS, LATE)}
-    for row in sorted(rows, key=worst_first):
+    for row in sorted(rows, key=lambda row: (-round(row.late), row.state_key)):
         for what in wrong_with(row):
-            found[what].append(row.state_key)
+            found[what].append(f"{row.state_key!r}{_how_much(row, what)}")
     return {what: names for what, names in found.items() if names}
+
+
+def _how_much(row: Summary, what: str) -> str:
+    if what == AHEAD and row.ahead is not None:
+        return f" {row.ahead.said} by {words.span(row.lead or 0.0)}"
+    return f" {words.span(row.late)}" if what == LATE else ""
 
 
 def worst_first(row: Summary) -> tuple[bool, float, str]:
@@ -422,6 +452,7 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
     slowest = max(lags, key=lambda name: lags[name], default=None)
     ages = {name: age for name, entry in shown.items() if (age := age_of(there, name, entry)) is not None}
     oldest = max(ages, key=lambda name: ages[name], default=None)
+    ahead = min((name for name, lag in lags.items() if is_ahead(lag)), key=lambda name: lags[name], default=None)
     run, found = there.run, lease_of(there)
     return Summary(
         there.state_key,
@@ -434,5 +465,6 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
         run,
         None if run is None else how_far(run, found),
         found if isinstance(found, Holder) else None,
-        min((name for name, lag in lags.items() if is_ahead(lag)), key=lambda name: lags[name], default=None),
+        ahead,
+        None if ahead is None else -lags[ahead],
     )

@@ -82,8 +82,13 @@ def count(number: int, what: str) -> str:
 
 def some(keys: list[str], most: int = 3) -> str:
     """Return the first of some keys, and how many more there are."""
-    more = [f"{len(keys) - most:,} more"] if len(keys) > most else []
-    return ", ".join([*(repr(key) for key in keys[:most]), *more])
+    return first([repr(key) for key in keys], most)
+
+
+def first(said: list[str], most: int = 3) -> str:
+    """Return the first of some texts, and how many more there are."""
+    more = [f"{len(said) - most:,} more"] if len(said) > most else []
+    return ", ".join([*said[:most], *more])
 
 
 def age(moment: str | None) -> str:

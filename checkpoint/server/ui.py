@@ -279,7 +279,7 @@ def _asked(query: Mapping[str, str]) -> views.Asked:
         raise Refusal(400, "page must be a number")
     if sort not in {"", *views.SORTS}:
         raise Refusal(400, f"sort must be one of {', '.join(views.SORTS)}")
-    return views.Asked(query.get("search", "").strip(), sort, int(page))
+    return views.Asked(query.get("search", "").strip(), sort, int(page), query.get("only", ""))
 
 
 def _needed(query: Mapping[str, str], name: str) -> str:

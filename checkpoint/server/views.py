@@ -63,6 +63,8 @@ class Asked(NamedTuple):
     sort: str = ""
     """One of `SORTS`; empty: whatever suits the list."""
     page: int = 1
+    only: str = ""
+    """Of namespaces: those with which this is wrong; empty: all."""
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         """Return the names that are like what is asked."""
@@ -105,16 +107,18 @@ def namespaces_shown(store: Store, names: list[str], asked: Asked) -> dict[str, 
     asked for that order, those of the page by name.
     """
     chosen = asked.chosen(names)
-    rows = None if asked.sort == "name" else _all_summed(store, chosen, None if asked.sort else READING)
+    is_whole = asked.sort == "slowest" or bool(asked.only)
+    rows = _all_summed(store, chosen, None if is_whole else READING) if is_whole or not asked.sort else None
     if rows is None:
         page = paged(chosen, asked.page)
         page = page._replace(items=[_summed(store, name) for name in page.items])
     else:
-        page = paged(sorted(rows, key=_worst_first), asked.page)
+        shown = [row for row in rows if not asked.only or asked.only in _wrong([row])]
+        page = paged(sorted(shown, key=_by_name if asked.sort == "name" else _worst_first), asked.page)
     return {
         "page": page,
         "asked": asked,
-        "sort": "name" if rows is None else "slowest",
+        "sort": "name" if rows is None or asked.sort == "name" else "slowest",
         "wrong": None if rows is None else _wrong(rows),
         "alarming": {"cannot be shown", *ALARMING},
         "known": len(names),
@@ -152,6 +156,10 @@ def _worst_first(row: Summary | Broken) -> tuple[Any, ...]:
     return (-1, 0, row.state_key) if isinstance(row, Broken) else worst_first(row)
 
 
+def _by_name(row: Summary | Broken) -> tuple[Any, ...]:
+    return (row.state_key,)
+
+
 class Rows(NamedTuple):
     """What the last run said of the rows of a stream, or of all members of a group."""
 
@@ -169,7 +177,7 @@ class Aged(NamedTuple):
     written: str | None = None
     """When it was written; None: that is not known."""
     read: str | None = None
-    """When a run ended that read it to its end, where that is later than it was written."""
+    """When a run ended that read it to its end, where that is a minute later than it was written."""
     shared: str | None = None
     """When the entry was written that it shares with other members; None: it shares none."""
     name: Name | None = None
@@ -248,7 +256,7 @@ def _aged(there: Namespace, name: Name, entry: Entry, changed: str | None = None
     ages = [age for age in (age_of(there, name, entry), seconds_since(written)) if age is not None]
     read = there.known.read_at(*name)
     since_read, since_written = seconds_since(read), seconds_since(written)
-    is_later = since_read is not None and (since_written is None or since_written - since_read >= 1)
+    is_later = since_read is not None and (since_written is None or since_written - since_read > 60)
     return Aged(min(ages, default=None), written, read if is_later else None, None if written or is_later else shared)
 
 
