@@ -1,4 +1,4 @@
-"""`python -m checkpoint.cli`, the command where its script is not on the path."""
+"""`python -m checkpoint.cli`: the command, for when its script is not on the path."""
 
 from checkpoint.cli import main
 

@@ -1,4 +1,4 @@
-"""`checkpoint init`, `doctor`, `unlock` and `reshard`: before the first run, and when something is wrong."""
+"""`checkpoint init`, `doctor`, `unlock` and `reshard`: setup and repair."""
 
 from __future__ import annotations
 
@@ -46,30 +46,31 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Store
 
 LOOKS = 5
-"""Loads that the latency is the median of, where they are quick."""
+"""Loads whose median is the latency, where they are quick."""
 
 DEADLINE, PATIENCE = 2.8, 0.9
-"""Seconds that one look may take, and after which no further one is begun."""
+"""Seconds one load may take, and seconds after which no further load begins."""
 
 LIMIT, LEAST = 4.0, 2.0
-"""Seconds after the process began at which the looks end, whatever the store does, so that it has ended by 5; but the
-looks have so many seconds at least, on a machine where it begins slowly."""
+"""Seconds after the start of the process at which the checks end, whatever the store does, so that the process ends
+within 5. On a machine where it starts slowly, the checks still have at least the second number.
+"""
 
 _WITH_DEADLINE = ("http", "https", "server+http", "server+https", "postgres", "postgresql", "s3", "gs", "az", "sqlite")
 
 SKEW = 60.0
-"""Seconds that two clocks may differ before it is called wrong; streams allow for five minutes."""
+"""Seconds by which two clocks may differ before one is called wrong; streams allow five minutes."""
 
 NAMESPACE = "__doctor__"
-"""The namespace that is read, and written with `--write` only."""
+"""The namespace of the checks: always read, written only with `--write`."""
 
 
 class Check(NamedTuple):
-    """What was looked at, and what was seen."""
+    """One check and its result."""
 
     name: str
     good: bool | None
-    """None: neither good nor wrong, but what the store is like."""
+    """None: neither good nor wrong, only a fact about the store."""
     said: str
 
 
@@ -90,7 +91,7 @@ def init(*, only_print: bool, role: str, url: str | None) -> None:
         if not isinstance(store, HasTables):
             screen.say(f"{store!r} needs no init: a job makes what is missing.")
         elif only_print:
-            click.echo(store.ddl(role), nl=False)  # not wrapped: it is for a file
+            click.echo(store.ddl(role), nl=False)  # not wrapped: it goes into a file
         else:
             store.init()
             screen.say(f"The tables of {store!r} are ready.")
@@ -111,7 +112,7 @@ def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
     checking = _checks(url, write=True) if write else _until(_moment(), _checks(_hurried(url), write=False))
     for check in checking:
         checks.append(check)
-        if not as_json:  # told at once: a store that cannot be reached takes a minute to say so
+        if not as_json:  # shown at once: an unreachable store takes a minute to fail
             screen.say(f"{_JUDGED[check.good]:5}  {check.name:12}  {check.said}")
     healthy = all(check.good is not False for check in checks)
     if as_json:
@@ -121,16 +122,16 @@ def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
 
 
 def _moment() -> float:
-    """Return when the looks end, by the monotonic clock."""
+    """Return when the checks end, by the monotonic clock."""
     now = time.monotonic()
-    began = click.get_current_context().obj  # None: called by a program, whose beginning says nothing
+    began = click.get_current_context().obj  # None: called by a program, whose start time is irrelevant
     return max((began if isinstance(began, float) else now) + LIMIT, now + LEAST)
 
 
 def _until(moment: float, checks: Iterator[Check]) -> Iterator[Check]:
-    """Yield checks as they are made by a thread, which is left behind where the store does not answer in time.
+    """Yield checks as a thread makes them; abandon the thread when the store does not answer in time.
 
-    Not every store keeps a deadline: another package may bring one.
+    Stores from other packages may ignore deadlines.
     """
     made: SimpleQueue[Check | BaseException | None] = SimpleQueue()
 
@@ -182,7 +183,7 @@ def _checks(url: str | None, *, write: bool) -> Iterator[Check]:
 
 
 def _hurried(url: str | None) -> str | None:
-    """Return the URL of a store that gives up soon, unless the URL says when."""
+    """Return the URL with a short timeout, unless the URL sets one."""
     url = os.environ.get("CHECKPOINT_STORE") if url is None else url
     if url is None or "deadline=" in url or url.partition("://")[0] not in _WITH_DEADLINE:
         return url
@@ -191,7 +192,7 @@ def _hurried(url: str | None) -> str | None:
 
 def _looks(store: Store) -> Iterator[Check]:
     with _Warnings() as warnings:
-        times = [_time_of_load(store)]  # the first one opens connections
+        times = [_time_of_load(store)]  # the first load opens connections
         while len(times) <= LOOKS and sum(times) < PATIENCE:
             times.append(_time_of_load(store))
     yield _judged_times(times[1:] or times)
@@ -204,9 +205,9 @@ def _looks(store: Store) -> Iterator[Check]:
 
 
 def _facts(store: Store) -> Iterator[Check]:
-    """Ask what a store that answers quickly tells of itself."""
+    """Return what the store reports about itself, if it answers quickly."""
     if not isinstance(store, Atomic):
-        store.commit(NAMESPACE, {}, {"missing": None})  # reads one key, and refuses a 404 that is not the API's own
+        store.commit(NAMESPACE, {}, {"missing": None})  # reads one key, and rejects a 404 that the API did not send
         yield Check("missing", True, "a key that is not there is told from a wrong address")
     if isinstance(store, TellsTime):
         asked = datetime.now(timezone.utc)
@@ -222,7 +223,7 @@ def _facts(store: Store) -> Iterator[Check]:
 
 
 def _judged_times(times: list[float]) -> Check:
-    """Tell how fast the store answers."""
+    """Judge how fast the store answers."""
     from statistics import median
 
     milliseconds = median(times) * 1000
@@ -231,14 +232,14 @@ def _judged_times(times: list[float]) -> Check:
 
 
 class _Warnings(logging.Handler):
-    """What the library warns of meanwhile, such as an address that may be wrong."""
+    """Collects the library's warnings meanwhile, such as an address that may be wrong."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.said: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what was said."""
+        """Keep the message."""
         self.said.append(record.getMessage())
 
     def __enter__(self) -> Self:
@@ -250,7 +251,7 @@ class _Warnings(logging.Handler):
 
 
 def _writes(store: Store) -> Iterator[Check]:
-    """Write into a namespace of its own, and delete what was written."""
+    """Write to a separate namespace, and delete it afterwards."""
     slashes = {"a/b": "1", "a%2Fb": "2", "a/./b": "3"}
     try:
         first = store.commit(NAMESPACE, {"probe": "1"}).entries.get("probe") or store.load(NAMESPACE)["probe"]
@@ -267,7 +268,7 @@ def _writes(store: Store) -> Iterator[Check]:
 
 
 def _is_conflict(store: Store, base: Entry | None) -> bool:
-    """Tell whether a write on top of what is not there is refused."""
+    """Tell whether the store refuses a commit on this base."""
     try:
         store.commit(NAMESPACE, {"probe": "3"}, {"probe": base})
     except Conflict:
@@ -282,9 +283,9 @@ def _time_of_load(store: Store) -> float:
 
 
 def judged_clock(skew: float) -> Check:
-    """Judge by how many seconds the store's clock is ahead of ours."""
+    """Judge the store's clock by how many seconds it is ahead of ours."""
     if abs(skew) < SKEW:
-        # The store tells whole seconds.
+        # The store reports whole seconds.
         return Check("clock", True, "as the store's, to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s apart")
     which = "behind" if skew > 0 else "ahead of"
     return Check("clock", False, f"{words.span(abs(skew))} {which} the store's: set this machine's clock")
@@ -316,7 +317,7 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
                 say_how_to_free(store, namespace, holder)
         if is_held and not dry_run:
             confirm(f"Release the lease of {namespace!r}?", sure=yes)
-            with suppress(CorruptState):  # it is replaced all the same
+            with suppress(CorruptState):  # it is replaced anyway
                 lease.unlock(store, namespace)
     if as_json:
         told: dict[str, Any] = dict.fromkeys(("owner", "since", "renewed", "probably_dead"))
@@ -330,7 +331,7 @@ _NO_LEASE = "something that is no lease"
 
 
 def _is_held(namespace: str, entry: Entry | None) -> bool:
-    """Tell whether there is something to release: a lease that is held, or what is no lease."""
+    """Tell whether there is something to release: a held lease, or a value that is not a lease."""
     try:
         return lease.lease_state(namespace, entry).owner is not None
     except CorruptState:

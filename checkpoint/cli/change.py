@@ -1,4 +1,4 @@
-"""`checkpoint set`, `merge`, `edit` and `clear`: what is stored, changed by hand."""
+"""`checkpoint set`, `merge`, `edit` and `clear`: change stored values by hand."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def merge(
 
 
 def patched(target: Any, patch: Any) -> Any:
-    """Return what a merge patch makes of a value (RFC 7396, section 2)."""
+    """Return a value with a merge patch applied (RFC 7396, section 2)."""
     if not isinstance(patch, dict):
         return patch
     result: dict[str, Any] = dict(cast("dict[str, Any]", target)) if isinstance(target, dict) else {}
@@ -146,7 +146,7 @@ def edit(
         file = _draft(name, draft, ".txt" if raw else ".json")
         try:
             value = _edited(file, there, name, raw=raw)
-            changes = {} if file.read_bytes() == draft else {name: value}  # a new key that nobody wrote is none
+            changes = {} if file.read_bytes() == draft else {name: value}  # a new key left empty is not created
             carry_out([planned(there, changes)], namespace, dry_run=dry_run, as_json=as_json)
         except (CheckpointError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
             click.echo(f"What you wrote is in {file}", err=True)
@@ -163,7 +163,7 @@ def _draft(name: Name, text: bytes, suffix: str) -> Path:
 
 
 def _edited(file: Path, there: Namespace, name: Name, *, raw: bool) -> str:
-    """Let somebody edit the file, again while it is not valid and they want to; return the value."""
+    """Open the file in an editor, again while it is invalid and the user agrees; return the value."""
     while True:
         with _unbroken():
             click.edit(filename=str(file))
@@ -181,8 +181,8 @@ def _edited(file: Path, there: Namespace, name: Name, *, raw: bool) -> str:
 
 @contextmanager
 def _unbroken() -> Generator[None]:
-    """Leave Ctrl-C to the editor, which has a use of its own for it."""
-    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)  # ignored, it would be so by the editor too
+    """Leave Ctrl-C to the editor, which handles it itself."""
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)  # the editor would inherit an ignored signal
     try:
         yield
     finally:
@@ -229,7 +229,7 @@ def clear(
 
 
 def named_by(there: Namespace, keys: tuple[str, ...], member: str | None) -> list[Name]:
-    """Return what keys stand for, a group for all of its members, or end with the sentence that one is not there."""
+    """Return the names that keys stand for, a group for all of its members; end with an error if one is missing."""
     if member is not None:
         there.existing(Name(keys[0], member))
         return [Name(keys[0], member)]
@@ -240,13 +240,13 @@ def named_by(there: Namespace, keys: tuple[str, ...], member: str | None) -> lis
 
 
 def _warn_if_new(there: Namespace) -> None:
-    """Say that a namespace holds nothing yet where its name is much like one that does: it may be misspelt."""
+    """Warn when a namespace is empty and its name is close to an existing one: it may be misspelt."""
     if not there.names and (near := near_namespace(there.store, there.state_key)):
         screen.warn(f"{there.state_key!r} is new{near}")
 
 
 def value_given(text: bytes, *, raw: bool, what: str) -> str:
-    """Return the value that a text is to be stored as, or end with one sentence."""
+    """Parse a text into the value to store, or end with a one-sentence error."""
     if not raw:
         return codec.encode(_cursor_given(text, what))
     try:

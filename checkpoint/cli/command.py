@@ -1,4 +1,4 @@
-"""The command `checkpoint`, which the verbs hang from."""
+"""The command `checkpoint` and its group of verbs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from checkpoint.cli.sentences import sentence_of
 from checkpoint.errors import CheckpointError
 
 INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl-C: what a shell reports of a program that a signal ended."""
+"""The exit status after Ctrl-C: the one a shell reports for a program ended by that signal."""
 
 
 TROUBLE = {"diff": 2, "status": status.UNKNOWN}
-"""The exit status of errors of verbs where 1 is an answer: there is a difference, something is stale."""
+"""The exit status of errors in verbs where 1 is an answer, such as "different" or "stale"."""
 
 
 class Trouble(click.ClickException):
@@ -45,14 +45,14 @@ class Trouble(click.ClickException):
 
 
 class Verbs(click.Group):
-    """Verbs whose errors are one sentence and exit status 1; listed in the order in which they were added."""
+    """A group of verbs: an error is one sentence and exit status 1; the help lists verbs in the order of addition."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb that the arguments name."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # click ends quietly
+            raise  # click exits silently
         except KeyboardInterrupt:
             click.echo("\nAborted!", err=True)
             ctx.exit(INTERRUPTED)
@@ -62,12 +62,12 @@ class Verbs(click.Group):
             raise _ended(ctx, click.ClickException(sentence_of(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs as they are to be listed."""
+        """Return the verbs in the order of the help."""
         return list(self.commands)
 
 
 def _ended(ctx: click.Context, error: click.ClickException) -> click.ClickException:
-    """Return an error with the exit status that its verb has for errors."""
+    """Return an error with its verb's exit status for errors."""
     code = TROUBLE.get(ctx.invoked_subcommand or "", 1)
     return Trouble(error.message, code) if error.exit_code == 1 != code else error
 

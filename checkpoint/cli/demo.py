@@ -1,7 +1,7 @@
 """`checkpoint demo`: a real incremental sync, interrupted for real.
 
 The source is a folder of files that answers in pages, like an API; the sink is a table in SQLite. `sync` is the job, as
-anybody would write it; what follows it sets the scene and counts.
+a user would write it; the rest of the file prepares the source and the sink, and counts.
 """
 
 from __future__ import annotations
@@ -47,38 +47,38 @@ def sync(state_key: str, store: Store | None, source: Source, sink: Sink) -> Non
     with Checkpointer(state_key, store) as cp:
         files = cp.incremental("files", attrgetter("updated_at"), primary_key=attrgetter("path"), row_order="asc")
         for page in files.pages(source.pages(updated_since=files.start_value)):
-            sink.write(page)  # without the rows that it has already
-            cp.commit()  # only now: the sink has the page
+            sink.write(page)  # without the rows already delivered
+            cp.commit()  # only now that the sink has the page
 
 
 # The source and the sink
 
 
 class SourceFile(NamedTuple):
-    """A file, as the source tells of it; rows sort by time, then by path."""
+    """A file as the source reports it; rows sort by time, then by path."""
 
     updated_at: str
-    """ISO 8601 in UTC with all nine digits, so that the texts sort as the instants do."""
+    """ISO 8601 in UTC with nine decimals, so that the texts sort like the instants."""
     path: str
     size: int
     sha256: str
 
 
 class Source:
-    """A folder that answers like an API: sorted rows in pages, those at `updated_since` included."""
+    """A folder that answers like an API: sorted rows in pages, from `updated_since` inclusive."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def pages(self, updated_since: str | None) -> Iterator[list[SourceFile]]:
-        """Yield the rows updated at that time or later; None: all."""
+        """Yield the rows updated at that time or later; None means all."""
         rows = [row for row in self.rows() if updated_since is None or row.updated_at >= updated_since]
         size = self.page_size()
         for first in range(0, len(rows), size):
             yield rows[first : first + size]
 
     def page_size(self) -> int:
-        """Return what makes about forty pages of a full sync."""
+        """Return the page size that splits a full sync into about forty pages."""
         return max(1, len(self.files()) // 40)
 
     def rows(self) -> list[SourceFile]:
@@ -98,7 +98,7 @@ class Source:
 
 
 class Sink:
-    """A table with one row per path, which counts what it is given; `told` hears the size of each page stored."""
+    """A table with one row per path, which counts the rows it gets; calls `told` with the size of each stored page."""
 
     def __init__(self, file: Path, told: Callable[[int], None]) -> None:
         self._told = told
@@ -109,7 +109,7 @@ class Sink:
         )
 
     def write(self, page: list[SourceFile]) -> None:
-        """Store a page; a row that is there already and has not changed came again."""
+        """Store a page; an unchanged row that is already stored counts as a repeat."""
         with self._db:
             self._db.executemany(
                 "INSERT INTO files (updated_at, path, size, sha256) VALUES (?, ?, ?, ?)"
@@ -121,16 +121,16 @@ class Sink:
         self._told(len(page))
 
     def rows(self) -> list[SourceFile]:
-        """Return what is stored."""
+        """Return the stored rows."""
         return [SourceFile(*row) for row in self._db.execute("SELECT updated_at, path, size, sha256 FROM files")]
 
     def counts(self) -> tuple[int, int]:
-        """Return how many rows came, and how many of them came again, since the last reset."""
+        """Return how many rows came since the last reset, and how many of them were repeats."""
         written, again = self._db.execute("SELECT TOTAL(written), TOTAL(again) FROM files").fetchone()
         return int(written), int(again)
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Restart the counts at zero."""
         with self._db:
             self._db.execute("UPDATE files SET written = 0, again = 0")
 
@@ -139,11 +139,11 @@ class Sink:
         self._db.close()
 
 
-# The play
+# The phases
 
 
 class Phase(NamedTuple):
-    """What one sync did: a line of the table."""
+    """The result of one sync: a line of the table."""
 
     name: str
     source: int
@@ -151,10 +151,10 @@ class Phase(NamedTuple):
     pages: int
     again: int
     missing: int
-    """Rows that the sink lacks, or holds otherwise than the source."""
+    """Rows missing from the sink, or different from the source."""
     seconds: float
     good: bool
-    """Whether exactly those rows were new, and exactly those are missing, that had to be, and no more came again."""
+    """Whether the new and missing rows are exactly the expected ones, and the repeats within the limit."""
 
 
 @dataclass
@@ -165,13 +165,13 @@ class Meter:
     pages: int = 0
 
     def page(self, rows: int) -> None:
-        """Count a page of so many rows."""
+        """Count a page with this number of rows."""
         self.pages += 1
         self.advance(rows)
 
 
 def play(scratch: Path, store: Store, source: Source, meter: Meter, sink_type: type[Sink] = Sink) -> Iterator[Phase]:
-    """Sync five times, once into a SIGKILL, and measure each time."""
+    """Sync five times, one of them ended by SIGKILL, and measure each time."""
     count, size = len(source.files()), source.page_size()
     with namespace(store) as name, closing(sink_type(scratch / "sink.db", meter.page)) as sink:
         stage = Stage(source, sink, meter)
@@ -202,7 +202,7 @@ class Stage:
     meter: Meter
 
     def measure(self, name: str, run: Callable[[], None], *, new: int, missing: int = 0, most: int = 0) -> Phase:
-        """Run a sync and say what it did; `new` and `missing` rows must be, and at `most` so many may come again."""
+        """Run a sync and measure it; expects exactly `new` and `missing` rows, and at `most` this many repeats."""
         self.sink.reset()
         self.meter.pages = 0
         started = time.monotonic()
@@ -216,7 +216,7 @@ class Stage:
 
 
 def kill(child: subprocess.Popen[str], meter: Meter, page: int) -> None:
-    """Let a sync go on page by page, and kill it when the sink has that page and the store has not."""
+    """Let a sync advance page by page, and kill it once the sink has that page and the store does not."""
     with suppress(BrokenPipeError), child:
         assert child.stdin and child.stdout  # noqa: PT018, S101 - pipes, both
         for line in child.stdout:
@@ -244,19 +244,19 @@ def demo_child(state_key: str, folder: Path, file: Path) -> None:
         sync(state_key, None, Source(folder), sink)
 
 
-# The scene
+# Preparation
 
 LARGEST = 200_000
-"""Bytes of the files that are copied, at most: it is rows that count."""
+"""At most this many bytes of each file are copied: only the number of rows matters."""
 
 OTHERS = {"site-packages", "dist-packages", "__pycache__"}
-"""Folders beside the library that are none of it."""
+"""Folders beside the library that are not part of it."""
 
 
 def mirror(folder: Path, limit: int | None) -> Source:
-    """Copy files of the standard library, with times of our own: seven files share one, as rows of real sources do.
+    """Copy files of the standard library, with new times: seven files share each one, as in real sources.
 
-    The times of the originals tell when Python was installed: a few seconds, or a single one, for all of them.
+    The original times are those of Python's installation: all within a few seconds.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files = sorted(_files(library))[:limit]
@@ -288,7 +288,7 @@ def touch(files: list[Path]) -> int:
 
 @contextmanager
 def namespace(store: Store) -> Generator[str]:
-    """Lend a namespace that nobody else uses, and empty it afterwards."""
+    """Yield an unused namespace, and empty it afterwards."""
     state_key = f"demo-{secrets.token_hex(6)}"
     try:
         yield state_key
@@ -299,7 +299,7 @@ def namespace(store: Store) -> Generator[str]:
 
 @contextmanager
 def served(url: str) -> Generator[str]:
-    """Run `checkpoint serve` over a store; the URL of the server."""
+    """Run `checkpoint serve` over a store; yield the server's URL."""
     token = secrets.token_urlsafe()
     with spawn("serve", "--port", "0", CHECKPOINT_STORE=url, CHECKPOINT_SERVER_TOKEN=token) as server:
         assert server.stdout  # noqa: S101 - a pipe
@@ -314,7 +314,7 @@ def served(url: str) -> Generator[str]:
 
 
 def spawn(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a verb in a process of its own; secrets go into its environment, which no list of processes shows."""
+    """Start a verb in a new process; secrets go into its environment, which process listings do not show."""
     return subprocess.Popen(  # noqa: S603 - ourselves
         [sys.executable, "-m", "checkpoint.cli", *arguments],
         env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
@@ -344,9 +344,9 @@ def demo(url: str | None, serve: bool, limit: int | None, keep: Path | None) -> 
 
 
 def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: bool, sink_type: type[Sink] = Sink) -> int:
-    """Do the whole demo on the screen; return the exit status."""
-    # Before anything is shown or started: a signal that comes during an import leaves a file open.
-    from rich.console import Console  # rich is needed by this verb alone
+    """Run the whole demo on the screen; return the exit status."""
+    # Before anything is shown or started: a signal during an import leaves a file open.
+    from rich.console import Console  # only this verb needs rich
     from rich.progress import Progress
 
     console = Console(highlight=False)
@@ -370,7 +370,7 @@ def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: boo
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(143)  # by an exception, so that what is running and lying about goes too
+    sys.exit(143)  # by an exception, so that processes and files are cleaned up
 
 
 def _folder(keep: Path) -> Path:
@@ -381,7 +381,7 @@ def _folder(keep: Path) -> Path:
 
 
 def _watch(progress: Progress, rows: int, begin: Callable[[Meter], Iterator[Phase]]) -> list[Phase]:
-    """Go through the phases under a progress bar, where somebody is looking."""
+    """Run the phases, with a progress bar if the output is a terminal."""
     with progress:
         task = progress.add_task("", total=rows * 2)
         return list(begin(Meter(lambda count: progress.advance(task, count))))

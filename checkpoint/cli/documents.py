@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from checkpoint.overview.namespaces import Namespace
 
 VALUES = "values"
-"""The format that holds every value, opaque ones too, as the stored text."""
+"""The format that holds every value as its stored text, opaque values included."""
 
 GROUPS = GROUP_PREFIX.rstrip(".")
-"""The member of a document that holds the groups."""
+"""The field of a document that holds the groups."""
 
 
 NAMESPACES = f"{RESERVED}namespaces__"
-"""The one member of a document that holds namespaces."""
+"""The only field of a document that holds several namespaces."""
 
 
 def document_of(there: Namespace, form: str) -> Any:
-    """Return the document of a namespace, or end with the sentence that the format has no place for something."""
+    """Return a namespace as a document; end with an error if the format cannot hold something in it."""
     values = {name: entry.value for name, entry in sorted(there.names.items(), key=lambda item: item[0].said)}
     if form == VALUES:
         return _folded(values)
@@ -60,7 +60,7 @@ def _content(value: str) -> codec.Cursor | str:
 
 
 def _dumped(there: Namespace, cursors: dict[Name, codec.Cursor], form: str) -> Any:
-    """Return the document of a neighbour."""
+    """Return a document in another system's format."""
     for name in cursors:
         if name.member is not None:
             raise click.ClickException(
@@ -73,7 +73,7 @@ def _dumped(there: Namespace, cursors: dict[Name, codec.Cursor], form: str) -> A
 
 
 def names_in(document: Any, form: str) -> dict[Name, str]:
-    """Return the values that a document stands for, or end with the sentence that it is none of its format."""
+    """Return the values in a document; end with an error if it is not in its format."""
     try:
         if form not in {VALUES, "json"}:
             cursors = formats.load(document, cast("formats.Format", form))
@@ -93,7 +93,7 @@ def names_in(document: Any, form: str) -> dict[Name, str]:
 
 
 def positions_in(document: Any, tool: Tool) -> dict[str, Any]:
-    """Return the positions in a tool's state, as a document of the format json, or end with the sentence of why not."""
+    """Return the positions in a tool's state as a document in the format json; end with an error if it is not one."""
     try:
         return positions(document, tool)
     except (ValueError, RecursionError) as error:
@@ -110,7 +110,7 @@ def _folded(values: dict[Name, Any]) -> dict[str, Any]:
 
 
 def _plain_and_groups(document: Any, form: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the plain keys of a document, and the members of its groups."""
+    """Return the plain keys of a document and the members of its groups."""
     if not isinstance(document, dict):
         raise ValueError("it must be an object of texts" if form == VALUES else "it must be an object")
     plain = dict(cast("dict[str, Any]", document))

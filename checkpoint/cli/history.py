@@ -1,4 +1,4 @@
-"""`checkpoint history` and `diff`: what was changed, and what differs."""
+"""`checkpoint history` and `diff`: what has changed, and what differs."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _told_differences(changes: list[tuple[Name, str | None, str | None]]) -> lis
 def _differences(
     before: dict[Name, str], after: dict[Name, str], member: str | None
 ) -> list[tuple[Name, str | None, str | None]]:
-    """Return what differs, of one member of groups or of all; ends with one sentence where no group has the member."""
+    """Return the differences, of all names or of one member; end with an error if no group has the member."""
     names = [name for name in {*before, *after} if member is None or name.member == member]
     if member is not None and not names:
         raise click.ClickException(f"no group on either side has a member {member!r}")

@@ -1,4 +1,4 @@
-"""Whether a value may be stored under a name by hand."""
+"""Checks for values that are stored by hand."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool = False) -> None:
-    """Refuse a value that would hide a group, or that the stream which stored the last one could not read.
+    """Refuse a value that would hide a group, or that the stream of the stored cursor could not read.
 
-    None stands for a value that is not known yet.
+    None means the value is not known yet.
     """
     group = there.groups.get(name.key)
     if name.member is None:
@@ -34,16 +34,16 @@ def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool
 
 
 def _hides(group: Layout, value: str | None) -> bool:
-    """Tell whether a value under a group's name hides its members; one that holds members itself is version 1's."""
+    """Tell whether a value under a group's name hides its members; version 1 stores members in such a value."""
     if not group.is_version_1:
         return True
     return value is not None and len(group.members) > 1 and members_in(value) is None
 
 
 def unreadable(before: codec.Cursor | None, after: codec.Cursor) -> str | None:
-    """Return why the stream that stored a cursor cannot read the one that is to replace it; None: it can.
+    """Return why the stream that stored a cursor cannot read its replacement; None means it can.
 
-    A stream's cursor has its position under one name, and a few others beside it; a job's own may be anything.
+    A stream's cursor has one field for the position and a few known ones; a cursor set by the job may be anything.
     """
     before = before or {}
     fields, known = _position_names(after), _position_names(before)
@@ -60,34 +60,34 @@ def unreadable(before: codec.Cursor | None, after: codec.Cursor) -> str | None:
 
 
 def _position_names(cursor: codec.Cursor) -> list[str]:
-    """Return the names in a cursor that may be that of a position."""
+    """Return the fields of a cursor that may be its position."""
     return [name for name in cursor if name not in BESIDE]
 
 
 def _wrong_shape(cursor: codec.Cursor, field: str) -> str | None:
-    """Return what in a cursor is not what a stream stores there; None: nothing is."""
+    """Return why a cursor does not have the shape that a stream stores; None if it has."""
     try:
         read_state("it", cursor, field)
     except WrongShapeError as error:
         return str(error)
-    except ValueError:  # of another field
+    except ValueError:  # belongs to another field
         return None
     return None
 
 
 def _apart(field: str, old: Any, new: Any) -> str | None:
-    """Return why two positions of a field do not compare; None: they do, or what they are is not known."""
+    """Return why two positions of a field do not compare; None if they do, or if their kinds are unknown."""
     kind, found = _kind(old), _kind(new)
-    if kind is None:  # its cursor_format says what it is
+    if kind is None:  # cursor_format= defines what it is
         return f"its {field!r} was text, and is no text now" if isinstance(old, str) != isinstance(new, str) else None
-    if found == kind or {kind, found} == {"instant", "wall"}:  # timezone= may say whose clock it is
+    if found == kind or {kind, found} == {"instant", "wall"}:  # timezone= may define its time zone
         return None
     what = "a number" if kind == "number" else "a time"
     return f"its {field!r} was {what}, {shorten(old)}, and {shorten(new)} is none"
 
 
 def _kind(position: Any) -> str | None:
-    """Return what a position says that it is; None: it does not."""
+    """Return the kind that a position shows by its form; None if it shows none."""
     scale = Scale("it")
     try:
         scale.settle(position)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import Store
 
 BY_NAME = 100
-"""Namespaces that are listed by name at most, where no order is asked for."""
+"""At most this many namespaces are sorted by name if no order is given."""
 
 
 @click.command("list")
@@ -95,18 +95,18 @@ def list_(
 
 
 class _How(NamedTuple):
-    """How a list is to be shown."""
+    """How to show a list."""
 
     form: str | None
-    """The cursor format of positions that are not ISO 8601, where no run has told it."""
+    """The cursor format of positions that are not ISO 8601, where no run has recorded one."""
     order: str | None
     """`name`, `slowest`, or None: by the number of namespaces, else by name."""
     ours: bool
-    """Whether reserved keys are shown, too."""
+    """Whether to show reserved keys, too."""
     as_json: bool
 
     def ordered(self, there: Namespace, names: Iterable[tuple[Name, str | None]]) -> list[Name]:
-        """Return names in the order that was asked for; each comes with its value, None for a group."""
+        """Return names with their values, None for a group, in the requested order."""
         every = sorted(names, key=lambda item: item[0].said)
         if self.order == "slowest":
             every.sort(key=lambda item: -(self._lag(there, *item) or 0.0))
@@ -123,7 +123,7 @@ class _How(NamedTuple):
 def _list_namespaces(store: Store, how: _How) -> None:
     names = names_of_namespaces(store)
     rows: list[Summary] = []
-    damaged: list[CorruptState] = []  # told when the others are shown
+    damaged: list[CorruptState] = []  # reported after the others
     with screen.progress("reading") as told:
         for done, name in enumerate(names):
             told(done, len(names), name)
@@ -140,7 +140,7 @@ def _list_namespaces(store: Store, how: _How) -> None:
         screen.document([_summary_fields(row) for row in rows])
     elif rows:
         marks = ["!" if wrong_with(row) else "" for row in rows]
-        marked = any(marks)  # most often nothing is wrong, and there is no such column
+        marked = any(marks)  # usually nothing is wrong, and the column is left out
         table = [(*([mark] if marked else []), *_summary_row(row)) for mark, row in zip(marks, rows, strict=True)]
         columns = (*([""] if marked else []), "namespace", "keys", "lag", "age", "last run")
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
@@ -156,7 +156,7 @@ def _list_namespaces(store: Store, how: _How) -> None:
 
 
 def _sum(rows: list[Summary]) -> str:
-    """Return in how many namespaces there is something to look at, and the worst of each kind."""
+    """Return how many namespaces need attention, and the worst of each kind."""
     wrong = "; ".join(f"{len(names):,} {what} ({words.first(names, 2)})" for what, names in wrong_in(rows).items())
     return f"! {words.count(len(rows), 'namespace')}: {wrong}."
 
@@ -240,12 +240,12 @@ class _Row(NamedTuple):
     lag: float | None
     age: float | None
     moved: float | None
-    """Seconds since it was last written; None: that is not told."""
+    """Seconds since the last write; None: unknown."""
     by: str
 
 
 STOOD = 60.0
-"""Seconds by which the last write must be older than the age of a key, for the table to tell it."""
+"""The table shows the last write if it is older than the key's age by at least this many seconds."""
 
 
 def _show_rows(first: str, rows: list[_Row]) -> None:
@@ -308,7 +308,7 @@ def _group_fields(there: Namespace, layout: Layout, form: str | None) -> dict[st
 
 
 def _reserved(there: Namespace) -> dict[str, Entry]:
-    """Return the entries that are the library's own, groups left out."""
+    """Return the library's own entries, without those of groups."""
     return {
         key: entry
         for key, entry in there.stored.items()
@@ -334,7 +334,7 @@ def get(namespace: str, key: str, *, member: str | None, raw: bool, as_json: boo
     with reading(url) as store:
         there = Namespace(store, namespace)
         name = Name(key, member)
-        is_stored = key in there.stored and name.member is None  # also what is the library's own
+        is_stored = key in there.stored and name.member is None  # includes the library's own keys
         entry = there.stored[key] if is_stored else there.existing(name)
     if as_json:
         screen.document(_entry_fields(there, name, entry, None))

@@ -11,7 +11,7 @@ from checkpoint.overview.moments import When, instant, seconds_in
 
 
 def when_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> When | None:
-    """Return the moment that a version (`12`), a time (`2024-05-01T10:00Z`) or an age (`2h`) names."""
+    """Parse a moment: a version (`12`), a time (`2024-05-01T10:00Z`) or an age (`2h`)."""
     if value is None:
         return None
     if re.fullmatch(r"[0-9]{1,18}", value):
@@ -27,7 +27,7 @@ def when_given(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 def age_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds of an age such as `2h`."""
+    """Parse an age such as `2h` into seconds."""
     if value is None:
         return None
     seconds = seconds_in(value)

@@ -1,4 +1,4 @@
-"""`checkpoint copy`, `move`, `export` and `import`: state taken from one place to another."""
+"""`checkpoint copy`, `move`, `export` and `import`: take state from one place to another."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def _options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what `copy` and `move` have in common."""
+    """Add the arguments and options that `copy` and `move` share."""
     options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace),
         click.option("--to", "target", metavar="URL", help="The store to write to. Default: the same one."),
@@ -123,7 +123,7 @@ def _other(target: str | None, store: Store) -> AbstractContextManager[Store]:
 
 
 def _ask(verb: str, plans: list[Copy], *, overwrite: bool, yes: bool) -> None:
-    """Ask before something is lost: what is replaced at the target, what a move deletes here."""
+    """Ask before something is lost: values replaced at the target, or deleted here by a move."""
     total = sum(each.total for each in plans)
     replaced = sum(len(each.replaced) for each in plans)
     if overwrite and replaced:
@@ -189,14 +189,14 @@ def export(namespace: str, file: Path, form: str, *, overwrite: bool, url: str |
     with reading(url) as store:
         found = {name: Namespace(store, name) for name in matching(store, namespace)}
         several = [*found] != [namespace]
-        spaces = {name: there for name, there in found.items() if there.names} or found  # some have runs alone
+        spaces = {name: there for name, there in found.items() if there.names} or found  # some hold only runs
         documents = {name: _exported(there, form) for name, there in spaces.items()}
     text = words.json_of({NAMESPACES: documents} if several else documents[namespace], indent=2)
     if file == Path("-"):
         screen.write_text(text)
         return
     screen.write_file(file, f"{text}\n".encode())
-    if not file.is_file():  # a pipe or device, /dev/stdout too, gets the document alone
+    if not file.is_file():  # a pipe or device, such as /dev/stdout, gets only the document
         return
     what = counted([name for there in spaces.values() for name in there.names])
     of = words.count(len(spaces), "namespace") if several else repr(namespace)
@@ -273,7 +273,7 @@ def import_(
 
 
 def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
-    """Return the documents in a text, by namespace, or end with one sentence."""
+    """Return the documents in a text by namespace, or end with a one-sentence error."""
     try:
         document: Any = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -301,7 +301,7 @@ def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
 
 
 def _namespaces_in(document: Any) -> dict[str, Any] | None:
-    """Return the namespaces of a document that was exported by a pattern; None: it is of one, or written by hand."""
+    """Return the namespaces of a document exported with a pattern; None for any other document."""
     if not isinstance(document, dict):
         return None
     members = cast("dict[str, Any]", document)

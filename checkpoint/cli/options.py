@@ -1,4 +1,4 @@
-"""What several verbs share: their arguments and options, the store, and asking before something is lost."""
+"""Shared by several verbs: arguments and options, opening the store, and asking before something is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATE_FOLDER = "a SQLite file in your state folder"
 
 
 def store_option(default: str = STATE_FOLDER) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option `--store`, which a verb gets as `url`; None: `default` says what is taken."""
+    """Return the option `--store`, which sets a verb's `url`; `default` describes what None stands for."""
     return click.option(
         "--store",
         "url",
@@ -42,7 +42,7 @@ def store_option(default: str = STATE_FOLDER) -> Callable[[Callable[..., Any]], 
 
 
 def _store_given(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Return the URL that was given after the verb, else the one before it, else that of the environment."""
+    """Return the URL given after the verb, else the one before it, else that of the environment."""
     if ctx.parent is None or ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE:
         return value
     before: str | None = ctx.parent.params.get("url")
@@ -50,7 +50,7 @@ def _store_given(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def store_named(url: str | None, store: Store) -> str | None:
-    """Return a store as a command to copy names it, also for a shell in another folder; None: it is the default one."""
+    """Return a store's URL for a command to copy, valid in any folder; None: it is the default store."""
     path: object = getattr(store, "path", None)
     if url is None or not isinstance(path, Path):
         return url
@@ -59,23 +59,23 @@ def store_named(url: str | None, store: Store) -> str | None:
 
 
 def opened(url: str | None) -> Store:
-    """Return the store that a URL names, or end with one sentence."""
+    """Return the store of a URL, or end with a one-sentence error."""
     try:
         return open_store(url)
     except (ValueError, ImportError) as error:  # ImportError: the store's library is an extra
-        raise click.ClickException(" ".join(str(error).split())) from error  # of psycopg's, in several lines
+        raise click.ClickException(" ".join(str(error).split())) from error  # psycopg's message has several lines
 
 
 @contextmanager
 def using(url: str | None) -> Generator[Store]:
-    """Lend the store that a URL names, which is created where it does not exist."""
+    """Open the store of a URL, and close it afterwards; create it if it does not exist."""
     with closing(opened(url)) as store:
         yield store
 
 
 @contextmanager
 def reading(url: str | None, option: str = "--store") -> Generator[Store]:
-    """Lend the store that a URL names, given by this option, or end with the sentence that it does not exist."""
+    """Open the store of a URL given by this option, and close it afterwards; end with an error if it does not exist."""
     with using(url) as store:
         if said := missing(store, option):
             raise click.ClickException(said)
@@ -83,30 +83,30 @@ def reading(url: str | None, option: str = "--store") -> Generator[Store]:
 
 
 def server_library() -> ModuleType:
-    """Return `checkpoint.server`, or end with the sentence that its extra is not installed."""
+    """Return `checkpoint.server`, or end with the error that its extra is not installed."""
     try:
         from checkpoint import server  # fastapi and uvicorn are an extra
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]  # a part of it may be asked for first
+        name = (error.name or "").partition(".")[0]  # the import may fail at a submodule
         raise click.ClickException(f"serving needs {name}: pip install 'checkpoint-store[server]'") from error
     return server
 
 
 def missing(store: Store, option: str = "--store") -> str | None:
-    """Return the sentence that there is no store yet, None where there is one.
+    """Return the message that there is no store yet; None if there is one.
 
-    A file that looking would create, and that a mistyped path would so make look like an empty store. Where its folder
-    is missing too the store says so itself, and creates nothing.
+    Opening a file creates it, so a mistyped path would look like an empty store. If the folder is missing too, the
+    store reports that itself and creates nothing.
     """
     path: object = getattr(store, "path", None)
-    with suppress(OSError):  # the store's own words for it are better
+    with suppress(OSError):  # the store's own message is better
         if isinstance(path, Path) and path.parent.is_dir() and not path.exists():
             return f"there is no {path}: check {option} (a job creates it at its first run)"
     return None
 
 
 def checked(_ctx: click.Context, param: click.Parameter, value: Names) -> Names:
-    """Return one or several names that every store can hold."""
+    """Return one or several names, checked to be valid in every store."""
     what = "key" if param.name in {"key", "keys"} else "namespace"
     try:
         for name in (value,) if isinstance(value, str) else value or ():
@@ -117,7 +117,7 @@ def checked(_ctx: click.Context, param: click.Parameter, value: Names) -> Names:
 
 
 def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Names:
-    """Return one or several keys that are not the library's own."""
+    """Return one or several keys, checked not to be reserved."""
     for name in (value,) if isinstance(value, str) else value or ():
         if name.startswith(GROUP_PREFIX):
             group, member = named(name)
@@ -131,16 +131,16 @@ def checked_keys(ctx: click.Context, param: click.Parameter, value: Names) -> Na
 
 
 def complete_namespace(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the namespaces that begin so; none where the store cannot tell."""
+    """Return the namespaces with this prefix; none if the store cannot list them."""
     with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
         return [name for name in names_of_namespaces(store) if name.startswith(incomplete)]
     return []
 
 
 def complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the keys of the namespace that begin so."""
+    """Return the keys of the namespace with this prefix."""
     name = ctx.params["namespace"]
-    if name is None:  # what was given is none
+    if name is None:  # the given name is not valid
         return []
     with suppress(CheckpointError, click.ClickException, ValueError), reading(ctx.params.get("url")) as store:
         there = Namespace(store, name)
@@ -149,7 +149,7 @@ def complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 
 def complete_member(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the members of the group that begin so."""
+    """Return the members of the group with this prefix."""
     name, group = ctx.params.get("namespace"), ctx.params.get("key")
     if name is None or group is None:
         return []
@@ -160,7 +160,7 @@ def complete_member(ctx: click.Context, _param: click.Parameter, incomplete: str
 
 
 def checked_member(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Return the name of a member that every store can hold."""
+    """Return the name of a member, checked to be valid in every store."""
     try:
         if value is not None:
             check_name("a member", value)
@@ -173,7 +173,7 @@ F = TypeVar("F", bound="Callable[..., Any] | click.Command")
 
 
 class Decorator(Protocol):
-    """What `click.option` and `click.argument` return: it gives a parameter to a verb's function."""
+    """The type of what `click.option` and `click.argument` return: adds a parameter to a verb's function."""
 
     def __call__(self, function: F, /) -> F:
         """Return the function, with the parameter."""
@@ -197,7 +197,7 @@ member: Decorator = click.option(
 
 
 def member_or_word(verb: Callable[..., None]) -> Callable[..., None]:
-    """Add `--member`, and the same as a third word: for verbs in which nothing else comes after KEY."""
+    """Add `--member`, also accepted as a third word: for verbs with no other argument after KEY."""
 
     @click.argument("word", metavar="[MEMBER]", required=False, callback=checked_member, shell_complete=complete_member)
     @member
@@ -216,13 +216,13 @@ yes: Decorator = click.option("--yes", is_flag=True, help="Do not ask: go ahead.
 
 
 class UnaskedError(click.ClickException):
-    """What ends a verb that has to ask, where nobody is there: the command line lacks the answer."""
+    """A verb has to ask, but the input is not a terminal and the command line lacks the answer."""
 
     exit_code = 2
 
 
 def confirm(question: str, *, sure: bool) -> None:
-    """Ask before something is lost; refuse where nobody can be asked."""
+    """Ask before something is lost; refuse if the input is not a terminal."""
     if sure:
         return
     if not sys.stdin.isatty():
@@ -231,7 +231,7 @@ def confirm(question: str, *, sure: bool) -> None:
 
 
 def format_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Return the name of a cursor format, or a pattern, as `cursor_format=` takes it."""
+    """Return the name of a cursor format, or a pattern, in the form of `cursor_format=`."""
     if value is not None:
         try:
             spelling(value, Clock(None))

@@ -75,7 +75,7 @@ def plot(
 def _image(out: Path, svg: str) -> bytes:
     if out.suffix.lower() == ".svg":
         return svg.encode()
-    from checkpoint.cli.png import png  # most plots need none
+    from checkpoint.cli.png import png  # most plots do not need it
 
     try:
         return png(svg)
@@ -84,7 +84,7 @@ def _image(out: Path, svg: str) -> bytes:
 
 
 def _changes_drawn(there: Namespace, name: Name) -> list[Change]:
-    """Return the changes of one cursor, the newest first, or end with the sentence that it is not known."""
+    """Return the changes of one cursor, newest first, or end with the error that it is unknown."""
     if name.member is None and name.key in there.groups and name not in there.names:
         raise click.ClickException(there.absent(name.key))
     changes = [change for change in changes_of(there, *name) if (change.key, change.member) == name]

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 _SCALE = 2
-"""Pixels for each of the SVG's: for screens on which one of these is too coarse for text."""
+"""PNG pixels per SVG pixel: more than one, so that text is sharp."""
 _SPACE = "{http://www.w3.org/2000/svg}"
 _STEP = re.compile(r"([MHVL])([-0-9.]+)(?: ([-0-9.]+))?")
 
 
 def png(svg: str) -> bytes:
-    """Return an SVG that `chart` wrote as PNG: rectangles, texts, circles, and paths of M, L, H and V.
+    """Convert an SVG of `chart` to PNG: rectangles, texts, circles, and paths of M, L, H and V.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -41,7 +41,7 @@ def png(svg: str) -> bytes:
                 pen.circle(center, _scaled(shape, "r"), shape.get("fill"))
             case "text":
                 _write(pen, font, shape)
-            case _:  # groups, and the rectangle, which is as white as the image
+            case _:  # groups, and the background, which is white like the image
                 pass
     file = BytesIO()
     image.save(file, "PNG")

@@ -64,7 +64,7 @@ def restore(
         losses = [plan.loss for plan in plans if plan.loss]
         if not delete and losses and not any(plan.changes for plan in plans):
             raise click.ClickException(f"{' '.join(losses)} Nothing was written.")
-        for loss in losses if not delete or yes or dry_run else ():  # nobody is asked
+        for loss in losses if not delete or yes or dry_run else ():  # no question is asked
             screen.warn(loss)
         question = f"Change {counted([name for plan in plans for name in plan.changes])} of {namespace!r}?"
 
@@ -75,7 +75,7 @@ def restore(
 
 
 def _with_past(store: Store, namespace: str, keys: tuple[str, ...]) -> list[Namespace]:
-    """Return what a name or a pattern stands for; of several those that hold or held something, or one of the keys."""
+    """Return the namespaces of a name or pattern; of several, those that hold or held something, or one of the keys."""
     found = chosen(store, namespace)
     if len(found) == 1:
         return found
@@ -88,7 +88,7 @@ def _had(there: Namespace, key: str | None) -> bool:
 
 
 def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When, *, delete: bool) -> Plan:
-    """Return what is to change."""
+    """Return the plan of the restore."""
     keys, member = _with_member(there, keys, member)
     kept = _kept(there, keys, member, moment)
     later = [name for name, state in kept.items() if not state.version and there.value(name) is not None]
@@ -103,7 +103,7 @@ def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, momen
 
 
 def _with_member(there: Namespace, keys: tuple[str, ...], member: str | None) -> tuple[tuple[str, ...], str | None]:
-    """Return keys and the member, which may be given as a word behind its group, as to other verbs."""
+    """Return keys and the member, which may also be given as a word after its group, as with other verbs."""
     if member is None and len(keys) == 2 and keys[0] in there.groups and not _had(there, keys[1]):
         name = Name(*keys)
         if there.entry(name) is not None or changes_of(there, *name):
@@ -112,11 +112,11 @@ def _with_member(there: Namespace, keys: tuple[str, ...], member: str | None) ->
 
 
 def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When) -> dict[Name, Kept]:
-    """Return the kept states of what is to be restored, or end with the sentence that a key is not there."""
+    """Return the kept states to restore, or end with the error that a key does not exist."""
     if member is not None:
         name = Name(keys[0], member)
         return {name: kept_of_member(there, name, moment)}
-    under = {key: {Name(key), *there.under(key)} for key in keys}  # of version 1 a group's entries have other keys
+    under = {key: {Name(key), *there.under(key)} for key in keys}  # in version 1 a group's entries have other keys
     wanted = {name for names in under.values() for name in names}
     kept = kept_at(there, moment, lambda name: not keys or name.key in keys or name in wanted)
     for key, names in under.items():
@@ -131,7 +131,7 @@ def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: W
 
 
 def _without_places(values: Mapping[Name, str | None]) -> tuple[dict[Name, str | None], list[Name]]:
-    """Return values without the places where readings were interrupted, and the names of those that had one."""
+    """Return values without the page tokens of interrupted reads, and the names that had one."""
     kept: dict[Name, str | None] = {}
     dropped: list[Name] = []
     for name, value in values.items():
@@ -145,7 +145,7 @@ def _without_places(values: Mapping[Name, str | None]) -> tuple[dict[Name, str |
 
 
 def _places(plan: Plan, dropped: Sequence[Name]) -> list[str]:
-    """Return lines about the places that do not come back, and about streams that then have nothing to go on from."""
+    """Return lines about page tokens that are not restored, and about streams left without a place to continue."""
     names = [name for name in dropped if name in plan.changes]
     gone = [name for name in names if plan.changes[name] is None]
     lines = [("without the place of an interrupted reading (an old page token): ", names)]
@@ -154,7 +154,7 @@ def _places(plan: Plan, dropped: Sequence[Name]) -> list[str]:
 
 
 def _which(kept: Mapping[Name, Kept]) -> list[str]:
-    """Return lines that say which kept state each key is brought back to."""
+    """Return lines that say which kept state each key is restored to."""
     by_version: dict[tuple[int, str | None], list[str]] = {}
     for name, state in kept.items():
         if state.version:
@@ -166,7 +166,7 @@ def _which(kept: Mapping[Name, Kept]) -> list[str]:
 
 
 def _loss(there: Namespace, later: Sequence[Name], kept: Mapping[Name, Kept], moment: When, *, delete: bool) -> str:
-    """Return what becomes of keys that were not there yet at a moment; empty where there are none."""
+    """Return what happens to keys created after the moment; empty if there are none."""
     if not later:
         return ""
     what = f"{'all ' if len(later) == len(there.names) > 1 else ''}{counted(later)}"

@@ -1,4 +1,4 @@
-"""`checkpoint rewind`: a position taken back, so that a stream reads on from an earlier place."""
+"""`checkpoint rewind`: move a position back, so that a stream reads again from an earlier place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), nu
 
 
 def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Step | None:
-    """Return the amount that an age such as `2d`, or a number, names."""
+    """Parse an amount: an age such as `2d`, or a number."""
     if value is None:
         return None
     seconds = seconds_in(value)
@@ -114,15 +114,15 @@ class _How(NamedTuple):
 
     to: str | None
     by: Step | None
-    """One of both is None."""
+    """One of the two is None."""
     field: str | None
     form: str | None
     is_alone: bool = True
-    """Whether it is one cursor that goes back."""
+    """Whether only one cursor goes back."""
 
     @property
     def amount(self) -> str:
-        """As a sentence has it."""
+        """The amount, as sentences show it."""
         return f"to {self.to}" if self.by is None else f"by {_step_said(self.by)}"
 
 
@@ -131,7 +131,7 @@ def _step_said(by: Step) -> str:
 
 
 def _names_of(there: Namespace, key: str, member: str | None) -> list[Name]:
-    """Return the cursor that is named, or all members of a group."""
+    """Return the named cursor, or all members of a group."""
     if member is None and key in there.groups and Name(key) not in there.names:
         if not there.groups[key].members:
             raise click.ClickException(f"the group {key!r} in {there.state_key!r} has no members")
@@ -141,7 +141,7 @@ def _names_of(there: Namespace, key: str, member: str | None) -> list[Name]:
 
 
 def _plans(names: list[tuple[Namespace, Name]], how: _How, reason: str) -> list[Plan]:
-    """Return what is to change; of several cursors those that stand before the value already are left alone."""
+    """Return the plans; with several cursors, those already before the value stay as they are."""
     changes: dict[Namespace, dict[Name, str | None]] = {there: {} for there, _ in names}
     before: dict[Namespace, list[Name]] = {there: [] for there in changes}
     for there, name in names:
@@ -158,7 +158,7 @@ def _plans(names: list[tuple[Namespace, Name]], how: _How, reason: str) -> list[
 
 
 def _standing(plan: Plan, how: _How) -> list[str]:
-    """Return where positions stand once a plan is carried out: of one how far from now, of several which are ahead."""
+    """Describe the positions after a plan: for one, its distance from now; for several, which are ahead of now."""
     found: list[tuple[float, Name, Measured, str | None]] = []
     for name, value in plan.changes.items():
         form = plan.there.form_of(name, how.form)
@@ -187,7 +187,7 @@ def _tried(there: Namespace, name: Name, how: _How) -> str | AheadError | None:
 
 
 def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
-    """Return what a name is to hold, or end with the sentence that it cannot go back so."""
+    """Return the new value of a name, or end with the error that it cannot go back this way."""
     where = f"{name.quoted} in {there.state_key!r}"
     cursor = words.cursor_of(there.value(name) or "")
     if cursor is None:
@@ -209,7 +209,7 @@ def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
 
 
 def _form_of(there: Namespace, name: Name, field: str, position: Any, how: _How) -> str | None:
-    """Return the cursor format of a position, or end with the sentence that the given one is not it."""
+    """Return the cursor format of a position, or end with the error that the given format does not fit."""
     where, known, given = f"{name.quoted} in {there.state_key!r}", there.form_of(name), how.form
     if given is None or known is not None:
         if given not in {None, known}:
@@ -227,17 +227,17 @@ def _form_of(there: Namespace, name: Name, field: str, position: Any, how: _How)
 
 
 def _kept(there: Namespace, name: Name) -> list[Change]:
-    """Return the kept changes of a name; none where the store keeps no history."""
+    """Return the kept changes of a name; empty if the store keeps no history."""
     if not isinstance(there.store, KeepsHistory):
         return []
     try:
         return [change for change in changes_of(there, *name) if Name(change.key, change.member) == name]
-    except CheckpointError:  # of a server whose store keeps none
+    except CheckpointError:  # a server whose store keeps no history
         return []
 
 
 def _position_field(where: str, cursor: codec.Cursor, field: str | None) -> str:
-    """Return the part of a cursor that is its position, or end with the question which it is."""
+    """Return the field of a cursor that is its position, or end with an error that asks which one it is."""
     fields = [part for part, value in cursor.items() if part not in BESIDE and is_value(value)]
     if field is not None and field in fields:
         return field
@@ -249,10 +249,10 @@ def _position_field(where: str, cursor: codec.Cursor, field: str | None) -> str:
 
 
 def _moved_back(scale: Scale, position: Any, how: _How) -> Any:
-    """Return the position moved back by an amount.
+    """Return a position moved back by an amount.
 
     Raises:
-        TypeError, ValueError: the amount does not go with it, or leads nowhere.
+        TypeError, ValueError: the amount does not fit the position, or leads out of range.
 
     """
     by, shown = how.by or 0, shorten(position)
@@ -272,7 +272,7 @@ def _moved_back(scale: Scale, position: Any, how: _How) -> Any:
 
 
 def _given(scale: Scale, position: Any, how: _How) -> Any:
-    """Return the value that a text names, of the type of the position.
+    """Parse a text into a value of the position's type.
 
     Raises:
         TypeError, ValueError: it does not compare with the position, or lies after it.
@@ -299,7 +299,7 @@ def _given(scale: Scale, position: Any, how: _How) -> Any:
 
 
 def _check_zones(scale: Scale, position: Any, value: Any) -> None:
-    """Refuse a time without a zone beside one that has one.
+    """Refuse to compare a time without a zone with one that has a zone.
 
     Raises:
         ValueError: they do not compare.
@@ -320,6 +320,6 @@ def _is_decimal(text: Any) -> bool:
 
 
 def _in_words_of_a_prompt(said: str) -> str:
-    """Return a sentence of the library with what to write here in place of what to write in a job."""
+    """Return a sentence of the library with options of the command in place of arguments in a job."""
     before, found, _ = said.partition("Say what it is: ")
     return f"{before}{_FORMATS[0].upper()}{_FORMATS[1:]}" if found else said

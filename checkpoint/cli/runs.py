@@ -65,7 +65,7 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
 
 
 def _errors_said(runs: list[Run]) -> list[str]:
-    """Return which runs ended with which error."""
+    """Return lines that say which runs ended with which error."""
     by_error: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if run.error is not None:
@@ -81,7 +81,7 @@ def _runs_named(ids: list[str]) -> str:
 
 
 def _no_end_said(runs: list[Run], states: list[Ended], lease: Holder | Released | None) -> list[str]:
-    """Return of the runs without an end what is known of them."""
+    """Return what is known about the runs without an end."""
     by_state: dict[Ended, list[str]] = {}
     for run, state in zip(runs, states, strict=True):
         if state != "ended":
@@ -91,7 +91,7 @@ def _no_end_said(runs: list[Run], states: list[Ended], lease: Holder | Released 
 
 
 def _stream_rows(run: Run, state: Ended) -> list[tuple[str, ...]]:
-    """Return a line for each stream of a run; of a run without an end nothing is known of them."""
+    """Return a line for each stream of a run; a run without an end has recorded none."""
     began, outcome = run.started[:16].replace("T", " "), _outcome(run, state)
     streams = [
         (name, *(f"{rows.get(what, 0):,}" for what in ("seen", "delivered", "dropped", "late")))

@@ -1,4 +1,4 @@
-"""What the verbs show: tables and lines for people, documents for programs."""
+"""Output of the verbs: tables and lines for people, documents for programs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 _WIDE = 10_000
 _LEAST = 10
 _SHARE = 4
-"""The wide column of a table has at least this part of the terminal's width: names beside it are cut instead."""
+"""The wide column of a table gets at least this share of the terminal's width; names beside it are cut instead."""
 
 _PADDED = 60
-"""Columns to which the wide column of a table is padded in a file; a longer cell pushes what comes after it."""
+"""In a file, the wide column of a table is padded to this width; a longer cell shifts the cells after it."""
 
 
 def width() -> int:
-    """Return the columns of the terminal; where the text goes to another program, its lines have no end."""
+    """Return the width of the terminal; unlimited if another program reads the output."""
     if os.environ.get("COLUMNS") or sys.stdout.isatty():
         return shutil.get_terminal_size().columns
     return _WIDE
@@ -40,7 +40,7 @@ _STYLES = {"bold": "1", "red": "31", "green": "32"}
 
 
 def write_line(text: str, style: str = "") -> None:
-    """Write a line as it is, on a terminal in a style."""
+    """Write a line unchanged, in a style if the output is a terminal."""
     # By hand: rich takes a fifth of the time of a short command.
     if style and _has_styles():
         text = f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
@@ -53,12 +53,12 @@ def _has_styles() -> bool:
 
 
 def told(show: Callable[[], object]) -> bool:
-    """Show something; False: whoever read it has gone, and what is shown from here on goes nowhere."""
+    """Write output; False: the reader has gone, and further output is discarded."""
     try:
         show()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also what Python flushes at exit
         return False
     return True
 
@@ -71,11 +71,10 @@ def show_table(
     right: Sequence[str] = (),
     whole: Sequence[str] = (),
 ) -> None:
-    """Show a table; the column `wide` is cut where the terminal is too narrow, the columns `right` are numbers.
+    """Show a table; the column `wide` is cut if the terminal is too narrow, the columns `right` are right-aligned.
 
-    Where lines have no end `wide` is padded up to a limit only. Names that are still too long for the terminal are cut
-    in their middle, but those of the columns `whole`. Put together here: rich's own table takes half a millisecond a
-    row.
+    If lines are unlimited, `wide` is padded up to a limit. Names that are still too long for the terminal are cut in
+    the middle, except in the columns `whole`. Written by hand: rich's own table takes half a millisecond a row.
     """
     cells = [list(columns), *(list(map(printable, row)) for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
@@ -101,16 +100,16 @@ def show_table(
 
 
 def cell_len(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return the width of a text in terminal columns."""
     if text.isascii():
         return len(text)
-    from rich.cells import cell_len as measured  # Chinese letters take two, marks over letters none
+    from rich.cells import cell_len as measured  # Chinese characters take two columns, combining marks none
 
     return measured(text)
 
 
 def _cells(text: str, room: int) -> str:
-    """Return the beginning of a text that takes so many columns."""
+    """Return the beginning of a text that fills this many columns."""
     if text.isascii():
         return text[:room]
     from rich.cells import set_cell_size
@@ -119,13 +118,13 @@ def _cells(text: str, room: int) -> str:
 
 
 def _padded(column: Sequence[str], size: int, *, at_right: bool) -> list[str]:
-    """Return cells that take so many columns of a terminal, each."""
+    """Return the cells, each padded to its width."""
     pad = str.rjust if at_right else str.ljust
     return [pad(cell, size + len(cell) - cell_len(cell)) for cell in column]
 
 
 def _narrow(cells: list[list[str]], widths: list[int], width: int, columns: Sequence[int]) -> None:
-    """Cut cells of these columns in the middle until a line fits if it can; those of the first, which name it, last."""
+    """Cut cells of these columns in the middle until a line fits, if it can; the first column, the name, comes last."""
 
     def cut(cell: str, room: int) -> str:
         if cell_len(cell) <= room:
@@ -152,16 +151,16 @@ def document(content: Any) -> None:
 
 
 def write_text(text: str) -> None:
-    """Write a text as it is, and a newline, in UTF-8 whatever the terminal speaks."""
+    """Write a text unchanged, and a newline, in UTF-8 whatever the encoding of the terminal."""
     click.echo(text.encode())
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; devices and pipes as they are."""
+    """Write a file atomically; write to devices and pipes directly."""
     if file.exists() and not file.is_file():
         file.write_bytes(content)
         return
-    target = file.resolve()  # a link stays one
+    target = file.resolve()  # a link stays a link
     draft = target.with_name(f".{token_hex(8)}.new")
     try:
         with draft.open("xb") as new:
@@ -172,19 +171,19 @@ def write_file(file: Path, content: bytes) -> None:
             os.fsync(new.fileno())
         draft.replace(target)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from error  # which the draft is not
+        raise OSError(error.errno, error.strerror, str(file)) from error  # the draft is not
     finally:
         draft.unlink(missing_ok=True)
 
 
 Changed = tuple[str, "str | None", "str | None"]
-"""What is changed, the value it had, and the value it gets; None: absent."""
+"""The name, its old value and its new value; None: absent."""
 
 
 def show_changes(changes: Iterable[Changed]) -> None:
-    """Show changes the way `diff` does: a line that goes, a line that comes.
+    """Show changes like `diff`: a line with the old value, a line with the new one.
 
-    Of the rows that a stream remembers only their number is shown; where nothing else differs, that they do.
+    Of the rows that a stream remembers, only the number is shown; if only these rows differ, a line says so.
     """
     changes = list(changes)
     room = max((len(printable(key)) for key, _, _ in changes), default=0)
@@ -198,7 +197,7 @@ def show_changes(changes: Iterable[Changed]) -> None:
 
 @contextmanager
 def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
-    """Show how far something is where somebody is looking; call it with done, total and what is at work."""
+    """Show progress if the output is a terminal; call the result with done, total and the current item."""
     if not sys.stderr.isatty():
         yield lambda _done, _total, _name: None
         return
@@ -215,16 +214,16 @@ def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
 
 
 def warn(text: str) -> None:
-    """Say something beside what the verb shows, where a program that reads that does not see it."""
+    """Write a warning to stderr, apart from the verb's output."""
     click.echo(printable(text), err=True)
 
 
 def say(text: str) -> None:
-    """Say how it went, in a line."""
+    """Report the outcome in one line."""
     write_line(printable(text))
 
 
 def say_wrapped(text: str) -> None:
-    """Say a sentence that may be long, in lines that the terminal has room for."""
+    """Write a long sentence, wrapped to the terminal."""
     for line in wrap(printable(text), width(), break_on_hyphens=False):
         write_line(line)

@@ -1,4 +1,4 @@
-"""What went wrong, and who holds a namespace, as the commands say it."""
+"""Sentences of the commands about errors and about the holder of a namespace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def sentence_of(error: Exception) -> str:
-    """Return what went wrong, with what to do at a prompt where the error names what to do in a program."""
+    """Return an error's sentence, with the remedy at a prompt in place of the remedy in a program."""
     if isinstance(error, Conflict):
         what = "deleted" if error.found is None else "created" if error.expected is None else "changed"
         found = error.found
@@ -45,20 +45,20 @@ def sentence_of(error: Exception) -> str:
 
 
 def tell(errors: Iterable[Exception]) -> None:
-    """Say what went wrong beside what a verb shows, in a line for each error."""
+    """Write one line for each error to stderr."""
     for error in errors:
         screen.warn(f"Error: {sentence_of(error)}")
 
 
 def say_held(store: Store, namespace: str, found: Holder | Released | None) -> None:
-    """Say who holds a namespace and, where that run is probably dead, which command frees it."""
+    """Show who holds a namespace and, if that run is probably dead, the command that frees it."""
     if found is not None:
         screen.say_wrapped(" ".join(found.sentences(namespace)))
         say_how_to_free(store, namespace, found)
 
 
 def say_how_to_free(store: Store, namespace: str, found: Holder | Released | None) -> None:
-    """Say which command frees a namespace that a run holds which is probably dead."""
+    """Show the command that frees a namespace, if its holder is probably dead."""
     if isinstance(found, Holder) and found.is_probably_dead:
         url: str | None = click.get_current_context().params["url"]
         named = None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store)

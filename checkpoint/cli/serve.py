@@ -13,7 +13,7 @@ from checkpoint.cli.options import opened, server_library, store_option
 
 
 def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, float] | None:
-    """Return the numbers of `N/SECONDS`, such as 500/10."""
+    """Parse a rate `N/SECONDS`, such as 500/10."""
     if value is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+(?:\.\d+)?)", value)
@@ -95,7 +95,7 @@ def serve(
         _log_requests()
     store = opened(url)
     try:
-        store.load("checkpoint serve")  # a store that cannot be used is told now, not to every client
+        store.load("checkpoint serve")  # report an unusable store now, rather than to every client
         server.serve(
             store,
             access,

@@ -1,4 +1,4 @@
-"""`checkpoint singer-run`: a Singer tap and target, whose state is kept in a namespace."""
+"""`checkpoint singer-run`: run a Singer tap and target, with their state in a namespace."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 GRACE = 10.0
-"""Seconds that a process which is told to end is given before it is killed."""
+"""Seconds between telling a process to end and killing it."""
 
 
 def words_of(_ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-    """Return the words of a command line, as a shell splits it."""
+    """Split a command line into words, as a shell does."""
     try:
         words = shlex.split(value)
     except ValueError as error:
@@ -76,7 +76,7 @@ def singer_run(*, job: str, tap: list[str], target: list[str], full_refresh: boo
 
 @contextmanager
 def state_file(cp: Checkpointer, *, given: bool) -> Generator[list[str]]:
-    """Yield the arguments that give a tap its state; none where there is no state."""
+    """Yield the arguments that give a tap its state; empty if there is no state."""
     if not (given and cp):
         yield []
         return
@@ -84,14 +84,14 @@ def state_file(cp: Checkpointer, *, given: bool) -> Generator[list[str]]:
         document = formats.dump(cp, "singer")
     except ValueError as error:
         raise click.ClickException(f"what is stored under {cp.state_key!r} is no Singer state: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:  # that nobody else can read
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:  # readable by this user only
         file = Path(folder, "state.json")
         file.write_text(json.dumps(document), "utf-8")
         yield ["--state", str(file)]
 
 
 def commit(cp: Checkpointer, line: bytes, number: int) -> bool:
-    """Commit the STATE in a line of the target's output; tell and return False where it is none."""
+    """Commit the STATE in a line of the target's output; if it is invalid, report that and return False."""
     try:
         cursors = formats.load(json.loads(line), "singer")
     except (ValueError, RecursionError) as error:
@@ -108,7 +108,7 @@ def commit(cp: Checkpointer, line: bytes, number: int) -> bool:
 
 
 def end(signals: list[int], statuses: list[tuple[str, int]], refused: int) -> None:
-    """End as the pipeline did; `statuses` has the target's before the tap's."""
+    """Exit with the pipeline's status; `statuses` has the target's first, then the tap's."""
     for name, status in statuses:
         if status and not signals:
             fail(f"{name} {ending(status)}", status if status > 0 else 128 - status)
@@ -119,29 +119,29 @@ def end(signals: list[int], statuses: list[tuple[str, int]], refused: int) -> No
 
 
 def fail(sentence: str, status: int) -> NoReturn:
-    """End the command with this status."""
+    """Exit with this status."""
     click.echo(f"Error: {sentence}; what the target had confirmed is committed", err=True)
     raise click.exceptions.Exit(status)
 
 
 def ending(status: int) -> str:
     """Return the words for how a process ended."""
-    names = {each.value: each.name for each in signal.Signals}  # of the real-time ones only the first and the last
+    names = {each.value: each.name for each in signal.Signals}  # only the first and last real-time signals have names
     return f"ended with status {status}" if status > 0 else f"was ended by {names.get(-status, f'signal {-status}')}"
 
 
 class Pipeline:
-    """Two processes, the first one's output the second one's input: a context manager that leaves none behind.
+    """Two processes joined by a pipe; a context manager that ends both.
 
-    Each leads a session of its own: a signal from the terminal comes to this process alone, which passes it on.
+    Each leads its own session: signals from the terminal reach only this process, which passes them on.
     """
 
     signals: list[int]
-    """Those that came, in their order."""
+    """The signals received, in order."""
 
     def __init__(self) -> None:
         self.signals = []
-        self._processes: list[subprocess.Popen[bytes]] = []  # the target, then the tap
+        self._processes: list[subprocess.Popen[bytes]] = []  # first the target, then the tap
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -158,7 +158,7 @@ class Pipeline:
                     process.stdout.close()
 
     def start(self, tap: list[str], target: list[str]) -> None:
-        """Start both, the target first: nothing is read from a source that has nowhere to go."""
+        """Start both, the target first, so that the tap reads nothing before its output has a reader."""
         source, sink = os.pipe()
         try:
             self._start(target, stdin=source, stdout=subprocess.PIPE)
@@ -166,22 +166,22 @@ class Pipeline:
             source = -1
             self._start(tap, stdin=subprocess.DEVNULL, stdout=sink)
         finally:
-            # The tap must notice that the target is gone, the target that the tap is: nobody else holds the pipe.
+            # Close our ends of the pipe, so that tap and target each notice when the other is gone.
             for descriptor in (source, sink):
                 if descriptor >= 0:
                     os.close(descriptor)
         self._pass_on()
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines that the target writes, blank ones left out, until it ends."""
+        """Yield the lines that the target writes, without blank ones, until it ends."""
         output: IO[bytes] | None = self._processes[0].stdout
         return (line for line in output or () if line.strip())
 
     def wait(self) -> tuple[int, int]:
-        """Return the statuses of target and tap, once both have ended."""
+        """Wait until both have ended; return the statuses of target and tap."""
         target, tap = self._processes
         if target.wait():
-            self._end(tap)  # nobody reads it, which it notices only when it has something to write
+            self._end(tap)  # its output has no reader, but it notices only at its next write
         return target.returncode, tap.wait()
 
     def _start(self, command: list[str], *, stdin: int, stdout: int) -> None:
@@ -212,6 +212,6 @@ class Pipeline:
 
 
 def _send(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to a process and what it started."""
+    """Send a signal to a process and its children."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)

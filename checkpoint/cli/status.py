@@ -1,4 +1,4 @@
-"""`checkpoint status`: is what is stored fresh? The answer is the exit status."""
+"""`checkpoint status`: tell by the exit status whether the stored keys are fresh."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ if TYPE_CHECKING:
 
 
 NAMED = 20
-"""Members of a group that are named at most, of those that are stale, and of those of which it cannot be told; and keys
-with which nothing is wrong."""
+"""At most this many keys, or members of a group, are named for each verdict."""
 
 STALE, UNKNOWN = 1, 3
-"""Exit statuses; 0 is fresh, and 2 stays the command line's."""
+"""Exit statuses; 0 means fresh, 2 is an error in the command line."""
 
 
 @click.command()
@@ -107,13 +106,13 @@ def status(
 
 
 class _Beside(NamedTuple):
-    """What is told of a namespace beside its keys."""
+    """What is reported of a namespace in addition to its keys."""
 
     namespace: str
     holder: Holder | None
     """The exclusive run that holds it."""
     last: Run | None
-    """The run that was recorded last."""
+    """The last recorded run."""
     is_empty: bool
     """Whether it holds no key."""
 
@@ -124,7 +123,7 @@ class _Beside(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A namespace that could be read."""
+    """A namespace that was read without error."""
 
     there: Namespace
     judgements: list[Judged]
@@ -132,7 +131,7 @@ class _Found(NamedTuple):
 
 
 def _look(store: Store, state_key: str, key: str | None, member: str | None, limits: Limits) -> _Found | CorruptState:
-    """Judge the keys of a namespace; return the error of one that is damaged."""
+    """Judge the keys of a namespace; return the error if it is damaged."""
     try:
         there = Namespace(store, state_key)
         judgements = judged(there, key, member, limits)
@@ -156,11 +155,11 @@ def _exit_status(judgements: list[Judged], beside: list[_Beside], damaged: list[
     if damaged or "unknown" in verdicts:
         return UNKNOWN
     is_asked = (limits.age, limits.lag) != (None, None)
-    has_none = any(one.is_empty and one.has_failed for one in beside)  # a job that never came to its first key
+    has_none = any(one.is_empty and one.has_failed for one in beside)  # a job that never reached its first key
     return UNKNOWN if is_asked and (verdicts == {"-"} or has_none) else 0
 
 
-# Showing
+# Output
 
 
 def _show_judged(store: Store, judgements: list[Judged], beside: list[_Beside], limits: Limits) -> None:
@@ -180,7 +179,7 @@ def _show_judged(store: Store, judgements: list[Judged], beside: list[_Beside], 
 
 
 def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
-    """Return a line for each key, the worst verdicts first; of each group for some of its stale members, the worst."""
+    """Return a line for each key, the worst verdicts first; for a group, lines for its worst stale members."""
     keys: dict[tuple[int, str, str], Judged] = {}
     groups: dict[tuple[int, str, str], list[Judged]] = {}
     for one in judgements:
@@ -201,13 +200,13 @@ def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
 
 
 def _row_of_many(keys: list[Judged]) -> tuple[str, ...]:
-    """Return one line for many keys with which nothing is wrong."""
+    """Return one line for many fresh keys."""
     ages, lags = (_most(getattr(one, what) for one in keys) for what in ("age", "lag"))
     return keys[0].verdict, "", f"{words.count(len(keys), 'key')} outside groups", ages, lags
 
 
 def _rows_of_group(members: list[Judged], *, alone: bool) -> list[tuple[str, ...]]:
-    """Return the lines of members of one group with the same verdict; one for all with which nothing is wrong."""
+    """Return the lines of a group's members with the same verdict; fresh members share one line."""
     one = members[0]
     is_wrong = one.verdict in {"STALE", "unknown"}
     worst = sorted(members, key=lambda m: (-(m.age or 0), -(m.lag or 0), m.name)) if is_wrong or alone else []

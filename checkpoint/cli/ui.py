@@ -1,4 +1,4 @@
-"""`checkpoint ui`: the page for people, over a store, in the browser of whoever asks."""
+"""`checkpoint ui`: show a store as a web page in the local browser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ui(*, url: str | None, port: int, no_browser: bool) -> None:
         screen.say(f"{store!r} is shown at {address}")
         screen.say(f"Password: {password} (any user name; Ctrl-C stops it)")
         if not no_browser and can_show():
-            Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some wait until they are closed
+            Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some block until they are closed
 
     shown = server.Shown(commands=Commands(store_named(url, store)))
     try:
@@ -51,6 +51,6 @@ def ui(*, url: str | None, port: int, no_browser: bool) -> None:
 
 
 def can_show() -> bool:
-    """Tell whether there is a screen for a browser: one in the terminal would take it away."""
+    """Tell whether a graphical browser can open: a text browser would take over the terminal."""
     shown = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
     return sys.platform in {"darwin", "win32"} or any(os.environ.get(name) for name in shown)

@@ -1,4 +1,4 @@
-"""What verbs that change state have in common: what is to change is shown, asked about, written, and summed up."""
+"""Shared by verbs that change state: show the changes, ask, write them, and sum up."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 
 MOST_SHOWN = 50
-"""Changes of a namespace that are shown at most."""
+"""At most this many changes of a namespace are shown."""
 
 
 class Plan(NamedTuple):
-    """What is to change in one namespace."""
+    """The changes to make in one namespace."""
 
     there: Namespace
-    """As it was found: the commit is made on its base."""
+    """The namespace as it was loaded: the commit is made on its base."""
     changes: Changes
-    """Only what differs from what was found."""
+    """Only the values that differ from the loaded ones."""
     reason: str | None = None
-    """Why, for the history."""
+    """The reason, for the history."""
     beside: Mapping[Name, Mapping[str, Any]] = {}
-    """What the document says of a change beside its values."""
+    """Fields of a change in the document in addition to its values."""
     said: Sequence[str] = ()
-    """Lines for people that go before the changes."""
+    """Lines shown to people before the changes."""
     loss: str = ""
-    """What is lost by it, for whoever is asked; empty: nothing is."""
+    """What is lost, as shown before the question; empty: nothing."""
     after: Sequence[str] = ()
-    """Lines for people that go after the changes."""
+    """Lines shown to people after the changes."""
 
 
 def planned(
@@ -54,13 +54,13 @@ def planned(
     beside: Mapping[Name, Mapping[str, Any]] = {},
     said: Sequence[str] = (),
 ) -> Plan:
-    """Return the plan to give names these values; a value that is the one found, whatever its form, is no change."""
+    """Return the plan to give names these values; a value equal to the stored one, in any form, is left out."""
     real = {name: value for name, value in changes.items() if not equal(there.value(name), value)}
     return Plan(there, real, reason, beside, said)
 
 
 def equal(value: str | None, other: str | None) -> bool:
-    """Tell whether two values are equal, as a commit would judge it; None is equal to None alone."""
+    """Tell whether a commit would take two values as equal; None equals only None."""
     return codec.same(value, other) if value is not None and other is not None else value is other
 
 
@@ -74,10 +74,10 @@ def carry_out(
     yes: bool = False,
     tells_undo: bool = False,
 ) -> None:
-    """Show what is to change, ask, write it, and say what was done and, if so asked, how to undo it.
+    """Show the changes, ask, write them, and report what was done and, on request, how to undo it.
 
-    `ask` makes the question of the number of changes, None: nobody is asked. Where `namespace` is a pattern the
-    document is a list, one item a namespace.
+    `ask` returns the question for a number of changes; None: no question. If `namespace` is a pattern, the document is
+    a list with one item for each namespace.
     """
     many = is_many(plans, namespace)
     shown = as_json or screen.told(lambda: _show_plans(plans, many=many))
@@ -94,7 +94,7 @@ def carry_out(
         if not as_json:
             for sentence in (_sentence_of(plan, dry_run=dry_run), *plan.after):
                 if not (shown and screen.told(partial(screen.say_wrapped, sentence))):
-                    screen.warn(sentence)  # what was asked for is done, and said, also where nobody reads what it was
+                    screen.warn(sentence)  # reported even if stdout has no reader
             if undo := undos.get(plan.there.state_key):
                 screen.warn(f"To undo it: {undo}")
     if as_json:
@@ -103,7 +103,7 @@ def carry_out(
 
 
 def is_many(plans: Sequence[Plan], namespace: str) -> bool:
-    """Tell whether plans are of what a pattern stands for, and not of the namespace of this name."""
+    """Tell whether plans belong to the namespaces of a pattern, rather than to a namespace of this name."""
     return [plan.there.state_key for plan in plans] != [namespace]
 
 
@@ -154,7 +154,7 @@ def _run_id() -> str:
 
 
 def _undo(plan: Plan) -> str | None:
-    """Return the command that takes back what was just written; None: the store keeps no history to restore it from."""
+    """Return the command that undoes the last write; None: the store keeps no history."""
     there = plan.there
     if not isinstance(there.store, KeepsHistory):
         return None
@@ -163,7 +163,7 @@ def _undo(plan: Plan) -> str | None:
     except CheckpointError:  # of a server whose store keeps none
         return None
     if not newest or newest[0].run_id != _run_id():
-        return None  # another run wrote meanwhile
+        return None  # another run has written meanwhile
     added = any(there.value(name) is None for name in plan.changes)
     url: str | None = click.get_current_context().params["url"]
     return Commands(store_named(url, there.store)).undo(
@@ -180,7 +180,7 @@ def _sentence_of(plan: Plan, *, dry_run: bool) -> str:
 
 
 def counted(names: Sequence[Name] | Mapping[Name, object]) -> str:
-    """Return how many keys and members there are, such as `2 keys and 1 member`."""
+    """Return the number of keys and members in words, such as `2 keys and 1 member`."""
     members = sum(name.member is not None for name in names)
     keys = len(names) - members
     parts = [words.count(keys, "key")] if keys or not members else []
@@ -188,7 +188,7 @@ def counted(names: Sequence[Name] | Mapping[Name, object]) -> str:
 
 
 def warn_of_lease(there: Namespace) -> None:
-    """Say that an exclusive run holds a namespace that is about to be changed."""
+    """Warn that an exclusive run holds a namespace that is about to be changed."""
     held = holder_of(there)
     if held is not None:
         screen.warn(
