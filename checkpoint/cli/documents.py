@@ -1,12 +1,12 @@
 """A namespace as a document, and back: what `checkpoint export` writes and `import` reads.
 
     json, values      {"contacts": …, "__group__": {"accounts": {"a17": …}}}
-                      in json a cursor is an object, and a value that is none its text
-    the neighbours'   as `checkpoint.formats` has them; they have no place for groups
+                      in json a cursor is an object, and any other value its text
+    other systems'    as in `checkpoint.formats`; without groups
     several           {"__namespaces__": {"crm_a": …, "crm_b": …}}, each in its format
 
-`__group__` is no key of a user's, so a group and a cursor that holds objects are never taken for each other; likewise
-`__namespaces__`, and namespaces.
+`__group__` and `__namespaces__` are reserved, so a group is never taken for a cursor that holds objects, nor several
+namespaces for one.
 """
 
 from __future__ import annotations

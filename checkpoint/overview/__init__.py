@@ -1,1 +1,1 @@
-"""What a store holds, as people ask for it: names, positions, how fresh it is, runs, the past."""
+"""What a store holds, prepared for people: names, positions, freshness, runs and history."""

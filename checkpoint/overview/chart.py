@@ -1,4 +1,4 @@
-"""Charts of values over time, as text and as SVG; nothing here knows what they are of."""
+"""Charts of any values over time, as text and as SVG."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROWS = 8
-_LARGE = 1e15  # what is larger is written with an exponent
+_LARGE = 1e15  # larger numbers are written with an exponent
 _TOP, _GAP = 40, 60
 
 
 class Point(NamedTuple):
-    """A value, from a time on."""
+    """A value that holds from a time on."""
 
     at: float
     """Seconds since 1970."""
@@ -24,16 +24,17 @@ class Point(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One chart: its points by time, at least one, and how its values are written."""
+    """One chart: its points by time, at least one, and the format of its values."""
 
     title: str
     points: list[Point]
     label: Callable[[float], str]
     ends: list[Point]
-    """Where the line that begins at each point ends: at the time of the next one, and for the last point now. The last
-    one is missing where the line ends with its point."""
+    """The end of the line that begins at each point: the time of the next point, or now for the last one. Without an
+    entry for the last point, the line ends at that point.
+    """
     floor: float | None = None
-    """What the axis begins with, if nothing is lower; None: with the lowest value."""
+    """The start of the axis, unless a value is lower; None: the lowest value."""
 
     @property
     def extents(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -57,12 +58,12 @@ def number_label(value: float) -> str:
 
 
 def text(title: str, panels: list[Panel], width: int) -> str:
-    """Return the charts as lines of at most so many characters."""
+    """Return the charts as lines of at most this many characters."""
     return "\n\n".join([title, *("\n".join(_lines(panel, width)) for panel in panels)])
 
 
 def _lines(panel: Panel, width: int) -> list[str]:
-    """Draw a dot where a value begins, and a line for as long as it lasts."""
+    """Draw a dot where a value begins, and a line while it lasts."""
     _, (low, high) = panel.extents
     labels = {_ROWS - 1: panel.label(low)}
     if high > low:
@@ -97,7 +98,7 @@ def _grid(panel: Panel, columns: int) -> list[str]:
 
 
 def _draw_line(grid: list[list[str]], begun: tuple[int, int], ended: tuple[int, int]) -> None:
-    """Draw a line from beside its point: a ramp to its end, a level one to before the next point or to the edge."""
+    """Draw a line from next to its point: a ramp up to its end, a level line up to the next point or the edge."""
     (column, row), (last, end) = begun, ended
     is_short = end == row and last < len(grid[0]) - 1
     for each in range(column + 1, last + (not is_short)):
@@ -105,7 +106,7 @@ def _draw_line(grid: list[list[str]], begun: tuple[int, int], ended: tuple[int, 
 
 
 def _axis(panel: Panel, columns: int) -> str:
-    """Return the first time and, where there is room for it, the last one."""
+    """Return the labels of the first time and, if there is room, of the last one."""
     (begin, end), _ = panel.extents
     first, last = time_label(begin), time_label(end)
     room = columns - len(first)
@@ -113,13 +114,13 @@ def _axis(panel: Panel, columns: int) -> str:
 
 
 class Look(NamedTuple):
-    """How a drawing looks: lengths in pixels, colors as SVG takes them."""
+    """The look of a drawing: lengths in pixels, colors in SVG notation."""
 
     width: int = 800
     height: int = 160
-    """Of one chart."""
+    """The height of one chart."""
     left: int = 150
-    """Of which the labels beside the chart need so many."""
+    """The part of the width that the labels beside the chart take."""
     ink: str = "black"
     axis: str = "#888"
     line: str = "#2563eb"
@@ -142,7 +143,7 @@ def svg(title: str, panels: list[Panel]) -> str:
 
 
 def drawing(panels: list[Panel], look: Look) -> str:
-    """Return the charts as an SVG element for a page, one below the other, on the page's own paper."""
+    """Return the charts as an SVG element for a page, one below the other, on the page's own background."""
     step = look.height + _GAP
     size = len(panels) * step
     parts = [
@@ -155,7 +156,7 @@ def drawing(panels: list[Panel], look: Look) -> str:
 
 def _drawing(panel: Panel, top: int, look: Look) -> list[str]:
     (begin, end), (low, high) = panel.extents
-    if low == high:  # in the middle, where the axis does not hide it
+    if low == high:  # in the middle, clear of the axis
         low, high = low - 1, high + 1
         labels = [(panel.label(low + 1), top + look.height // 2)]
     else:

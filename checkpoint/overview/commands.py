@@ -1,4 +1,4 @@
-"""The commands that repair what is shown, as a shell takes them."""
+"""Commands that repair a store, quoted for a shell."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 _NAMED = 5
-"""Keys that a command names at most; where more were changed, it is of the namespace."""
+"""A command names at most this many keys; with more, it applies to the namespace."""
 
 BACK_DAYS = 2
 BACK = f"{BACK_DAYS}d"
-"""How far a rewind goes, of which nobody said more."""
+"""The default distance of a rewind."""
 
 
 class Commands:
     """The commands for one store.
 
     Args:
-        url: the store, as `--store` takes it; None: none is needed. Where it may hold a secret, the variable
-            `CHECKPOINT_STORE` stands in its place.
+        url: the store, as for `--store`; None: the option is not needed. If the URL may
+            hold a secret, the commands use the variable `CHECKPOINT_STORE` instead.
 
     """
 
     def __init__(self, url: str | None = None) -> None:
-        # Of a file nothing is secret.
+        # The URL of a file holds no secret.
         secret = url is not None and not url.startswith("sqlite:") and any(letter in url for letter in "@?=")
         self._store = [] if url is None else ["--store", '"$CHECKPOINT_STORE"' if secret else quoted(url)]
 
@@ -45,16 +45,16 @@ class Commands:
         return self._line("unlock", [namespace])
 
     def restore(self, namespace: str, to: str, name: Name | None = None) -> str:
-        """Return the command that brings a key or member back to a version or moment; None: the namespace."""
+        """Return the command that restores a key or member to a version or moment; None: the whole namespace."""
         words = [namespace] if name is None else [namespace, name.key]
         return self._line("restore", words, [*_member(name), "--to", to])
 
     def undo(self, namespace: str, version: int, names: Sequence[Name], *, added: bool) -> str:
-        """Return the command that takes a commit back.
+        """Return the command that undoes a commit.
 
         Args:
-            namespace: where it was made.
-            version: of the commit.
+            namespace: the namespace of the commit.
+            version: the version of the commit.
             names: the keys and members that it changed.
             added: whether it created some of them.
 
@@ -69,9 +69,9 @@ class Commands:
         return self._line("diff", [namespace], ["--since", since])
 
     def rewind(self, namespace: str, name: Name, value: str, before: Any = None, form: str | None = None) -> str | None:
-        """Return the command that takes a position back: a time by two days, another to the one it had before.
+        """Return the command that rewinds a position: a time by two days, any other to its previous value.
 
-        One that is ahead of the clock goes to two days before now.
+        A position ahead of the clock goes to two days before now.
 
         Args:
             namespace: where it is.
@@ -94,12 +94,12 @@ class Commands:
         return self._line("rewind", [namespace, name.key], [*_member(name), *how, *named])
 
     def _line(self, verb: str, words: Sequence[str], options: Sequence[str] = ()) -> str:
-        """Return a command line; names that begin with a dash come after `--`."""
+        """Return a command line; names that begin with a dash go after `--`."""
         return command_line(verb, words, [*map(quoted, options), *self._store])
 
 
 def _how_far(kind: str | None, position: Any, before: Any, form: str | None) -> list[str] | None:
-    """Return the options that say how far a position goes back; None: that is not known."""
+    """Return the options for how far a position goes back; None: unknown."""
     if kind in {"instant", "wall"}:
         return ["--by", BACK]
     if form is None and isinstance(position, int | float) and (epoch := epoch_named(position)) is not None:

@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from checkpoint.overview.namespaces import Namespace
 
 Freshness: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
-"""What a key is found to be; `-`: nothing was asked of it. What is ahead of the clock is stale, whatever is asked."""
+"""The verdicts on a key; `-`: no limit was given. A position ahead of the clock is stale under any limit."""
 
 
 class Limits(NamedTuple):
-    """What is asked of each key."""
+    """The limits for each key."""
 
     age: float | None
-    """Seconds that its age may be."""
+    """The largest age allowed, in seconds."""
     lag: float | None
-    """Seconds that its lag may be."""
+    """The largest lag allowed, in seconds."""
     form: str | None
-    """The cursor format of positions that are not ISO 8601, where no run has told it."""
+    """The cursor format of positions that are not ISO 8601, where no run has recorded one."""
     is_named: bool
-    """Whether one key was named: then what cannot be told counts."""
+    """Whether one key was named: then an unknown lag or age counts."""
 
 
 class Judged(NamedTuple):
-    """One key or member, and what was found."""
+    """The verdict on one key or member."""
 
     namespace: str
     name: Name
@@ -54,13 +54,13 @@ class Judged(NamedTuple):
     age: float | None
     lag: float | None
     why: str
-    """What is over which limit, or cannot be told; empty where it is fresh."""
+    """What exceeds which limit, or is unknown; empty if the key is fresh."""
 
 
 def age_of(there: Namespace, name: Name, entry: Entry) -> float | None:
-    """Return the age of a key or member in seconds, as the last run's record tells it; None: nobody told.
+    """Return the age of a key or member in seconds, by the entry and the last run's record; None: unknown.
 
-    The entry that a member shares with others was written for whichever of them: it tells no member's age.
+    A shared entry was written for any of its members, so it does not give the age of one.
     """
     written = None if there.shares(name) else seconds_since(entry.updated_at)
     ages = (written, seconds_since(there.known.read_at(*name)))
@@ -68,7 +68,7 @@ def age_of(there: Namespace, name: Name, entry: Entry) -> float | None:
 
 
 def judged(there: Namespace, key: str | None, member: str | None, limits: Limits) -> list[Judged]:
-    """Judge all keys and members of a namespace, those of one key, or one member; what is not there is left out."""
+    """Judge all keys and members of a namespace, those of one key, or one member; missing ones are left out."""
     names = _names_asked(there, key, member)
     done = _Done(there) if limits.age is not None else None
     return [_judge(there, name, entry, limits, done) for name in names if (entry := there.entry(name)) is not None]
@@ -89,7 +89,7 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
     of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
     is_anothers = of_age == "unknown" and there.shares(name)
     if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":
-        age, of_age = at_least, "STALE"  # no member was written after the entry
+        age, of_age = at_least, "STALE"  # no member is newer than the entry
     is_to_come = is_ahead(lag)
     if is_to_come:
         of_lag = "STALE"
@@ -109,7 +109,7 @@ def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Do
 
 
 def _why_no_time(value: str, form: str | None) -> list[str]:
-    """Return what more there is to say of a position that is no time."""
+    """Return a further explanation for a position that is not a time."""
     cursor = words.cursor_of(value) or {}
     said = [misread(one.value, form) for one in positions_in(cursor, form)]
     likely = [epoch_like(one) for one in cursor.values()] if form is None else []
@@ -117,7 +117,7 @@ def _why_no_time(value: str, form: str | None) -> list[str]:
 
 
 WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
-"""In the order in which people want to see them."""
+"""In order of urgency."""
 
 _WHY = {
     ("age", "STALE"): "neither written nor read to its end for {}",
@@ -137,9 +137,9 @@ def _against(seconds: float | None, limit: float | None) -> Freshness:
 
 
 class _Done:
-    """The runs of a namespace that ended well, asked for when the first key seems stale.
+    """The successful runs of a namespace, loaded when the first key seems stale.
 
-    The last record may lack what another run read meanwhile, for runs that overlap do not know of each other.
+    The last record may lack what an overlapping run has read, as each run records only its own reads.
     """
 
     def __init__(self, there: Namespace) -> None:
@@ -147,7 +147,7 @@ class _Done:
         self._reads: list[Known] | None = None
 
     def read_since(self, name: Name) -> list[float]:
-        """Return how many seconds ago a run ended well that read a key to its end; none is known to have: nothing."""
+        """Return the seconds since the end of the last successful run that read a key to its end; empty if unknown."""
         if self._reads is None:
             self._reads = _reads_in(_records(self._there))
         told = (seconds_since(known.read_at(*name)) for known in self._reads)
@@ -155,7 +155,7 @@ class _Done:
 
 
 def _reads_in(records: list[Change]) -> list[Known]:
-    """Return what each run that ended well read, the newest first."""
+    """Return what each successful run read, newest first."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for change in records:
         for name, read in told_by(change.after)[0].reads.items():
@@ -168,7 +168,7 @@ def _reads_in(records: list[Change]) -> list[Known]:
 
 
 def runs_of(there: Namespace) -> list[Run]:
-    """Return the runs of a namespace that are recorded, the one that began last first."""
+    """Return the recorded runs of a namespace, sorted by start, latest first."""
     return recorded(_records(there))
 
 
@@ -176,18 +176,19 @@ def _records(there: Namespace) -> list[Change]:
     if isinstance(there.store, KeepsHistory):
         try:
             return there.store.history(there.state_key, RUN_KEY)
-        except CheckpointError:  # a server whose store keeps none
+        except CheckpointError:  # a server whose store keeps no history
             return []
     return []
 
 
 Ended: TypeAlias = Literal["ended", "running", "killed", "released", "open"]
-"""Whether a run has ended. Of one that has not, its lease tells: it is renewed (`running`), it is not (`killed`), or it
-was released by hand; `open`: there is no lease that tells."""
+"""The state of a run. Without a recorded end, the lease decides: renewed (`running`), no longer renewed (`killed`), or
+released by hand; `open`: no lease.
+"""
 
 
 def how_far(run: Run, found: Holder | Released | None) -> Ended:
-    """Return whether a run has ended, as its record and the lease of its namespace tell."""
+    """Return the state of a run, by its record and the lease of its namespace."""
     if run.ended is not None:
         return "ended"
     if found is None or f"run {run.run_id}" not in found.owner.split(", "):
@@ -205,7 +206,7 @@ NO_END: Mapping[Ended, str] = {
     "released": "unlocked",
     "open": "no end",
 }
-"""How tables say how a run without an end stands."""
+"""The words of tables for a run without an end."""
 
 WHY_NO_END: Mapping[Ended, str] = {
     "running": "running: it renewed its lease {} ago",
@@ -213,11 +214,11 @@ WHY_NO_END: Mapping[Ended, str] = {
     "released": "its lease was released by hand {} ago",
     "open": "still running, or killed: no lease tells",
 }
-"""How sentences say it; with the time since the lease was written last."""
+"""The words of sentences for it, with the time since the last write of the lease."""
 
 
 def run_in_short(run: Run | None, state: Ended | None) -> str:
-    """Return how a run ended, and how long ago, in a few words; a dash for none."""
+    """Return how a run ended, and how long ago, in a few words; a dash if there is no run."""
     if run is None or state is None:
         return "-"
     if run.outcome is None:
@@ -230,11 +231,11 @@ class Holder(NamedTuple):
 
     owner: str
     since: str | None
-    """When it got in, by its own clock."""
+    """When it took the lease, by its own clock."""
     renewed: str | None
-    """When it renewed its lease last; None: the store does not tell."""
+    """When it last renewed its lease; None: unknown."""
     seconds: float
-    """Without a renewal, after which the lease may be taken."""
+    """Seconds without a renewal after which another run may take the lease."""
 
     @property
     def who(self) -> str:
@@ -243,7 +244,7 @@ class Holder(NamedTuple):
 
     @property
     def is_probably_dead(self) -> bool | None:
-        """Whether the lease was not renewed for its time, as far as the clocks of two machines tell; None: unknown."""
+        """Whether the lease has expired, allowing for the difference between two clocks; None: unknown."""
         since = seconds_since(self.renewed)
         return None if since is None else since > self.seconds + _CLOCKS
 
@@ -262,13 +263,13 @@ class Holder(NamedTuple):
         return f"It is alive: it renewed its lease {words.span(max(0.0, seconds_since(self.renewed) or 0.0))} ago."
 
     def fields(self) -> dict[str, Any]:
-        """Return the holder as documents have it."""
+        """Return the holder as a document."""
         told = {"owner": self.owner, "since": self.since, "renewed": self.renewed}
         return told | {"probably_dead": self.is_probably_dead}
 
 
 def _run_in(owner: str) -> str:
-    """Return an owner without the random word at its end, which only tells leases apart."""
+    """Return an owner without its last word, which is random and only distinguishes leases."""
     return re.sub(", [0-9a-f]{8}$", "", owner)
 
 
@@ -277,10 +278,10 @@ _CLOCKS = 5.0
 
 
 class Released(NamedTuple):
-    """A lease that was released by hand, and that no run has taken since."""
+    """A lease that was released by hand and that no run has taken since."""
 
     owner: str
-    """The run that it was taken from."""
+    """The run that held it."""
     by: str
     """Who released it: host and process."""
     renewed: str | None
@@ -288,11 +289,11 @@ class Released(NamedTuple):
 
     @property
     def who(self) -> str:
-        """The run that it was taken from: its host, process and id."""
+        """The run that held it: its host, process and id."""
         return _run_in(self.owner)
 
     def sentences(self, namespace: str) -> list[str]:
-        """Return that nobody holds a namespace, and who released it."""
+        """Return the sentences that nobody holds a namespace, and who released it."""
         when = f" {words.age(self.renewed)} ago" if self.renewed else ""
         return [
             f"{namespace!r} is not held: its lease was released by hand{when} ({self.by}).",
@@ -301,7 +302,7 @@ class Released(NamedTuple):
 
 
 def lease_in(state_key: str, entry: Entry | None) -> Holder | Released | None:
-    """Return who holds a namespace, by its entry `__lease__`, or that it was released by hand; None: neither."""
+    """Return the holder in the entry `__lease__`, or the released lease; None: neither."""
     try:
         held = lease.lease_state(state_key, entry)
     except CorruptState:
@@ -315,36 +316,36 @@ def lease_in(state_key: str, entry: Entry | None) -> Holder | Released | None:
 
 
 def lease_of(there: Namespace) -> Holder | Released | None:
-    """Return who holds a namespace, or that its lease was released by hand; None: neither."""
+    """Return the holder of a namespace, or its released lease; None: neither."""
     return lease_in(there.state_key, there.stored.get(lease.KEY))
 
 
 def holder_of(there: Namespace) -> Holder | None:
-    """Return the exclusive run that holds a namespace; None: none does, or what is stored is no lease."""
+    """Return the exclusive run that holds a namespace; None: there is none, or the stored value is not a lease."""
     found = lease_of(there)
     return found if isinstance(found, Holder) else None
 
 
 class Ends(NamedTuple):
-    """The members of a group that are furthest behind, and furthest ahead."""
+    """The members of a group that are furthest behind and furthest ahead."""
 
     slowest: str
     newest: str
     lag: float | None
-    """Of the slowest one, in seconds; None: its position is no instant."""
+    """The lag of the slowest one, in seconds; None: its position is not an instant."""
     by_position: bool = True
-    """False: their positions do not compare, and these are the ones that were written first and last."""
+    """False: their positions do not compare, so these are the ones written first and last."""
 
 
 def ends_of(members: Mapping[str, Entry], form: str | None = None) -> Ends | None:
-    """Return which members of a group are furthest behind and ahead, by position; None: there are no members.
+    """Return the members of a group that are furthest behind and ahead, by position; None: no members.
 
-    Where their positions do not all compare, by when they were written. `form` is the cursor format of the positions
-    that are not ISO 8601.
+    If their positions do not all compare, the time of the last write decides. `form` is the cursor format of the
+    positions that are not ISO 8601.
     """
     if not members:
         return None
-    for each in dict.fromkeys((form, None, "number")):  # digits as text have an order, whatever they count
+    for each in dict.fromkeys((form, None, "number")):  # digits as text have an order, whatever their unit
         positions = {member: position_of(entry.value, each) for member, entry in members.items()}
         found = {member: position for member, position in positions.items() if position is not None}
         kinds = {position.kind for position in found.values()}
@@ -362,34 +363,34 @@ class Summary(NamedTuple):
     keys: int
     """Keys and members of groups."""
     last: Entry
-    """The one that was written last."""
+    """The one written last."""
     slowest: Name | None
-    """The key or member that is furthest behind; None: no position is an instant."""
+    """The key or member furthest behind; None: no position is an instant."""
     lag: float | None
-    """By how many seconds it is."""
+    """Its lag in seconds."""
     oldest: Name | None
     """The key or member whose age is the largest; None: the store does not tell."""
     age: float | None
     """Its age in seconds."""
     run: Run | None
-    """The run that was recorded last."""
+    """The last recorded run."""
     state: Ended | None
-    """Whether it has ended."""
+    """The state of the last run."""
     held: Holder | None
     """The exclusive run that holds it."""
     ahead: Name | None
-    """The key or member whose position is ahead of the clock; of several the one that is furthest."""
+    """The key or member whose position is furthest ahead of the clock, if any."""
     lead: float | None
-    """By how many seconds it is."""
+    """How far its position is ahead, in seconds."""
 
     @property
     def late(self) -> float:
-        """Seconds of lag or age, whichever is more."""
+        """The larger of lag and age, in seconds."""
         return max(self.lag or 0.0, self.age or 0.0)
 
 
 BEHIND = 86_400.0
-"""Seconds of lag or age from which on a namespace is counted as behind: jobs run once a day at least."""
+"""A namespace counts as behind from this lag or age on, in seconds: jobs usually run at least once a day."""
 
 FAILED, DEAD, AHEAD = "failed", "held by a run that is probably dead", "with a position ahead of the clock"
 
@@ -398,11 +399,11 @@ UNLOCKED = "with a run whose lease was released by hand"
 ENDLESS, LATE = "without an end", "behind by more than a day"
 
 ALARMING = (FAILED, DEAD, UNLOCKED, AHEAD)
-"""What is wrong whatever a job does; namespaces with it come first."""
+"""Problems in any job; namespaces that have one come first."""
 
 
 def wrong_with(row: Summary) -> list[str]:
-    """Return what somebody may have to look at, the worst first."""
+    """Return the problems of a namespace, worst first."""
     is_dead = row.held is not None and row.held.is_probably_dead
     found = {
         FAILED: row.run is not None and row.run.outcome == "failed",
@@ -416,7 +417,7 @@ def wrong_with(row: Summary) -> list[str]:
 
 
 def wrong_in(rows: Iterable[Summary]) -> dict[str, list[str]]:
-    """Return what somebody may have to look at, each with the namespaces that have it, the slowest first."""
+    """Return the problems, each with the namespaces that have it, slowest first."""
     found: dict[str, list[str]] = {what: [] for what in (*ALARMING, ENDLESS, LATE)}
     for row in sorted(rows, key=lambda row: (-round(row.late), row.state_key)):
         for what in wrong_with(row):
@@ -431,17 +432,17 @@ def _how_much(row: Summary, what: str) -> str:
 
 
 def worst_first(row: Summary) -> tuple[bool, float, str]:
-    """Sort namespaces: what is wrong whatever the job does first, then the slowest; without a lag by age."""
+    """Sort key for namespaces: first those with problems, then the slowest; by age if there is no lag."""
     is_wrong = any(what in ALARMING for what in wrong_with(row))
     behind = row.lag if row.lag is not None else row.age or 0.0
-    return not is_wrong, -round(behind), row.state_key  # each was read at another moment
+    return not is_wrong, -round(behind), row.state_key  # each was read at a different moment
 
 
 def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:
-    """Sum up a namespace; None: it has no keys.
+    """Return the summary of a namespace; None: it has no keys.
 
-    `beside` are reserved entries that are counted too; `form` is the cursor format of positions that are not ISO 8601
-    and of which no run has told it.
+    `beside` are reserved entries to count too; `form` is the cursor format of positions that are not ISO 8601, where no
+    run has recorded one.
     """
     shown = there.shown()
     entries = [*shown.values(), *beside]

@@ -18,7 +18,7 @@ class When(NamedTuple):
     at: datetime | None = None
 
     def is_reached_by(self, version: int | None, at: str | None) -> bool:
-        """Tell whether the commit of a version, made at a time, was made by then."""
+        """Tell whether a commit, given by its version and time, lies at or before this point."""
         if self.version is not None:
             return (version or 0) <= self.version
         then = instant(at)
@@ -26,19 +26,19 @@ class When(NamedTuple):
 
 
 def seconds_in(text: str) -> int | None:
-    """Return the seconds of a length of time such as `2h`; None: it is none."""
+    """Parse a length of time such as `2h` into seconds; None: it is not one."""
     found = re.fullmatch(rf"([0-9]{{1,6}}) ?({'|'.join(_UNITS)})", text)
     return None if found is None else int(found[1]) * _UNITS[found[2]]
 
 
 def now() -> datetime:
-    """Return the time, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(timezone.utc)
 
 
-@lru_cache(4_096)  # one commit gives many entries the same time
+@lru_cache(4_096)  # cached: one commit gives many entries the same time
 def instant(moment: str | None) -> datetime | None:
-    """Return the time that a store told, None where it told none that can be read."""
+    """Parse the time of an entry; None if it is missing or unreadable."""
     try:
         then = datetime.fromisoformat((moment or "").replace("Z", "+00:00"))
     except ValueError:
@@ -47,6 +47,6 @@ def instant(moment: str | None) -> datetime | None:
 
 
 def seconds_since(moment: str | None) -> float | None:
-    """Return how many seconds ago an ISO 8601 time was; None where nobody told."""
+    """Return how many seconds ago an ISO 8601 time was; None if it is unknown."""
     then = instant(moment)
     return None if then is None else (now() - then).total_seconds()

@@ -1,8 +1,8 @@
-"""What a namespace holds, by key and by member of its groups, however these are stored.
+"""The contents of a namespace by key and by member of its groups, for every layout.
 
-Verbs speak of names, `contacts` or `accounts / a17`; only this file knows that members have entries of their own, share
-packed ones, or are stored as version 1 did. What version 1 stored of a group are keys like any other until a job opens
-it: such keys have names of their own, and their members can be named beside them.
+Verbs use names, `contacts` or `accounts / a17`; only this file knows whether a member has its own entry, shares a
+packed one, or is stored in the form of version 1. The entries of a version 1 group are ordinary keys until a job opens
+the group: they have names themselves, and so do their members.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 
 
 class AbsentError(CheckpointError):
-    """What was asked for is not there, or the store cannot tell; the text is a sentence for whoever asked."""
+    """The requested thing does not exist, or the store cannot tell; the text is a sentence for the user."""
 
 
 class Name(NamedTuple):
-    """What an operator calls a cursor: a key, or a group and its member."""
+    """The name of a cursor for operators: a key, or a group and its member."""
 
     key: str
     member: str | None = None
 
     @property
     def said(self) -> str:
-        """The name as screens show it."""
+        """The name for display."""
         return self.key if self.member is None else f"{self.key} / {self.member}"
 
     @property
     def quoted(self) -> str:
-        """The name as sentences show it."""
+        """The name, quoted for sentences."""
         return repr(self.key) if self.member is None else f"{self.member!r} of {self.key!r}"
 
     def fields(self) -> dict[str, str]:
-        """Return the name as documents have it; a plain key has no member."""
+        """Return the name as a document; a plain key has no member."""
         return {"key": self.key} if self.member is None else {"key": self.key, "member": self.member}
 
 
 Changes = dict[Name, "str | None"]
-"""The value that each name is to have; None: it is deleted."""
+"""The new value of each name; None: it is deleted."""
 
 
 class Layout(NamedTuple):
@@ -69,10 +69,10 @@ class Layout(NamedTuple):
     shards: int | None
     is_version_1: bool
     members: dict[str, Entry]
-    """Each with its own value, and times and version of the entry that it is stored in."""
+    """Each with its own value, and the times and version of the entry that stores it."""
 
     def entry_key(self, member: str) -> str:
-        """Return the key of the entry that a member is stored in."""
+        """Return the key of the entry that stores a member."""
         if self.shards is None:
             return member_key(self.name, member)
         index = forms.index_of(member, self.shards)
@@ -81,7 +81,7 @@ class Layout(NamedTuple):
         return self.name if self.shards == 1 else f"{self.name}.{self.shards:02d}-{index:02d}"
 
     def shared_keys(self) -> list[str]:
-        """Return the keys of the entries that hold several members each."""
+        """Return the keys of the entries that each hold several members."""
         if self.shards is None:
             return []
         if not self.is_version_1:
@@ -94,8 +94,8 @@ class Namespace:
     """A namespace as it was loaded.
 
     Args:
-        store: where it is.
-        state_key: how it is called.
+        store: its store.
+        state_key: its name.
 
     Raises:
         CorruptState: the head or a shard of a group cannot be read.
@@ -107,46 +107,46 @@ class Namespace:
         self.store = store
         self.state_key = state_key
         self.stored: dict[str, Entry] = store.load(state_key)
-        """The entries as they are stored, reserved ones too."""
+        """The entries as stored, including reserved ones."""
         record = self.stored.get(RUN_KEY)
         known, run = told_by(None if record is None else record.value)
         self.known: Known = known
-        """What the runs recorded of the streams."""
+        """What the runs recorded about the streams."""
         self.run: Run | None = run
-        """The run that was recorded last; None: none was."""
+        """The last recorded run; None: there is none."""
         self.groups: dict[str, Layout] = {}
-        """The groups, those of version 1 too: while a group is moved to version 2, both may be stored."""
+        """The groups, including those of version 1: both forms of a group may be stored while it moves to version 2."""
         for layout in (*self._layouts(), *self._of_version_1()):
             self.groups.setdefault(layout.name, layout)
         self.names: dict[Name, Entry] = {
             Name(key): entry for key, entry in self.stored.items() if not key.startswith(RESERVED)
         }
-        """Every key, and every member that is not of version 1: together they are all that is stored."""
+        """Every key, and every member except those of version 1: together they cover everything stored."""
         for layout in self.groups.values():
             if not layout.is_version_1:
                 self.names |= {Name(layout.name, member): entry for member, entry in layout.members.items()}
 
     def entry(self, name: Name) -> Entry | None:
-        """Return what is stored under a name; None: nothing is."""
+        """Return the entry of a name; None: there is none."""
         if name.member is not None and name.key in self.groups:
             return self.groups[name.key].members.get(name.member)
         return self.names.get(name)
 
     def shares(self, name: Name) -> bool:
-        """Tell whether a name is a member that shares its entry, whose time may be that of another one."""
+        """Tell whether a name is a member in a shared entry, whose time may come from another member."""
         return name.member is not None and name.key in self.groups and self.groups[name.key].shards is not None
 
     def form_of(self, name: Name, given: str | None = None) -> str | None:
-        """Return the cursor format that the job reads a name by; where no run has told it, the given one."""
+        """Return the cursor format that the job uses for a name; if no run has recorded it, the given one."""
         return self.known.formats.get(name.key, given)
 
     def value(self, name: Name) -> str | None:
-        """Return the value stored under a name; None: there is none."""
+        """Return the stored value of a name; None: there is none."""
         entry = self.entry(name)
         return None if entry is None else entry.value
 
     def under(self, key: str) -> list[Name]:
-        """Return what a key stands for: itself, or all members of a group."""
+        """Return the names that a key stands for: itself, or all members of a group."""
         if key in self.groups and Name(key) not in self.names:
             layout = self.groups[key]
             if layout.is_version_1:
@@ -167,7 +167,7 @@ class Namespace:
         return entry
 
     def absent(self, key: str, member: str | None = None) -> str:
-        """Return the sentence that there is no such cursor, with what may have been meant."""
+        """Return the sentence that a cursor does not exist, with the likely intended name."""
         where, layout = self.state_key, self.groups.get(key)
         if not (self.names or self.groups):
             return nothing(self.store, where)
@@ -183,13 +183,13 @@ class Namespace:
     def inside_version_1(self) -> set[str]:
         """Return the keys of the entries in which version 1 packed the members of groups.
 
-        One with a single member is left out: it looks like a cursor, and is shown as one.
+        An entry with a single member is left out: it looks like a cursor, and is shown as one.
         """
         groups = (layout for layout in self.groups.values() if layout.is_version_1 and len(layout.members) > 1)
         return {key for layout in groups for key in layout.shared_keys()}
 
     def shown(self) -> dict[Name, Entry]:
-        """Return every key and member as people see them, those of version 1 too, in order."""
+        """Return every key and member as shown to people, including those of version 1, in order."""
         inside = self.inside_version_1()
         found = {name: entry for name, entry in self.names.items() if name.key not in inside}
         for layout in self.groups.values():
@@ -200,10 +200,10 @@ class Namespace:
     # Writing
 
     def entries_for(self, changes: Mapping[Name, str | None]) -> dict[str, str | None]:
-        """Return which entries are to be written for changes of names, each group in its own form.
+        """Return the entries to write for changes of names, each group in its own layout.
 
         Raises:
-            ValueError: a member of a packed group would get what is no JSON.
+            ValueError: the value for a member of a packed group is not JSON.
 
         """
         written: dict[str, str | None] = {}
@@ -221,7 +221,7 @@ class Namespace:
         return written
 
     def base_for(self, written: Iterable[str]) -> dict[str, Entry | None]:
-        """Return what a commit of these entries must find: they, and the heads of packed groups, as they were."""
+        """Return the base for a commit of these entries: the entries and the heads of packed groups, as loaded."""
         heads = {head_key(layout.name) for layout in self.groups.values() if layout.shards and not layout.is_version_1}
         keys = [*written]
         relied = {head for head in heads if any(key.startswith(f"{head}.") for key in keys)}
@@ -233,26 +233,26 @@ class Namespace:
     def _entries_of(
         self, layout: Layout, members: Mapping[str, str | None], left: Mapping[str, str]
     ) -> dict[str, str | None]:
-        """Return which entries are to be written for changes of some members, where in all these are left."""
+        """Return the entries to write for changes of some members; `left` are all members afterwards."""
         if layout.shards is None:
             return {layout.entry_key(member): value for member, value in members.items()}
         packs: dict[str, dict[str, str | None]] = {layout.entry_key(member): {} for member in members}
         for member, value in left.items():
             if (key := layout.entry_key(member)) in packs:
                 packs[key][member] = value
-        # An entry of version 1 that is missing among others would be taken for a loss.
+        # A missing entry among others of version 1 would count as a loss.
         stays = layout.is_version_1 and bool(left)
         return {key: forms.pack(pack) if pack or stays else None for key, pack in packs.items()}
 
     def _head_of(self, layout: Layout, left: Mapping[str, str]) -> dict[str, str | None]:
-        """Return what is to be written of a group's head, where these members are left."""
+        """Return the entries to write for a group's head when these members are left."""
         head = head_key(layout.name)
         if layout.is_version_1:
             return {}
         if left:
             new = forms.ENTRIES if layout.shards is None else forms.packed_head(layout.shards)
             return {} if head in self.stored else {head: new}
-        # Elsewhere a commit may be cut, and shards must not be left without their head.
+        # Other stores may split a commit, and shards must not be left without their head.
         return {head: None} if isinstance(self.store, Atomic) else {}
 
     # Reading
@@ -275,11 +275,11 @@ class Namespace:
                 yield packed
 
     def _of_version_1(self) -> Iterator[Layout]:
-        """Yield the groups that version 1 stored; of one that two runs stored differently, the last one first."""
+        """Yield the groups that version 1 stored; if two runs stored one differently, the latest first."""
         found: dict[tuple[str, int], list[str]] = {}
         for key in self.stored:
             name = key.rpartition(".")[0]
-            if key.startswith((RESERVED, "$")):  # `$`: what documents of neighbours have beside streams
+            if key.startswith((RESERVED, "$")):  # `$`: fields other than streams in documents of other systems
                 continue
             shards = forms.version_1_shards(name, key)
             found.setdefault((name, shards) if shards > 1 else (key, 1), []).append(key)
@@ -289,7 +289,7 @@ class Namespace:
                 yield layout
 
     def _version_1(self, name: str, shards: int, keys: list[str]) -> Layout | None:
-        """Return a group of version 1; None: an entry is missing, or holds what are no members."""
+        """Return a group of version 1; None: an entry is missing, or does not hold members."""
         layout = Layout(name, shards, True, {})
         for key in keys:
             entry = self.stored[key]
@@ -304,7 +304,7 @@ class Namespace:
 
 
 def _absent_in(where: str, layout: Layout, member: str | None) -> str:
-    """Return the sentence that a group has no such member, or that one is to be named."""
+    """Return the sentence that a group has no such member, or that a member must be named."""
     name, members = layout.name, layout.members
     if member is not None:
         return f"{name!r} in {where!r} has no member {member!r}{meant(member, members)}"
@@ -314,7 +314,7 @@ def _absent_in(where: str, layout: Layout, member: str | None) -> str:
 
 
 def members_in(value: str | None) -> dict[str, str] | None:
-    """Return the members in an entry that version 1 packed, or that is a shard; None: it is neither."""
+    """Return the members in a packed entry of version 1 or in a shard; None: it is neither."""
     if value is None:
         return {}
     try:
@@ -327,7 +327,7 @@ def members_in(value: str | None) -> dict[str, str] | None:
 
 
 def unfolded(changes: Iterable[Change], layout: Layout | None) -> list[Change]:
-    """Return changes by member where they are of entries that hold several members of a group, the newest first."""
+    """Return changes, newest first; those of a shared entry are split by member."""
     shared: set[str] = set() if layout is None else {*layout.shared_keys()}
     told: list[Change] = []
     for change in changes:
@@ -346,7 +346,7 @@ def cursor_in(namespace: str, name: Name, entry: Entry) -> codec.Cursor:
     """Return the cursor of an entry.
 
     Raises:
-        CorruptState: it holds none.
+        CorruptState: it does not hold a cursor.
 
     """
     try:
@@ -359,10 +359,10 @@ def cursor_in(namespace: str, name: Name, entry: Entry) -> codec.Cursor:
 
 
 def names_of_namespaces(store: Store) -> list[str]:
-    """Return the namespaces of a store.
+    """Return the names of the namespaces in a store.
 
     Raises:
-        AbsentError: it cannot tell.
+        AbsentError: the store cannot list them.
 
     """
     if isinstance(store, ListsNamespaces):
@@ -371,12 +371,12 @@ def names_of_namespaces(store: Store) -> list[str]:
 
 
 def matching(store: Store, namespace: str) -> list[str]:
-    """Return the namespaces that a name or a pattern such as `crm_*` stands for.
+    """Return the namespaces of a name or a pattern such as `crm_*`.
 
-    A name with such characters in it that is one is no pattern.
+    The name of an existing namespace is not a pattern, even with these characters.
 
     Raises:
-        AbsentError: no namespace is like the pattern.
+        AbsentError: no namespace matches the pattern.
 
     """
     if not is_pattern(namespace) or store.load(namespace):
@@ -388,7 +388,7 @@ def matching(store: Store, namespace: str) -> list[str]:
 
 
 def chosen(store: Store, namespace: str, keys: Sequence[str] = ()) -> list[Namespace]:
-    """Return the namespaces that a name or a pattern stands for; of several those that have one of the keys."""
+    """Return the namespaces of a name or pattern; of several, those that have one of the keys."""
     found = [Namespace(store, each) for each in matching(store, namespace)]
     if len(found) == 1 or not keys:
         return found
@@ -396,17 +396,17 @@ def chosen(store: Store, namespace: str, keys: Sequence[str] = ()) -> list[Names
 
 
 def is_pattern(namespace: str) -> bool:
-    """Tell whether a name may stand for several."""
+    """Tell whether a name may be a pattern."""
     return any(letter in namespace for letter in "*?[")
 
 
 def nothing(store: Store, namespace: str) -> str:
-    """Return the sentence that a namespace holds nothing, where, and what may have been meant."""
+    """Return the sentence that a namespace is empty, with the store and the likely intended name."""
     return f"{namespace!r} holds nothing in {store!r}{near_namespace(store, namespace)}"
 
 
 def near_namespace(store: Store, namespace: str) -> str:
-    """Return a question for the namespace that may have been meant; empty where there is none."""
+    """Return a question with the likely intended namespace; empty if there is none."""
     if not isinstance(store, ListsNamespaces):
         return ""
     try:
@@ -416,8 +416,8 @@ def near_namespace(store: Store, namespace: str) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """Return a question for the known names that are most like one, the likeliest first; empty where none is."""
-    from difflib import SequenceMatcher  # most names are right
+    """Return a question with the known names most similar to one, most similar first; empty if there are none."""
+    from difflib import SequenceMatcher  # most names are correct
 
     matcher: SequenceMatcher[str] = SequenceMatcher(b=name.casefold())
     near: list[tuple[float, int, str]] = []
@@ -431,4 +431,4 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 _LIKE = 0.6
-"""From 0 to 1, how like two names are of which one may be meant for the other."""
+"""From this similarity on, from 0 to 1, one name may be a misspelling of another."""

@@ -1,4 +1,4 @@
-"""What a namespace was: the changes of its keys and members, and their values at a moment."""
+"""The history of a namespace: the changes of its keys and members, and their values at a moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def keeping(store: Store) -> KeepsHistory:
-    """Return a store that keeps history.
+    """Return the store, checked to keep history.
 
     Raises:
         AbsentError: it keeps none.
@@ -32,7 +32,7 @@ def keeping(store: Store) -> KeepsHistory:
 
 
 def changes_of(there: Namespace, key: str | None = None, member: str | None = None) -> list[Change]:
-    """Return what was changed, the newest first: of a whole namespace, of a key, of a group or of one member."""
+    """Return the changes, newest first, of a whole namespace, a key, a group or one member."""
     store = keeping(there.store)
     if key is None:
         packed = [layout for layout in there.groups.values() if layout.shards and not layout.is_version_1]
@@ -48,9 +48,9 @@ def changes_of(there: Namespace, key: str | None = None, member: str | None = No
 
 
 def _with_shared(there: Namespace, layout: Layout, found: list[Change], member: str | None) -> list[Change]:
-    """Return the changes of a group with those of the entries that hold several of its members each.
+    """Return the changes of a group, including those of its shared entries.
 
-    Where version 1 stored the group they are changes of keys, unless one member is asked for.
+    In a group of version 1 they are changes of keys, unless one member is asked for.
     """
     shared = _shared(there, layout)
     changes = [change for change in found if change.member is not None or change not in shared] + shared
@@ -58,14 +58,14 @@ def _with_shared(there: Namespace, layout: Layout, found: list[Change], member: 
 
 
 def _shared(there: Namespace, layout: Layout) -> list[Change]:
-    """Return the changes of the entries that hold several members of a group each."""
+    """Return the changes of a group's shared entries."""
     store = keeping(there.store)
     keys = layout.shared_keys()
     return [change for key in keys for change in store.history(there.state_key, key) if change.key == key]
 
 
 def check_known(there: Namespace, changes: list[Change], key: str | None, member: str | None = None) -> None:
-    """Look whether the store or the history knows of a key.
+    """Check that the store or the history knows a key.
 
     Raises:
         AbsentError: neither does.
@@ -80,26 +80,26 @@ def check_known(there: Namespace, changes: list[Change], key: str | None, member
 
 
 class Kept(NamedTuple):
-    """A state that history has."""
+    """A state kept in the history."""
 
     value: str | None
-    """None: there was none."""
+    """None: the key did not exist."""
     version: int = 0
-    """Of the commit that made it; 0: no commit had yet."""
+    """The version of the commit that made it; 0: no commit had made one yet."""
     at: str | None = None
 
 
 def values_at(there: Namespace, moment: When | None, member: str | None = None) -> dict[Name, str]:
-    """Return the values of a namespace, or of a member of its groups, as they were at a moment; None: as they are.
+    """Return the values of a namespace, or of a member of its groups, at a moment; None means now.
 
     Raises:
-        AbsentError: the history does not reach back so far.
+        AbsentError: the history does not reach back to the moment.
 
     """
     if moment is None:
         return {name: entry.value for name, entry in there.names.items()}
     members = [Name(group, member) for group in there.groups] if member is not None else []
-    # The history of a member is read alone: that of a whole namespace has as many changes as all members had.
+    # Read only the member's history: that of the namespace has the changes of all members.
     kept = {
         name: kept_of_member(there, name, moment)
         for name in members
@@ -109,9 +109,9 @@ def values_at(there: Namespace, moment: When | None, member: str | None = None) 
 
 
 def kept_at(there: Namespace, moment: When, wanted: Callable[[Name], bool]) -> dict[Name, Kept]:
-    """Return the newest kept state at or before a moment of each key and member that is wanted.
+    """Return the newest kept state at or before a moment, for each key and member that is wanted.
 
-    A commit that was made after the namespace was loaded is in the history too, and changes nothing.
+    Commits made after the namespace was loaded are ignored.
     """
     changes = changes_of(there)
     _check_reached(there, changes, moment)
@@ -122,21 +122,21 @@ def kept_at(there: Namespace, moment: When, wanted: Callable[[Name], bool]) -> d
 
 
 def kept_of_member(there: Namespace, name: Name, moment: When) -> Kept:
-    """Return the newest kept state of one member at or before a moment, also where version 1 stored its group."""
+    """Return the newest kept state of one member at or before a moment, also in a group of version 1."""
     changes = changes_of(there, *name)
     if not changes:
         there.existing(name)
-    # The newest change tells how far the namespace is; all of them are as many as its other members had.
+    # The newest change gives the namespace's version; loading all would include every other member's.
     newest = keeping(there.store).history(there.state_key, limit=1) if changes else changes_of(there)
     _check_reached(there, newest or changes, moment)
     return _state(there, name, changes, moment)
 
 
 def _check_reached(there: Namespace, changes: list[Change], moment: When) -> None:
-    """Look whether a namespace has history, and had the version that a moment may be.
+    """Check that a namespace has history and, if the moment is a version, that it has reached it.
 
     Raises:
-        AbsentError: it has none, or the version is not there yet.
+        AbsentError: it has no history, or has not reached the version.
 
     """
     if not changes:
@@ -156,19 +156,19 @@ def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Ke
             return Kept(change.after, change.version, change.at)
     oldest, entry = past[-1] if past else None, there.entry(name)
     if oldest is None:
-        # Written before there was a history.
+        # Written before the store kept history.
         if entry is not None and moment.is_reached_by(entry.version, entry.updated_at):
             return Kept(entry.value, entry.version or 0, entry.updated_at)
         reach = "is empty"
     elif oldest.before is None:
-        return Kept(None)  # it was created later
+        return Kept(None)  # the key was created later
     elif moment.version is not None and oldest.version == moment.version + 1:
-        return Kept(oldest.before, moment.version)  # what the next commit found
+        return Kept(oldest.before, moment.version)  # the value that the next commit replaced
     else:
         reach = f"reaches back to version {oldest.version}, {oldest.at}"
     raise AbsentError(f"the history of {name.quoted} in {there.state_key!r} {reach}: {moment.text} is before that")
 
 
 def fields_of(run: Run) -> dict[str, Any]:
-    """Return a run as documents have it: what it did is recorded at its end, and not known before."""
+    """Return a run as a document; its results are recorded at its end, and unknown before."""
     return run._asdict() | ({} if run.ended is not None else dict.fromkeys(Did._fields))

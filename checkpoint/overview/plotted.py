@@ -1,4 +1,4 @@
-"""A position over time, as the history has it, and how it is drawn."""
+"""A position over time, from the history, and its charts."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
     from checkpoint.overview.namespaces import Name
 
 _LABEL = 24
-"""Characters of a text that a label shows."""
+"""A label shows this many characters of a text."""
 
 
 class PlottedChange(NamedTuple):
-    """What one commit said of the position."""
+    """The position after one commit."""
 
     version: int
     at: str
     position: Any
-    """As it is stored."""
+    """The stored form."""
     scale: float
-    """As a number: seconds since 1970 of a time, the place in order of a text."""
+    """The position as a number: for a time seconds since 1970, for a text its rank."""
     kind: str
     """`number`, `instant`, `wall` or `text`."""
     lag: float | None
-    """Seconds between the position and the commit; None where it is no instant."""
+    """Seconds between the position and the commit; None: the position is not an instant."""
 
     def fields(self) -> dict[str, Any]:
-        """Return the change as documents have it."""
+        """Return the change as a document."""
         told = self._asdict()
         return told | {"is_time": told.pop("kind") in {"instant", "wall"}}
 
 
 def drawn_field(changes: list[Change], name: Name, form: str | None = None) -> str:
-    """Return the only part of the newest cursor that can be drawn: a number or a time, else a text.
+    """Return the only field of the newest cursor that can be drawn: a number or a time, else a text.
 
-    Where a cursor format is known, the only part that it reads.
+    If a cursor format is known, return the only field in that format.
 
     Raises:
-        AbsentError: there is no cursor, nothing in it can be drawn, or there is a choice.
+        AbsentError: there is no cursor, or not exactly one field can be drawn.
 
     """
     cursor = next((found for change in changes if (found := _cursor_after(change)) is not None), None)
@@ -65,7 +65,7 @@ def drawn_field(changes: list[Change], name: Name, form: str | None = None) -> s
 
 
 def _drawable(cursor: Mapping[str, Any], form: str | None = None) -> list[str]:
-    """Return the parts of a cursor that are numbers or times; where there is none, those that are text."""
+    """Return the fields of a cursor that are numbers or times; if there are none, those that are text."""
     parts = {part: value for part, value in cursor.items() if part not in BESIDE}
     fields = [part for part, value in parts.items() if measured(value, form) is not None]
     return fields or [part for part, value in parts.items() if isinstance(value, str) and value]
@@ -76,7 +76,7 @@ def _cursor_after(change: Change) -> Mapping[str, Any] | None:
 
 
 def _field_values(changes: list[Change], field: str) -> Iterator[tuple[Change, float, Any]]:
-    """Yield the changes that have a value of a field, with the time of the commit, the oldest first."""
+    """Yield the changes with a value in a field, and the time of the commit, oldest first."""
     for change in reversed(changes):
         cursor, at = _cursor_after(change), instant(change.at)
         if cursor is not None and cursor.get(field) is not None and at is not None:
@@ -84,7 +84,7 @@ def _field_values(changes: list[Change], field: str) -> Iterator[tuple[Change, f
 
 
 def plotted(changes: list[Change], field: str, form: str | None) -> list[PlottedChange]:
-    """Return the changes of a field in the kind that the newest one has."""
+    """Return the changes of a field whose kind is that of the newest one."""
     values = list(_field_values(changes, field))
     found = _measures([value for _, _, value in values], form)
     kind = next((one[1] for one in reversed(found) if one is not None), None)
@@ -96,14 +96,14 @@ def plotted(changes: list[Change], field: str, form: str | None) -> list[Plotted
 
 
 def _measures(values: list[Any], form: str | None) -> list[tuple[float, str] | None]:
-    """Return values as numbers, with their kinds: text that is no time by its order."""
+    """Return values as numbers, with their kinds; text that is not a time becomes its rank."""
     found = [measured(value, form) for value in values]
     is_text = not any(found) and form in {None, "text"} and all(isinstance(value, str) for value in values)
     return _in_order(values) if is_text else found
 
 
 def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
-    """Return texts by their place in order: as numbers where all of them are written so, else by code point."""
+    """Return the rank of each text: in numeric order if all are numbers, else by code point."""
     numbers = [measured(text, "number") for text in texts]
     if all(numbers):
         return numbers
@@ -112,16 +112,16 @@ def _in_order(texts: list[str]) -> list[tuple[float, str] | None]:
 
 
 def standing_until(changes: list[Change], steps: list[PlottedChange]) -> float | None:
-    """Return the time, until which the last of the changes stands; None: what is stored now was not drawn."""
+    """Return the current time, up to which the last change holds; None: the value stored now was not drawn."""
     moment, last = now().timestamp(), instant(changes[0].at) if changes else None
     is_last = bool(steps) and steps[-1].version == changes[0].version
     return moment if is_last and last is not None and last.timestamp() < moment else None
 
 
 def panels(steps: list[PlottedChange], until: float | None = None) -> list[chart.Panel]:
-    """Return the charts of changes, at least one: their position, and where it is a time their lag.
+    """Return the charts of changes, at least one: the position and, if it is a time, the lag.
 
-    The line goes on to `until`, as long as the last one stands. While a position stands still its lag grows.
+    The line extends to `until`, up to which the last change holds. While a position stands still, its lag grows.
     """
     moments = [at.timestamp() for step in steps if (at := instant(step.at)) is not None]
     last, cut = steps[-1], _cut(steps, moments[-1] if until is None else until)
@@ -137,18 +137,18 @@ def panels(steps: list[PlottedChange], until: float | None = None) -> list[chart
 
 
 class _Cut(NamedTuple):
-    """Where charts are cut off, so that one position ahead of the clock does not flatten the others."""
+    """The limits of the charts, so that one position ahead of the clock does not flatten the others."""
 
     at: float = inf
-    """Of positions, the highest that is drawn."""
+    """The highest position that is drawn."""
     lag: float = -inf
     """The lowest lag that is drawn."""
     said: str = ""
-    """What the title says of it."""
+    """The note in the title."""
 
 
 def _cut(steps: list[PlottedChange], now: float) -> _Cut:
-    """Return where the charts are to be cut off: a day ahead of the clock, where some positions lie beyond it."""
+    """Return the limits of the charts: a day ahead of the clock, if some positions lie beyond it."""
     ahead = [step.scale for step in steps if step.kind == "instant" and step.scale > now + AHEAD]
     if not ahead or len(ahead) == len(steps):
         return _Cut()
@@ -160,7 +160,7 @@ def _lag_label(seconds: float) -> str:
 
 
 def _axis_label(steps: list[PlottedChange]) -> Callable[[float], str]:
-    """Return what writes the values of the position at the axis."""
+    """Return the function that writes labels of the position axis."""
     if steps[0].kind == "number":
         return chart.number_label
     if steps[0].kind != "text":

@@ -1,4 +1,4 @@
-"""Positions as operators see them: which part of a cursor it is, what it compares by, and how far it lags."""
+"""Positions for operators: which field of a cursor is the position, how it compares, and how far it lags."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 class Measured(NamedTuple):
-    """Where a cursor stands."""
+    """The position of a cursor."""
 
     field: str
-    """The part of the cursor."""
+    """The field of the cursor."""
     value: Any
-    """As it is stored."""
+    """The stored form."""
     scale: float
-    """As a number: seconds since 1970 of a time."""
+    """The position as a number: for a time, seconds since 1970."""
     kind: str
     """`number`, `instant`, or `wall` (a time without a zone)."""
 
     @property
     def lag(self) -> float | None:
-        """Seconds from the position to now; None: it is no instant."""
+        """Seconds from the position to now; None: it is not an instant."""
         return now().timestamp() - self.scale if self.kind == "instant" else None
 
 
 def measured(value: Any, form: str | None = None) -> tuple[float, str] | None:
-    """Return a cursor value as a number, and its kind; None where it has no scale."""
+    """Return a cursor value as a number, and its kind; None if it has no scale."""
     try:
         kind, exact = _spelling(form).read(value)
         if kind == "number":
@@ -56,7 +56,7 @@ def _spelling(form: str | None) -> Spelling:
 
 
 def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Measured]:
-    """Return the parts of a cursor that a stream could have as its position, and that have a scale."""
+    """Return the fields of a cursor that could be a stream's position and that have a scale."""
     return [
         Measured(field, value, *found)
         for field, value in cursor.items()
@@ -65,7 +65,7 @@ def positions_in(cursor: Mapping[str, Any], form: str | None = None) -> list[Mea
 
 
 def position_of(value: str | None, form: str | None = None) -> Measured | None:
-    """Return the position in a stored value; None: it is no cursor, or not just one part of it can be the position."""
+    """Return the position in a stored value; None: it is not a cursor, or not exactly one field can be the position."""
     cursor = None if value is None else cursor_of(value)
     found = [] if cursor is None else positions_in(cursor, form)
     instants = [one for one in found if one.kind == "instant"]
@@ -73,10 +73,10 @@ def position_of(value: str | None, form: str | None = None) -> Measured | None:
 
 
 def lag_of(value: str | None, form: str | None = None) -> float | None:
-    """Return how many seconds a stored cursor's position is behind; None: it is no instant, or there are several.
+    """Return how many seconds a stored cursor's position is behind; None: it is not an instant, or there are several.
 
-    ISO 8601 with a zone says itself what it is; the format is of the cursors that have no such part. A position that it
-    misreads is no instant.
+    ISO 8601 with a zone needs no format; the format is for cursors without such a field. A position that does not fit
+    the format is not an instant.
     """
     cursor = None if value is None else cursor_of(value)
     for each in (None, form):
@@ -88,18 +88,18 @@ def lag_of(value: str | None, form: str | None = None) -> float | None:
 
 
 AHEAD = 86_400.0
-"""Seconds that a position may be ahead of the clock: times of another zone are, for up to a day."""
+"""Seconds by which a position may be ahead of the clock: local times of another zone can be, by up to a day."""
 
 
 def is_ahead(lag: float | None) -> bool:
-    """Tell whether a position is ahead of the clock, so that rows until then may not be delivered."""
+    """Tell whether a position is ahead of the clock, so that rows up to it may be missed."""
     return lag is not None and lag < -AHEAD
 
 
 def before_now(position: Measured, form: str | None, days: int) -> str | None:
-    """Return the time so many days before now, or up to a day earlier, as the source of a position spells it.
+    """Return the time this many days before now, or up to a day earlier, in the format of a position.
 
-    None: the position is no instant, or its format cannot spell another one.
+    None: the position is not an instant, or its format cannot express another one.
     """
     if position.lag is None:
         return None
@@ -113,14 +113,14 @@ def before_now(position: Measured, form: str | None, days: int) -> str | None:
 
 
 _FIRST, _LATER = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp(), 2 * 86_400
-"""Positions of jobs lie after this, in seconds since 1970, and no more than so many seconds ahead."""
+"""Plausible positions lie after the first, in seconds since 1970, and at most the second in seconds ahead of now."""
 
 
 def misread(value: Any, form: str | None) -> str | None:
-    """Return why a position is not in the cursor format that somebody named; None: it may be.
+    """Return why a position is not in the given cursor format; None: it may be.
 
-    It is not where an epoch format makes it an improbable time, and another one a probable time, or where a pattern
-    makes it one that is still to come.
+    It is not if an epoch format gives an implausible time while another one gives a plausible time, or if a pattern
+    gives a time in the future.
     """
     if form is None or (read := measured(value, form)) is None or _is_probable(read[0]):
         return None
@@ -141,11 +141,11 @@ def _is_probable(seconds: float) -> bool:
 
 
 def epoch_hint(value: Any) -> str:
-    """Return what to add about a number that may count the seconds since 1970; empty where it does not seem so."""
+    """Return a hint for a number that may be an epoch time; empty if it does not look like one."""
     name = epoch_like(value)
     return f": if {value} counts time, add --cursor-format {name}" if name else ""
 
 
 def epoch_like(value: Any) -> str | None:
-    """Return the format of a number that may count the seconds since 1970; None: it does not seem so."""
+    """Return the epoch format of a number that may be an epoch time; None: it does not look like one."""
     return epoch_named(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""The page for people, under `/ui`: what the store holds, as HTML to look at.
+"""The web page under `/ui`: the contents of the store as HTML.
 
 It only reads. There is no script, no cookie and no request to another host: a token is the password of HTTP Basic
 (RFC 7617), the Host header must name this server (DNS rebinding), and the content security policy allows nothing but
@@ -63,19 +63,20 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer of the page."""
+"""Headers of every response of the page."""
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="checkpoint", charset="UTF-8"'}
 
 
 class Shown(NamedTuple):
-    """How the page is shown."""
+    """Settings of the page."""
 
     host_names: tuple[str, ...] = ()
-    """Names that the Host header may give, beside those of loopback and the address that was connected to; a port in
-    one makes no difference."""
+    """Names allowed in the Host header, in addition to loopback names and the address of the connection; ports are
+    ignored.
+    """
     commands: Commands | None = None
-    """The commands that it shows; None: those for this server as a store, by the address that was asked for."""
+    """The commands on the page; None: commands with this server as the store, at the requested address."""
 
 
 DEFAULT = Shown()
@@ -85,13 +86,13 @@ class Page:
     """The page over one store: an ASGI application for `/ui` and what is below it.
 
     Args:
-        store: what it shows. It is read, and nothing else.
-        access: who may read which namespace.
+        store: the store to show; it is only read.
+        access: decides who may read which namespace.
         shown: how.
         call: calls a function that reads the store, in a thread.
 
     Raises:
-        ValueError: one of the host names is none.
+        ValueError: one of the host names is invalid.
 
     """
 
@@ -103,7 +104,7 @@ class Page:
         self._call = call
 
     def routes(self) -> list[Route]:
-        """Return the routes of an application that the page is a part of."""
+        """Return the routes of the page, for an application that includes it."""
         return [
             Route("/", _to_page, methods=["GET"], include_in_schema=False),
             Route(PATH, self, include_in_schema=False),
@@ -149,7 +150,7 @@ class Page:
         context = await self._call(show, self, headers, namespace, query, commands)
         return _html(f"{page}.html", context)
 
-    # Each page: called in a thread.
+    # One function for each page, called in a thread.
 
     def _namespaces(self, headers: Any, query: Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(self._store, ListsNamespaces):
@@ -173,10 +174,10 @@ class Page:
         return views.runs_shown(self._loaded(headers, name), _asked(query).page, commands)
 
     def _loaded(self, headers: Any, name: str) -> Namespace:
-        """Return a namespace that holds something.
+        """Return a namespace that is not empty.
 
         Raises:
-            AbsentError: it does not; only names that may be read are suggested.
+            AbsentError: it is empty; only readable names are suggested.
 
         """
         there = Namespace(self._store, name)
@@ -187,7 +188,7 @@ class Page:
 
 
 async def _to_page(request: Request) -> Response:
-    """Lead a browser to the page; whoever asks the root for something else is on the wrong path.
+    """Redirect a browser to the page; a root request with a query is from a client with a wrong path.
 
     Raises:
         HTTPException: 404.
@@ -202,7 +203,7 @@ _PAGES = {"namespace": Page._namespace, "group": Page._group, "key": Page._key, 
 
 
 def _check(request: Request, names: set[str]) -> None:
-    """Look whether a request is a GET, and was sent to a name of this server: a page of another host may have sent it.
+    """Check that a request is a GET and addresses this server by name: a page of another host may have sent it.
 
     Raises:
         Refusal: 400, 405.
@@ -219,10 +220,10 @@ def _check(request: Request, names: set[str]) -> None:
 
 
 def host_name(given: str) -> str:
-    """Return the name in what somebody gave as the name of a host, such as `state.example.com` or `gateway:8443`.
+    """Parse the name out of a host setting, such as `state.example.com` or `gateway:8443`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a host name.
 
     """
     name = _host_of(given) or given.lower()
@@ -232,13 +233,13 @@ def host_name(given: str) -> str:
 
 
 def _host_of(header: str) -> str:
-    """Return the name in a Host header; empty: it is none."""
+    """Return the name in a Host header; empty: the header is invalid."""
     found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?", header.lower())
     return "" if found is None else found[1] or found[2].removesuffix(".")
 
 
 def _is_same_address(host: str, names: Iterable[str]) -> bool:
-    """Tell whether a host is a loopback address, or one of these however it is spelled."""
+    """Tell whether a host is a loopback address, or equal to one of these addresses in any spelling."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -255,7 +256,7 @@ def _address(name: str) -> Any:
 
 
 def _commands_for(request: Request, store: Store) -> Commands:
-    """Return the commands for this server as a store, as the browser reaches it."""
+    """Return the commands with this server as the store, at the address that the browser uses."""
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else request.scope["scheme"]
     own = "server+" if isinstance(store, Atomic) else ""
     return Commands(f"{own}{scheme}://{request.headers['host']}{request.scope.get('root_path', '')}")
@@ -268,10 +269,10 @@ def _status_of(error: CheckpointError) -> int:
 
 
 def _asked(query: Mapping[str, str]) -> views.Asked:
-    """Return what a query asks of a list.
+    """Parse the query of a list.
 
     Raises:
-        Refusal: its page is no number, or its sort is unknown.
+        Refusal: its page is not a number, or its sort is unknown.
 
     """
     page, sort = query.get("page") or "1", query.get("sort") or ""
@@ -299,24 +300,24 @@ def _html(
 
 
 def _link(page: str, /, **query: object) -> str:
-    """Return a relative address: a gateway may have put the page under any path."""
+    """Return a relative address: a gateway may serve the page under any path."""
     given = {name: str(value) for name, value in query.items() if value not in {None, ""}}
     return f"{page or './'}{'?' if given else ''}{urlencode(given, quote_via=quote, safe='')}"
 
 
 def _shown(value: Any) -> Any:
-    """Return what is to stand in the page: in text nothing is left that would turn or end a line."""
+    """Return a value for the page; in text, characters that reverse or break a line are escaped."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _exact(value: str) -> Markup:
-    """Return a value of a form as the browser is to send it back: what is not printable is written as a number."""
+    """Return a form value that the browser sends back unchanged: unprintable characters become numeric references."""
     letters = (letter if letter.isprintable() else f"&#{ord(letter)};" for letter in str(escape(value)))
     return Markup("".join(letters))  # noqa: S704 - it is escaped
 
 
 def _utc(moment: str | None) -> str:
-    """Return a time as people read it, to the second; as it is where it cannot be read."""
+    """Return a time for people, to the second; unchanged if it cannot be parsed."""
     then = instant(moment)
     return f"{then:%Y-%m-%d %H:%M:%S} UTC" if then is not None else moment or ""
 

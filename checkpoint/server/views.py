@@ -1,4 +1,4 @@
-"""What each page of the page shows, read from the store: no HTML, no HTTP."""
+"""The data of each web page, read from the store; HTML and HTTP are in `ui`."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE = 100
-"""Rows of a table at most."""
+"""At most this many rows in a table."""
 
 PAST = 25
-"""Commits of a key's history, and runs, on a page at most."""
+"""At most this many commits of a key's history, or runs, on a page."""
 
 SORTS = ("name", "slowest")
 
 READING = 0.7
-"""Seconds that reading namespaces may take before they are sorted by what they hold, unless somebody asks for it."""
+"""Time limit in seconds for reading all namespaces in order to sort them, unless the request asks for that order."""
 
 
 class Asked(NamedTuple):
-    """What a request asks of a list."""
+    """The query of a request for a list."""
 
     search: str = ""
-    """A part of the names, or a pattern such as `crm_*`; empty: all."""
+    """Part of a name, or a pattern such as `crm_*`; empty: all."""
     sort: str = ""
-    """One of `SORTS`; empty: whatever suits the list."""
+    """One of `SORTS`; empty: the default of the list."""
     page: int = 1
     only: str = ""
-    """Of namespaces: those with which this is wrong; empty: all."""
+    """For namespaces: only those with this problem; empty: all."""
 
     def chosen(self, names: Iterable[str]) -> list[str]:
-        """Return the names that are like what is asked."""
+        """Return the names that match the query."""
         if not self.search:
             return [*names]
         if is_pattern(self.search):
@@ -76,18 +76,18 @@ class Asked(NamedTuple):
 
 
 class Paged(NamedTuple):
-    """A part of a list."""
+    """One page of a list."""
 
     items: Sequence[Any]
     number: int
-    """Of the page, from 1 on."""
+    """The number of the page, from 1."""
     pages: int
     total: int
-    """Items of the whole list."""
+    """The number of items in the whole list."""
 
 
 def paged(items: Sequence[T], number: int, size: int = PAGE) -> Paged:
-    """Return a page of a list; a number beyond the last page is the last one's."""
+    """Return a page of a list; a number beyond the last page gives the last page."""
     pages = max(1, -(-len(items) // size))
     number = min(max(1, number), pages)
     return Paged(items[(number - 1) * size : number * size], number, pages, len(items))
@@ -101,10 +101,10 @@ class Broken(NamedTuple):
 
 
 def namespaces_shown(store: Store, names: list[str], asked: Asked) -> dict[str, Any]:
-    """Return what the list of namespaces shows; `names` are those that exist and may be read.
+    """Return the list of namespaces; `names` are those that exist and may be read.
 
-    All that are asked for are read, for what failed and what is slow comes first; where that takes too long, and nobody
-    asked for that order, those of the page by name.
+    All matching namespaces are read, as failed and slow ones come first. If that takes too long and the request does
+    not ask for that order, only those of the page are read, sorted by name.
     """
     chosen = asked.chosen(names)
     is_whole = asked.sort == "slowest" or bool(asked.only)
@@ -126,7 +126,7 @@ def namespaces_shown(store: Store, names: list[str], asked: Asked) -> dict[str, 
 
 
 def _all_summed(store: Store, names: list[str], seconds: float | None) -> list[Summary | Broken] | None:
-    """Sum up namespaces; None: that would take longer than so many seconds."""
+    """Sum up namespaces; None: that would take longer than this many seconds."""
     until = None if seconds is None else monotonic() + seconds
     rows: list[Summary | Broken] = []
     for name in names:
@@ -137,7 +137,7 @@ def _all_summed(store: Store, names: list[str], seconds: float | None) -> list[S
 
 
 def _wrong(rows: Sequence[Summary | Broken]) -> dict[str, int]:
-    """Return how many namespaces have what somebody may have to look at; what none has is left out."""
+    """Return the number of namespaces with each problem; problems of none are left out."""
     summed = [row for row in rows if isinstance(row, Summary)]
     broken = len(rows) - len(summed)
     counted = {what: len(names) for what, names in wrong_in(summed).items()}
@@ -152,7 +152,7 @@ def _summed(store: Store, name: str) -> Summary | Broken:
 
 
 def _worst_first(row: Summary | Broken) -> tuple[Any, ...]:
-    """Sort what cannot be read first, then as `checkpoint list` does."""
+    """Sort key: unreadable namespaces first, the rest in the order of `checkpoint list`."""
     return (-1, 0, row.state_key) if isinstance(row, Broken) else worst_first(row)
 
 
@@ -161,7 +161,7 @@ def _by_name(row: Summary | Broken) -> tuple[Any, ...]:
 
 
 class Rows(NamedTuple):
-    """What the last run said of the rows of a stream, or of all members of a group."""
+    """The row counts of the last run, for a stream or for all members of a group."""
 
     seen: int
     delivered: int
@@ -173,15 +173,15 @@ class Aged(NamedTuple):
     """The age of a key, a member or a group."""
 
     seconds: float | None
-    """None: it is not known."""
+    """None: unknown."""
     written: str | None = None
-    """When it was written; None: that is not known."""
+    """The time of the last write; None: unknown."""
     read: str | None = None
-    """When a run ended that read it to its end, where that is a minute later than it was written."""
+    """The end of a run that read it to its end, if at least a minute after the last write."""
     shared: str | None = None
-    """When the entry was written that it shares with other members; None: it shares none."""
+    """The time of the last write of its shared entry; None: it has its own entry."""
     name: Name | None = None
-    """Of a group: the member whose age this is."""
+    """For a group: the member with this age."""
 
 
 class KeyRow(NamedTuple):
@@ -189,18 +189,18 @@ class KeyRow(NamedTuple):
 
     name: Name
     entry: Entry
-    """Of a group: its member that was written last."""
+    """For a group: the member written last."""
     shown: str
     lag: float | None
     aged: Aged
     rows: Rows | None
     members: int | None = None
-    """None: it is no group."""
+    """None: it is not a group."""
     ends: Ends | None = None
 
 
 def keys_shown(there: Namespace, asked: Asked, commands: Commands) -> dict[str, Any]:
-    """Return what the page of a namespace shows."""
+    """Return the data for the page of a namespace."""
     run = there.run
     plain, groups = _plain_and_groups(there)
     page = paged(asked.chosen(sorted([*plain, *groups])), asked.page)
@@ -226,7 +226,7 @@ def _plain_and_groups(there: Namespace) -> tuple[dict[str, Entry], list[str]]:
 
 
 def _repairs(there: Namespace, run: Run | None, commands: Commands) -> dict[str, Any]:
-    """Return who holds a namespace and how its last run ended, with the commands that one may need then."""
+    """Return the holder of a namespace and the result of its last run, with the commands for repair."""
     lease, held = lease_of(there), holder_of(there)
     failed = run is not None and run.outcome == "failed" and isinstance(there.store, KeepsHistory)
     return {
@@ -250,7 +250,7 @@ def _key_row(there: Namespace, name: Name, entry: Entry, run: Run | None) -> Key
 
 
 def _aged(there: Namespace, name: Name, entry: Entry, changed: str | None = None) -> Aged:
-    """Return the age of a key or member; of one that shares its entry the history may tell when it changed."""
+    """Return the age of a key or member; in a shared entry, the history may give the time of its last change."""
     shared = entry.updated_at if there.shares(name) else None
     written = entry.updated_at if shared is None else changed
     ages = [age for age in (age_of(there, name, entry), seconds_since(written)) if age is not None]
@@ -276,7 +276,7 @@ def _group_row(there: Namespace, key: str, run: Run | None) -> KeyRow:
 
 
 def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
-    """Return what the page of a group shows: its members, the slowest first unless they are sorted by name.
+    """Return the data for the page of a group: its members, slowest first unless sorted by name.
 
     Raises:
         AbsentError: there is no such group.
@@ -310,7 +310,7 @@ def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
 
 
 def _furthest_first(entry: Entry, form: str | None) -> tuple[bool, float, str]:
-    """Sort by position, what has none last, then by when it was written."""
+    """Sort key: by position, those without one last, then by the time of the last write."""
     position = position_of(entry.value, form)
     return position is None, 0.0 if position is None else position.scale, entry.updated_at or ""
 
@@ -319,12 +319,12 @@ def _furthest_first(entry: Entry, form: str | None) -> tuple[bool, float, str]:
 
 
 class Line(NamedTuple):
-    """A part of a cursor that a commit changed."""
+    """A field of a cursor that a commit changed."""
 
     sign: str
-    """`-`: what it was; `+`: what it is."""
+    """`-`: the old value; `+`: the new value."""
     field: str
-    """Empty: the value is no cursor."""
+    """Empty: the value is not a cursor."""
     text: str
 
 
@@ -334,16 +334,16 @@ class Step(NamedTuple):
     change: Change
     lines: list[Line]
     restore: str | None
-    """The command that brings its value back; None: it is what is stored now."""
+    """The command that restores its value; None: it is the stored value."""
     undo: str | None = None
-    """Of the newest commit: the command that takes it back."""
+    """For the newest commit: the command that undoes it."""
 
 
 def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> dict[str, Any]:
-    """Return what the page of a key or member shows.
+    """Return the data for the page of a key or member.
 
     Raises:
-        AbsentError: neither the store nor the history knows it.
+        AbsentError: neither the store nor the history has it.
 
     """
     entry, past = there.entry(name), _past(there, name)
@@ -379,14 +379,14 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
 
 
 def _past(there: Namespace, name: Name) -> list[Change] | None:
-    """Return the changes of a key, the newest first; None: the store keeps none."""
+    """Return the changes of a key, newest first; None: the store keeps no history."""
     if not isinstance(there.store, KeepsHistory):
         return None
     if name.member is None and name.key in there.groups and name not in there.names:
         raise AbsentError(there.absent(name.key))
     try:
         return [change for change in changes_of(there, *name) if (change.key, change.member) == name]
-    except CheckpointError:  # a server whose store keeps none
+    except CheckpointError:  # a server whose store keeps no history
         return None
 
 
@@ -398,13 +398,13 @@ def _rewind(there: Namespace, name: Name, entry: Entry, past: list[Change], comm
 
 
 def _only_value(value: str) -> Any:
-    """Return the value of a cursor's only field beside what a stream remembers; None: there is not just one."""
+    """Return the value of a cursor's only field, remembered rows aside; None: there is not exactly one."""
     fields = [part for field, part in (words.cursor_of(value) or {}).items() if field not in BESIDE]
     return fields[0] if len(fields) == 1 else None
 
 
 def _cursor(value: str) -> dict[str, list[str]]:
-    """Return a value in lines, of the rows that a stream remembers how many there are, and all of them beside."""
+    """Return a value as lines with the number of the rows that a stream remembers, and these rows separately."""
     cursor = words.cursor_of(value)
     if cursor is None:
         return {"cursor": [words.json_of(value)], "stored": []}
@@ -428,7 +428,7 @@ def _step(there: Namespace, name: Name, change: Change, entry: Entry | None, com
 
 
 def difference(before: str | None, after: str | None) -> list[Line]:
-    """Return what differs between two values, field by field where both are cursors."""
+    """Return the differences between two values, field by field if both are cursors."""
     old, new = (None if value is None else words.cursor_of(value) for value in (before, after))
     if (before is not None and old is None) or (after is not None and new is None):
         sides = (("-", before), ("+", after))
@@ -451,7 +451,7 @@ class Drawn(NamedTuple):
 
     steps: int
     said: str
-    """What is to be seen, in words."""
+    """The description of the chart in words."""
     wide: str
     """SVG for a large screen."""
     narrow: str
@@ -463,7 +463,7 @@ _NARROW = _WIDE._replace(width=380, left=116, height=120)
 
 
 def _drawn(past: list[Change], name: Name, form: str | None) -> Drawn | None:
-    """Draw the position of a key; None: it has none that can be drawn, or it never moved."""
+    """Draw the position of a key; None: it cannot be drawn, or it never moved."""
     try:
         steps = plotted(past, drawn_field(past, name, form), form)
     except AbsentError:
@@ -492,20 +492,20 @@ def _said(steps: Sequence[PlottedChange], until: float | None) -> str:
 
 
 class StreamRows(NamedTuple):
-    """What a run did with a stream, or with all members of a group."""
+    """The results of a run for a stream, or for all members of a group."""
 
     name: str
     rows: Rows
     read: bool
-    """Whether it is known that the run read it to its end."""
+    """Whether the run is known to have read it to its end."""
 
 
 STREAMS = 30
-"""Streams of a run that the page names at most, with rows and without."""
+"""At most this many streams of a run are named, with rows and without."""
 
 
 def runs_shown(there: Namespace, number: int, commands: Commands) -> dict[str, Any]:
-    """Return what the page of a namespace's runs shows."""
+    """Return the data for the page of a namespace's runs."""
     found, lease = runs_of(there), lease_of(there)
     keeps = isinstance(there.store, KeepsHistory)
     page = paged(found, number, PAST)
@@ -518,7 +518,7 @@ def runs_shown(there: Namespace, number: int, commands: Commands) -> dict[str, A
 
 
 def _run_row(there: Namespace, run: Run, lease: Holder | Released | None, commands: Commands) -> dict[str, Any]:
-    """Return a run with what it did: the streams with the most rows first, and those without rows by name."""
+    """Return a run with its results: streams with the most rows first, those without rows by name."""
     read = {*run.read}
     streams = [StreamRows(name, rows, name in read) for name in run.streams if (rows := _rows_of(run, name))]
     busy = sorted((stream for stream in streams if stream.rows.seen), key=lambda stream: -stream.rows.seen)
