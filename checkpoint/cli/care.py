@@ -159,7 +159,7 @@ def _until(moment: float, checks: Iterator[Check]) -> Iterator[Check]:
 
 
 def _checks(url: str | None, *, write: bool) -> Iterator[Check]:
-    from importlib.metadata import version  # slow, as is statistics
+    from importlib.metadata import version  # slow to import, like statistics
 
     yield Check("checkpoint", True, f"{version('checkpoint-store')}, Python {platform.python_version()}")
     try:

@@ -247,7 +247,7 @@ def demo_child(state_key: str, folder: Path, file: Path) -> None:
 # Preparation
 
 LARGEST = 200_000
-"""At most this many bytes of each file are copied: only the number of rows matters."""
+"""The size in bytes up to which files are copied: only the number of rows matters."""
 
 OTHERS = {"site-packages", "dist-packages", "__pycache__"}
 """Folders beside the library that are not part of it."""

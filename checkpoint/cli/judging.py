@@ -34,7 +34,7 @@ def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool
 
 
 def _hides(group: Layout, value: str | None) -> bool:
-    """Tell whether a value under a group's name hides its members; version 1 stores members in such a value."""
+    """Tell whether a value under a group's name hides its members; in version 1, one with members does not."""
     if not group.is_version_1:
         return True
     return value is not None and len(group.members) > 1 and members_in(value) is None

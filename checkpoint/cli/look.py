@@ -162,7 +162,7 @@ def _sum(rows: list[Summary]) -> str:
 
 
 def _summary_row(row: Summary) -> tuple[str, ...]:
-    lag = row.lag if row.lead is None else -row.lead  # why it is marked
+    lag = row.lag if row.lead is None else -row.lead  # the lead explains the mark
     return row.state_key, f"{row.keys:,}", _span(lag), _span(row.age), run_in_short(row.run, row.state)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WIDE = 10_000
 _LEAST = 10
 _SHARE = 4
-"""The wide column of a table gets at least this share of the terminal's width; names beside it are cut instead."""
+"""The wide column of a table gets 1/4 of the terminal's width if it needs it; names beside it are cut instead."""
 
 _PADDED = 60
 """In a file, the wide column of a table is padded to this width; a longer cell shifts the cells after it."""

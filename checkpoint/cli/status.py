@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 NAMED = 20
-"""At most this many keys, or members of a group, are named for each verdict."""
+"""At most this many members of a group are named for each verdict; more fresh keys than this share one line."""
 
 STALE, UNKNOWN = 1, 3
 """Exit statuses; 0 means fresh, 2 is an error in the command line."""

@@ -154,13 +154,13 @@ def _run_id() -> str:
 
 
 def _undo(plan: Plan) -> str | None:
-    """Return the command that undoes the last write; None: the store keeps no history."""
+    """Return the command that undoes the last write; None: no history, or another run has written."""
     there = plan.there
     if not isinstance(there.store, KeepsHistory):
         return None
     try:
         newest = there.store.history(there.state_key, limit=1)
-    except CheckpointError:  # of a server whose store keeps none
+    except CheckpointError:  # a server whose store keeps no history
         return None
     if not newest or newest[0].run_id != _run_id():
         return None  # another run has written meanwhile

@@ -55,7 +55,7 @@ class Commands:
         Args:
             namespace: the namespace of the commit.
             version: the version of the commit.
-            names: the keys and members that it changed.
+            names: the keys and members that the commit changed.
             added: whether it created some of them.
 
         """
@@ -74,13 +74,13 @@ class Commands:
         A position ahead of the clock goes to two days before now.
 
         Args:
-            namespace: where it is.
+            namespace: its namespace.
             name: the key or member.
-            value: what is stored there.
-            before: the last position that differed from that of today; None: none is known.
-            form: the cursor format that a run told; the command takes it from there too.
+            value: the stored value.
+            before: the last position that differed from the current one; None: unknown.
+            form: the cursor format that a run recorded; the command reads it from the record too.
 
-        None: there is no position, or nothing to take it back to.
+        Returns None if there is no position, or no value to go back to.
 
         """
         cursor, found = cursor_of(value) or {}, position_of(value, form)

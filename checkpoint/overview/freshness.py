@@ -1,10 +1,10 @@
 """How fresh a namespace is: age and lag of its keys, its last runs, and which run holds it.
 
-    age       the time since a key was last written, or since a run ended well that read it to its end
+    age       the time since a key was last written, or since the end of a successful run that read it to its end
     lag       how far its position is behind the clock
     last run  the run that began last, and how it ended
 
-Of several keys age and lag are the largest ones.
+For several keys, age and lag are the largest values.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _against(seconds: float | None, limit: float | None) -> Freshness:
 class _Done:
     """The successful runs of a namespace, loaded when the first key seems stale.
 
-    The last record may lack what an overlapping run has read, as each run records only its own reads.
+    The last record may lack what an overlapping run has read: such runs do not see each other's records.
     """
 
     def __init__(self, there: Namespace) -> None:

@@ -60,9 +60,9 @@ Changes = dict[Name, "str | None"]
 class Layout(NamedTuple):
     """How a group is stored.
 
-    an entry a member   `shards` None
-    packed              `shards` is their number; a shard that is not there is empty
-    version 1           likewise, without a head: the entry `NAME`, or `NAME.16-00` and its like
+    one entry a member  `shards` is None
+    packed              `shards` is the number of shards; a missing shard is empty
+    version 1           like packed, without a head: the entry `NAME`, or entries such as `NAME.16-00`
     """
 
     name: str
@@ -155,10 +155,10 @@ class Namespace:
         return [Name(key)] if Name(key) in self.names else []
 
     def existing(self, name: Name) -> Entry:
-        """Return what is stored under a name.
+        """Return the entry of a name.
 
         Raises:
-            AbsentError: nothing is.
+            AbsentError: there is none.
 
         """
         entry = self.entry(name)
