@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "checkpoint.stores"
 """The entry-point group for further URL schemes: name = scheme, object = a callable from URL to Store."""
 
-# A new store is its file, and its scheme here. They are resolved when a URL asks for one: no store is imported before.
+# A new store needs its file, and its scheme here. A store is imported only when a URL names its scheme.
 _OPENERS = {
     "az": "checkpoint.stores.objects:ObjectStore",
     "gs": "checkpoint.stores.objects:ObjectStore",
@@ -43,15 +43,15 @@ def open_store(url: str | None = None) -> Store:
     `gs://bucket/prefix`, `az://container/prefix`, and every scheme that an installed package adds through the
     entry-point group `checkpoint.stores`. None: `$CHECKPOINT_STORE`, else SQLite in the platform's user state folder.
 
-    A query holds options of the store, `https://api.truto.one?rate=50/10&deadline=180`: those that its class names in
-    `URL_OPTIONS` (a mapping of names to what reads them) are passed to it as keyword arguments, and taken out of the
-    URL; what is left of the query is the store's own business.
+    A query holds options of the store, `https://api.truto.one?rate=50/10&deadline=180`. Those in the class's
+    `URL_OPTIONS` (a mapping of names to readers) are removed from the URL and passed as keyword arguments. The store
+    itself handles the rest of the query.
 
     Raises:
         ValueError: no store has this scheme, an option or the rest of the URL is not what the store expects, or it is
             empty, or holds control characters or white space around it.
-        TypeError: it is no str; a path is what `SQLiteStore` takes.
-        StoreError: the default folder cannot be had.
+        TypeError: it is not a str; for a path use `SQLiteStore`.
+        StoreError: the default folder cannot be determined or created.
 
     """
     if url is None:
@@ -61,7 +61,7 @@ def open_store(url: str | None = None) -> Store:
     try:
         opener, given, named = _found(url)
     except (TypeError, ValueError) as error:
-        failure = error.with_traceback(None)  # whose frames hold the URL, as this one did, and so its password
+        failure = error.with_traceback(None)  # frames hold the URL, as this one did, and so its password
         del url
     else:
         del url
@@ -70,31 +70,31 @@ def open_store(url: str | None = None) -> Store:
 
 
 def _found(url: str) -> tuple[Callable[..., Store], list[str], dict[str, Any]]:
-    """Return what opens a URL, the URL without options in a list, and its options."""
-    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers without types give
+    """Return the callable that opens a URL, the URL without options in a list, and its options."""
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
         example = "sqlite:///state.db"
         if isinstance(url, os.PathLike):
             example = f"sqlite:///{quote(os.fsdecode(url))}"
         raise TypeError(f"a store's URL is a str such as {example!r}, not {type(url).__name__}")
-    if url == "":  # what a template made of a missing variable must not be a fresh start in another place
+    if url == "":  # a template with a missing variable must not start afresh in another store
         raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
     if complaint := complaint_of(url):
         raise ValueError(complaint)
     scheme = _scheme(url)
     url = scheme + url[len(scheme) :]
-    if scheme.startswith(("postgres+", "postgresql+")):  # SQLAlchemy's spelling, which the store explains
+    if scheme.startswith(("postgres+", "postgresql+")):  # SQLAlchemy's spelling, explained by the store's error
         scheme = "postgresql"
     if scheme in _OPENERS:
         opener = _resolve(_OPENERS[scheme])
         return opener, *_options_of(opener, url)
-    from importlib.metadata import entry_points  # slow to import, and rarely asked
+    from importlib.metadata import entry_points  # slow to import, and rarely used
 
     found = {point.name.lower(): point for point in entry_points(group=ENTRY_POINTS)}
     if scheme in found:
         theirs: Callable[..., Store] = found[scheme].load()
         return theirs, *_options_of(theirs, url)
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
-    url = shown(url)  # a mistyped scheme does not make a password less of one
+    url = shown(url)  # a URL with a mistyped scheme may hold a password, too
     hint = "" if ":" in url else f"; a file is sqlite:///{url}"
     raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
 
@@ -102,7 +102,7 @@ def _found(url: str) -> tuple[Callable[..., Store], list[str], dict[str, Any]]:
 def complaint_of(url: str) -> str | None:
     """Return what is wrong with a URL's characters; None: nothing.
 
-    Control characters and outer white space are dropped on its way, so that another place would be found empty.
+    URL parsers drop control characters and outer white space, so the URL would open another, empty store.
     """
     if url == url.strip() and not re.search(r"[\x00-\x1f\x7f-\x9f]", url):
         return None

@@ -1,4 +1,4 @@
-"""The main thread's calls, made on a thread where no signal handler runs."""
+"""Runs the main thread's calls on a second thread, where no signal handler runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Answers: TypeAlias = "SimpleQueue[tuple[T | None, BaseException | None]]"
 
 
 class Aside:
-    """A thread for the main thread's calls, started with the first of them; other threads make theirs themselves."""
+    """A thread for the main thread's calls, started by the first one; other threads run their calls themselves."""
 
     def __init__(self) -> None:
-        self._workers: dict[int, Worker] = {}  # by process: threads do not survive a fork
+        self._workers: dict[int, Worker] = {}  # per process: threads do not survive a fork
 
     def call(self, operation: Operation, call: Callable[[], T], *, settles: bool) -> T:
-        """Make one call, and return or raise what it does.
+        """Run one call, and return its result or raise its error.
 
-        What a signal handler raises meanwhile stops the operation and comes out; with `settles` once what is in flight
-        is answered, which a second exception does not wait for.
+        An exception of a signal handler stops the operation and is raised; with `settles` only after the requests in
+        flight have ended, unless a second exception comes.
 
         Raises:
             RuntimeError: the thread cannot be started; nothing was called.
@@ -52,7 +52,7 @@ class Aside:
             if error is not None:
                 raise error
         finally:
-            del error  # whose traceback leads to this frame
+            del error  # its traceback leads to this frame
         return cast("T", result)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Aside:
         return os.getpid() in self._workers
 
     def _leave(self, worker: Worker, *, settles: bool) -> None:
-        """Wait for the call that was interrupted, which may not even have been queued, or leave its thread to it."""
+        """Wait for the interrupted call, which may not be queued yet, or abandon its thread."""
         settled = False
         try:
             if settles:

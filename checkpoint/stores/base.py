@@ -1,4 +1,4 @@
-"""What a store is: the contract every store keeps, and the small pieces the stores share."""
+"""The contract that every store keeps, and small helpers that the stores share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Store(Protocol):
         """Return every entry of a namespace by its key; an unknown namespace is `{}`.
 
         Raises:
-            ValueError, TypeError: the state_key is not one (see `check_name`).
+            ValueError, TypeError: the state_key is invalid (see `check_name`).
             StoreError: the store refused or failed.
 
         """
@@ -41,34 +41,33 @@ class Store(Protocol):
         *,
         run_id: str | None = None,
     ) -> Receipt:
-        """Write the changed keys, and only those; a change to None deletes its key, a missing one is no error.
+        """Write the changed keys, and only those; None deletes a key; deleting a missing key is not an error.
 
         Every key named in `base` is compared first, whether it is changed or not; a key not named is not checked. None
         means that the key must be absent. An `Entry` must still be stored as it was, with its version and `updated_at`
-        (a restored backup counts versions again): a difference is a conflict, also where the stored value happens to
-        be the one being written. On a store without versions values are compared, and the stored value being the one
-        being written is no difference.
+        (a restored backup counts versions again): any difference is a conflict, even if the stored value equals the new
+        one. A store without versions compares values, and a stored value that equals the new one is not a conflict.
 
         `run_id` is recorded with the written entries where the store can.
 
         Raises:
-            ValueError, TypeError: a name or a value is not one; nothing was written.
+            ValueError, TypeError: a name or a value is invalid; nothing was written.
             Conflict: a key in `base` was changed elsewhere; nothing was written, where the store can promise that.
             PartialCommit: some keys landed and some did not, on a store that writes key by key.
-            CommitUnknown: nobody could tell whether the changes landed.
+            CommitUnknown: whether the changes landed could not be determined.
             StoreError: the store refused or failed.
 
         """
         ...
 
     def close(self) -> None:
-        """Release connections and files; closing twice is no error."""
+        """Release connections and files; closing twice is allowed."""
         ...
 
 
 @runtime_checkable
 class Atomic(Protocol):
-    """A store whose commits are all or nothing; one that is not this writes key by key."""
+    """A store whose commits are all or nothing; any other store writes key by key."""
 
     atomic: bool
     """True."""
@@ -80,13 +79,13 @@ class HasDeadline(Protocol):
 
     @property
     def deadline(self) -> float:
-        """Seconds for one load, and for one commit or each key of it, with all retries; nothing is sent after them."""
+        """Seconds for one load, and for one commit or each key of it, including retries; later no request is sent."""
         ...
 
 
 @runtime_checkable
 class ListsNamespaces(Protocol):
-    """A store that can tell which namespaces it holds."""
+    """A store that can list its namespaces."""
 
     def namespaces(self) -> list[str]:
         """Return the namespaces that hold at least one key, sorted.
@@ -106,7 +105,7 @@ class ReadsKeys(Protocol):
         """Return the entries of these keys, as far as they exist.
 
         Raises:
-            ValueError, TypeError: the state_key or a key is not one.
+            ValueError, TypeError: the state_key or a key is invalid.
             StoreError: the store refused or failed.
 
         """
@@ -115,10 +114,10 @@ class ReadsKeys(Protocol):
 
 @runtime_checkable
 class KeepsHistory(Store, Protocol):
-    """A store that remembers what commits changed, for each key alone: see `checkpoint.stores.history`.
+    """A store that keeps a history of each key; see `checkpoint.stores.history`.
 
-    Plain keys have a history, the members of groups, the heads of groups, and `__run__`; other reserved keys have none.
-    The deletion of a key that is not there is no change.
+    Plain keys, members of groups, heads of groups and `__run__` have a history; other reserved keys have none. Deleting
+    a missing key is not a change.
     """
 
     def commit(
@@ -133,22 +132,20 @@ class KeepsHistory(Store, Protocol):
     ) -> Receipt:
         """Write the changed keys, as `Store.commit`.
 
-        `reasons` holds why a key is changed, by its key as in `changes`; a key that is not among them has none.
-        `writer` is who changes them, where a server commits for a client; None: this process. Both are kept in the
-        history alone.
+        `reasons` maps keys of `changes` to the reason of the change; it may leave keys out. `writer` is the client for
+        which a server commits; None: this process. Both are stored in the history only.
         """
         ...
 
     def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
-        """Return what was changed, newest first, at most `limit` changes.
+        """Return the changes, newest first, at most `limit`.
 
-        None as `key` stands for all plain keys and members; a name for the plain key and for all members of the group
-        so called; the key of an entry, such as `__run__` or that of a member (`entries.member_key`), for it alone.
-
+        A `key` of None selects all plain keys and members; a name selects the plain key and all members of the group of
+        that name; the key of an entry, such as `__run__` or a member's (`entries.member_key`), selects only that entry.
         The changes of one commit are in the order of their stored keys. An unknown namespace or key is `[]`.
 
         Raises:
-            ValueError, TypeError: the state_key or key is not one, or the limit is not a number from 0 on.
+            ValueError, TypeError: the state_key or key is invalid, or the limit is not an int of at least 0.
             StoreError: the store refused or failed.
 
         """
@@ -157,23 +154,23 @@ class KeepsHistory(Store, Protocol):
 
 @runtime_checkable
 class MayKeepHistory(KeepsHistory, Protocol):
-    """A store that keeps history where the one behind it does, which only a server can tell."""
+    """A store behind a server, which keeps history if the store of that server does."""
 
     @property
     def keeps_history(self) -> bool | None:
-        """Whether it does; None: nothing was asked yet."""
+        """Whether it keeps history; None: unknown before the first response."""
         ...
 
 
 @runtime_checkable
 class TellsTime(Protocol):
-    """A store on a machine of its own, whose clock may be another than ours."""
+    """A store on another machine, with its own clock."""
 
     def clock(self) -> datetime:
-        """Return the time by the store's clock, in UTC, good to a second.
+        """Return the time by the store's clock, in UTC, accurate to a second.
 
         Raises:
-            StoreError: the store refused or failed, or it does not tell.
+            StoreError: the store refused or failed, or did not return a time.
 
         """
         ...
@@ -181,10 +178,10 @@ class TellsTime(Protocol):
 
 @runtime_checkable
 class TellsFacts(Protocol):
-    """A store that tells what whoever looks after it may want to know."""
+    """A store that reports facts for its operator."""
 
     def facts(self) -> dict[str, str]:
-        """Return versions, modes and sizes, each by what it is called; nothing secret.
+        """Return versions, modes and sizes by name, without secrets.
 
         Raises:
             StoreError: the store refused or failed.
@@ -195,30 +192,30 @@ class TellsFacts(Protocol):
 
 @runtime_checkable
 class HasTables(Protocol):
-    """A store over a database that others use too, whose tables are made once, and by whoever may."""
+    """A store in a shared database, whose tables are created once, by a role with the right to do so."""
 
     def init(self) -> None:
-        """Make the tables, or turn those of an earlier release into this one's; doing so twice is no error.
+        """Create the tables, or migrate those of an earlier release; calling it twice is allowed.
 
         Raises:
-            Unauthorized: the role may not.
+            Unauthorized: the role lacks the right.
             StoreError: the store refused or failed.
 
         """
         ...
 
     def ddl(self, role: str) -> str:
-        """Return the SQL that makes the tables and lets a role use them, for a database administrator."""
+        """Return the SQL that creates the tables and grants their use to a role, for a database administrator."""
         ...
 
 
 @runtime_checkable
 class JoinsTransactions(ReadsKeys, Protocol):
-    """A store that can read and write inside a transaction of the caller's own."""
+    """A store that can read and write inside the caller's transaction."""
 
     @property
     def joined(self) -> bool:
-        """Whether it does: it was made with `connection=`."""
+        """Whether it does so: it was created with `connection=`."""
         ...
 
     @property
@@ -228,19 +225,19 @@ class JoinsTransactions(ReadsKeys, Protocol):
 
 
 def history_of(store: object) -> KeepsHistory | None:
-    """Return a store that keeps history, None for any other, as far as is known."""
+    """Return the store if it keeps history, as far as is known, else None."""
     if isinstance(store, MayKeepHistory) and store.keeps_history is False:
         return None
     return store if isinstance(store, KeepsHistory) else None
 
 
 def joined(store: object) -> JoinsTransactions | None:
-    """Return a store that writes inside the caller's transactions, None for any other."""
+    """Return the store if it writes inside the caller's transactions, else None."""
     return store if isinstance(store, JoinsTransactions) and store.joined else None
 
 
 def check_name(what: str, name: str) -> None:
-    """Refuse a key or state_key that not every store can hold and every URL can carry.
+    """Refuse a key or state_key that some store cannot hold or a URL cannot contain.
 
     Raises:
         TypeError: it is not a str.
@@ -259,8 +256,8 @@ def check_changes(state_key: str, changes: Mapping[str, str | None], run_id: str
     """Refuse bad names, values and run ids of a commit before anything is written.
 
     Raises:
-        TypeError, ValueError: as `check_name`, or a value or the run id is neither text that UTF-8 can carry nor None;
-            a run id with a NUL.
+        TypeError, ValueError: as `check_name`; a value or the run id is neither None nor a str that UTF-8 can encode,
+            or the run id contains a NUL.
 
     """
     check_name("state_key", state_key)
@@ -281,8 +278,8 @@ def check_base(
     """Compare what a commit expects with what is stored.
 
     Raises:
-        Conflict: for the first key of `base` that differs; where there are no versions, unless it holds the value being
-            written already.
+        Conflict: for the first key of `base` that differs; without versions, a key that already holds the new value
+            does not count.
 
     """
     for key, expected in base.items():
@@ -294,31 +291,31 @@ def check_base(
 
 
 def unchanged(expected: Entry | None, found: Entry | None) -> bool:
-    """Tell whether a key is still stored as it was: by version and time, by value where one has no version."""
+    """Whether a key is unchanged: by version and time, or by value if one of the entries has no version."""
     if expected is None or found is None:
         return expected is found
     if expected.value != found.value:
         return False
     if expected.version is None or found.version is None:
         return True
-    # Versions count from 1 again where a file or an object was taken away, or from an older one where it was restored.
+    # Versions start at 1 again after a file or object was removed, or at an older one after it was restored.
     return expected.version == found.version and expected.updated_at == found.updated_at
 
 
 def is_versioned(entry: Entry | None) -> bool:
-    """Tell whether an entry is that of a store with versions; None, of which nobody knows, is not."""
+    """Whether an entry comes from a store with versions; False for None, which shows no version."""
     return entry is not None and entry.version is not None
 
 
 def holds(found: Entry | None, value: str | None) -> bool:
-    """Tell whether a stored entry holds a value; None stands for absent on both sides."""
+    """Whether a stored entry holds a value; None means absent on both sides."""
     return (found.value if found is not None else None) == value
 
 
 def entries_of(
     changes: Mapping[str, str | None], stored: Mapping[str, Entry], now: str, run_id: str | None, version: int
 ) -> dict[str, Entry]:
-    """Return the entries that a commit writes: a key that is stored already keeps its `created_at`."""
+    """Return the entries that a commit writes; an existing key keeps its `created_at`."""
     return {
         key: Entry(key, value, stored[key].created_at if key in stored else now, now, run_id, version)
         for key, value in changes.items()
@@ -334,11 +331,11 @@ def utc_now() -> str:
 @cache
 def host() -> str:
     """Return the name of this machine."""
-    from platform import node  # as slow to import as the rest of a store
+    from platform import node  # takes as long to import as the rest of a store
 
     return node()
 
 
 def time_text(moment: datetime) -> str:
-    """Return a time in UTC in the API's form."""
+    """Format a UTC time as the API does."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""The five calls of the Truto API on a namespace, and what their answers say.
+"""The five calls of the Truto API on a namespace, and how their responses are read.
 
-An answer is believed where it has the API's own form: what gateways and proxies say in its place, or about another path
-than the one that was asked for, is an error.
+A response counts only in the API's own form: a response of a gateway or proxy, or one for another path than the
+requested one, is an error.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MISSING = 404
 
 
 class Elsewhere(Again):
-    """A list's 404 that is not the API's: a gateway's, which may know the way a time_of later."""
+    """A 404 to a list that did not come from the API: a gateway may find the route a moment later."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateApi:
-    """The five calls on one namespace, once each, and what their answers say."""
+    """The five calls on one namespace, one attempt each, and how their responses are read."""
 
     service: Service
     run: Requests
@@ -62,7 +62,7 @@ class StateApi:
         return cast("list[Entry]", result), str(following) if following else None
 
     def date(self, deadline: Deadline) -> str:
-        """Return the time that the answer to a list carries, empty where it carries none; no token is in it."""
+        """Return the `Date` header of the response to a list, empty if there is none; it contains no token."""
         return self.service.hide(self._send(deadline, "GET", None).headers.get("date", ""))
 
     def get(self, key: str, deadline: Deadline) -> Entry | None:
@@ -78,7 +78,7 @@ class StateApi:
         return entry
 
     def rewritten(self, what: str) -> StoreError:
-        """Return the error of an answer that is not that of the path that was asked for."""
+        """Return the error for a response that belongs to another path than the requested one."""
         return StoreError(
             f"{self.service.base_url}: {what}. Correct the base URL; if it is right, a gateway or proxy answers in the "
             "API's place, or rewrites paths (decodes %2F, resolves .., drops a prefix): let it pass them on as they are"
@@ -113,7 +113,7 @@ class StateApi:
 
 
 def says_missing(response: Response) -> bool:
-    """Tell whether the API itself says that there is no such entry: an error of its own repeats its `statusCode`."""
+    """Whether the API itself says that there is no such entry: its own errors repeat the `statusCode`."""
     if response.status != MISSING:
         return False
     try:
@@ -124,19 +124,19 @@ def says_missing(response: Response) -> bool:
 
 
 def is_rewritable(key: str) -> bool:
-    """Tell whether a gateway on the way may take a key's path for another: it decodes `%2F`, or resolves `..`."""
+    """Whether a gateway may rewrite a key's path: by decoding `%2F`, or resolving `..`."""
     return any(char in key for char in "/\\%?#;")
 
 
 def folded(key: str) -> str:
-    """Return what a careless gateway may make of a key: without case, outer dots and spaces, and forms of letters."""
+    """Return a key as a gateway may normalise it: case-folded, without outer dots and spaces, in one Unicode form."""
     return unicodedata.normalize("NFKC", key).casefold().replace("+", " ").strip(". ")
 
 
 def entry_of(document: object) -> Entry:
-    """Return the entry that a JSON object describes; unknown fields are left alone.
+    """Return the entry that a JSON object describes; unknown fields are ignored.
 
-    A value that is no string is opaque: its JSON text stands for it.
+    A value that is not a string is opaque, and becomes its JSON text.
     """
     fields = cast("dict[str, object]", document) if isinstance(document, dict) else {}
     key, value = fields.get("key"), fields.get("value")
@@ -151,7 +151,7 @@ def entry_of(document: object) -> Entry:
 
 
 def time_of(entry: Entry) -> tuple[float, str]:
-    """Return a sort key for `updated_at`; what is not ISO 8601 sorts as text, before what is."""
+    """Return a sort key for `updated_at`; values that are not ISO 8601 sort as text, before all others."""
     text = entry.updated_at or ""
     # Python 3.10 reads fractions of three or six digits only, and no Z.
     known = re.sub(r"\.(\d+)", lambda digits: f".{digits[1]:0<6.6}", text.replace("Z", "+00:00"))

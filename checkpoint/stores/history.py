@@ -1,8 +1,8 @@
-"""What stores remember of each key's changes, and for how long.
+"""Which changes of a key stores keep, and for how long.
 
 The last `keep` changes of a key are kept. Of the older ones the last of each hour is kept for three days, and the last
-of each day (UTC) for `keep_days`. The bound counts for each key alone, so a busy key never drops the history of a quiet
-one.
+of each day (UTC) for `keep_days`. The limits apply to each key separately, so a busy key never removes the history of a
+quiet one.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
 
 KEEP = 100
-"""Changes of a key that are kept whatever their age."""
+"""Number of changes of a key that are kept regardless of age."""
 
 KEEP_DAYS = 90
-"""Days for which the last change of each day is kept beyond them."""
+"""Days for which the last change of each day is kept beyond that number."""
 
 HOURLY = timedelta(days=3)
-"""For how long the last change of each hour is kept."""
+"""How long the last change of each hour is kept."""
 
-_HOUR, _DAY = len("2024-05-01T10"), len("2024-05-01")  # how much of a time names its hour, and its day
+_HOUR, _DAY = len("2024-05-01T10"), len("2024-05-01")  # length of the hour and of the day in a time text
 
 
 def check_keep(keep: int, keep_days: int) -> None:
-    """Refuse numbers that do not bound a history; 0 changes: none is kept at all.
+    """Refuse invalid limits of a history; 0 changes: no history.
 
     Raises:
         TypeError: one is not an int.
-        ValueError: one is negative, or higher than databases or dates go.
+        ValueError: one is negative, or above the range of databases or dates.
 
     """
     for what, number, most in (("keep", keep, (1 << 63) - 1), ("keep_days", keep_days, timedelta.max.days)):
@@ -49,10 +49,10 @@ def check_keep(keep: int, keep_days: int) -> None:
 
 
 def check_question(state_key: str, key: str | None, limit: int | None) -> None:
-    """Refuse what asks for no history.
+    """Refuse invalid arguments of `history`.
 
     Raises:
-        TypeError, ValueError: as `check_name`, or the limit is not a number from 0 on.
+        TypeError, ValueError: as `check_name`, or the limit is not an int of at least 0.
 
     """
     check_name("state_key", state_key)
@@ -66,10 +66,10 @@ def check_question(state_key: str, key: str | None, limit: int | None) -> None:
 
 
 def writer_of(reasons: Mapping[str, str], writer: Writer | None) -> Writer:
-    """Return who commits, this process where nobody is named, and refuse reasons and names that are not text.
+    """Return the writer of a commit (default: this process), and refuse reasons and names that are not text.
 
     Raises:
-        TypeError, ValueError: one is not a str, or holds what not every store can; the process is not an int.
+        TypeError, ValueError: one is not a str, or some store cannot hold it; the process is not an int.
 
     """
     for key, reason in reasons.items():
@@ -87,7 +87,7 @@ def writer_of(reasons: Mapping[str, str], writer: Writer | None) -> Writer:
 
 
 def told(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:
-    """Return what history tells of a commit: each key that it changes, and the value it had; None: it was absent."""
+    """Return the changes of a commit for the history: each changed key with its old value; None: it was absent."""
     return {
         key: stored[key].value if key in stored else None
         for key, value in changes.items()
@@ -96,27 +96,28 @@ def told(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict
 
 
 def answers(stored_key: str, key: str | None) -> bool:
-    """Tell whether a history of `key` tells of a stored key; see `KeepsHistory.history`."""
+    """Whether a history of `key` includes a stored key; see `KeepsHistory.history`."""
     if key is None:
         return not stored_key.startswith(RESERVED) or named(stored_key)[1] is not None
     return stored_key == key or stored_key.startswith(f"{head_key(key)}/")
 
 
 class Memory:
-    """Judges the changes of one key, the newest first; `now` is the time of that one, as text.
+    """Decides which changes of one key are kept, from the newest on; `now` is the time text of the newest.
 
-    A damaged time bounds nothing: the change is kept, or `now` is the time of this machine.
+    A damaged time never removes a change: a change with one is kept, and a damaged `now` is replaced by the time of
+    this machine.
     """
 
     def __init__(self, keep: int, keep_days: int, now: str) -> None:
         moment = moment_of(now) or datetime.now(timezone.utc)
         self._left = keep
         self._hourly, self._daily = time_text(_ago(moment, HOURLY)), time_text(_ago(moment, timedelta(days=keep_days)))
-        self._seen: set[str] = set()  # hours and days of which a later change is kept
+        self._seen: set[str] = set()  # hours and days that already have a kept change
 
     def keeps(self, at: str) -> bool:
-        """Tell whether the next older change is kept, by its time."""
-        if not isinstance(at, str):  # pyright: ignore[reportUnnecessaryIsInstance] - as SQLite may hold it
+        """Whether the next older change is kept, by its time."""
+        if not isinstance(at, str):  # pyright: ignore[reportUnnecessaryIsInstance] - SQLite may hold other types
             return True
         hour, day, seen = at[:_HOUR], at[:_DAY], self._seen
         self._left -= 1
@@ -127,9 +128,9 @@ class Memory:
 
 
 def forgotten(times: Sequence[tuple[int, str]], keep: int, keep_days: int) -> list[int]:
-    """Return the versions of a key's changes that are kept no longer.
+    """Return the versions of a key's changes that are no longer kept.
 
-    `times` are the version and time of each, the newest first. 0 as `keep`: none is kept.
+    `times` has the version and time of each, newest first. A `keep` of 0 keeps none.
     """
     if not keep:
         return [version for version, _ in times]
@@ -140,7 +141,7 @@ def forgotten(times: Sequence[tuple[int, str]], keep: int, keep_days: int) -> li
 
 
 def moment_of(at: object) -> datetime | None:
-    """Return the moment of a stored time; None: it is none, or lacks a zone."""
+    """Parse a stored time; None if it is invalid or has no time zone."""
     try:
         moment = datetime.fromisoformat(at.replace("Z", "+00:00")) if isinstance(at, str) else None
     except ValueError:
@@ -153,7 +154,7 @@ def _ago(now: datetime, age: timedelta) -> datetime:
 
 
 def change_of(row: Sequence[Any]) -> Change:
-    """Return a change from the key of its entry and, in the order of `Change`, all else but the member."""
+    """Build a change from the key of its entry and the other fields of `Change`, in order, without the member."""
     stored_key, *rest = row
     key, member = named(stored_key)
     return Change._make((key, *rest[:7], member, *rest[7:]))

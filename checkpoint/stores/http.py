@@ -1,14 +1,13 @@
-"""Requests and answers over HTTP: with `network` and `route`, the only files that know the HTTP library.
+"""Requests and responses over HTTP: with `network` and `route`, the only files that know the HTTP library.
 
-httpx's transports keep the connections and speak HTTP/2; beneath them there is one thing of ours, the network backend
-in `network`. httpx2 and httpcore2, their maintained continuations with the same interface, are used where they are
-installed.
+httpx's transports keep the connections and speak HTTP/2; the network backend beneath them is our own, in `network`.
+httpx2 and httpcore2, their maintained continuations with the same interface, are used if installed.
 
-Two kinds of connections, for two protocols. Over HTTP/1.1 a thread has a connection to itself while it asks. Each of
-them has a transport of its own: one transport with fifty connections looks at all fifty for each request, which takes
-longer than the request. Over HTTP/2 all requests share one connection, which httpx does not protect from threads: two
-that begin at once can mix up their headers, and so write one key's value under another (pydantic/httpx2, pull request
-1153). There an event loop, in a thread of its own, does all that is done on the connection.
+The two protocols use two kinds of connections. Over HTTP/1.1 each request has a connection to itself. Each connection
+has its own transport: one transport with fifty connections scans all fifty for each request, which takes longer than
+the request. Over HTTP/2 all requests share one connection, which httpx does not protect from threads: two that begin at
+once can mix up their headers, and so write one key's value under another (pydantic/httpx2, pull request 1153). So a
+single event loop, in its own thread, does all work on that connection.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ __all__ = ["Clients", "Response", "TransportError", "check_host"]
 T = TypeVar("T")
 
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of an answer, after decompression, from which on it is refused, where a store says nothing else."""
+"""Default size limit of a response in bytes, after decompression."""
 
 _HOST = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
 _STEP = 64 * 1024  # bytes decompressed at once
@@ -58,20 +57,20 @@ _STEP = 64 * 1024  # bytes decompressed at once
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer, read to its end."""
+    """A complete response."""
 
     status: int
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes = field(repr=False)
-    """Not shown: a service may echo what it was sent."""
+    """Not in the repr: a service may echo the request."""
 
 
 class Clients:
-    """The connections to one service: one that all requests share over HTTP/2, else one a request.
+    """The connections to one service: one shared connection over HTTP/2, else one for each parallel request.
 
-    Over TLS the first answer tells which the service speaks. After a fork the child begins with no connection, and
-    leaves the parent's alone.
+    Over TLS the first response shows which protocol the service speaks. After a fork the child starts without
+    connections, and does not touch those of the parent.
     """
 
     def __init__(self, base_url: str, timeout: float, concurrency: int, max_body: int = MAX_BODY) -> None:
@@ -80,10 +79,10 @@ class Clients:
         self._timeout = timeout
         self._concurrency = concurrency
         self._multiplexes: bool | None = None if base_url.startswith("https:") and find_spec("h2") else False
-        """None until the first answer."""
-        self._route: Route | None = None  # found with the first connection
+        """None until the first response."""
+        self._route: Route | None = None  # set with the first connection
         self._shared: _Shared | None = None
-        self._idle: list[_Own | _Shared] = []  # the last one used is the next one lent
+        self._idle: list[_Own | _Shared] = []  # last in, first out
         self._made: set[_Own | _Shared] = set()
         self._making = threading.Lock()
         self._parents: list[object] = []
@@ -91,10 +90,10 @@ class Clients:
     def send(
         self, operation: Operation, deadline: Deadline, token: Secret, method: str, url: str, body: bytes | None
     ) -> Response:
-        """Send one request and read its answer, not later than the deadline.
+        """Send one request and read its response before the deadline.
 
         Raises:
-            TransportError: there was no whole answer.
+            TransportError: there was no complete response.
             StoreError: a proxy or certificates that the environment names cannot be used.
 
         """
@@ -112,7 +111,7 @@ class Clients:
             if response.status == PROXY_AUTHENTICATION_REQUIRED and proxy is not None:
                 raise TransportError(proxy.wants_login(), reached=False, again=False)
             return response
-        raise failure from cause  # out here, where it keeps no context, whose frames hold the token
+        raise failure from cause  # raised here, without a context: frames of a context hold the token
 
     def close(self) -> None:
         """Close this process's connections."""
@@ -122,8 +121,8 @@ class Clients:
             connection.close()
 
     def forked(self) -> None:
-        """Begin with no connection in a forked child, and with a lock that no other thread may hold."""
-        self._parents += [self._made, self._idle]  # kept: to let go of them would close the parent's
+        """Reset connections and lock in a forked child."""
+        self._parents += [self._made, self._idle]  # keep a reference: closing them would close the parent's
         self._made, self._idle, self._shared, self._making = set(), [], None, threading.Lock()
 
     def _way(self) -> Route:
@@ -135,7 +134,7 @@ class Clients:
         connection = self._lent()
         try:
             response, version = connection.send(request, limit)
-        except BaseException:  # also what a signal handler raised, which may have left locks held
+        except BaseException:  # includes what a signal handler raised, which may have left locks held
             if connection is not self._shared:
                 self._made.discard(connection)
                 connection.close()
@@ -173,7 +172,7 @@ class _Own:
         self._transport._pool._network_backend = self._network  # noqa: SLF001 - httpx has no parameter for httpcore's own
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
-        """Send a request; return the answer, and the version of HTTP that brought it."""
+        """Send a request; return the response and its HTTP version."""
         self._network.limit = limit
         response = self._transport.handle_request(request)
         try:
@@ -190,10 +189,10 @@ class _Own:
 
 
 class _Shared:
-    """A connection of HTTP/2 that all requests share, on an event loop in a thread of its own.
+    """An HTTP/2 connection that all requests share, on an event loop in its own thread.
 
-    Nobody interrupts that thread: signal handlers run in the main thread, which only waits. Where the service turns out
-    to speak HTTP/1.1, the connection goes on as one that is used by one thread at a time.
+    Nothing interrupts that thread: signal handlers run in the main thread, which only waits. If the service turns out
+    to speak HTTP/1.1, one thread at a time uses the connection.
     """
 
     def __init__(self, route: Route, concurrency: int, max_body: int) -> None:
@@ -210,10 +209,10 @@ class _Shared:
             self._loop.close()
             raise
         self._stop = finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-        self._stop.atexit = False  # the interpreter's end takes the thread with it
+        self._stop.atexit = False  # the thread ends with the interpreter
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
-        """Send a request; return the answer, and the version of HTTP that brought it."""
+        """Send a request; return the response and its HTTP version."""
         answer = self._begun(self._send(request, limit))
         try:
             if limit.quiet() < limit.deadline.left() and not wait([answer], limit.quiet()).done:
@@ -241,7 +240,7 @@ class _Shared:
 
     async def _send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         wire = self._network.wire
-        if wire is not None and not wire.open:  # closed by the service, of which httpcore learns by a failing request
+        if wire is not None and not wire.open:  # closed by the service; httpcore notices only when a request fails
             self._network.wire, self._transport = None, self._made()
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write"), limit.timeout)
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -249,7 +248,7 @@ class _Shared:
         try:
             return await self._exchange(request)
         except asyncio.CancelledError:
-            if limit.deadline.left() > 0:  # nobody waits for the answer any more
+            if limit.deadline.left() > 0:  # the caller has stopped waiting
                 raise
             reached = self._network.wire is not None
             text = f"no whole answer by the deadline{by_way_of(self._route.proxy)}"
@@ -277,7 +276,7 @@ class _Shared:
 
     async def _close(self) -> None:
         await self._transport.aclose()
-        for _ in range(5):  # turns of the loop, in which sockets that were closed are let go of
+        for _ in range(5):  # iterations of the loop, in which closed sockets are released
             await asyncio.sleep(0)
 
 
@@ -285,7 +284,7 @@ def _turn_loop(loop: Loop) -> None:
     try:
         loop.run_forever()
     finally:
-        left = asyncio.all_tasks(loop)  # whoever waits for one would wait for ever
+        left = asyncio.all_tasks(loop)  # its caller would wait for ever
         for task in left:
             task.cancel()
         if left:
@@ -294,9 +293,9 @@ def _turn_loop(loop: Loop) -> None:
 
 
 class _Body:
-    """An answer's body as it comes, decompressed in small steps: a few bytes may stand for gigabytes.
+    """A response body, decompressed in small steps: a few bytes can expand to gigabytes.
 
-    httpx's own decoder takes each piece at once, and a cut-off one for a whole one.
+    httpx's own decoder expands each chunk at once, and accepts a truncated body.
     """
 
     def __init__(self, response: httpx.Response, most: int) -> None:
@@ -315,7 +314,7 @@ class _Body:
         self._whole = True
 
     def take(self, piece: bytes) -> None:
-        """Take a piece as it came."""
+        """Add a chunk as received."""
         if self._inflate is None:
             self._add(piece)
             return
@@ -328,7 +327,7 @@ class _Body:
         self._whole = self._inflate.eof
 
     def whole(self) -> Response:
-        """Return the answer, once every piece was taken."""
+        """Return the response after the last chunk."""
         if not self._whole:
             raise TransportError("the answer's gzip is cut off", reached=True)
         return Response(self._status, self._headers, b"".join(self._parts))
@@ -341,7 +340,7 @@ class _Body:
 
 
 def _request(token: Secret, method: str, url: str, body: bytes | None) -> httpx.Request:
-    """Return a request with no more headers than are needed: each is checked on its way."""
+    """Return a request with only the headers that it needs: each header costs time."""
     parsed = _url(url)
     headers = [
         (b"Host", parsed.netloc),
@@ -362,10 +361,10 @@ def _url(url: str) -> httpx.URL:
 
 
 def check_host(url: str) -> None:
-    """Refuse a URL whose host is no name that can be looked up.
+    """Refuse a URL whose host cannot be looked up.
 
     Raises:
-        ValueError: httpx cannot read it, or a part of the name is empty, too long, or not to be written in ASCII.
+        ValueError: httpx cannot read it, or a part of the name is empty, too long, or cannot be encoded in ASCII.
 
     """
     try:
@@ -382,7 +381,7 @@ def check_host(url: str) -> None:
 
 
 class _Hiding(logging.Filter):
-    """Keeps tokens out of what the HTTP libraries log: headers as they are sent, and what services echo."""
+    """Hides tokens in the logs of the HTTP libraries: in sent headers, and where a service echoes them."""
 
     def __init__(self) -> None:
         super().__init__()

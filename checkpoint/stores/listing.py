@@ -1,4 +1,4 @@
-"""The answer to a list, read piece by piece: parsed at once, a list of 24 MB takes 350 MB more."""
+"""Parses the response to a list piece by piece: parsed at once, a list of 24 MB takes 350 MB more."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PIECE = 1 << 20
-"""Bytes that are parsed at once, or a little more."""
+"""Approximate size of a piece in bytes."""
 
 TRIES = 8
-"""Places that are tried as the end of a piece, before all that is left is parsed at once."""
+"""Positions tried as the end of a piece before the whole rest is parsed at once."""
 
 _BEGIN = re.compile(rb'\s*\{\s*"result"\s*:\s*\[')
 
 
 def listed(body: bytes, make: Callable[[object], T]) -> object:
-    """Return what a JSON text says; where it is `{"result": […], …}`, with what `make` returns for each of the items.
+    """Return the value of a JSON text; in `{"result": […], …}`, each item is replaced by `make(item)`.
 
     Raises:
-        orjson.JSONDecodeError: it is no JSON.
+        orjson.JSONDecodeError: it is not JSON.
 
     """
     begin = _BEGIN.match(body)
@@ -45,9 +45,9 @@ def listed(body: bytes, make: Callable[[object], T]) -> object:
 
 
 def _piece(body: bytes, at: int) -> tuple[list[object], int] | None:
-    """Return the items of the next piece, and where the one after it begins; None: no more is cut off.
+    """Return the items of the next piece, and the start of the one after it; None: no end of a piece was found.
 
-    A comma behind a brace may be in a text, or inside of an item: then what is before it is no JSON.
+    A comma after a brace may be in a string or inside an item: then the part before it is not valid JSON.
     """
     end = at + PIECE
     for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests, and for runs that need not be resumed."""
+"""A store in this process's memory: for tests, and for runs that are never resumed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 THINNED_EVERY = 256
-"""The numbers of changes of a key at which those that are not kept are dropped: the multiples of this."""
+"""The history of a key is thinned whenever its number of changes is a multiple of this."""
 
 
 class _Cell(NamedTuple):
-    """A key: its entry, None where it was deleted, and its history, the newest first."""
+    """A key: its entry, None if it was deleted, and its history, newest first."""
 
     entry: Entry | None = None
     changes: tuple[Change, ...] = ()
@@ -42,10 +42,10 @@ class _Cell(NamedTuple):
 class MemoryStore:
     """Namespaces in a dict: atomic commits with compare-and-swap, gone with the process.
 
-    `keep` and `keep_days` bound the history of each key, see `checkpoint.stores.history`; 0 as `keep`: none is kept.
+    `keep` and `keep_days` limit the history of each key, see `checkpoint.stores.history`; a `keep` of 0 keeps none.
 
     Raises:
-        ValueError, TypeError: `keep` or `keep_days` is not a number from 0 on.
+        ValueError, TypeError: `keep` or `keep_days` is not an int of at least 0.
 
     """
 
@@ -56,7 +56,7 @@ class MemoryStore:
         check_keep(keep, keep_days)
         self._keep, self._keep_days = keep, keep_days
         # A commit is one `update` of its namespace's dict, so an interrupted one has written all or nothing. A version
-        # is counted before, so that it is used once.
+        # is reserved before that, so that it is used only once.
         self._namespaces: dict[str, dict[str, _Cell]] = {}
         self._versions: dict[str, int] = {}
         self._lock = Lock()
@@ -84,7 +84,7 @@ class MemoryStore:
         wanted = {*keys}
         for key in wanted:
             check_name("key", key)
-        with self._lock:  # no half of a commit
+        with self._lock:  # never half of a commit
             return _entries_at(self._namespaces.get(state_key, {}), wanted)
 
     def commit(
@@ -127,7 +127,7 @@ class MemoryStore:
         return sorted(name for name, cells in found if any(cell.entry is not None for cell in [*cells.values()]))
 
     def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
-        """Return what was changed; see `KeepsHistory.history`."""
+        """Return the changes; see `KeepsHistory.history`."""
         check_question(state_key, key, limit)
         changes = [
             (-change.version, stored_key, change)
@@ -141,17 +141,17 @@ class MemoryStore:
         """Do nothing: the entries live as long as the store."""
 
     def _cells(self, state_key: str) -> list[tuple[str, _Cell]]:
-        return [*self._namespaces.get(state_key, {}).items()]  # copied in one step, while others write
+        return [*self._namespaces.get(state_key, {}).items()]  # copied in one step: other threads may be writing
 
     def _thinned(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Drop the changes of a key that are not kept any more, now and then: judging them takes longer than a commit.
+        """Drop the changes of a key that are no longer kept, only now and then: it takes longer than a commit.
 
-        What is passed once is passed for good, so `history` tells of the same ones whenever they are dropped.
+        A change that has expired stays expired, so `history` returns the same changes whenever they are dropped.
         """
         return changes if len(changes) % THINNED_EVERY else self._kept(changes)
 
     def _kept(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Return the changes of a key that are kept, the newest first."""
+        """Return the kept changes of a key, newest first."""
         if len(changes) <= self._keep:
             return changes
         gone = forgotten([(change.version, change.at) for change in changes], self._keep, self._keep_days)

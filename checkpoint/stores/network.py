@@ -1,7 +1,7 @@
-"""What lies beneath httpx: names, sockets and the deadline over everything that is done with them.
+"""The network layer below httpx: name resolution, sockets, and one deadline for both.
 
-A network backend as httpcore documents it, over httpcore's own. httpx limits each single read or write; a service that
-sends a byte now and then, or a name with many silent addresses, never meets such a limit.
+It is a network backend as documented by httpcore, and wraps httpcore's own. httpx limits only each single read or
+write: a service that sends a byte now and then, or a name with many silent addresses, never reaches that limit.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ else:
     except ImportError:
         import httpcore
 
-_CHUNK = 16 * 1024  # bytes written at once, for which one wait is enough; httpcore waits as long for each more of them
-_NEXT_ADDRESS = 0.25  # seconds after which another address of a host is tried beside the one that is silent
-_LEAST = 0.001  # seconds of a wait: 0 would mean not to wait at all, and so another error
+_CHUNK = 16 * 1024  # bytes per write, under one timeout; httpcore applies the timeout again to each further part
+_NEXT_ADDRESS = 0.25  # seconds after which the next address of a host is tried in parallel
+_LEAST = 0.001  # shortest wait in seconds: 0 means non-blocking, and raises another error
 
 _ADDRESS = re.compile(r"[\d.]+|[\da-fA-F.]*:[\da-fA-F:.]*(%.*)?")
 
@@ -40,39 +40,39 @@ Addresses: TypeAlias = list[Any]
 
 
 class Limit(NamedTuple):
-    """What a thread's request may take: its deadline, seconds for each step, and who is told of a long wait."""
+    """The limits of a thread's request: its deadline, seconds per step, and the operation that logs a long wait."""
 
     operation: Operation
     deadline: Deadline
     timeout: float
 
     def left(self) -> float:
-        """Return the seconds for the next step; very few where none are left, see `check`."""
+        """Return the seconds for the next step; nearly 0 after the deadline, see `check`."""
         return max(_LEAST, min(self.timeout, self.deadline.left()))
 
     def check(self, error: type[Exception]) -> None:
-        """Raise an error once the deadline has passed: what comes or goes in small pieces never waits for so long."""
+        """Raise an error after the deadline: data in small pieces never reaches a step's timeout."""
         if self.deadline.left() <= 0:
             raise error("timed out")
 
     def quiet(self) -> float:
-        """Return the seconds of the next step that may pass untold."""
+        """Return the seconds of the next step before a long wait is logged."""
         return max(_LEAST, self.operation.quiet(self.deadline))
 
     def tell(self) -> None:
-        """Say that the answer takes its time."""
+        """Log that the response takes long."""
         self.operation.tell(self.deadline, "no answer yet")
 
     def telling(self, host: str | None) -> Telling:
-        """Return what says, around a call that reaches for a host, that this takes its time."""
+        """Return a context manager that logs when connecting to a host takes long."""
         return Telling(self.operation, self.deadline, f"{host} cannot be reached yet")
 
 
 class Network(httpcore.NetworkBackend):
-    """Opens the socket of one connection, and ends everything on it by the deadline of the request that uses it."""
+    """Opens the socket of one connection, and applies the deadline of the request that uses it."""
 
     limit: Limit
-    """What the request may take that uses the connection."""
+    """The limits of the request that uses the connection."""
 
     def __init__(self) -> None:
         self._stream: _Stream | None = None
@@ -81,11 +81,11 @@ class Network(httpcore.NetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # the deadline stands for all timeouts
+        timeout: float | None = None,  # the deadline replaces all timeouts
         local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:
-        """Connect to the first address of a host that answers, all of them within one step's time."""
+        """Connect to the first address of a host that answers; all addresses share one step's time."""
         with self.limit.telling(host):
             return self._connected(host, port, local_address, socket_options)
 
@@ -110,7 +110,7 @@ class Network(httpcore.NetworkBackend):
         return self._stream
 
     def close(self) -> None:
-        """Close the socket, whoever waits at it."""
+        """Close the socket, even while another thread waits on it."""
         if self._stream is not None:
             with suppress(OSError):
                 self._stream.close()
@@ -126,7 +126,7 @@ class Network(httpcore.NetworkBackend):
 
 
 class HandshakeFailed(httpcore.ConnectError):
-    """TLS could not be agreed on with a host: the service, or a proxy on the way to it."""
+    """The TLS handshake failed, with the service or with a proxy."""
 
     def __init__(self, text: str, host: str | None) -> None:
         super().__init__(text)
@@ -136,7 +136,7 @@ class HandshakeFailed(httpcore.ConnectError):
 class _Stream(httpcore.NetworkStream):
     """A socket under the deadline of the request that uses it.
 
-    Head and body of a request go in one packet: what is written is sent before an answer is read.
+    Headers and body of a request go in one packet: writes are buffered, and sent before a read.
     """
 
     def __init__(self, stream: httpcore.NetworkStream, network: Network) -> None:
@@ -186,7 +186,7 @@ class _Stream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable" and self._stream.get_extra_info(info):
-            return self._gone()  # what can be read may be no more than tickets for later TLS sessions
+            return self._gone()  # readable data may be only TLS session tickets
         return self._stream.get_extra_info(info)
 
     def _gone(self) -> bool:
@@ -202,13 +202,13 @@ class _Stream(httpcore.NetworkStream):
 
 
 def resolve(host: str, port: int) -> Future[Addresses]:
-    """Look a name up, in a thread that nobody has to wait for; an address needs none.
+    """Resolve a name, in a thread that can be abandoned; an address needs no thread.
 
-    `socket.getaddrinfo` cannot be told how long it may take.
+    `socket.getaddrinfo` has no timeout.
     """
-    host = host.replace("%25", "%")  # before the zone of an address of IPv6 (RFC 6874)
+    host = host.replace("%25", "%")  # before the zone of an IPv6 address (RFC 6874)
     answer: Future[Addresses] = Future()
-    answer.set_running_or_notify_cancel()  # whoever no longer waits cannot cancel it
+    answer.set_running_or_notify_cancel()  # a caller that stops waiting cannot cancel it
 
     def look_up() -> None:
         try:
@@ -224,7 +224,7 @@ def resolve(host: str, port: int) -> Future[Addresses]:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time a test cannot freeze, and that nobody waits for where a name server is silent."""
+    """An event loop whose clock a test cannot freeze, and that does not wait for a silent name server at its end."""
 
     _monotonic = staticmethod(time.monotonic)
 
@@ -233,24 +233,24 @@ class Loop(asyncio.SelectorEventLoop):
         return self._monotonic()
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Addresses:
-        """Look a name up; see `resolve`."""
+        """Resolve a name; see `resolve`."""
         return await asyncio.wrap_future(resolve(host.decode() if isinstance(host, bytes) else host, port), loop=self)
 
 
 class LoopNetwork(httpcore.AsyncNetworkBackend):
-    """Opens the sockets of an event loop: httpcore's own take half as much time again for a request."""
+    """Opens sockets on an event loop: with httpcore's own a request takes half as much time again."""
 
     def __init__(self) -> None:
         self.wire: Wire | None = None
-        """The last one opened; with TLS, once that is agreed on."""
+        """The socket opened last; with TLS, after the handshake."""
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
         timeout: float | None = None,
-        local_address: str | None = None,  # nobody asks for one
-        socket_options: Any = None,  # nor for these
+        local_address: str | None = None,  # unused
+        socket_options: Any = None,  # unused
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address of a host that answers."""
         loop = asyncio.get_running_loop()
@@ -269,15 +269,16 @@ class LoopNetwork(httpcore.AsyncNetworkBackend):
 
 
 class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """A socket of an event loop. What is written in one turn of the loop goes in one packet.
+    """A socket on an event loop.
 
-    `_came` holds what was received and not read, `_unsent` what was written in this turn. `_reader` waits while there
-    is nothing to read, `_writer` while the socket takes no more; each is None where nobody waits.
+    All writes of one iteration of the loop go in one packet. `_came` holds data that was received but not read,
+    `_unsent` data written in this iteration. `_reader` is the future of a read that waits for data, `_writer` that of a
+    write that waits for the socket; None without one.
     """
 
     def __init__(self, network: LoopNetwork) -> None:
         self.open: bool = False
-        """Whether anything can still be sent and received."""
+        """Whether data can still be sent and received."""
         self._network = network
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -292,32 +293,32 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self.open = True
 
     def data_received(self, data: bytes) -> None:
-        """Keep what came."""
+        """Buffer received data."""
         self._came += data
         _wake(self._reader)
 
     def eof_received(self) -> None:
-        """End: nothing more comes."""
+        """Handle the end of the received data."""
         self.open = False
         _wake(self._reader)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End: nothing more comes or goes."""
+        """Handle the end of the connection."""
         self._error, self.open = exc, False
         _wake(self._reader)
         self.resume_writing()
 
     def pause_writing(self) -> None:
-        """Let writers wait."""
+        """Make writers wait."""
         self._writer = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        """Let writers go on."""
+        """Let writers continue."""
         writer, self._writer = self._writer, None
         _wake(writer)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return what came, nothing at the end."""
+        """Return received data; empty at the end."""
         if not self._came and self.open:
             self._reader = self._loop.create_future()
             try:
@@ -332,7 +333,7 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send at the end of this turn of the loop."""
+        """Send at the end of this iteration of the loop."""
         if not self.open:
             raise httpcore.WriteError("the connection was closed")
         if not self._unsent:
@@ -346,7 +347,7 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._transport.write(unsent)
 
     async def aclose(self) -> None:
-        """Close without a word: a service need not say farewell, too, before the socket is let go of."""
+        """Close without waiting for the peer's TLS closing message."""
         self._transport.abort()
 
     async def start_tls(
@@ -355,7 +356,7 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Agree on TLS, and go on with it."""
+        """Do the TLS handshake, and continue encrypted."""
         wire = Wire(self._network)
         try:
             transport = await self._loop.start_tls(
@@ -369,17 +370,17 @@ class Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         return wire
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore asks for: whether an idle connection is at its end, and the protocol agreed on."""
+        """Return what httpcore asks for: whether an idle connection was closed, and the TLS object."""
         if info == "is_readable":
             return bool(self._came) or not self.open
         return self._transport.get_extra_info(info)
 
 
 async def _is_done(future: asyncio.Future[Any], timeout: float | None) -> bool:
-    """Wait for a future, which goes on, and tell whether it is done.
+    """Wait for a future without cancelling it, and return whether it is done.
 
-    `asyncio.wait_for` of Python 3.11 and before loses a cancellation that comes when the future is done: the deadline
-    of a request, of which a byte comes now and then, would never end it.
+    `asyncio.wait_for` of Python 3.11 and before loses a cancellation that arrives just as the future is done: the
+    deadline would never end a request whose response trickles in.
     """
     done, _ = await asyncio.wait([future], timeout=timeout)
     return bool(done)
@@ -391,7 +392,7 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 
 
 def links_of(error: BaseException, outer: BaseException | None) -> list[BaseException]:
-    """Return an error and those that it was made of, up to the one that was being handled before."""
+    """Return an error and its chain of causes and contexts, up to the error that was being handled before."""
     links: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link is not outer:
@@ -416,6 +417,6 @@ _LIBRARIES = {
 
 
 def is_a_librarys(error: BaseException) -> bool:
-    """Tell whether an error was raised by one of the libraries that httpx is made of; they let some out."""
+    """Whether an error comes from one of the libraries below httpx; some escape httpx's own errors."""
     modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
     return bool(modules) and modules[-1] in _LIBRARIES

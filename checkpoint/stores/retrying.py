@@ -1,20 +1,20 @@
-"""The one way in which stores try again: a deadline, pauses that grow, and a word to the log after three seconds.
+"""How all stores retry: a deadline, growing pauses, and a warning in the log after three seconds.
 
     operation = Operation("PostgreSQL (db.example)")           # one load or commit
     deadline = Deadline(60.0)                                  # of one load, or of one key's write
     return operation.call(attempt, deadline)                   # attempt() raises `Again` to be called once more
 
-**Tried again** is what the store raised as `Again`: the store judges what may pass. Everything else that an attempt
-raises is final and comes out at once, the built-in `TimeoutError` of a signal handler included.
-**Between attempts** lies a random pause from 0 to a limit that doubles from `Policy.first` to `Policy.longest` ("full
+**Retried**: an attempt that raises `Again`; the store decides which failures are temporary. Any other exception is
+final and is raised at once, including the built-in `TimeoutError` of a signal handler.
+**Between attempts**: a random pause from 0 to a limit that doubles from `Policy.first` to `Policy.longest` ("full
 jitter"), or the longer pause that the service asked for (`Again.pause`).
-**It ends** when the next attempt would begin past the deadline, after `Policy.attempts`, or when the operation was
-stopped. `call` raises the error that counts attempts and seconds; `retry` the last `Again`, for a store that then has
-more to find out, and makes the same error with `gave_up`.
-**Told** is one WARNING an operation, once it has waited for `SILENCE` or is about to. A store that waits inside an
-attempt (for a lock, for an answer) calls `operation.tell(deadline, why)` itself, or waits in a `Telling` block.
+**The end**: when the next attempt would begin after the deadline, after `Policy.attempts`, or when the operation was
+stopped. `call` raises an error with the number of attempts and seconds. `retry` raises the last `Again`, for a store
+that has more to check first and then creates the same error with `gave_up`.
+**Logged**: one WARNING per operation, once it has waited for `SILENCE` or is about to. A store that waits inside an
+attempt (for a lock or a response) calls `operation.tell(deadline, why)` itself, or waits in a `Telling` block.
 
-Nothing here is imported but when it is needed: a store whose first attempt succeeds pays for no retry policy.
+The retry library is imported only when needed: a store whose first attempt succeeds does not pay for it.
 """
 
 from __future__ import annotations
@@ -43,22 +43,21 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 T = TypeVar("T")
 
 DEADLINE = 60.0
-"""Seconds for a load, or for the write of a key, where nothing else is asked for."""
+"""Default seconds for a load, or for the write of a key."""
 
 SILENCE = 3.0
-"""Seconds without success after which an operation says that it goes on trying."""
+"""Seconds without success after which an operation logs that it is still trying."""
 
 
 def monotonic(_read: Callable[[], float] = time.monotonic) -> float:
-    """Return the seconds of the real monotonic clock: with a test's frozen clock no pause would ever end."""
+    """Return the time of the real monotonic clock in seconds: under a test's frozen clock no pause would end."""
     return _read()
 
 
 class Again(Exception):
-    """An attempt failed in a way that may pass; stores derive from it what else they need to know.
+    """A temporary failure of an attempt; stores derive their own classes from it.
 
-    `pause`: the seconds that the service asked for. `longest`: of the random pause, where it is to be shorter than the
-    policy's.
+    `pause`: the seconds that the service asked for. `longest`: a limit of the random pause below that of the policy.
     """
 
     def __init__(self, text: str, *, pause: float = 0.0, longest: float = math.inf) -> None:
@@ -69,24 +68,24 @@ class Again(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long the pauses are, and how many attempts there may be."""
+    """The length of pauses, and the number of attempts."""
 
     first: float = 0.25
-    """Seconds: the limit of the first pause; the limits of later ones double."""
+    """Limit of the first pause in seconds; it doubles for each later pause."""
     longest: float = 8.0
-    """Seconds: the limit that no pause passes, but one that the service asks for."""
+    """Limit of every pause in seconds, except one that the service asks for."""
     attempts: int | None = None
-    """None: as many as the deadline has room for."""
+    """The most attempts; None: as many as fit into the deadline."""
 
 
 class Deadline:
-    """The time for one load or one key's write, and what was spent of it."""
+    """The time for one load or one key's write, and how much of it is used."""
 
     def __init__(self, seconds: float) -> None:
         self.began: float = monotonic()
         self.seconds = seconds
         self.at: float = self.began + seconds
-        """When it ends, in `monotonic()` seconds; move it to leave out a wait that does not count."""
+        """When it ends, in `monotonic()` seconds; move it later to exclude a wait."""
         self.attempts = 1
 
     def left(self) -> float:
@@ -94,24 +93,24 @@ class Deadline:
         return self.at - monotonic()
 
     def used(self) -> float:
-        """Return the seconds that are spent; waits that do not count are left out."""
+        """Return the seconds used, without excluded waits."""
         return self.seconds - self.left()
 
     def same(self) -> Deadline:
-        """Return another one that ends at the same time, for one of several things that go on at once."""
+        """Return another deadline with the same end, for one of several parallel tasks."""
         other = Deadline(self.seconds)
         other.began, other.at = self.began, self.at
         return other
 
     def spent(self) -> str:
-        """Return what it took, in words."""
+        """Return the time used, in words."""
         return f"{self.attempts} attempt{'s' if self.attempts > 1 else ''} in {monotonic() - self.began:.1f} s"
 
 
 class Operation:
-    """One load or commit: its count of requests, whether it was told that it takes long, and whether to stop.
+    """One load or commit: its number of requests, whether a long wait was logged, and whether to stop.
 
-    `where` names the store in what it logs and in its errors. Safe to use from the threads of one commit.
+    `where` names the store in logs and errors. Safe to use from the threads of one commit.
     """
 
     def __init__(self, where: str) -> None:
@@ -119,13 +118,13 @@ class Operation:
         self.requests: int = 0
         self.retries: int = 0
         self.stopped: bool = False
-        """Whether nothing more is begun, and no pause goes on."""
+        """Whether it was stopped: no attempt begins, and pauses end."""
         self._wake: SimpleQueue[None] = SimpleQueue()  # an Event may be left locked by a signal handler's exception
         self._told = False
         self._lock = threading.Lock()
 
     def stop(self) -> None:
-        """Begin nothing more, and end every pause; from any thread, and more than once."""
+        """Begin no more attempts, and end every pause; callable from any thread, repeatedly."""
         self.stopped = True
         self._wake.put(None)
 
@@ -138,24 +137,25 @@ class Operation:
         """Call until it succeeds, or the deadline, the attempts or the operation end.
 
         Raises:
-            StoreUnavailable: it did not succeed; the text counts attempts and seconds, the cause is the last one's.
+            StoreUnavailable: it did not succeed; the text has the number of attempts and seconds, and the cause is that
+                of the last attempt.
 
         """
         try:
             return self.retry(attempt, deadline, policy)
         except Again as last:
             error, cause = self.gave_up(deadline, last), last.__cause__
-        raise error from cause  # out here, where it keeps no context
+        raise error from cause  # raised here, without a context
 
     def retry(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = Policy()) -> T:
         """Call until it succeeds, or the deadline, the attempts or the operation end.
 
         Raises:
-            Again: the last attempt's, when none is left.
+            Again: that of the last attempt.
 
         """
         try:
-            return attempt()  # most succeed, and need no policy, which costs a tenth of a request
+            return attempt()  # most succeed without the policy, which costs a tenth of a request
         except Again as failure:
             last, handed_over = failure, False
         _load_tenacity()
@@ -197,12 +197,12 @@ class Operation:
         return retrying(next_attempt)
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not longer than the operation goes on."""
+        """Wait, at most until the operation is stopped."""
         with suppress(Empty):
-            self._wake.put(self._wake.get(timeout=max(0.0, seconds)))  # put back, for whoever else waits
+            self._wake.put(self._wake.get(timeout=max(0.0, seconds)))  # put back for other waiting threads
 
     def tell(self, deadline: Deadline, why: object, pause: float = 0.0) -> None:
-        """Warn once that the operation goes on trying, where it has waited for `SILENCE`, or will after a pause."""
+        """Warn once that the operation is still trying, if it has waited for `SILENCE` or will have after a pause."""
         if self.quiet(deadline) > pause:
             return
         with self._lock:
@@ -214,18 +214,18 @@ class Operation:
             )  # fmt: skip
 
     def quiet(self, deadline: Deadline) -> float:
-        """Return the seconds for which a wait may go on untold; infinite where it was told already."""
+        """Return the seconds until a wait is logged; infinite if it was logged already."""
         return math.inf if self._told else SILENCE - deadline.used()
 
     def gave_up(self, deadline: Deadline, last: Again) -> StoreUnavailable:
-        """Return the error that says how many attempts it took and how long, and how the last one ended."""
+        """Return the error with the number of attempts, the time, and how the last attempt ended."""
         return StoreUnavailable(f"{self.where}: gave up after {deadline.spent()}: {last}")
 
 
 class Telling:
-    """Around a call that cannot be woken up: a thread beside it tells that the operation takes its time.
+    """Wraps a blocking call: a second thread logs that the operation takes long.
 
-    Without a thread to be had it is not told.
+    If no thread can be started, nothing is logged.
     """
 
     def __init__(self, operation: Operation, deadline: Deadline, why: str) -> None:
@@ -251,7 +251,7 @@ class Telling:
             self._thread.join()  # in the main thread a signal handler could raise in it
 
     def _wait(self) -> None:
-        while 0 < (quiet := self._operation.quiet(self._deadline)) < math.inf:  # told by another call, it is no more
+        while 0 < (quiet := self._operation.quiet(self._deadline)) < math.inf:  # another call may have logged it
             with suppress(Empty):
                 self._over.get(timeout=quiet)
                 return
@@ -261,7 +261,7 @@ class Telling:
 def _load_tenacity() -> None:
     """Import tenacity in a thread of its own, where no signal handler runs.
 
-    One that raises in the middle of an import leaves half a package behind, which no later import makes whole.
+    A handler that raises during an import leaves a half-imported package, which no later import repairs.
     """
     if "tenacity" not in sys.modules:
         loading = threading.Thread(target=import_module, args=("tenacity",))

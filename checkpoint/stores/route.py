@@ -1,7 +1,7 @@
-"""How a service is reached: the proxy and the certificates that the environment names, and what fails on the way.
+"""How a service is reached: the proxy and certificates from the environment, and the errors of a connection.
 
-The variables are those that httpx reads, whose own `NO_PROXY` differs from release to release. Each failure names the
-party that failed, and the variable that is to be corrected.
+The variables are those of httpx, but `NO_PROXY` is evaluated here: httpx's rules differ between releases. Each error
+names the party that failed, and the variable to correct.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ else:
 E = TypeVar("E", bound=BaseException)
 
 KEPT = 60.0
-"""Seconds after which an idle connection is not used again: services close them after about as long."""
+"""Seconds after which an idle connection is not reused: services close it after about that time."""
 
 PROXY_AUTHENTICATION_REQUIRED = 407
 
@@ -45,9 +45,9 @@ _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class TransportError(Exception):
-    """A request that got no whole answer.
+    """A request without a complete response.
 
-    `reached` tells whether the service may have received and done it; `again` whether it makes sense to try again.
+    `reached`: whether the service may have received and executed it. `again`: whether a retry makes sense.
     """
 
     def __init__(self, text: str, *, reached: bool, again: bool = True) -> None:
@@ -57,11 +57,11 @@ class TransportError(Exception):
 
 
 class Proxy(NamedTuple):
-    """A proxy that the environment names for a service."""
+    """The proxy that the environment sets for a service."""
 
     variable: str
     url: str
-    """As it is named, with user and password where it has them: never shown."""
+    """The URL as set, including user and password: never shown."""
 
     @property
     def address(self) -> str:
@@ -77,7 +77,7 @@ class Proxy(NamedTuple):
         return f"the proxy {self.address} ({self.variable})"
 
     def wants_login(self) -> str:
-        """Return what to say where it asks who one is."""
+        """Return the text of the error for a proxy that asks for a login."""
         return (
             f"{self} asks for a user and a password, or refuses those that it got (407 Proxy Authentication "
             f"Required): write them into {self.variable} as http://USER:PASSWORD@{self.address}"
@@ -91,14 +91,14 @@ class Route(NamedTuple):
     proxy: Proxy | None
 
     def transport(self, make: Callable[..., Any], connections: int, **options: Any) -> Any:
-        """Return one of httpx's transports that reaches the service.
+        """Return an httpx transport for the service.
 
         Raises:
             StoreError: the proxy or the certificates that the environment names cannot be used.
 
         """
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEPT)
-        context = _context(make.__name__) if self.tls else None  # which takes longer to build than a request
+        context = _context(make.__name__) if self.tls else None  # building one takes longer than a request
         proxy = None
         if self.proxy is not None:
             own = _context("proxy") if self.proxy.url.startswith("https:") else None
@@ -115,7 +115,7 @@ def route_to(base_url: str) -> Route:
     """Return the way to a service.
 
     Raises:
-        StoreError: what the environment names as a proxy is none.
+        StoreError: the proxy in the environment is invalid.
 
     """
     url, proxies = httpx.URL(base_url), getproxies()
@@ -139,10 +139,10 @@ def _named_proxy(scheme: str, proxies: dict[str, str]) -> Proxy | None:
 
 
 def _is_exempted(url: httpx.URL, item: str) -> bool:
-    """Tell whether an item of NO_PROXY stands for a service.
+    """Whether an item of NO_PROXY matches a service.
 
-    It is `*`, or a name (itself and those below it; `.name` and `*.name`: those below it), an address or a network; a
-    scheme may stand before it, and a port behind it.
+    An item is `*`, a name (matches itself and subdomains; `.name` and `*.name` match subdomains only), an address or a
+    network. It may begin with a scheme and end with a port.
     """
     named = _EXEMPTED.fullmatch(item.lower())
     if named is None or not named["host"]:
@@ -168,9 +168,9 @@ def _context_of(_file: str | None, _folder: str | None, _client: str) -> ssl.SSL
 
 
 def _context(kind: str) -> ssl.SSLContext:
-    """Return what trusts the certificates that these variables of the environment name, or the usual ones.
+    """Return an SSL context that trusts the certificates named in these environment variables, or the default ones.
 
-    One for each kind of connection: httpcore writes the protocols that it offers into it.
+    Each kind of connection has its own: httpcore sets the offered protocols on it.
     """
     return _context_of(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), kind)
 
@@ -178,16 +178,17 @@ def _context(kind: str) -> ssl.SSLContext:
 def failed(
     error: Exception, outer: BaseException | None, proxy: Proxy | None, token: Secret
 ) -> tuple[Exception, Exception | None]:
-    """Return what to raise for an error that a request ended with, and its cause.
+    """Return the error to raise for a failed request, and its cause.
 
-    An error that is not the libraries' own is raised as it is. `outer`: what was being handled before the request.
+    An error from outside the HTTP libraries is raised unchanged. `outer`: the error that was being handled before the
+    request.
     """
     if not isinstance(error, _FAILURES) and not is_a_librarys(error):
         return error, None
     links = links_of(error, outer)
     said = printable(token.hide(str(error)))
     bare = type(error)(said) if isinstance(error, httpx.HTTPError) else RuntimeError(f"{type(error).__name__}: {said}")
-    return _translated(links, proxy, token), bare  # without frames and request, which hold the token
+    return _translated(links, proxy, token), bare  # without its frames and request, which hold the token
 
 
 def _translated(links: list[BaseException], proxy: Proxy | None, token: Secret) -> TransportError:
@@ -208,7 +209,7 @@ def _translated(links: list[BaseException], proxy: Proxy | None, token: Secret) 
 
 
 def by_way_of(proxy: Proxy | None) -> str:
-    """Return what names the proxy behind a failure; empty without one."""
+    """Return a phrase that names the proxy in an error; empty without a proxy."""
     return "" if proxy is None else f" (by way of {proxy})"
 
 
@@ -236,7 +237,7 @@ def _first(links: list[BaseException], kind: type[E]) -> E | None:
 
 
 def _words_of(links: list[BaseException], token: Secret) -> str:
-    """Return what went wrong: the library's name for it, and the system's words where it has some."""
+    """Describe an error: the library's class name, and the system's message if there is one."""
     system = [link for link in links if isinstance(link, OSError) and link.errno is not None]
     said = printable(token.hide(str(system[-1] if system else links[0])))
     return f"{type(links[0]).__name__}: {said}" if said else type(links[0]).__name__

@@ -1,4 +1,4 @@
-"""Rows of a store's tables and objects as entries and changes, and the error for a row that no release wrote."""
+"""Converts rows of tables and objects into entries and changes, and raises the error for a damaged row."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 MAX_VERSION = (1 << 63) - 2
-"""The highest version from which a commit can count on, in every store."""
+"""The highest version that every store can still increment."""
 
 
 def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
-    """Return entries by their key from rows in the order of `Entry`; None: one is damaged, `refuse_rows` says which.
+    """Return entries by key from rows in the order of `Entry`; None: one is damaged, and `refuse_rows` says which.
 
-    Fast, for there may be hundreds of thousands.
+    It is fast, because there may be hundreds of thousands.
     """
     collecting = gc.isenabled()
     entries: dict[str, Entry] = {}
     make = Entry._make
     try:
-        gc.disable()  # entries are in no cycles, and looking for some takes a sixth of the time
+        gc.disable()  # entries form no cycles, and the search for them takes a sixth of the time
         for row in rows:
             key, value, created, updated, run, version = row
             texts = type(key) is type(value) is type(created) is type(updated) is str
@@ -39,10 +39,10 @@ def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
 
 
 def check_entry(where: str, state_key: str, row: Sequence[object]) -> None:
-    """Refuse a row, in the order of `Entry`, that is no entry; `where` names the file, table or object that holds it.
+    """Refuse a row, in the order of `Entry`, that is not an entry; `where` names the file, table or object.
 
     Raises:
-        CorruptState: a field is not what it must be.
+        CorruptState: a field is invalid.
 
     """
     for (field, wanted, fits), value in zip(_ENTRY, row, strict=True):
@@ -51,10 +51,10 @@ def check_entry(where: str, state_key: str, row: Sequence[object]) -> None:
 
 
 def check_change(where: str, state_key: str, row: Sequence[object]) -> None:
-    """Refuse a row, in the order of `history.change_of`, that is no change; `where` as above.
+    """Refuse a row, in the order of `history.change_of`, that is not a change; `where` as in `check_entry`.
 
     Raises:
-        CorruptState: a field is not what it must be.
+        CorruptState: a field is invalid.
 
     """
     for (field, wanted, fits), value in zip(_CHANGE, row, strict=True):
@@ -68,11 +68,11 @@ def refuse_rows(
     rows: Iterable[Sequence[object]],
     check: Callable[[str, str, Sequence[object]], None] = check_entry,
 ) -> NoReturn:
-    """Raise the error for the first damaged one of some rows; they are never taken for none.
+    """Raise the error for the first damaged row; damaged rows never count as absent.
 
     Raises:
-        CorruptState: a field is not what it must be.
-        StoreError: none is damaged any more.
+        CorruptState: a field is invalid.
+        StoreError: no row is damaged any more.
 
     """
     for row in rows:
@@ -81,14 +81,14 @@ def refuse_rows(
 
 
 def refuse_row(where: str, state_key: str, row: Sequence[object], said: str) -> NoReturn:
-    """Raise the error for a damaged row; the first of its fields are the key and the value."""
+    """Raise the error for a damaged row; its first two fields are the key and the value."""
     key = row[0] if isinstance(row[0], str) else repr(row[0])
     value = row[1] if isinstance(row[1], str) and is_text(row[1]) else None
     raise CorruptState(state_key, key, value, where) from ValueError(said)
 
 
 def is_text(value: object) -> bool:
-    """Tell whether a value is text that UTF-8 can carry."""
+    """Whether a value is a str that UTF-8 can encode."""
     try:
         check_unicode("it", value)  # type: ignore[arg-type]  # which is what it tells
     except (TypeError, ValueError):
@@ -97,7 +97,7 @@ def is_text(value: object) -> bool:
 
 
 def is_version(value: object) -> bool:
-    """Tell whether a value is a version that a commit may have given."""
+    """Whether a value is a valid version."""
     return type(value) is int and 0 < value <= MAX_VERSION + 1
 
 
@@ -114,7 +114,7 @@ def _is_number(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    """Return what a value is, in words; text is not shown."""
+    """Describe a value in words, without showing text."""
     if value is None or value is ...:
         return "missing"
     if isinstance(value, str):

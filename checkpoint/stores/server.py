@@ -1,6 +1,6 @@
 """A store behind our own server, `checkpoint serve`, over HTTP.
 
-A commit is one request, and as atomic as the store behind the server. One whose answer was lost is read back.
+A commit is one request, and as atomic as the store behind the server. If its response is lost, the commit is read back.
 """
 
 from __future__ import annotations
@@ -32,43 +32,44 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_BODY = 1 << 30
-"""Bytes of an answer, from which on it is refused: a namespace comes as a whole."""
+"""Size limit of a response in bytes; a namespace comes in one response."""
 
 CONNECTIONS = 50
-"""Requests that may go on at once over one connection."""
+"""The most parallel requests over one connection."""
 
 LONGEST_QUERY = 2_000
-"""Characters of a query; what is longer goes into a body, which gateways do not cut off."""
+"""The most characters of a query; a longer one goes into a body, which gateways do not cut off."""
 
 LOST = 3
-"""Answers of another than the server, until the address is taken for wrong."""
+"""Responses that did not come from the server before the URL counts as wrong."""
 
 POLICY = Policy(longest=2.0)
-"""How requests are tried again: a server is back within seconds, and history tells only of a key's last changes."""
+"""The retry policy: a server is back within seconds, and history keeps only the last changes of a key."""
 
 _UNLESS_OURS = {401, 403, 408, 413}
-"""Answers of a server that did nothing; a gateway may give them too, after the server has done what was asked."""
+"""Statuses of a server that did nothing. A gateway may send them too, after the server has executed the request."""
 
-_UNPACED = (1_000, 0.001)  # requests and seconds: the server says itself when it is busy
+_UNPACED = (1_000, 0.001)  # requests and seconds: no limit of ours, a busy server says so
 
 
 class ServerStore:
     """Namespaces behind our own server: atomic commits with compare-and-swap, one request each.
 
     Args:
-        base_url: where the server is, `server+https://host` or `https://host`; a path is kept as a prefix.
-        token: the token, or a callable that gives it; None: `$CHECKPOINT_TOKEN`, else what the file holds that
-            `$CHECKPOINT_TOKEN_FILE` names. A callable is asked when a token is first needed, and both are asked once
-            more when the server refuses the token (401). The time that a callable takes counts towards the deadline,
-            which does not end it: give its own requests a timeout.
-        timeout: seconds to connect, and to wait for each piece of an answer.
-        deadline: seconds for a load or commit as a whole, with all retries.
+        base_url: URL of the server, `server+https://host` or `https://host`; a path is kept as a prefix.
+        token: the token, or a callable that gives it; None: `$CHECKPOINT_TOKEN`, else the contents of the file
+            `$CHECKPOINT_TOKEN_FILE`. A callable is called when a token is first needed. Callable and file are read
+            again when the server refuses the token (401). A callable's time counts towards the deadline, but the
+            deadline cannot interrupt it: give its own requests a timeout.
+        timeout: seconds to connect, and to wait for each part of a response.
+        deadline: seconds for a whole load or commit, including retries.
 
-    What the store behind the server cannot do is a StoreError that says so: keep a history, or list namespaces.
+    If the store behind the server cannot keep a history or list namespaces, these calls raise a StoreError that says
+    so.
 
     Raises:
-        ValueError, TypeError: the URL or the token is not one, or a number is not positive; the token is not shown.
-        Unauthorized: the token's file holds none.
+        ValueError, TypeError: the URL or the token is invalid, or a number is not positive; the token is not shown.
+        Unauthorized: the token file is empty.
 
     """
 
@@ -112,7 +113,10 @@ class ServerStore:
 
     @property
     def keeps_history(self) -> bool | None:
-        """Whether the store behind the server keeps history; None: nothing was asked yet. See `MayKeepHistory`."""
+        """Whether the store behind the server keeps history; None: unknown before the first response.
+
+        See `MayKeepHistory`.
+        """
         return self._keeps_history
 
     def load(self, state_key: str) -> dict[str, Entry]:
@@ -143,10 +147,10 @@ class ServerStore:
     ) -> Receipt:
         """Write the changed keys, all or none; see `KeepsHistory.commit`.
 
-        History names `writer`'s host and process, and as `by` the name that the server has for the token.
+        History records the host and process of `writer`, and in `by` the server's name for the token.
 
         Raises:
-            CommitUnknown: no answer came, and what was sent could not be read back.
+            CommitUnknown: no response came, and the commit could not be read back.
 
         """
         check_changes(state_key, changes, run_id)
@@ -170,7 +174,7 @@ class ServerStore:
         return self._ask(lambda call: call.result(wire.NAMESPACES, {}, _text))
 
     def history(self, state_key: str, key: str | None = None, *, limit: int | None = None) -> list[Change]:
-        """Return what was changed; see `KeepsHistory.history`."""
+        """Return the changes; see `KeepsHistory.history`."""
         check_question(state_key, key, limit)
         asked = {"state_key": state_key, "key": key, "limit": limit}
         fields = {name: value for name, value in asked.items() if value is not None}
@@ -182,11 +186,11 @@ class ServerStore:
         return self._service.moment(told, _time_of)
 
     def facts(self) -> dict[str, str]:
-        """Return what the server is, and what the store behind it tells; see `TellsFacts.facts`."""
+        """Return facts about the server and the store behind it; see `TellsFacts.facts`."""
         document = self._ask(lambda call: self._service.document(call.ask(wire.ABOUT, {})))
         told = document.get("facts")
         facts = cast("dict[str, object]", told) if isinstance(told, dict) else {}
-        over = f", over {document['store']}" if document.get("store") else ""  # untold to a token of some namespaces
+        over = f", over {document['store']}" if document.get("store") else ""  # hidden from limited tokens
         server = f"checkpoint-store {document.get('release')}{over}"
         return {name: self._service.hide(str(fact)) for name, fact in {"server": server, **facts}.items()}
 
@@ -195,7 +199,7 @@ class ServerStore:
         self._service.close()
 
     def _ask(self, question: Callable[[_Calls], T]) -> T:
-        """Return the answer to a question that may be asked again, until the deadline."""
+        """Make a call that is safe to repeat, with retries until the deadline."""
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
         calls = _Calls(self._service, run, deadline, self._note)
         return self._service.load(run, lambda: run.call(lambda: question(calls), deadline, POLICY))
@@ -208,21 +212,21 @@ class ServerStore:
 
 @dataclass(slots=True)
 class _Calls:
-    """The calls of one load or commit, once each, and what their answers say."""
+    """The calls of one load or commit, one attempt each, and how their responses are read."""
 
     service: Service
     run: Requests
     deadline: Deadline
     note: Callable[[Response], None]
     misses: int = 0
-    """Answers of another than the server so far."""
+    """Responses so far that did not come from the server."""
 
     def entries(self, fields: Mapping[str, Any]) -> dict[str, Entry]:
-        """Return the entries that are asked for, by key."""
+        """Return the requested entries by key."""
         return {entry.key: entry for entry in self.result(wire.STATE, fields, wire.entry_of)}
 
     def result(self, path: str, fields: Mapping[str, Any], make: Callable[[object], T]) -> list[T]:
-        """Ask for a list, and return what `make` makes of each item."""
+        """Request a list, and return `make(item)` for each item."""
         response = self.ask(path, fields)
         try:
             document = self.service.document(response, lambda body: listed(body, make))
@@ -234,14 +238,14 @@ class _Calls:
         return cast("list[T]", result)
 
     def ask(self, path: str, fields: Mapping[str, Any]) -> Response:
-        """Send a question that changes nothing."""
+        """Send a read-only request."""
         query = "" if "keys" in fields else urlencode(fields, quote_via=quote, safe="")
         if "keys" in fields or len(query) > LONGEST_QUERY:
             return self.send("POST", path, orjson.dumps(fields))
         return self.send("GET", f"{path}?{query}" if query else path, None)
 
     def send(self, method: str, path: str, body: bytes | None) -> Response:
-        """Send a request, and return an answer that says it was done.
+        """Send a request, and return its successful response.
 
         Raises:
             Again: it may be tried again.
@@ -251,13 +255,13 @@ class _Calls:
         return self.judged(self.answer(method, path, body))
 
     def answer(self, method: str, path: str, body: bytes | None) -> Response:
-        """Send a request, and return whatever is answered; see `Service.answer`."""
+        """Send a request, and return any response; see `Service.answer`."""
         response = self.service.answer(self.run, self.deadline, method, path, body)
         self.note(response)
         return response
 
     def judged(self, response: Response) -> Response:
-        """Return an answer that says it was done, or that it is too large; raise as `send` does."""
+        """Return a response that reports success or a value that is too large; raise as `send` does."""
         if response.status >= 400:
             self._refuse(response)
         return self.service.judged(response)
@@ -281,17 +285,17 @@ class _Calls:
             )
 
     def strange(self, why: object) -> StoreError:
-        """Return the error of an answer that is not of the form that was asked for."""
+        """Return the error for a response in an unexpected form."""
         return StoreError(self.service.hide(f"{self.service.base_url} answered with something else: {why}"))
 
 
 class _Commit:
-    """One commit's way to the server: what is sent, and what is read back where no answer came.
+    """One commit: its attempts, and the read-back where no response came.
 
     in doubt   lost     when
-    no         no       no attempt was left without an answer
+    no         no       every attempt got a response
     yes        yes      the last attempt may have landed
-    no         yes      read back after it: it had not landed by then, and may yet (`late`)
+    no         yes      read back: the last attempt had not landed by then, but may still (`late`)
     """
 
     def __init__(
@@ -304,7 +308,7 @@ class _Commit:
         author: Writer,
         body: bytes,
     ) -> None:
-        self._call = call  # whose deadline leaves time for the last look
+        self._call = call  # its deadline leaves time for the last read-back
         self._state_key = state_key
         self._changes = changes
         self._base = base
@@ -316,7 +320,7 @@ class _Commit:
         self._late = False
 
     def settle(self, last_look: float) -> Receipt:
-        """Commit within the deadline, and read back once more after it, within so many seconds."""
+        """Commit within the deadline, and read back once more after it, within `seconds`."""
         try:
             try:
                 return self._call.run.retry(self._attempt, self._call.deadline, POLICY)
@@ -342,8 +346,8 @@ class _Commit:
                 self._late |= lost.late
             raise
         except Conflict:
-            # What this one conflicts with may be an attempt that landed after it was read back, or what another writer
-            # wrote over one that had landed before.
+            # The conflict may be with an earlier attempt that landed after the read-back, or with what another writer
+            # wrote over an attempt that had landed.
             sent_before = self._lost or self._call.run.renewed
             if sent_before and (receipt := self._read_back() or self._remembered()) is not None:
                 return receipt
@@ -364,9 +368,9 @@ class _Commit:
         return self._look_up(failure)
 
     def _look_up(self, failure: StoreError) -> Receipt:
-        """Return the receipt of an attempt that was made all the same; raise its failure where it had not been yet.
+        """Return the receipt of a failed attempt that landed after all; else raise its failure.
 
-        A gateway may have answered in the server's place, after the server had made the commit.
+        A gateway may have responded in place of the server, after the server had committed.
         """
         if self._changes:
             self._in_doubt = self._lost = self._late = True
@@ -377,7 +381,7 @@ class _Commit:
         raise failure
 
     def _outcome(self, response: Response) -> Receipt:
-        """Return the receipt of a commit that the server says it made; raise what it says otherwise."""
+        """Return the receipt of a commit that the server confirms; else raise the server's error."""
         told = _told(response)
         if str(told.get("code")) in {wire.CONFLICT, wire.TOO_LARGE}:
             raise self._refusal(told)
@@ -430,16 +434,16 @@ class _Commit:
         return Receipt(entries, run.requests, run.retries, frozenset(self._changes) if open_still else frozenset())
 
     def _is_guarded(self) -> bool:
-        """Tell whether this commit, once it is made, is a conflict for an earlier attempt of it that comes late."""
+        """Whether this commit, once made, makes a late earlier attempt of it a conflict."""
         base = self._base
         return any(key in base and (value is not None or base[key] is not None) for key, value in self._changes.items())
 
     def _read_back(self) -> Receipt | None:
-        """Return what became of a commit whose answer was lost, None where it had not been made.
+        """Return the receipt of a commit whose response was lost, None if it has not landed.
 
         Raises:
-            Again: the server cannot say now.
-            CommitUnknown: it will not.
+            Again: the server cannot tell at the moment.
+            CommitUnknown: it will not be able to.
 
         """
         fields = _named(self._state_key, self._changes)
@@ -454,7 +458,7 @@ class _Commit:
         return self._receipt({key: found[key] for key in self._changes if key in found}) if self._made(found) else None
 
     def _made(self, found: Mapping[str, Entry]) -> bool:
-        """Tell whether these entries are what this commit wrote: one run's, of one version, and none as it was."""
+        """Whether this commit wrote these entries: all of its run and of one version, and none unchanged."""
         written: list[Entry] = []
         for key, value in self._changes.items():
             entry = found.get(key)
@@ -467,11 +471,13 @@ class _Commit:
         return len({entry.version for entry in written}) < 2
 
     def _remembered(self) -> Receipt | None:
-        """Return what history tells of an attempt that landed; None: of none, or nothing is kept of these keys.
+        """Return the receipt of an attempt that landed, from the history.
+
+        None: no such attempt landed, or these keys have no history.
 
         Raises:
             Again: the server cannot say now.
-            CommitUnknown: so many have written since that history has forgotten what came after the base.
+            CommitUnknown: there were so many later writes that the history no longer has those after the base.
 
         """
         base = self._base
@@ -496,7 +502,7 @@ class _Commit:
         return None
 
     def _give_up(self, last: Again, last_look: float) -> Receipt:
-        """Read back once more after the last attempt, and say what is known."""
+        """Read back once more after the last attempt, and return or raise the outcome."""
         error = self._call.run.gave_up(self._call.deadline, last)
         if self._in_doubt:
             self._call.deadline = Deadline(last_look)
@@ -513,7 +519,7 @@ class _Commit:
 
 
 def _told(response: Response) -> Mapping[str, Any]:
-    """Return the object of an answer that refuses, where the server itself says so."""
+    """Return the JSON object of an error response if it came from the server itself."""
     if response.status < 400 or wire.TIME not in response.headers:
         return {}
     try:
@@ -529,7 +535,7 @@ def _time_of(text: str) -> datetime:
 
 
 def _is_certain(refusal: Response) -> bool:
-    """Tell whether a refusal says that a commit was not made, and a gateway cannot have given it after one was."""
+    """Whether an error response proves that the commit was not made: a gateway may fail after a commit."""
     told = _told(refusal)
     if 400 <= refusal.status < 500:
         return bool(told) or refusal.status not in _UNLESS_OURS
@@ -537,13 +543,13 @@ def _is_certain(refusal: Response) -> bool:
 
 
 def _named(state_key: str, keys: Iterable[str]) -> dict[str, Any]:
-    """Return the fields that ask for some keys; for one key they fit a query."""
+    """Return the request fields that select keys; those of a single key fit into a query."""
     names = [str.__str__(key) for key in keys]
     return {"state_key": state_key, "key": names[0]} if len(names) == 1 else {"state_key": state_key, "keys": names}
 
 
 def _by_text(mapping: Mapping[str, T]) -> dict[str, T]:
-    """Return a mapping whose keys are plain str, which is all that JSON is made of."""
+    """Return a mapping with plain str keys, the only kind that JSON can hold."""
     return {str.__str__(key): value for key, value in mapping.items()}
 
 

@@ -1,7 +1,4 @@
-"""How a request gets to a service and back: its pace, its deadline, its retries, and what its answer means.
-
-Knows statuses and headers, and nothing of namespaces and entries.
-"""
+"""Sends requests to a service: rate, deadline, retries, and the meaning of responses."""
 
 from __future__ import annotations
 
@@ -38,25 +35,25 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 REFUSED = {408, 425, 429}
-"""Answers that say the request was not done: it is sent again as it is."""
+"""Statuses that say the request was not executed: it is sent again unchanged."""
 
 TRANSIENT = {500, 502, 503, 504}
-"""Answers that leave open whether a write was done, and may pass."""
+"""Temporary statuses that leave the outcome of a write unknown."""
 
 UNANSWERED = {502, 504}
-"""Of these, the ones given by a gateway behind which the service may still be at work."""
+"""Of these, the statuses of a gateway: the service behind it may still be working."""
 
 POLICY = Policy()
-"""How requests are tried again."""
+"""The retry policy of requests."""
 
-_SAID = 64 * 1024  # bytes of an answer in which its words are looked for
+_SAID = 64 * 1024  # bytes of a response that are searched for its message
 
 PAUSE = 1.0
-"""Seconds that all requests pause after a 429 that does not say how long."""
+"""Seconds that all requests pause after a 429 without a `Retry-After`."""
 
 
 class AnswerLost(Again):
-    """An attempt of which the service may have done what was asked; `late`: and it may do it yet."""
+    """An attempt that the service may have executed; `late`: or may still execute."""
 
     def __init__(self, text: str, *, late: bool, pause: float = 0.0) -> None:
         super().__init__(text, pause=pause)
@@ -64,9 +61,9 @@ class AnswerLost(Again):
 
 
 class Unclear(StoreError):
-    """An answer that could not be read, and will not be when asked again; what was asked for may have been done.
+    """An unreadable response that a retry would not change; the request may have been executed.
 
-    A call that writes reads back what became of it; any other raises it as the plain StoreError that it is.
+    A write reads its outcome back; any other call raises it as a plain StoreError.
     """
 
     def plain(self) -> StoreError:
@@ -75,14 +72,14 @@ class Unclear(StoreError):
 
 
 class Requests(Operation):
-    """One load or commit at a service, from now on."""
+    """One load or commit at a service; its time starts now."""
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self.began: float = monotonic()
 
     waiting = False
-    """Whether it was logged that the rate makes it wait."""
+    """Whether a wait for the rate was logged."""
     refused = False
     """Whether the token was refused."""
     renewed = False
@@ -90,7 +87,7 @@ class Requests(Operation):
 
 
 class Service:
-    """One service under one token: requests at its pace, in parallel, tried again while that makes sense."""
+    """One service under one token: sends requests in parallel, at its rate, with retries."""
 
     def __init__(
         self,
@@ -109,15 +106,15 @@ class Service:
         self._concurrency = concurrency
         self._patience = patience
         self._rate = rate
-        self._throttles: dict[Secret, _Throttle] = {}  # of the latest token: what it holds is shared by the process
+        self._throttles: dict[Secret, _Throttle] = {}  # of the latest token; the process shares it
         self._aside = Aside()
-        self._pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
+        self._pools: dict[int, ThreadPoolExecutor] = {}  # per process: threads do not survive a fork
         _services.add(self)
 
     def request(
         self, run: Requests, deadline: Deadline, method: str, path: str, document: dict[str, str] | None = None
     ) -> Response:
-        """Send one request when the pace allows, and return an answer that is final: done, missing or refused.
+        """Send one request when the rate allows, and return a final response: done, missing or refused.
 
         Raises:
             Again: it may be tried again.
@@ -128,11 +125,11 @@ class Service:
         return self.judged(self.answer(run, deadline, method, path, body))
 
     def answer(self, run: Requests, deadline: Deadline, method: str, path: str, body: bytes | None) -> Response:
-        """Send one request when the pace allows, and return whatever is answered; a token that is refused is renewed.
+        """Send one request when the rate allows, and return any response; a refused token is renewed.
 
         Raises:
-            Again: there was no whole answer.
-            StoreError: as before, and none is to be expected.
+            Again: there was no complete response.
+            StoreError: there was none, and a retry would not help.
 
         """
         token = self._token.current()
@@ -163,11 +160,11 @@ class Service:
         return AnswerLost(said, late=True) if error.reached else Again(said)
 
     def load(self, run: Requests, call: Callable[[], T]) -> T:
-        """Make a call that only reads; what a signal handler raises meanwhile comes out at once."""
+        """Make a call that only reads; an exception of a signal handler is raised at once."""
         return self._called(run, call, settles=False)
 
     def commit(self, run: Requests, call: Callable[[], T]) -> T:
-        """Make a call that writes; what a signal handler raises meanwhile comes out once what was sent is answered."""
+        """Make a call that writes; an exception of a signal handler is raised after the requests in flight end."""
         return self._called(run, call, settles=True)
 
     def _called(self, run: Requests, call: Callable[[], T], *, settles: bool) -> T:
@@ -175,14 +172,14 @@ class Service:
             return self._aside.call(run, call, settles=settles)
         except CheckpointError as error:
             plain = error.plain() if isinstance(error, Unclear) else error
-            failure = plain.with_traceback(None)  # whose frames hold what the service said
+            failure = plain.with_traceback(None)  # its frames hold what the service said
         raise failure
 
     def each(self, run: Requests, call: Callable[[K], T], items: Iterable[K]) -> dict[K, T | CheckpointError]:
-        """Call for every item, at most `concurrency` at once; map each to its result or error.
+        """Call `call` for every item, at most `concurrency` in parallel; map each item to its result or error.
 
-        A single item needs no thread. Items not begun when the run is stopped, as it is by `Unauthorized`, are left
-        out.
+        A single item needs no thread. When the operation is stopped, as by `Unauthorized`, items that have not begun
+        are left out.
         """
         outcomes: dict[K, T | CheckpointError] = {}
         waiting = deque(items)
@@ -197,10 +194,10 @@ class Service:
                 wait(futures)
             except BaseException as error:
                 ending = isinstance(error, RuntimeError) and "shutdown" in str(error)
-                if ending:  # of the interpreter, or of the store: no thread begins any more, so this one does it
+                if ending:  # at shutdown no new thread can start, so this one does the work
                     _work_off(run, call, waiting, outcomes)
                 else:
-                    run.stop()  # what is in flight is settled, nothing more is begun
+                    run.stop()  # finish calls in flight, begin no more
                 wait(futures)
                 if not ending:
                     raise
@@ -209,7 +206,7 @@ class Service:
         return outcomes
 
     def announce(self, requests: int) -> None:
-        """Warn where the rate alone makes so many requests take longer than one of its windows."""
+        """Warn when the rate makes this number of requests take longer than one of its windows."""
         throttle = self._pace(self._token.current())
         seconds = throttle.forecast(requests)
         if seconds > throttle.period and not throttle.warned:
@@ -222,7 +219,7 @@ class Service:
             )  # fmt: skip
 
     def said(self, response: Response) -> str:
-        """Return what the service said, in a few words, printable and without the token, whatever it echoes."""
+        """Return the service's message, shortened, printable, and with tokens hidden."""
         start = response.body[:_SAID]
         try:
             document = orjson.loads(response.body if len(response.body) <= _SAID else b"")
@@ -234,14 +231,14 @@ class Service:
         return printable(self.hide(f"{response.status} {said}"))[:400]
 
     def hide(self, text: str) -> str:
-        """Replace the tokens in a text that a service had a part in, however they are escaped; see `Token.hide`."""
+        """Replace the tokens in a text that may come from the service, in every encoding; see `Token.hide`."""
         return self._token.hide(text)
 
     def moment(self, text: str, read: Callable[[str], datetime]) -> datetime:
-        """Return the time that a service tells, as `read` reads it.
+        """Return the service's time, as `read` extracts it.
 
         Raises:
-            StoreError: it tells none.
+            StoreError: the response has no time.
 
         """
         with suppress(ValueError, OverflowError):
@@ -249,10 +246,10 @@ class Service:
         raise StoreError(f"{self.base_url} does not tell its time: {text!r}")
 
     def document(self, response: Response, read: Callable[[bytes], object] = orjson.loads) -> dict[str, Any]:
-        """Return the JSON object of a successful answer, as `read` reads it.
+        """Return what `read` makes of the JSON object in a successful response.
 
         Raises:
-            StoreError: the answer is something else; the text says what came.
+            StoreError: the response is something else; the text says what it was.
 
         """
         if not 200 <= response.status < 300:
@@ -280,14 +277,14 @@ class Service:
         self._clients.close()
 
     def forked(self) -> None:
-        """Make the locks anew in a forked child."""
+        """Replace the locks in a forked child."""
         self._clients.forked()
         self._token.forked()
 
     def _pool(self) -> ThreadPoolExecutor:
         pool = self._pools.get(os.getpid())
         if pool is None:
-            # Of pools that two threads make at once one is kept; the other never starts a thread.
+            # If two threads each create a pool, one pool is kept; the other never starts a thread.
             pool = self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._concurrency, "checkpoint"))
         return pool
 
@@ -299,7 +296,7 @@ class Service:
         return throttle
 
     def _wait_for_turn(self, throttle: _Throttle, run: Requests, deadline: Deadline) -> Slot:
-        """Wait for the window, which the deadline does not count, and for the gate, which it does."""
+        """Wait for the rate window, which does not count towards the deadline, and for the pause, which does."""
         while True:
             slot, window, gate = throttle.take(run.began, self._patience)
             if slot is not None:
@@ -318,7 +315,7 @@ class Service:
             deadline.at += window
 
     def judged(self, response: Response) -> Response:
-        """Return an answer that is final: done, missing or refused.
+        """Return a final response: done, missing or refused.
 
         Raises:
             Again: it may be tried again.
@@ -346,7 +343,7 @@ class Service:
 
 
 def _work_off(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes: dict[K, T | CheckpointError]) -> None:
-    """Call for one item after the other that no other thread has taken."""
+    """Process items one by one until none is left."""
     while not run.stopped:
         try:
             item = waiting.popleft()
@@ -355,20 +352,20 @@ def _work_off(run: Requests, call: Callable[[K], T], waiting: deque[K], outcomes
         try:
             outcomes[item] = call(item)
         except CheckpointError as error:
-            outcomes[item] = error.with_traceback(None)  # whose frames hold what the service said
+            outcomes[item] = error.with_traceback(None)  # its frames hold what the service said
             if isinstance(error, Unauthorized):
                 run.refused = True
                 run.stop()
 
 
 class _Throttle:
-    """The one pace of a token in this process."""
+    """The rate limit of a token, shared in this process."""
 
     def __init__(self, rate: tuple[int, float]) -> None:
         self.warned = False
-        """Whether a commit that takes longer than a window was warned of."""
+        """Whether a warning about a commit that takes longer than a window was logged."""
         self._long_pause = (-math.inf, -math.inf)
-        """When the service asked for a pause that the store which was asked does not wait for, and its end."""
+        """When the service asked for a pause that is too long to wait for, and when that pause ends."""
         self._pace = Rate(*rate)
         self._lock = threading.Lock()
 
@@ -379,8 +376,8 @@ class _Throttle:
     def take(self, began: float, patience: float) -> tuple[Slot | None, float, float]:
         """Return a slot, or None and the seconds to wait for the window and for the gate.
 
-        A pause that is longer than the caller's patience ends the calls that had begun before it was asked for; later
-        ones ask anew, for such a pause may be a mistake.
+        A pause longer than the caller's patience ends the calls that had begun before the service asked for it. Later
+        calls send a request anyway: such a pause may be a mistake.
         """
         with self._lock:
             now = monotonic()
@@ -414,21 +411,21 @@ _throttles: WeakValueDictionary[tuple[str, bytes], _Throttle] = WeakValueDiction
 
 
 def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttle:
-    """Return the pace of a token; of several rates that its stores were given the lowest counts."""
+    """Return the throttle of a token; if its stores have different rates, the lowest applies."""
     throttle = _throttles.setdefault((base_url, sha256(token.reveal().encode()).digest()), _Throttle(rate))
     throttle.tighten(rate)
     return throttle
 
 
 def checked_url(base_url: str, what: str, example: str, options: Iterable[str], *, prefix: str = "") -> str:
-    """Return the base URL of a service with its scheme in lower case, and without prefix and a slash at its end.
+    """Return a service's base URL with a lower-case scheme, without `server+` and a trailing slash.
 
     Raises:
-        ValueError: it is none, or has a user, a query or a fragment.
-        TypeError: it is no str.
+        ValueError: it is invalid, or has a user, a query or a fragment.
+        TypeError: it is not a str.
 
     """
-    if not isinstance(base_url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - what callers without types give
+    if not isinstance(base_url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
         raise TypeError(f"{what} is a str such as {example!r}, not {type(base_url).__name__}")
     if base_url[: len(prefix)].lower() == prefix:
         base_url = base_url[len(prefix) :]
@@ -441,7 +438,7 @@ def checked_url(base_url: str, what: str, example: str, options: Iterable[str], 
         del base_url  # so that no rendered traceback shows a password
         raise ValueError(complaint)
     scheme = ""
-    with suppress(ValueError):  # a port or an address that is none
+    with suppress(ValueError):  # an invalid port or address
         parts = urlsplit(base_url)
         scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
     if scheme not in {"http", "https"}:
@@ -454,7 +451,7 @@ _services: WeakSet[Service] = WeakSet()
 
 
 def _forked_services() -> None:
-    """Make locks anew that a thread may hold which the child does not have."""
+    """Replace locks that a thread of the parent may hold."""
     for throttle in list(_throttles.values()):
         throttle.forked()
     for service in list(_services):

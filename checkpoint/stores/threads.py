@@ -1,8 +1,8 @@
-"""Threads that the main thread starts and talks to, although signal handlers run in it.
+"""Threads that the main thread can use safely although signal handlers run in it.
 
-CPython runs signal handlers in the main thread, between any two bytecodes. What one raises there leaves a Condition, an
-Event or a Future locked for ever, and a client in the middle of a request. So the main thread touches nothing but
-`SimpleQueue`, which is not of Python code: it either takes an answer or it does not.
+CPython runs signal handlers in the main thread, between any two bytecodes. An exception of a handler can leave a
+Condition, an Event or a Future locked for ever, and a client in the middle of a request. So the main thread uses only
+`SimpleQueue`, which is written in C: its calls either happen completely or not at all.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ Calls: TypeAlias = "SimpleQueue[Callable[[], object] | None]"
 
 
 class Worker:
-    """Runs calls one after the other on a thread that starts with the first of them, until it is stopped.
+    """Runs calls one after the other on a thread, which the first call starts and `stop` ends.
 
-    The thread is a daemon: what was abandoned keeps no process alive. It ends when the Worker is collected too.
+    The thread is a daemon: an abandoned call does not keep the process alive. It also ends when the Worker is
+    garbage-collected.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._running: tuple[Calls, threading.Thread] | None = None
         self._starting = threading.Lock()
-        self._ended = False  # the thread takes nothing more
+        self._ended = False  # the thread takes no more calls
 
     def submit(self, call: Callable[[], object]) -> None:
         """Queue a call, which must not raise.
@@ -77,17 +78,17 @@ class Worker:
         try:
             start_thread(thread)
         except BaseException:
-            calls.put(None)  # interrupted, it may have started all the same
+            calls.put(None)  # although interrupted, it may have started
             raise
         self._running, self._ended = (calls, thread), False
         return calls
 
 
 def take(queue: SimpleQueue[T]) -> T:
-    """Take what comes next, and let signal handlers run meanwhile.
+    """Take the next item, and let signal handlers run meanwhile.
 
-    A signal that another thread got, or that came just before the wait, does not end the wait: CPython asks for signals
-    between bytecodes, of which there is one a second here.
+    A signal received by another thread, or just before the wait, does not end the wait: CPython runs handlers between
+    bytecodes. So the wait is renewed once a second.
     """
     while True:
         with suppress(Empty):
@@ -95,7 +96,7 @@ def take(queue: SimpleQueue[T]) -> T:
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Start a thread; interrupted, it may run or not.
+    """Start a thread; if interrupted, it may or may not run.
 
     Raises:
         RuntimeError: it cannot be started.
@@ -123,4 +124,4 @@ def _start(thread: threading.Thread, told: SimpleQueue[BaseException | None]) ->
 def _run_calls(calls: Calls) -> None:
     while (call := calls.get()) is not None:
         call()
-        del call  # it holds what it is about, and must not until the next one comes
+        del call  # do not keep the call alive until the next one comes

@@ -1,4 +1,4 @@
-"""Tokens: where they come from, and how none is shown."""
+"""Tokens: where they come from, and how they are hidden in texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_TELLING = 8  # letters of base64: fewer may stand anywhere
+_TELLING = 8  # base64 letters: a shorter match could be a coincidence
 
 
 class Secret:
@@ -37,7 +37,7 @@ class Secret:
         raise TypeError("a secret is not pickled")
 
     def fits_a_header(self) -> bool:
-        """Tell whether it can be sent: printable ASCII without spaces, and not empty."""
+        """Whether a header can hold it: printable ASCII without spaces, not empty."""
         return bool(self._text) and self._text.isascii() and self._text.isprintable() and " " not in self._text
 
     def reveal(self) -> str:
@@ -45,12 +45,12 @@ class Secret:
         return self._text
 
     def follow(self, before: Secret) -> None:
-        """Hide with this one the one before it, too: a service may still speak of it. Those before that are let go."""
+        """Hide the previous token, too: a service may still echo it. Older ones are forgotten."""
         self._before, before._before = before, None
 
     def hide(self, text: str) -> str:
-        r"""Replace it by `***` in a text, however it is written: JSON (`\/`, `\u0041`), HTML, percent, base64."""
-        before = self._before  # which another thread may let go
+        r"""Replace it by `***` in a text, in every encoding: JSON (`\/`, `\u0041`), HTML, percent, base64."""
+        before = self._before  # another thread may reset it
         if before is not None:
             text = before.hide(text)
         if self._spellings is None:
@@ -59,7 +59,7 @@ class Secret:
 
 
 def _for_another_server(variable: str) -> str:
-    """Return what may be meant where another variable than this one holds a token."""
+    """Return a hint if the token variable of another service is set."""
     if variable != "CHECKPOINT_TOKEN" and {"CHECKPOINT_TOKEN", "CHECKPOINT_TOKEN_FILE"} & os.environ.keys():
         return (
             "; CHECKPOINT_TOKEN is for a URL that begins with server+https:// or server+http://, of `checkpoint serve`"
@@ -68,19 +68,19 @@ def _for_another_server(variable: str) -> str:
 
 
 class Token:
-    """The token of a service: a text, a callable that gives one, or what an environment variable or its file holds.
+    """The token of a service: a str, a callable that returns one, or the contents of an environment variable or file.
 
-    A file is read at once, and a callable asked when a token is first needed; both again after the service has refused
-    the last one. Then it counts towards the caller's deadline, which cannot end it.
+    A file is read at once, a callable is called when a token is first needed, and both again after the service has
+    refused the token. The call counts towards the caller's deadline, but the deadline cannot interrupt it.
     """
 
     def __init__(self, given: str | Callable[[], str] | None, variable: str) -> None:
-        """Take the token given, else that of `$VARIABLE`, else that in the file that `$VARIABLE_FILE` names.
+        """Take the given token, else `$VARIABLE`, else the contents of the file `$VARIABLE_FILE`.
 
         Raises:
-            ValueError: there is none, or it is not one that a header can hold; it is not shown.
-            TypeError: it is neither a text nor a callable.
-            Unauthorized: the file holds none.
+            ValueError: there is no token, or a header cannot hold it; it is not shown.
+            TypeError: it is neither a str nor a callable.
+            Unauthorized: the file is empty.
 
         """
         self._lock = Lock()
@@ -102,7 +102,7 @@ class Token:
             raise ValueError(f"no API token: set {variable}, or pass token={_for_another_server(variable)}")
 
     def current(self) -> Secret:
-        """Return the token, asking for it the first time.
+        """Return the token; the first call asks the callable.
 
         Raises:
             Unauthorized: the callable failed, or returned no token.
@@ -115,7 +115,7 @@ class Token:
             return self._secret
 
     def renewed(self, refused: Secret) -> Secret | None:
-        """Return the token that is to be used after this one was refused, None where there is no other.
+        """Return the token to use after this one was refused, None if there is no other.
 
         Raises:
             Unauthorized: the callable or the file gives no token.
@@ -147,15 +147,15 @@ class Token:
                 return _secret_of(held, self._origin)
             except (TypeError, ValueError) as error:
                 failure = Unauthorized(str(error))
-        raise failure  # out here, where it keeps no context, whose frames may hold a token
+        raise failure  # raised here, without a context: frames of a context may hold a token
 
     def forked(self) -> None:
-        """Make the lock anew in a forked child: a thread that the child does not have may hold it."""
+        """Replace the lock in a forked child: a thread of the parent may hold it."""
         self._lock = Lock()
 
 
 def _secret_of(held: list[Any], origin: str) -> Secret:
-    """Return the secret that a list holds, and empty the list: so no rendered traceback shows it."""
+    """Take the secret out of a list, so that no rendered traceback shows it."""
     if not isinstance(held[0], str):
         raise TypeError(f"the API token{origin} must be a str, not {type(held.pop()).__name__}")
     secret = Secret(held.pop(), origin)
@@ -172,8 +172,8 @@ def _text_in(name: str) -> str:
 
 @lru_cache(128)
 def _spellings(char: str) -> str:
-    """Return a pattern for all the ways in which services write a character of ASCII."""
-    from html.entities import html5  # two thousand names, wanted by an error at most
+    """Return a pattern for every encoding of an ASCII character."""
+    from html.entities import html5  # two thousand names, needed only for errors
 
     code = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{ord(char):02x}")
     names = sorted((name.rstrip(";") for name, value in html5.items() if value == char), key=len, reverse=True)
@@ -183,7 +183,7 @@ def _spellings(char: str) -> str:
 
 
 def _base64(text: str) -> list[str]:
-    """Return patterns for a text as base64 writes it, beginning at each of its three places in a group of letters."""
+    """Return patterns for a text in base64, one for each of the three offsets within a group."""
     found: list[str] = []
     for before in range(3):
         letters = b64encode(bytes(before) + text.encode()).decode()

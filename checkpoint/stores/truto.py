@@ -1,8 +1,8 @@
 """The Truto API's sync-job-run-state over HTTP.
 
 The API writes key by key and has no compare-and-swap: a commit reads before it writes, sends its keys in parallel,
-and reads back every write whose outcome it did not see. What the reference ("Sync Job Run State") leaves open, such as
-whether a POST of an existing key overwrites it, is taken either way.
+and reads back every write whose outcome it did not see. Where the reference ("Sync Job Run State") is silent, such as
+whether a POST of an existing key overwrites it, both behaviours work.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 ENTRIES_PER_GET = 1_000
-"""Listed entries that cost about as much as one request for a single entry."""
+"""Number of listed entries that cost about as much as one GET."""
 
 CONCURRENCY = 50
-"""Requests at once where nothing else is asked for: a hundred changed keys are the look and two rounds of writes."""
+"""Default number of parallel requests: a hundred changed keys take one read and two rounds of writes."""
 
 LOST = 3
-"""Answers to a list from another than the API, until the address is taken for wrong."""
+"""List responses that did not come from the API before the URL counts as wrong."""
 
 TOO_LARGE = 413
 
@@ -71,21 +71,21 @@ class TrutoStore:
     """Namespaces in the Truto API: commits go key by key, in parallel; foreign writes are detected, not prevented.
 
     Args:
-        base_url: where the API is; a path is kept as a prefix.
-        token: the API token, or a callable that gives it; None: `$TRUTO_API_TOKEN`, else what the file holds that
-            `$TRUTO_API_TOKEN_FILE` names. A callable is asked when a token is first needed, and both are asked once
-            more when the service refuses the token (401). The time that a callable takes counts towards the deadline,
-            which does not end it: give its own requests a timeout.
-        timeout: seconds to connect, and to wait for each piece of an answer.
-        deadline: seconds for a load, and for the write of one key, as a whole: with all pages, addresses and retries,
+        base_url: URL of the API; a path is kept as a prefix.
+        token: the API token, or a callable that gives it; None: `$TRUTO_API_TOKEN`, else the contents of the file
+            `$TRUTO_API_TOKEN_FILE`. A callable is called when a token is first needed. Callable and file are read again
+            when the service refuses the token (401). A callable's time counts towards the deadline, but the deadline
+            cannot interrupt it: give its own requests a timeout.
+        timeout: seconds to connect, and to wait for each part of a response.
+        deadline: seconds for a whole load, and for the whole write of one key, including all pages, addresses, retries,
             and the pauses that the service asks for.
-        concurrency: requests at once.
-        rate: (requests, seconds): never more requests in any such time; shared by all stores of this process that use
-            the same base URL and token.
+        concurrency: parallel requests.
+        rate: (requests, seconds): the most requests in any period of that length; shared by all stores of this process
+            that use the same base URL and token.
 
     Raises:
-        ValueError, TypeError: the URL or the token is not one, or a number is not positive; the token is not shown.
-        Unauthorized: the token's file holds none.
+        ValueError, TypeError: the URL or the token is invalid, or a number is not positive; the token is not shown.
+        Unauthorized: the token file is empty.
 
     """
 
@@ -95,7 +95,7 @@ class TrutoStore:
         "rate": _rate,
         "timeout": positive,
     }
-    """Options that may stand in a URL; `rate=50/10` is 50 requests in 10 seconds."""
+    """Options that a URL may contain; `rate=50/10` is 50 requests in 10 seconds."""
 
     def __init__(
         self,
@@ -155,12 +155,12 @@ class TrutoStore:
         changes: Mapping[str, str | None],
         base: Mapping[str, Entry | None] = {},
         *,
-        run_id: str | None = None,  # the API has no place for it
+        run_id: str | None = None,  # the API cannot store it
     ) -> Receipt:
         """Write the changed keys one by one, in parallel; see `Store.commit`.
 
-        Before the first write, the keys named in `base` are looked at; a difference is `Conflict`, and nothing is
-        written. A key that is not named is overwritten whatever it holds.
+        Before the first write, the keys in `base` are read; a difference raises `Conflict`, and nothing is written. A
+        key that is not in `base` is overwritten without a comparison.
         """
         check_changes(state_key, changes, run_id)
         run = Requests(self._base_url)
@@ -177,13 +177,13 @@ class TrutoStore:
         stored = self._look(run, state_key, changes, base, reading)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
         landed = {key: stored[key] for key, value in changes.items() if key in stored and holds(stored[key], value)}
-        seconds = max(reading.left(), self._deadline / 10)  # one deadline, with what was read before
+        seconds = max(reading.left(), self._deadline / 10)  # one deadline, shared with the read before
         missing = {key: value for key, value in changes.items() if key not in landed}
         writes = self._writes(run, state_key, missing, base, stored, seconds)
         self._service.announce(len(writes))
         outcomes = self._service.each(run, lambda key: writes[key].settle(), writes)
         errors: dict[str, CheckpointError] = {}
-        for key in [key for key in writes if key in outcomes]:  # in the caller's order, not in that of the answers
+        for key in [key for key in writes if key in outcomes]:  # in the caller's order
             outcome = outcomes[key]
             if isinstance(outcome, CheckpointError):
                 errors[key] = outcome
@@ -232,7 +232,7 @@ class TrutoStore:
         """Return the time by the service's clock, to the second: its `Date` header (RFC 9110, 6.6.1).
 
         Raises:
-            StoreError: the service refused or failed, or its answer has no date.
+            StoreError: the service refused or failed, or its response has no date.
 
         """
         run, deadline = Requests(self._base_url), Deadline(self._deadline)
@@ -252,10 +252,11 @@ class TrutoStore:
         base: Mapping[str, Entry | None],
         deadline: Deadline,
     ) -> dict[str, Entry | None]:
-        """Return what is stored under the keys of `base`, and under those whose path may be rewritten on the way.
+        """Return the entries of the keys in `base`, and of keys whose path a gateway may rewrite.
 
-        The keys of `base` by whichever costs less, one list or a GET for each. A list may be stale, and can miss a key
-        between two pages: what it says against `base`, and what would stand for a write, is confirmed by a GET.
+        The keys of `base` are read by one list or by a GET each, whichever costs less. A list may be stale, and can
+        miss a key between two pages. So a GET confirms each entry that differs from `base` or that looks like the
+        result of a write.
 
         Raises:
             StoreError: a gateway rewrites paths; nothing was written.
@@ -273,7 +274,7 @@ class TrutoStore:
         found = self._get_each(run, state_key, dict.fromkeys([*doubtful, *risky]), deadline)
         gone = [key for key, entry in found.items() if entry is None and (key in seen.keys or key in risky)]
         if gone:
-            listed = self._list(run, state_key, deadline)  # in which no path is rewritten
+            listed = self._list(run, state_key, deadline)  # a list has no path that could be rewritten
             _check_gone(StateApi(self._service, run, state_key), gone, listed)
         self._seen[state_key].reached.update(key for key, entry in found.items() if entry is not None)
         return {**stored, **found}
@@ -338,22 +339,22 @@ class TrutoStore:
 
 @dataclass(slots=True)
 class _Seen:
-    """What a namespace was last seen to be."""
+    """The last known contents of a namespace."""
 
     pages: int = 1
     keys: set[str] = field(default_factory=set[str])
     reached: set[str] = field(default_factory=set[str])
-    """Keys that a gateway may rewrite, and that it was seen not to in this run."""
+    """Keys that a gateway may rewrite, but did not when they were read in this run."""
     _alike: set[str] | None = None
-    """Keys that a gateway may take for one another; None until they are looked for, and after others came or went."""
+    """Keys that a gateway may confuse with each other; None until computed, and after keys were added or removed."""
 
     def risky(self, changes: Mapping[str, str | None]) -> list[str]:
-        """Return the keys to patch or delete whose path a gateway may rewrite, and that were not read in this run."""
+        """Return the keys to patch or delete whose path a gateway may rewrite and that this run has not read yet."""
         asked = [key for key, value in changes.items() if value is None or key in self.keys]
         return [key for key in asked if key not in self.reached and (is_rewritable(key) or key in self._confusable())]
 
     def remember(self, landed: Mapping[str, Entry | None]) -> None:
-        """Take note of what was written."""
+        """Record what was written."""
         added = {key for key, entry in landed.items() if entry is not None} - self.keys
         gone = {key for key, entry in landed.items() if entry is None} & self.keys
         if added or gone:
@@ -370,25 +371,25 @@ class _Seen:
 def _is_doubtful(
     key: str, changes: Mapping[str, str | None], expected: Entry | None, listed: Entry | None, seen: _Seen
 ) -> bool:
-    """Tell whether what a list says of a key is to be confirmed by a GET."""
+    """Whether a GET has to confirm what a list says about a key."""
     missed = seen.pages > 1 and key not in seen.keys
     return missed or not unchanged(expected, listed) or (key in changes and holds(listed, changes[key]))
 
 
 def _check_gone(api: StateApi, keys: Iterable[str], listed: Mapping[str, Entry]) -> None:
-    """Refuse that a key's path leads nowhere where a list has the key."""
+    """Raise an error where a list has the key but a GET of its path finds nothing."""
     for key in keys:
         if key in listed:
             raise api.rewritten(f"{key!r} was not found, though the list has it")
 
 
 class _Write:
-    """One key's way to the service: what is sent, what came of it, and what is read back where nobody saw.
+    """The write of one key: its attempts, their outcomes, and the read-back of an unknown outcome.
 
-    While an attempt is in doubt (`_in_doubt`), nothing is sent: only reading the key back ends the doubt.
-    `known` is the entry last known, None for none; where it was not `checked` the key is overwritten whatever it holds.
-    `exists` tells which call to begin with. `seconds` are for everything, `last_look` of them for reading back at the
-    end; `listed` asks for a fresh list.
+    While an attempt is in doubt (`_in_doubt`), no write is sent until the key has been read back. `known` is the entry
+    last known, None for none; where it was not `checked`, the key is overwritten without a comparison. `exists` selects
+    the first call. `seconds` is the total time, of which `last_look` is reserved for the final read-back; `listed` asks
+    for a fresh list.
     """
 
     def __init__(
@@ -405,7 +406,7 @@ class _Write:
         listed: Callable[[], Mapping[str, Entry]],
     ) -> None:
         self.unsettled = False
-        """Whether an attempt, its outcome never seen, may have landed or may land yet."""
+        """Whether an attempt with an unknown outcome may have landed or may still land."""
         self._api = api
         self._key = key
         self._value = value
@@ -422,8 +423,8 @@ class _Write:
         """Write the key, and return its entry, None for a deleted one.
 
         Raises:
-            Conflict: somebody else wrote it.
-            CommitUnknown: nobody could tell whether it landed.
+            Conflict: another writer changed it.
+            CommitUnknown: the outcome could not be determined.
             StoreError: it was refused, or could not be sent.
 
         """
@@ -432,7 +433,7 @@ class _Write:
             return self._api.run.retry(lambda: self._attempt(deadline), deadline, service.POLICY)
         except Again as last:
             return self._give_up(deadline, last)
-        except StoreUnavailable as error:  # of a look after a refusal
+        except StoreUnavailable as error:  # of a read after a refusal
             if self.unsettled:
                 raise CommitUnknown(self._api.state_key, [self._key]) from error
             raise
@@ -449,11 +450,11 @@ class _Write:
         return self._send(deadline)
 
     def _read_back(self, deadline: Deadline) -> Entry | None:
-        """Return what became of a write whose outcome nobody saw.
+        """Return the outcome of a write whose response was lost.
 
         Raises:
-            Again: the service cannot say now.
-            CommitUnknown: it will not.
+            Again: the service cannot tell at the moment.
+            CommitUnknown: it will not be able to.
 
         """
         try:
@@ -474,7 +475,7 @@ class _Write:
             if response.status < 500:
                 return self._outcome(response, deadline)
             failure = self._refusal(response)
-        return self._look_up(failure, deadline)  # nothing to try again, and yet it may have been done
+        return self._look_up(failure, deadline)  # final, although the write may have been made
 
     def _outcome(self, response: Response, deadline: Deadline) -> Entry | None:
         if self._value is None:
@@ -488,7 +489,7 @@ class _Write:
         return self._echo(response)
 
     def _look_up(self, failure: StoreError, deadline: Deadline) -> Entry | None:
-        """Return what an attempt wrote all the same; raise its failure where it had written nothing by now."""
+        """Return what a failed attempt wrote after all; raise its failure if it has written nothing so far."""
         before, self._in_doubt, self.unsettled = self.unsettled, True, True
         found = self._read_back(deadline)
         self._in_doubt = False
@@ -510,11 +511,11 @@ class _Write:
             raise
 
     def _turn(self, response: Response, deadline: Deadline) -> Entry | None:
-        """Find out why a PATCH found nothing, or a POST something: ours after all, a conflict, or the other call."""
+        """Find out why a PATCH found no entry, or a POST found one: an own write, a conflict, or the wrong call."""
         api, assumed = self._api, self._exists
-        # Tried again by itself: to send the write again would be to write over whatever came in between.
+        # Only this read is retried: sending the write again could overwrite a write made in between.
         found = api.run.call(lambda: api.get(self._key, deadline), deadline, service.POLICY)
-        if found is None and self._checked:  # where nothing is compared, a POST does no harm
+        if found is None and self._checked:  # without a comparison a POST does no harm
             self._check_gone()
         if holds(found, self._value):
             return found
@@ -526,23 +527,23 @@ class _Write:
         return self._send(deadline)
 
     def _check_gone(self) -> None:
-        """Look a key up in a list, where its path led nowhere though it was loaded: a gateway may rewrite paths."""
+        """Look up in a list a loaded key whose path was not found: a gateway may rewrite paths."""
         if self._exists:
             _check_gone(self._api, [self._key], self._listed())
 
     def _accept(self, found: Entry | None) -> None:
-        """Refuse to write over what is neither ours nor what was last known."""
+        """Refuse to overwrite an entry that is neither an own write nor the last known one."""
         if not self._checked:
             self._exists = found is not None
         elif not unchanged(self._known, found):
             raise Conflict(self._api.state_key, self._key, self._known, found)
 
     def _give_up(self, deadline: Deadline, last: Again) -> Entry | None:
-        """Read the key once more after the last attempt, and say what is known."""
+        """Read the key once more after the last attempt, and return or raise the outcome."""
         error = self._api.run.gave_up(deadline, last)
         unknown = CommitUnknown(self._api.state_key, [self._key])
         if self._in_doubt:
-            if self._api.run.refused:  # nothing more is sent under this token
+            if self._api.run.refused:  # no further request may use this token
                 self.unsettled = True
                 raise unknown from error
             try:
@@ -566,7 +567,7 @@ class _Write:
         return StoreError(f"{self._api.service.base_url} refused {self._key!r}: {said}")
 
     def _echo(self, response: Response) -> Entry | None:
-        """Check what the service says it has stored; an answer without a body says nothing."""
+        """Check what the service says it has stored; a response without a body says nothing."""
         self.unsettled, before = True, self.unsettled
         told = self._api.service.document(response) if response.body else {}
         same_value = self._value is None or told.get("value", self._value) == self._value
@@ -582,7 +583,7 @@ class _Write:
 def _failure(
     changes: Mapping[str, str | None], landed: Mapping[str, Entry | None], errors: Mapping[str, CheckpointError]
 ) -> CheckpointError:
-    """Return the one error of a commit of which not every key landed."""
+    """Return the single error of a commit in which some keys did not land."""
     for error in errors.values():
         if isinstance(error, Unauthorized) or len(changes) == 1:
             error.committed = dict(landed)

@@ -1,4 +1,4 @@
-"""Options of a store that stand in its URL: `https://api.truto.one?timeout=5&deadline=180`."""
+"""Store options in the query of its URL: `https://api.truto.one?timeout=5&deadline=180`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LONGEST = 1e9
-"""Seconds, 31 years: the system refuses to wait for much more."""
+"""31 years in seconds: operating systems refuse much longer waits."""
 
 
 def options(query: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], str]:
-    """Take the options out of a URL's query: return those that `known` has a reader for, and the rest of the query.
+    """Split a URL's query: return the options that `known` has a reader for, and the rest of the query.
 
     Raises:
-        ValueError: an option stands twice, or its reader raised ValueError.
+        ValueError: an option occurs twice, or its reader raised ValueError.
 
     """
     found: dict[str, Any] = {}
@@ -54,11 +54,11 @@ def positive(text: str) -> float:
 
 
 def check_seconds(name: str, value: float) -> float:
-    """Return a number of seconds that was given as an argument.
+    """Check and return a number of seconds given as an argument.
 
     Raises:
-        ValueError: it is not above 0, or longer than any wait can be.
-        TypeError: it is no number.
+        ValueError: it is not above 0, or above the longest wait.
+        TypeError: it is not a number.
 
     """
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -69,11 +69,11 @@ def check_seconds(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int) -> int:
-    """Return a number of things that was given as an argument.
+    """Check and return a count given as an argument.
 
     Raises:
         ValueError: it is not above 0.
-        TypeError: it is no whole number.
+        TypeError: it is not an int.
 
     """
     if not isinstance(value, Integral) or isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""The form in which our own server and the store that speaks to it write state: paths, fields and the codes of errors.
+"""The protocol between our own server and its store: paths, fields and error codes.
 
-Every answer is a JSON object. One that lists has `result`; one that refuses has `statusCode`, `error` and `message`, as
-the vendor's API, and a `code` where a client is to tell it from others.
+Every response is a JSON object. A list has `result`. An error has `statusCode`, `error` and `message`, as in the
+vendor's API, and a `code` if clients need to tell it apart.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ABOUT: Final = "/v1"
-"""GET: what the server is."""
+"""GET: facts about the server."""
 STATE: Final = "/v1/state"
 """GET, or POST with a body: all entries of a namespace, or those of some keys."""
 COMMIT: Final = "/v1/commit"
 """POST: one commit."""
 HISTORY: Final = "/v1/history"
-"""GET, or POST with a body: what commits changed."""
+"""GET, or POST with a body: the history."""
 NAMESPACES: Final = "/v1/namespaces"
 """GET: the namespaces that hold a key."""
 
 TIME: Final = "checkpoint-time"
-"""Header of every answer: the time by the server's clock, ISO 8601 with `Z`."""
+"""Header of every response: the time by the server's clock, ISO 8601 with `Z`."""
 KEEPS_HISTORY: Final = "checkpoint-history"
-"""Header of every answer: `kept`, or `none` where the store behind the server keeps no history."""
+"""Header of every response: `kept`, or `none` if the store behind the server keeps no history."""
 
 CONFLICT: Final = "conflict"
-"""409: `key` names the first key that is not as `base` says, `found` is the entry stored there or null."""
+"""409: `key` is the first key that differs from `base`, `found` the stored entry or null."""
 TOO_LARGE: Final = "value_too_large"
-"""413: `key` names the key, `size` the bytes of its value."""
+"""413: `key` is the key, `size` the size of its value in bytes."""
 UNAVAILABLE: Final = "unavailable"
-"""503: the store cannot be reached for now; nothing was written."""
+"""503: the store cannot be reached at the moment; nothing was written."""
 UNKNOWN: Final = "unknown"
-"""500: whether the commit was written could not be found out."""
+"""500: the outcome of the commit is unknown."""
 REFUSED: Final = "refused"
-"""500: the store refused, and will again."""
+"""500: the store refused, and a retry would not help."""
 UNSUPPORTED: Final = "unsupported"
 """501: the store behind the server cannot do this."""
 
@@ -49,10 +49,10 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
 
 
 def entry_of(fields: object) -> Entry:
-    """Return the entry that a JSON object describes; fields that are not known are left alone.
+    """Return the entry in a JSON object; unknown fields are ignored.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is invalid.
 
     """
     told = _object(fields)
@@ -74,7 +74,7 @@ def _entry(key: object, value: object, version: object, times_and_run: tuple[Any
 
 
 def expected_fields(entry: Entry | None) -> dict[str, Any] | None:
-    """Return of an entry what a commit compares, None for one that must be absent."""
+    """Return the fields of an entry that a commit compares, None for a key that must be absent."""
     if entry is None:
         return None
     return {"value": entry.value, "updated_at": entry.updated_at, "version": entry.version}
@@ -94,7 +94,7 @@ def expected_of(key: str, fields: object) -> Entry | None:
 
 
 def written_fields(entry: Entry) -> dict[str, Any]:
-    """Return of an entry what its writer does not know: all but the value."""
+    """Return the fields of an entry that its writer does not know: all but the value."""
     key, _, created, updated, run_id, version = entry
     return {"key": key, "created_at": created, "updated_at": updated, "sync_job_run_id": run_id, "version": version}
 
@@ -103,7 +103,7 @@ def written_of(fields: object, changes: Mapping[str, str | None]) -> Entry:
     """Return an entry that a commit wrote; see `written_fields`.
 
     Raises:
-        ValueError: it is none of these changes.
+        ValueError: it does not belong to these changes.
 
     """
     told = _object(fields)
@@ -123,7 +123,7 @@ def change_of(fields: object) -> Change:
     """Return the change that a JSON object describes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is invalid.
 
     """
     told = _object(fields)
