@@ -1,4 +1,4 @@
-"""The Checkpointer for asyncio: the same names, and no call that waits on the event loop's thread."""
+"""The Checkpointer for asyncio: the same names, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 def _like(
     method: Callable[Concatenate[Checkpointer, P], T],
 ) -> Callable[[Callable[..., T]], Callable[Concatenate[AsyncCheckpointer, P], T]]:
-    """Give a method the arguments, the types and the docstring of the Checkpointer's."""
+    """Copy the signature and the docstring of the Checkpointer's method."""
     return wraps(method)
 
 
@@ -39,14 +39,14 @@ def _awaited(
 ) -> Callable[
     [Callable[..., Coroutine[Any, Any, T]]], Callable[Concatenate[AsyncCheckpointer, P], Coroutine[Any, Any, T]]
 ]:
-    """Give a coroutine the arguments, the types and the docstring of the Checkpointer's method."""
+    """Copy the signature and the docstring of the Checkpointer's method to a coroutine."""
     return wraps(method)
 
 
 def _constructor(
     _: Callable[Concatenate[Checkpointer, P], None],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[AsyncCheckpointer, P], None]]:
-    """Give a constructor the arguments of the Checkpointer's."""
+    """Copy the signature of the Checkpointer's constructor."""
     return wraps(Checkpointer.__init__)
 
 
@@ -59,7 +59,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     Entering, leaving, `commit`, `flush` and `reload` are awaited; each is one hop to the run's own worker thread, in
     the order of the calls. Cancelling one of them first waits until the outcome of the write is known, within the
-    store's deadline, and then the cancellation goes on. Everything else is plain, and returns at once.
+    store's deadline, and then raises the cancellation. All other methods are synchronous, and return at once.
     """
 
     @_constructor(Checkpointer.__init__)
@@ -96,10 +96,10 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             finally:
                 await self._end()
         except BaseException:
-            self._block.end()  # what an interruption left
+            self._block.end()  # left over after an interruption
             raise
 
-    if not TYPE_CHECKING:  # type checkers say it by themselves
+    if not TYPE_CHECKING:  # type checkers report it without this
 
         def __enter__(self) -> None:
             raise TypeError("an AsyncCheckpointer is entered with `async with`")
@@ -135,7 +135,7 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
     @property
     def changed(self) -> set[str]:
-        """The keys that were set, changed or deleted, and are not flushed; of a group, its name."""
+        """The keys with changes that are not flushed; a group counts by its name."""
         return self._cp.changed
 
     def __iter__(self) -> Iterator[str]:
@@ -144,12 +144,12 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
     def __len__(self) -> int:
         return len(self._cp)
 
-    def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
-        """Return the cursor of a key, set to `default` first where the key is absent; changing it is a change."""
+    def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is not a cursor
+        """Return the cursor of a key; an absent key is set to `default` first. It may be changed in place."""
         return self._cp.setdefault(key, default)
 
     def clear(self) -> None:
-        """Delete every key, decoding none."""
+        """Delete every key, without decoding any."""
         self._cp.clear()
 
     def __getitem__(self, key: str) -> Cursor:
@@ -215,19 +215,19 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
         return await self._run(self._cp.restore, *args, **options)
 
     def commit(self, *only: str | Incremental[Any] | Group) -> Coroutine[Any, Any, Commit]:
-        """Claim what changed, at the call, and flush it, when awaited; see `Checkpointer.commit`."""
+        """Claim all changes at the call, and flush them when awaited; see `Checkpointer.commit`."""
         return self._flush(self._cp._begin_commit(only))
 
     async def _flush(self, keys: frozenset[str] | None) -> Commit:
-        self._cp._check_open()  # outside the block there is no worker to hop to
+        self._cp._check_open()  # there is no worker thread outside the block
         return Commit() if keys is None else await self._hop(self._cp._commits.flush, keys)
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        self._cp._check_open()  # outside the block there is no worker to hop to
+        self._cp._check_open()  # there is no worker thread outside the block
         return await self._hop(call, *args, **kwargs)
 
     async def _hop(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a call on the run's worker thread; a cancellation waits for what writes to end, and then goes on."""
+        """Run a call on the run's worker thread; a cancellation waits for a write to end, and is then raised."""
         outcome: list[tuple[T | None, BaseException | None]] = []
 
         def run() -> None:
@@ -249,13 +249,13 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
             if error is not None:
                 raise error
         finally:
-            del error  # whose traceback leads to this frame
+            del error  # its traceback leads to this frame
         return cast("T", result)
 
     async def _settle(self) -> None:
-        """Wait for the calls queued so far, whatever cancels it: the write is still to be settled.
+        """Wait for the calls queued so far despite cancellations: the outcome of the write must be known.
 
-        Asked anew each time: what stops an event loop may have taken the answer of the call with it.
+        It queues a new call each time: stopping the event loop may have lost the result of the earlier one.
         """
         settled = False
         while not settled:
@@ -270,8 +270,9 @@ class AsyncCheckpointer(MutableMapping[str, Cursor]):
 
         def run() -> None:
             call()
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                # No function of ours: what a signal handler raises in one the loop logs, and `ran` would never be done.
+            with suppress(RuntimeError):  # the loop is closed: no caller waits any more
+                # Not a Python function: if a signal handler raised in it, the loop would log that, and `ran` would
+                # never end.
                 loop.call_soon_threadsafe(ran.set_result, None)
 
         self._cp._commits.background.submit(run)

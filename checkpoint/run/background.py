@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 LONGEST_REST = 10.0
-"""Seconds of the longest rest before a flush."""
+"""The longest rest before a flush, in seconds."""
 
 
 def rest_after(commit: Commit, rest: float) -> float:
     """Return the seconds to rest before the next flush.
 
-    A commit that had to be tried again shows that others write the namespace too. Whoever has had its turn then lets
-    the others go first, and what is claimed meanwhile goes into one larger commit. Eight runs without a rest, on one
-    object of a bucket, would go on until one of them had lost so often that it gave up.
+    A commit that had to be retried shows that other runs write the namespace too. The run then rests to let the others
+    commit, and sends what is claimed meanwhile in one larger commit. Without the rest, eight runs on one object of a
+    bucket would compete until one of them ran out of attempts.
     """
     if commit.retries:
         return min(LONGEST_REST, rest + commit.seconds)
@@ -45,12 +45,12 @@ class Background:
         self.forked()
 
     def forked(self) -> None:
-        """Start over in a forked child: with a thread of its own, and nothing queued."""
+        """Reset in a forked child: its own thread, an empty queue."""
         self.worker: Worker = Worker(f"checkpoint {self._state_key}")
         self._lock = threading.Lock()
         self._queued, self._failure = False, None
         self._rest = 0.0
-        self._hurry: SimpleQueue[None] = SimpleQueue()  # something is in it: no flush that is queued rests
+        self._hurry: SimpleQueue[None] = SimpleQueue()  # non-empty: queued flushes do not rest
 
     def flush_soon(self) -> None:
         """Queue a flush, unless one is queued already.
@@ -63,20 +63,20 @@ class Background:
             return
         try:
             with suppress(Empty):
-                self._hurry.get_nowait()  # it was for earlier ones
-            self._queued = True  # before the thread may run it
+                self._hurry.get_nowait()  # it was meant for earlier flushes
+            self._queued = True  # set before the thread can run it
             self.worker.submit(self._run)
         except BaseException:
             self._queued = False  # after an interruption it may be queued twice; a second flush sends nothing
             raise
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Queue a call that somebody waits for, which must not raise."""
+        """Queue a call that a caller waits for; it must not raise."""
         self._end_rest()
         self.worker.submit(call)
 
     def wait(self) -> None:
-        """Wait until what was queued so far has run."""
+        """Wait until all calls queued so far have run."""
         self._end_rest()
         self.worker.drain()
 
@@ -86,12 +86,12 @@ class Background:
         self.worker.stop()
 
     def leave(self, last: Callable[[], object]) -> None:
-        """Let the thread end after what was queued and a last call, which must not raise; do not wait."""
+        """Let the thread end after all queued calls and a last one, which must not raise; do not wait."""
         self.worker.submit(last)
         self.worker.abandon()
 
     def _end_rest(self) -> None:
-        """End the rests of the flushes that are queued, also where they have not begun."""
+        """End the rests of the queued flushes, including those that have not begun."""
         if self._hurry.empty():
             self._hurry.put(None)
 
@@ -101,7 +101,7 @@ class Background:
             raise failure
 
     def tell_failure(self, error: BaseException) -> None:
-        """Add a failure that was not raised yet to the error under way, as a note."""
+        """Add a failure that was not yet raised to the current error, as a note."""
         failure = self._take_failure()
         if failure is not None and failure is not error:
             add_note(error, f"checkpoint: {self._state_key!r} was not committed either: {failure}")
@@ -127,6 +127,6 @@ class Background:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a second failure to the error under way as a note (PEP 678), and log it where notes are not shown."""
+    """Add a second failure to the current error as a note (PEP 678), and log it if notes are not shown."""
     logger.error(note, extra={"checkpoint_event": "failed_again"})
     error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined,unused-ignore]  # Python 3.10 has no add_note

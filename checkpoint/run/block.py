@@ -1,4 +1,4 @@
-"""The with block of a run: entering takes and loads, leaving commits and releases."""
+"""The with block of a run: entering acquires and loads, leaving commits and releases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Settings(NamedTuple):
-    """What a run was made with."""
+    """The arguments of a run."""
 
     store: Store | str | None
     missing: Literal["new", "raise"]
@@ -52,7 +52,7 @@ class Block:
         self._commits = commits
         self._stops = stops
         self._lock = threading.Lock()
-        self._loading = self._writing = False  # of what is done to load: only what writes must be waited for
+        self._loading = self._writing = False  # during load: only writes must be waited for
         self._taken = Taken()
         self._record: Record | None = None
 
@@ -96,7 +96,7 @@ class Block:
             known = Known.of(layers.claims.known.get(RUN_KEY))
             self._record = Record(keeping, layers.state_key, settings.run_id, known)
             self._settle(self._record.begin)
-        if logger.isEnabledFor(logging.INFO):  # counting takes time where there are many
+        if logger.isEnabledFor(logging.INFO):  # counting many takes time
             seconds, count = time.monotonic() - started, len(layers.keys())
             logger.info(
                 "%r: loaded keys=%d seconds=%.3f store=%r", layers.state_key, count, seconds, store,
@@ -112,12 +112,12 @@ class Block:
         seconds = check_exclusive(self.settings.exclusive)
         lease = Lease(store, self._layers.state_key, self.settings.run_id, seconds)
         self._taken.add(lease.release)
-        weakref.finalize(self, lease.abandon).atexit = False  # where leaving was interrupted before it began
+        weakref.finalize(self, lease.abandon).atexit = False  # if leaving was interrupted before it began
         lease.acquire(self._settle)
         self._commits.flush.lease = lease
 
     def leave(self, error: BaseException | None, by: Caller) -> None:
-        """Commit or drop what is left, raise a background failure that nobody has seen, and record the run's end."""
+        """Commit or drop the remaining changes, raise a pending background failure, and record the end of the run."""
         background = self._commits.background
         try:
             self._commits.leave(error, by)
@@ -141,7 +141,7 @@ class Block:
             self._record.end(error, did, known, stored, stopped=bool(self._stops.came))
 
     def end(self) -> None:
-        """Release everything that entering took; an interruption may call it twice."""
+        """Release all that entering acquired; after an interruption it may be called twice."""
         try:
             self._layers.phase = "closed"
             self._layers.holders.end()
@@ -152,7 +152,7 @@ class Block:
             _entered.pop(id(self), None)
 
     def _settle(self, call: Callable[[], T]) -> T:
-        """Make a call that writes, unless the run was left; `leave_load` lets nobody go before it has ended."""
+        """Make a call that writes, unless the run was left; `leave_load` waits for it."""
         with self._lock:
             if self._layers.phase == "closed":
                 raise RuntimeError("the run was left before it had begun")
@@ -163,17 +163,17 @@ class Block:
             self._writing = False
 
     def leave_load(self) -> bool:
-        """Let a load that is under way write nothing more; tell whether nobody has to wait for it."""
+        """Stop a running load from writing; return whether the caller may leave without waiting for it."""
         with self._lock:
             if self._loading:
                 self._layers.phase = "closed"
             return self._loading and not self._writing
 
     def end_load(self) -> None:
-        """End a run whose load nobody waits for; what was taken is released when the load has ended."""
+        """End a run without waiting for its load; resources are released when the load has ended."""
         try:
             if self._commits.flush.lease is not None:
-                self._commits.flush.lease.abandon()  # in its own thread, which need not wait for the load
+                self._commits.flush.lease.abandon()  # in its own thread, which does not have to wait for the load
             self._commits.background.leave(self.release)
         finally:
             self._stops.restore()
@@ -184,13 +184,13 @@ class Block:
         self._taken.let_go()
 
     def forked(self) -> None:
-        """Start over in a forked child: no lock held by a thread that is gone, nothing queued."""
+        """Reset in a forked child: new locks, an empty queue."""
         self._stops.restore()
         self._layers.claims.forked()
         self._commits.forked()
 
 
-# the runs under way, which a fork has to reset
+# active runs, which a fork resets
 _entered: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
 
 

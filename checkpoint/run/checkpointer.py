@@ -1,7 +1,7 @@
 """One run over one namespace: load its cursors, change them, commit what changed.
 
-`Checkpointer` is the face. What a run holds is in `Layers`; entering and leaving are in `Block`, commits in `Commits`,
-the stop signals in `Stops`.
+`Checkpointer` is the public class. The data of a run is in `Layers`, entering and leaving in `Block`, commits in
+`Commits`, stop signals in `Stops`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 def inside(method: Callable[Concatenate[Checkpointer, P], T]) -> Callable[Concatenate[Checkpointer, P], T]:
-    """Make a method hold the lock over the layers of its run, and refuse to be called outside the run's block."""
+    """Make a method hold the lock of its run's layers, and raise outside the run's block."""
 
     @wraps(method)
     def call(cp: Checkpointer, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -73,26 +73,25 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 cp["contacts"] = {"updated_at": page[-1]["updated_at"]}
                 cp.commit()
 
-    Entering loads the namespace; leaving cleanly commits what changed; leaving by an exception sends what was claimed
-    before and drops the rest. It is used once, and may be used from several threads.
+    Entering loads the namespace; leaving cleanly commits what changed; leaving by an exception sends earlier claims and
+    drops the rest. An instance is entered once; several threads may use it.
 
     Args:
         state_key: the namespace.
         store: a `Store`, the URL of one (see `open_store`), or None: `$CHECKPOINT_STORE`, else a SQLite file in the
-            platform's user state folder. A store given as such is left open.
-        on_conflict: `"raise"` a `Conflict` where another writer changed a key meanwhile, or `"overwrite"` it.
+            platform's user state folder. A `Store` that you pass stays open.
+        on_conflict: `"raise"` a `Conflict` if another writer changed a key meanwhile, or `"overwrite"` it.
         missing: `"raise"` `StateMissing` for a namespace without state, for a job that must not start over; `"new"`
             starts with an empty mapping.
-        exclusive: one run at a time: `Locked` where another run holds the namespace, `LeaseLost` at a commit where one
-            took it over after this one was silent for 15 s, or for so many seconds. Advisory on the HTTP API, which
-            cannot refuse a write.
-        min_interval: seconds between two flushes; commits that come sooner are held back, and go out with a later one
-            or at exit.
+        exclusive: one run at a time: `Locked` if another run holds the namespace, `LeaseLost` at a commit if another
+            run took it over because this one did not renew its lease for 15 s, or for this number of seconds. Advisory
+            on the HTTP API, which cannot refuse a write.
+        min_interval: seconds between two flushes; a commit before that is held back until a later one or exit.
         stop_signals: signals such as SIGTERM that set `stopping` instead of ending the process; a second one raises
             KeyboardInterrupt. Main thread only.
-        run_id: recorded with every written entry, where the store can; None: `$CHECKPOINT_RUN_ID`, else what Airflow
-            calls the task's try, else a random one.
-        record_run: record the run when it has begun and when it ends, where the store keeps history; see `runs`.
+        run_id: recorded with every written entry if the store can; None: `$CHECKPOINT_RUN_ID`, else Airflow's name of
+            the task's try, else a random one.
+        record_run: record the run at its beginning and end if the store keeps history; see `runs`.
 
     Raises:
         TypeError, ValueError: the arguments; the mapping, for bad keys and cursors, when they are set.
@@ -134,7 +133,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         if joined(settings.store) is not None and (exclusive is not False or min_interval):
             raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
         self.run_id: str = run_id_of(run_id)
-        """The id of this run, recorded with every written entry where the store can."""
+        """The id of this run, recorded with every written entry if the store can."""
         self._stops = Stops(stop_signals)
         self._layers = Layers(state_key, self.run_id)
         self._commits = Commits(self._layers, policy(on_conflict), min_interval=min_interval, run_id=self.run_id)
@@ -142,7 +141,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def __repr__(self) -> str:
         if not hasattr(self, "_block"):
-            return "Checkpointer()"  # in the traceback of an error of its arguments
+            return "Checkpointer()"  # in the traceback of an error in the arguments
         given = self._block.settings.store
         with self._layers.lock:
             if self._layers.phase != "open":
@@ -173,7 +172,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
                 self._block.end()
                 raise
         except BaseException:
-            self._block.end()  # what an interruption left
+            self._block.end()  # left over after an interruption
             raise
         return self
 
@@ -186,7 +185,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
             finally:
                 self._block.end()
         except BaseException:
-            self._block.end()  # what an interruption left
+            self._block.end()  # left over after an interruption
             raise
 
     def _enter_once(self) -> None:
@@ -231,15 +230,15 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return self._layers.keys()
 
     @inside
-    def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
-        """Return the cursor of a key, set to `default` first where the key is absent; changing it is a change."""
+    def setdefault(self, key: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is not a cursor
+        """Return the cursor of a key; an absent key is set to `default` first. It may be changed in place."""
         if key not in self:
             self[key] = default
         return self[key]
 
     @inside
     def clear(self) -> None:
-        """Delete every key, decoding none."""
+        """Delete every key, without decoding any."""
         for key in (keys := self._layers.keys()):
             self._layers.check_free(key)
         for key in keys:
@@ -260,12 +259,12 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     @inside
     def entry(self, key: str) -> Entry | None:
-        """Return the entry of a key as the store is known to hold it, None where it holds none."""
+        """Return the last known entry of a key in the store, None without one."""
         return self._layers.claims.known.get(key)
 
     @property
     def changed(self) -> set[str]:
-        """The keys that were set, changed or deleted, and are not flushed; of a group, its name."""
+        """The keys with changes that are not flushed; a group counts by its name."""
         return self._changed()
 
     @inside
@@ -273,7 +272,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return self._layers.changed()
 
     def history(self, key: str | None = None, *, limit: int | None = None) -> list[Change]:
-        """Return what the latest commits changed, newest first: of one key, or of all; at most `limit` changes.
+        """Return the latest changes, newest first, of one key or of all; at most `limit`.
 
         Raises:
             TypeError: the store keeps no history.
@@ -286,7 +285,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return store.history(self.state_key, key, limit=limit)
 
     def runs(self) -> list[Run]:
-        """Return the runs of the namespace that the history tells of, the one that began last first.
+        """Return the runs of the namespace in its history, the latest first.
 
         Raises:
             As `history`.
@@ -295,10 +294,10 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return recorded(self.history(RUN_KEY))
 
     def restore(self, key: str, version: int) -> Commit:
-        """Commit to a key the value that the commit of this version gave it; what was since stays in the history.
+        """Write the value that a key had in this version as a new commit; the history is kept.
 
         Raises:
-            ValueError: the history has no such commit of the key, or a stream or group holds it.
+            ValueError: the history has no such version of the key, or a stream or group holds it.
             As `history` and `commit`.
 
         """
@@ -319,13 +318,13 @@ class Checkpointer(MutableMapping[str, Cursor]):
     def group(self, name: str, shards: int | None = None) -> Group:
         """Open the group of cursors `name`; see `checkpoint.run.groups.Group`.
 
-        Opening it again detaches the earlier one. How it is stored is decided when it is created. What version 1
-        stored as entries of this name is read, and moved with the first commit that changes the group.
+        Opening it again detaches the earlier one. Its storage layout is fixed when it is created. A group stored by
+        version 1 is read, and moved by the first commit that changes it.
 
         Args:
             name: the name of the group, as a key may be.
-            shards: into how many entries the members of a new group are packed on the HTTP API, where a commit writes
-                those that changed; None: 16. Elsewhere each member has an entry of its own, and this means nothing.
+            shards: number of entries that a new group's members are packed into on the HTTP API, where a commit writes
+                the changed entries; None: 16. Other stores ignore it: each member has its own entry.
 
         Raises:
             CorruptState: what is stored is not a group.
@@ -363,35 +362,36 @@ class Checkpointer(MutableMapping[str, Cursor]):
     ) -> Incremental[Any]:
         """Open the stream whose cursor is stored under `key`; see `checkpoint.streams.incremental.Incremental`.
 
-        The key is the stream's until it is opened again, which detaches the earlier one, or left by an exception. It
-        reads as the last claim, and setting it is a ValueError.
+        The stream holds the key until the key is opened again, which detaches this stream, or an exception leaves the
+        stream. Reading the key returns the last claim; setting it raises ValueError.
 
         Args:
             key: the key in the mapping.
             cursor_field: what rows are ordered by: a name, a dotted path, or a callable of the row (stored as
                 `"cursor"`). int, float, Decimal, date, datetime, or ISO 8601 text; other text needs a `cursor_format`.
-            initial_value: where to start when nothing is stored, and the floor of the lookback; None: everywhere. As
-                the source spells it or, of instants, an aware datetime.
+            initial_value: where to start when nothing is stored, and the floor of the lookback; None: from the
+                beginning. Give it in the source's format or, for instants, as an aware datetime.
             end_value: rows at it or after it are left out. None: there is no end.
             lookback: how far before the position to ask again, for rows that appear late: a timedelta or a number.
-            primary_key: what tells rows apart: a name or path, several, or a callable. Rows at the position that were
-                delivered are then remembered, and dropped when they come again unchanged.
+            primary_key: what tells rows apart: a name or path, several, or a callable. Delivered rows at the position
+                are remembered, and dropped if they come again unchanged.
             row_order: `"asc"` where the source sorts by the cursor field: the position follows the rows. Otherwise it
                 moves when the stream is finished. `"desc"`: newest first; reading ends at what is known.
-            range_start: whether the source's answer has rows at `start_value` (`"closed"`) or only after it.
-            cursor_format: what values are that do not say so themselves: `"epoch_s"`, `"epoch_ms"`, `"epoch_us"` or
+            range_start: whether the source returns rows at `start_value` (`"closed"`) or only after it.
+            cursor_format: the format of ambiguous values: `"epoch_s"`, `"epoch_ms"`, `"epoch_us"` or
                 `"epoch_ns"` for numbers or digits since 1970; `"number"` for digits as text; `"text"` for text that
                 compares by code point; a pattern of `datetime.strptime` such as `"%m/%d/%Y"`; or a `CursorFormat`.
-            version_fields: names or paths of what tells that a row changed, such as `("etag",)`; None: all fields do.
+            version_fields: names or paths of the fields that show a change of a row, such as `("etag",)`; None: all
+                fields.
             on_cursor_value_missing: what to do with a row that has no cursor value: None, NaN, NaT, or empty text.
-            timezone: whose clock naive times and dates are: a tzinfo, or a name such as `"Europe/Berlin"`.
-            oldest_available: what the source reaches back to.
-            max_seen: how many boundary rows are remembered at most.
-            group: the group, or its name, that keeps the cursor as its member `key`; None: it is a key of its own.
+            timezone: the time zone of naive times and dates: a tzinfo, or a name such as `"Europe/Berlin"`.
+            oldest_available: the earliest value that the source still has.
+            max_seen: the most boundary rows to remember.
+            group: the group, or its name, that stores the cursor as its member `key`; None: it is a key of the mapping.
 
         Raises:
             CursorExpired: the stored position is before `oldest_available`.
-            CorruptState: what is stored is no cursor.
+            CorruptState: the stored value is not a cursor.
             ValueError, TypeError: the arguments, or what is stored, do not fit together.
 
         """
@@ -422,7 +422,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     @inside
     def _check_open(self) -> None:
-        """Refuse to be used outside the block."""
+        """Raise an error outside the block."""
 
     @inside
     def _check_free(self, key: str) -> None:
@@ -431,20 +431,20 @@ class Checkpointer(MutableMapping[str, Cursor]):
     # Committing
 
     def commit(self, *only: str | Incremental[Any] | Group) -> Commit:
-        """Claim what changed, and flush it: once this returns, the store has it.
+        """Claim all changes and flush them: once this returns, they are stored.
 
-        Call it when the rows behind the cursors are safe in their sink: all that streams have handed out is then said
-        to be delivered. What has not changed is not sent; where nothing has, there is no request. A commit is a
-        snapshot taken at the call.
+        Call it when the rows behind the cursors are safe in their sink: this marks all rows that streams have handed
+        out as delivered. Only changes are sent; without a change there is no request. A commit is a snapshot taken at
+        the call.
 
         Args:
             only: the keys, streams or groups to commit; none: all of them.
 
         Raises:
-            TypeError, ValueError: a cursor changed in place is none any more; nothing was sent.
+            TypeError, ValueError: a cursor changed in place is no longer valid; nothing was sent.
             Conflict: another writer changed a key (see there).
             PartialCommit: some keys landed, others did not (HTTP only).
-            CommitUnknown: nobody could tell whether it landed; commit again.
+            CommitUnknown: the outcome could not be determined; commit again.
             StoreError: the store refused or failed.
 
         """
@@ -452,12 +452,11 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return Commit() if keys is None else self._commits.flush(keys)
 
     def commit_soon(self, *only: str | Incremental[Any] | Group) -> None:
-        """Claim what changed and return at once; the run's worker thread flushes it.
+        """Claim all changes and return at once; the run's worker thread flushes them.
 
-        Snapshots that wait are coalesced: the newest of a key is the one that is sent. After a flush that had to be
-        tried again, as where other runs wrote the namespace first, the thread rests up to ten seconds before the next
-        one; `commit`, `flush` and exit do not wait for that. A failure raises at the next `commit`, `commit_soon`,
-        `flush` or exit.
+        Waiting snapshots are coalesced: only the newest of a key is sent. After a flush that had to be retried, for
+        example because other runs wrote the namespace first, the thread rests up to ten seconds before the next flush;
+        `commit`, `flush` and exit end the rest. A failure raises at the next `commit`, `commit_soon`, `flush` or exit.
 
         Raises:
             As `commit`, for an earlier background flush.
@@ -471,14 +470,14 @@ class Checkpointer(MutableMapping[str, Cursor]):
         return self._commits.claim_soon(only, caller())
 
     def flush(self) -> None:
-        """Wait until everything claimed so far is stored, what was held back or had failed included.
+        """Wait until everything claimed so far is stored, including held-back and failed claims.
 
         Raises:
             As `commit`.
 
         """
         self._check_open()
-        self._commits.background.wait()  # else a failure of it might be raised once more, by a later commit
+        self._commits.background.wait()  # else a later commit might raise its failure again
         self._commits.flush(self._to_flush())
 
     @inside
@@ -487,21 +486,21 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     @inside
     def discard(self) -> None:
-        """Drop what was set and not committed; after a `Conflict`, adopt what was found.
+        """Drop uncommitted changes; after a `Conflict`, adopt the stored values.
 
-        What `commit_soon` or `min_interval` still hold stays claimed. Groups and streams go back to what the mapping
-        then says, as if they were opened again. With `connection=` the namespace is read again, for the transaction
-        may have been rolled back.
+        Claims that `commit_soon` or `min_interval` still hold stay claimed. Groups and streams go back to the values of
+        the mapping, as if they were opened again. With `connection=` the namespace is read again, because the
+        transaction may have been rolled back.
 
         Raises:
-            CorruptState: what is stored for a stream is no cursor any more; the others went back.
+            CorruptState: the stored value of a stream is no longer a cursor; the others went back.
 
         """
         joined_ = self._layers.rollback is not None
         self._layers.discard(self._commits.flush.store.load(self.state_key) if joined_ else None)
 
     def reload(self) -> None:
-        """Discard, and list the namespace again.
+        """Discard, and load the namespace again.
 
         A key claimed and not yet flushed keeps the base it was claimed on, so that a foreign change to it is still a
         `Conflict` and not overwritten.

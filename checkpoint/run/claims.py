@@ -1,11 +1,11 @@
 """Claims on their way to the store, and the entries that the store is known to hold.
 
-    waiting  key → value: snapshots that the job said are safe and that are not stored yet
+    waiting  key → value: committed snapshots that are not stored yet
     failed   which of these keys have a claim whose last flush failed
     known    key → Entry: what the store is known to hold
 
-A claim that has not failed is sent by the next flush. One that has is sent again only when a commit asks for it, and
-`discard` drops it. A flush takes claims to the store, and their entries into `known` once they are confirmed there.
+A claim that has not failed is sent by the next flush. A failed claim is sent again only when a commit asks for it, and
+`discard` drops it. A flush sends claims to the store, and puts their entries into `known` once the store confirms them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Changes: TypeAlias = dict[str, str | None]
 
 
 class Claims:
-    """The two lower layers of a run's keys, the lock that guards them, and what the run is unsure of."""
+    """The two lower layers of a run's keys, their lock, and the run's doubts."""
 
     def __init__(self, run_id: str | None) -> None:
         self.waiting: Changes = {}
@@ -40,17 +40,17 @@ class Claims:
         """Guards all layers of the run; never held during a request."""
 
     def below(self, key: str) -> str | None:
-        """Return the value of a key as last claimed, else as known; None where there is none."""
+        """Return the value of a key as last claimed, else as known; None if absent."""
         if self.waiting and key in self.waiting:
             return self.waiting[key]
         return value_of(self.known.get(key))
 
     def is_unsure(self, key: str) -> bool:
-        """Tell whether the store may hold another value than the one known."""
+        """Whether the store may hold another value than the known one."""
         return self.doubts.is_open(key)
 
     def keys_from(self, prefix: str) -> list[str]:
-        """Return the keys that begin with a text."""
+        """Return the keys with a prefix."""
         keys = dict.fromkeys(key for key in self.known if key.startswith(prefix))
         for key, value in self.waiting.items():
             if key.startswith(prefix):
@@ -61,8 +61,8 @@ class Claims:
         return [*keys]
 
     def take(self, changes: Changes, asked: Iterable[str] | None) -> None:
-        """Add changes; they, and the keys `asked` for (None: all), are due again where their last flush failed."""
-        self.waiting.update(changes)  # at once, or not at all
+        """Add changes. Failed claims of these keys, and of the keys in `asked` (None: all), become due again."""
+        self.waiting.update(changes)  # atomically
         if asked is None:
             self.failed.clear()
         else:
@@ -77,7 +77,7 @@ class Claims:
     def batch(self, only: Collection[str] | None) -> Changes:
         """Return the claims to send: those of some keys; None: all but failed ones.
 
-        Claims that the store holds already are dropped: they were taken back before they were ever sent.
+        Claims that equal the known entry are dropped: a later claim restored the value before a flush.
         """
         batch: Changes = {}
         for key, value in [*self.waiting.items()]:
@@ -98,13 +98,13 @@ class Claims:
                 self._settle(key)
 
     def _settle(self, key: str) -> None:
-        """Forget the claim of a key: the store holds it."""
+        """Drop the claim of a key: the store holds it."""
         self.failed.discard(key)
         self.reasons.pop(key, None)
         del self.waiting[key]
 
     def know(self, entries: Mapping[str, Entry | None]) -> None:
-        """Set the entries that the store is known to hold; None: absent."""
+        """Set known entries; None: absent."""
         for key, entry in entries.items():
             if entry is None:
                 self.known.pop(key, None)
@@ -112,7 +112,7 @@ class Claims:
                 self.known[key] = entry
 
     def discard(self) -> None:
-        """Drop claims whose flush failed, and adopt what conflicts found.
+        """Drop failed claims, and adopt the entries that conflicts found.
 
         A key with a claim that still waits keeps the base it was claimed on, see `adopt`.
         """
@@ -133,7 +133,7 @@ class Claims:
         self.doubts.close(self.doubts.opened() - kept.keys())
 
     def forked(self) -> None:
-        """Start over in a forked child: with a new lock, and without claims, which the parent will send."""
+        """Reset in a forked child: a new lock, and no claims; the parent sends them."""
         self.lock = threading.RLock()
         for key, value in self.waiting.items():
             if value is None:
@@ -155,7 +155,7 @@ class Claims:
 
 
 def value_of(entry: Entry | None) -> str | None:
-    """Return the value of an entry, None for none."""
+    """Return the value of an entry, None without an entry."""
     return entry.value if entry is not None else None
 
 
@@ -163,7 +163,7 @@ def decoded(state_key: str, key: str, value: str) -> codec.Cursor:
     """Return the JSON object in a value.
 
     Raises:
-        CorruptState: there is none.
+        CorruptState: it is not a JSON object.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""When what a run claimed is flushed: at once, later, in the background, and at the end of the block."""
+"""When claims are flushed: at once, later, in the background, or at the end of the block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Commits:
-    """The commits of one run. Claiming needs the lock of the layers; flushing must not have it."""
+    """The commits of one run. Claiming requires the lock of the layers; flushing must not hold it."""
 
     def __init__(self, layers: Layers, on_conflict: ConflictPolicy, *, min_interval: float, run_id: str | None) -> None:
         self.interval: MinInterval = MinInterval(min_interval)
@@ -26,7 +26,7 @@ class Commits:
         self._layers = layers
 
     def claim(self, only: tuple[object, ...], by: Caller) -> frozenset[str] | None:
-        """Claim, and return the keys to flush; None where they are held back."""
+        """Claim, and return the keys to flush; None if they are held back."""
         self.background.raise_failure()
         keys = self._layers.claim(only, by)
         self._need_transaction(keys)
@@ -34,7 +34,7 @@ class Commits:
         return self.interval.let_go(self._layers.claims.waiting) if self.interval.due() else None
 
     def claim_soon(self, only: tuple[object, ...], by: Caller) -> bool:
-        """Claim, and tell whether a background flush is due.
+        """Claim, and return whether a background flush is due.
 
         Raises:
             ValueError: the store writes in the caller's own transactions.
@@ -47,13 +47,13 @@ class Commits:
         return bool(self._layers.claims.waiting) and self.interval.due()
 
     def waiting(self) -> frozenset[str]:
-        """Return everything claimed so far, what was held back or had failed included."""
+        """Return all claims so far, including held-back and failed ones."""
         self.background.raise_failure()
         self._need_transaction(None)
         return frozenset(self._layers.claims.waiting)
 
     def leave(self, error: BaseException | None, by: Caller) -> None:
-        """Send what is to be sent at the end of the block; `error` is what ended it, None for a clean end."""
+        """Send the last claims at the end of the block; `error` is the exception that ended it, if any."""
         layers = self._layers
         if error is None:
             try:
@@ -64,7 +64,7 @@ class Commits:
                     layers.phase = "closed"
                     self._need_transaction(None)
             except (TypeError, ValueError, RuntimeError, CheckpointError) as refused:
-                self.leave(refused, by)  # what was claimed before is still safe to say
+                self.leave(refused, by)  # earlier claims are still valid
                 raise
             self.flush(frozenset(layers.claims.waiting))
             return
@@ -77,7 +77,7 @@ class Commits:
             add_note(error, f"checkpoint: {layers.state_key!r} was not committed either: {failure}")
 
     def _need_transaction(self, keys: Iterable[str] | None) -> None:
-        """Refuse to flush keys, None: all that wait, into a transaction that the caller has not begun."""
+        """Refuse to flush keys (None: all waiting ones) if the caller has not begun a transaction."""
         claims, rollback = self._layers.claims, self._layers.rollback
         if rollback is None:
             return
@@ -90,6 +90,6 @@ class Commits:
             raise
 
     def forked(self) -> None:
-        """Start over in a forked child: nothing queued, no lock held by a thread that is gone."""
+        """Reset in a forked child: an empty queue, new locks."""
         self.background.forked()
         self.flush.forked()

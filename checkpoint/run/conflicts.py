@@ -1,7 +1,7 @@
 """What a run does when another run has changed a key: the policies of `on_conflict`.
 
-A policy says what is compared with the store before a write, and which differences are no conflict all the same. To add
-one, write its class and its name here.
+A policy decides what a commit compares with the store, and which differences are accepted. To add one, add its class
+and its name here.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class ConflictPolicy(Protocol):
     """What to do when another run has changed a key."""
 
     def compared(self, keys: set[str], groups: Groups) -> set[str]:
-        """Return the entries that must be unchanged in the store for a commit to be written."""
+        """Return the entries that must be unchanged in the store before a commit writes."""
         ...
 
     def takes_over(self, conflict: Conflict, groups: Groups) -> bool:
-        """Tell whether another run changed other members of a shard; those are kept beside the members of this run."""
+        """Whether to accept that another run changed other members of a shard, and to keep those."""
         ...
 
 
 class Raise:
-    """Write nothing over what another run wrote."""
+    """Never overwrite a change of another run."""
 
     def compared(self, keys: set[str], groups: Groups) -> set[str]:
         """All of them."""
@@ -41,7 +41,7 @@ class Raise:
 
 
 class Overwrite:
-    """Write over what another run wrote, but not over members that this one never touched."""
+    """Overwrite changes of other runs, except to members that this run did not touch."""
 
     def compared(self, keys: set[str], groups: Groups) -> set[str]:
         """Those that hold several members."""
@@ -56,7 +56,7 @@ POLICIES: dict[str, ConflictPolicy] = {"raise": Raise(), "overwrite": Overwrite(
 
 
 def policy(name: str) -> ConflictPolicy:
-    """Return the policy of a name.
+    """Return the policy with a name.
 
     Raises:
         ValueError: there is none.

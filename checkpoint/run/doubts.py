@@ -1,13 +1,13 @@
 """What a run is unsure of: writes with an unknown outcome, and entries that conflicts found.
 
     sent       open   found     when
-    values     yes    -         the last commit of the key ended without an answer
+    values     yes    -         the last commit of the key got no response
     values     no     -         a later commit was confirmed; an earlier attempt may still land
-    -          yes    -         as the first, after its values have expired
+    -          yes    -         as the first line, after its values have expired
     any        any    an entry  a conflict found it, or found the key deleted; `discard` adopts it
 
-A value expires two deadlines after its last attempt: by then no request that carried it can still land. A key of which
-nothing is left is dropped.
+A value expires two deadlines after its last attempt: by then no request that carried it can still land. A key without
+any of these is dropped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Doubt:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is in doubt any more."""
+        """Whether no doubt is left."""
         return not (self.sent or self.open) and self.found is NOTHING
 
 
@@ -52,11 +52,14 @@ class Doubts:
         self._by_key: dict[str, Doubt] = {}
 
     def is_open(self, key: str) -> bool:
-        """Tell whether the store may hold another value than the one known."""
+        """Whether the store may hold another value than the known one."""
         return key in self._by_key and self._by_key[key].open
 
     def send(self, batch: Mapping[str, str | None], *, unknown: Iterable[str] = ()) -> None:
-        """Remember values that may still land. For the `unknown` keys the store may hold another value than known."""
+        """Remember values that may still land.
+
+        For keys in `unknown`, the store may hold another value than the known one.
+        """
         until = time.monotonic() + self.lasting
         for key, value in batch.items():
             self._by_key.setdefault(key, Doubt()).sent[value] = until
@@ -64,16 +67,16 @@ class Doubts:
             self._by_key.setdefault(key, Doubt()).open = True
 
     def sent(self, key: str) -> list[str | None]:
-        """Return the values of a key that may have landed or may land yet."""
+        """Return the values of a key that may have landed or may still land."""
         return [*self._by_key[key].sent] if key in self._by_key else []
 
     def find(self, conflicts: Mapping[str, Entry | None]) -> None:
-        """Remember what conflicts found."""
+        """Remember the entries that conflicts found."""
         for key, entry in conflicts.items():
             self._by_key.setdefault(key, Doubt()).found = entry
 
     def is_own(self, key: str, entry: Entry | None) -> bool:
-        """Tell whether a stored entry is a write of this run that was not answered and may still land."""
+        """Whether a stored entry comes from a write of this run whose outcome was unknown."""
         doubt = self._by_key.get(key)
         if doubt is None:
             return False
@@ -81,11 +84,11 @@ class Doubts:
         doubt.sent = {value: until for value, until in doubt.sent.items() if now < until}
         if (entry.value if entry is not None else None) not in doubt.sent:
             return False
-        # The API records no run; where there are versions, every entry names the run that wrote it.
+        # The API records no run id. A store with versions records it in every entry.
         return entry is None or entry.version is None or entry.sync_job_run_id == self._run_id
 
     def confirm(self, keys: Iterable[str]) -> None:
-        """Note that what the store holds of these keys is known again; earlier attempts may still land."""
+        """Mark the stored values of these keys as known again; earlier attempts may still land."""
         for key in keys:
             if doubt := self._by_key.get(key):
                 doubt.open, doubt.found = False, NOTHING
@@ -93,7 +96,7 @@ class Doubts:
                     del self._by_key[key]
 
     def take_found(self) -> dict[str, Entry | None]:
-        """Return what conflicts found, and forget it."""
+        """Return and forget the entries that conflicts found."""
         found: dict[str, Entry | None] = {}
         for key, doubt in [*self._by_key.items()]:
             if doubt.found is not NOTHING:
@@ -103,7 +106,7 @@ class Doubts:
         return found
 
     def close(self, keys: Iterable[str]) -> None:
-        """Note that the store holds what is known of these keys."""
+        """Note that the store holds the known values of these keys."""
         for key in keys:
             if doubt := self._by_key.get(key):
                 doubt.open = False
@@ -111,7 +114,7 @@ class Doubts:
                     del self._by_key[key]
 
     def opened(self) -> set[str]:
-        """Return the keys of which the store may hold another value than the one known."""
+        """Return the keys whose stored value may differ from the known one."""
         return {key for key, doubt in self._by_key.items() if doubt.open}
 
     def check(self) -> None:

@@ -6,8 +6,8 @@
     -         a dict  was read; the job may change the dict in place
     a value   a dict  was set, and read after that
 
-Every other key is as the layer below has it: as last claimed, else as stored. A claim takes the differences down; what
-was read stays, for the job still has the dict.
+Every other key has its value in the layer below: as last claimed, else as stored. A claim moves the changes to the
+layer below. Dicts that were read stay here, because the job still has them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Below(Protocol):
     """The layer that drafts lie on."""
 
     def below(self, key: str) -> str | None:
-        """Return the value of a key as last claimed or stored; None where there is none."""
+        """Return the value of a key as last claimed or stored; None if absent."""
         ...
 
     def is_unsure(self, key: str) -> bool:
-        """Tell whether the store may hold another value than the one known."""
+        """Whether the store may hold another value than the known one."""
         ...
 
 
@@ -44,8 +44,8 @@ class Drafts:
     def __init__(self, below: Below) -> None:
         self._below = below
         self._edited: Changes = {}
-        self._read: dict[str, Cursor] = {}  # handed out
-        self._copies: dict[str, Cursor | None] = {}  # of the same keys in the same order; None: look in any case
+        self._read: dict[str, Cursor] = {}  # the dicts handed out
+        self._copies: dict[str, Cursor | None] = {}  # same keys, same order; None: always compare
 
     def __len__(self) -> int:
         return len(self._edited)
@@ -53,24 +53,24 @@ class Drafts:
     # The job's side
 
     def has(self, key: str) -> bool:
-        """Tell whether a key is there, decoding nothing."""
+        """Whether a key exists, without decoding it."""
         if key in self._edited:
             return self._edited[key] is not None
         return key in self._read or self._below.below(key) is not None
 
     def is_edited(self, key: str) -> bool:
-        """Tell whether a key was set or deleted."""
+        """Whether a key was set or deleted."""
         return key in self._edited
 
     def live(self, key: str) -> Cursor | None:
-        """Return the dict that was handed out for a key; None: it was not read."""
+        """Return the dict that was handed out for a key; None if it was not read."""
         return self._read.get(key)
 
     def value(self, key: str) -> str | None:
         """Return the value of a key as the job sees it, None where it is absent or deleted.
 
         Raises:
-            TypeError, ValueError: a cursor changed in place cannot be encoded any more.
+            TypeError, ValueError: a cursor changed in place can no longer be encoded.
 
         """
         spelled = self._edited[key] if key in self._edited else self._below.below(key)
@@ -84,7 +84,7 @@ class Drafts:
         self._read[key], self._copies[key] = cursor, _copy(cursor)
 
     def put(self, key: str, value: str, *, anyhow: bool = False) -> None:
-        """Set a key; equal to what lies below it is no change, unless `anyhow`."""
+        """Set a key; a value equal to the one below is not a change, unless `anyhow`."""
         self._forget(key)
         below = None if anyhow or self._below.is_unsure(key) else self._below.below(key)
         if below is not None and codec.same(value, below):
@@ -98,7 +98,7 @@ class Drafts:
         self._edited[key] = None
 
     def freeze(self, key: str) -> None:
-        """Keep the current value of a key; the dict that was read no longer changes it."""
+        """Fix the current value of a key; later changes to the dict that was read have no effect."""
         if key in self._read:
             self._edited[key] = self.value(key)
             self._forget(key)
@@ -120,16 +120,16 @@ class Drafts:
         return {*self._edited, *self._read}
 
     def edits(self) -> Iterator[tuple[str, bool]]:
-        """Yield the keys that were set or deleted, and whether they are there."""
+        """Yield the keys that were set or deleted, and whether they exist."""
         return ((key, value is not None) for key, value in self._edited.items())
 
     # The run's side
 
     def changes(self, keys: Collection[str] | None, besides: Collection[str] = ()) -> Changes:
-        """Return what differs from the layer below: of some keys, None: of all; of those `besides` nothing.
+        """Return the changes against the layer below, of some keys (None: all) without those in `besides`.
 
         Raises:
-            TypeError, ValueError: a cursor changed in place cannot be encoded any more.
+            TypeError, ValueError: a cursor changed in place can no longer be encoded.
 
         """
         changes: Changes = {}
@@ -139,7 +139,7 @@ class Drafts:
         return changes
 
     def changed(self) -> set[str]:
-        """Return the keys that differ from the layer below; one that cannot be encoded any more does."""
+        """Return the keys that differ from the layer below, including those that can no longer be encoded."""
         return {key for key in self._suspects(None) if self._differs(key)}
 
     def claimed(self, changes: Changes) -> None:
@@ -152,13 +152,13 @@ class Drafts:
                 self._copies[key] = _copy(self._read[key])
 
     def moved_below(self, keys: Iterable[str]) -> None:
-        """Note that the layer below was changed by others."""
+        """Note that the layer below changed otherwise."""
         for key in keys:
             if key in self._read:
                 self._copies[key] = None
 
     def _suspects(self, keys: Collection[str] | None) -> list[str]:
-        """Return the keys that were edited, or whose dict is not as it was."""
+        """Return the keys that were edited, or whose dict was changed."""
         if keys is not None:
             return [key for key in keys if key in self._edited or key in self._read]
         return [*self._edited, *(key for key in self._maybe_changed() if key not in self._edited)]
@@ -181,13 +181,13 @@ class Drafts:
     def _may_differ(self, key: str) -> bool:
         try:
             return bool(self._read[key] != self._copies[key])
-        except Exception as error:  # of whatever object was put in, which encoding will refuse
+        except Exception as error:  # raised by an object that encoding will refuse
             if is_of_handler(error):
                 raise
             return True
 
     def _maybe_changed(self) -> list[str]:
-        """Return the keys whose dict may have been changed. This runs for every dict, so without a loop of Python's."""
+        """Return the keys whose dict may have been changed. This runs for every dict, so it avoids a Python loop."""
         try:
             return [*compress(self._read, map(ne, self._read.values(), self._copies.values()))]
         except Exception as error:  # as above
@@ -223,7 +223,7 @@ class _Number:
 
 
 def _copy(node: Any) -> Any:
-    """Copy containers, with numbers that equal themselves only; texts are shared."""
+    """Copy containers, with numbers that equal only themselves; strings are shared."""
     if isinstance(node, dict):
         items = cast("dict[str, Any]", node).items()
         return {key: item if type(item) is str else _copy(item) for key, item in items}

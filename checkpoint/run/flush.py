@@ -1,4 +1,4 @@
-"""The way from claims to the store: one batch at a time, its partial results, and writes whose outcome is unknown."""
+"""Sends claims to the store: batches, partial results, and writes with an unknown outcome."""
 
 from __future__ import annotations
 
@@ -33,72 +33,72 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 LATE_WRITES = 3
-"""How many late writes of its own, beside one a key, a flush accepts before it calls them a conflict."""
+"""How many of its own late writes, besides one per key, a flush accepts before it raises a conflict."""
 
 
 class Commit(NamedTuple):
-    """The result of a commit: what was sent. False when nothing was."""
+    """The result of a commit: what was sent. It is false if nothing was sent."""
 
     keys: tuple[str, ...] = ()
-    """The keys that were written or deleted; of a group, its entries."""
+    """The keys that were written or deleted; for a group, its entries."""
     requests: int = 0
-    """Requests to the service, retries included; 0 for a local store."""
+    """Requests to the service, including retries; 0 for a local store."""
     retries: int = 0
     """Requests sent again after a failure."""
     seconds: float = 0.0
-    """Time from the first request to the last answer."""
+    """Time from the first request to the last response."""
 
     def __bool__(self) -> bool:
         return bool(self.keys)
 
 
 class MinInterval:
-    """Holds commits back that come sooner than `min_interval` seconds after the last."""
+    """Holds back commits that come sooner than `min_interval` seconds after the last flush."""
 
     def __init__(self, min_interval: float) -> None:
         self._held: set[str] | None = set()
-        """Keys of commits that were held back, None: all that wait; they go out with the next one."""
+        """Keys of held-back commits (None: all waiting ones); the next flush sends them."""
         self.flushed_at: float = float("-inf")
         self.claimed_at: float = float("-inf")
         self._min_interval = min_interval
 
     def due(self) -> bool:
-        """Tell whether the last flush is long enough ago; a clock that went back, as tests' do, holds nothing back."""
+        """Whether the last flush is long enough ago; also true if the clock went back, as in tests."""
         self.claimed_at = time.monotonic()
         return not 0 <= self.claimed_at - self.flushed_at < self._min_interval
 
     def hold(self, keys: set[str] | None) -> None:
-        """Hold keys back, None: all that wait."""
+        """Hold keys back (None: all waiting ones)."""
         if keys is None:
             self._held = None
         elif self._held is not None:
             self._held |= keys
 
     def let_go(self, waiting: Iterable[str]) -> frozenset[str]:
-        """Return the keys that were held back."""
+        """Return and release the held-back keys."""
         held, self._held = self._held, set()
         return frozenset(waiting if held is None else held)
 
 
 @dataclass(slots=True)
 class _Step:
-    """A part of a batch that goes to the store in one commit, and what is left of it after a round."""
+    """A part of a batch that one commit sends, and what is left of it after an attempt."""
 
     batch: Changes
-    """What is to be written yet."""
+    """The changes that are not written yet."""
     watched: Changes
-    """What must be as it was, though a later step may write it."""
+    """The entries that must be unchanged although a later step may write them."""
     base: dict[str, Entry | None]
     """The entries that must still be stored, None for absent ones."""
     landed: dict[str, Entry | None]
-    """Collects what was confirmed, of all steps."""
+    """The confirmed changes of all steps."""
     whole: Changes
-    """The batch of all steps; members that others packed are taken over into it."""
+    """The batch of all steps; members that other runs packed are merged into it."""
     rounds: int
-    """How many more times own writes that landed late may come in between."""
+    """How many more own late writes are accepted."""
 
     def leave_out(self, committed: Mapping[str, Entry | None], found: Mapping[str, Entry | None]) -> None:
-        """Go on without what was committed, and on the base of what was found."""
+        """Remove what was committed, and continue on the base of the entries found."""
         self.batch = {key: self.whole[key] for key in self.batch if key not in committed}
         self.base = {key: found.get(key, entry) for key, entry in self.base.items() if key not in committed}
         self.rounds -= 1
@@ -134,13 +134,13 @@ class Flush:
         self._store = store
 
     def forked(self) -> None:
-        """Start over in a forked child: no lock held by a thread that is gone, and no lease."""
+        """Reset in a forked child: new locks, and no lease."""
         self.lock = threading.Lock()
         if self.lease is not None:
             self.lease.forked()
 
     def __call__(self, only: frozenset[str] | None = None) -> Commit:
-        """Send these claims; None: all but those whose last flush failed."""
+        """Send these claims (None: all but failed ones)."""
         with self.lock:
             with self._claims.lock:
                 batch = self._claims.batch(only)
@@ -176,7 +176,7 @@ class Flush:
         try:
             for keys in steps:
                 step = {key: batch[key] for key in keys}
-                # Before the first write all of the batch is compared, so that a conflict finds nothing written.
+                # The whole batch is compared before the first write, so that a conflict leaves nothing written.
                 watched = {**step, **batch} if keys is steps[0] else step
                 base = self._base(watched)
                 sent = self._send(_Step(step, watched, base, landed, batch, LATE_WRITES + len(watched)))
@@ -190,20 +190,20 @@ class Flush:
         return requests, retries
 
     def _send(self, step: _Step) -> tuple[int, int]:
-        """Commit a step, accepting own writes that landed late; return requests and retries."""
+        """Commit a step, accepting own late writes; return requests and retries."""
         try:
             while (receipt := self._attempt(step)) is None:
                 pass
         except CheckpointError:
             raise
         except BaseException:
-            with self._claims.lock:  # interrupted: any of it may have landed, also where the answer is lost only here
+            with self._claims.lock:  # interrupted: any part may have landed, even if only the result was lost
                 self._claims.doubts.send(step.batch, unknown=step.batch)
             raise
         return receipt.requests, receipt.retries
 
     def _attempt(self, step: _Step) -> Receipt | None:
-        """Commit the rest of a step; None: an own write landed late, try again."""
+        """Commit the rest of a step; None: an own write landed late, so try again."""
         try:
             receipt = self._commit(step.batch, step.base)
         except CheckpointError as error:
@@ -217,7 +217,7 @@ class Flush:
         return receipt
 
     def _commit(self, batch: Changes, base: Mapping[str, Entry | None]) -> Receipt:
-        """Commit under the lease, where there is one.
+        """Commit under the lease, if there is one.
 
         Raises:
             LeaseLost: another run has the lease.
@@ -233,11 +233,11 @@ class Flush:
             except Conflict as conflict:
                 if conflict.key not in held:
                     raise
-                if not lease.keeps(conflict.found):  # else renewed meanwhile
+                if not lease.keeps(conflict.found):  # else it was renewed meanwhile
                     raise LeaseLost(self._layers.state_key) from conflict
 
     def _write(self, batch: Changes, base: Mapping[str, Entry | None]) -> Receipt:
-        """Commit, with the reasons that were given, where the store keeps them."""
+        """Commit, with reasons if the store keeps them."""
         state_key, reasons = self._layers.state_key, self._claims.reasons
         given = {key: reasons[key] for key in batch if key in reasons} if reasons else {}
         if given and isinstance(self.store, KeepsHistory):
@@ -245,7 +245,7 @@ class Flush:
         return self.store.commit(state_key, batch, base, run_id=self._run_id)
 
     def _base(self, watched: Changes) -> dict[str, Entry | None]:
-        """Return the entries that must be unchanged in the store: those to be written, and those they rely on."""
+        """Return the entries that must be unchanged: those to write, and those that they rely on."""
         groups = self._layers.groups
         with self._claims.lock:
             keys = (watched.keys() - groups.uncompared()) | {*groups.relied_on(watched)}
@@ -253,7 +253,7 @@ class Flush:
             return {key: self._claims.known.get(key) for key in [*watched, *groups.relied_on(watched)] if key in keys}
 
     def _told(self, error: CheckpointError) -> CheckpointError:
-        """Return the error for the job: a conflict of a group's entry becomes one of its member."""
+        """Return the error for the job: a conflict in a group's entry becomes one in its member."""
         with self._claims.lock:
             if isinstance(error, Conflict):
                 return self._layers.groups.told(error)
@@ -264,7 +264,7 @@ class Flush:
         return error
 
     def _find_groups(self, conflicts: Iterable[Conflict]) -> None:
-        """Read the groups again whose entries conflict, for `discard` to adopt all of their entries."""
+        """Read the groups with conflicts again, so that `discard` can adopt all of their entries."""
         with self._claims.lock:
             groups = [one.key for one in conflicts if self._layers.groups.owner(one.key) is not None]
         if not groups:
@@ -288,10 +288,9 @@ class Flush:
         self._claims.confirm(step.batch, confirmed)
 
     def _fail(self, step: _Step, error: CheckpointError) -> bool:
-        """Take down what landed all the same, and remember what the error leaves open and what it found.
+        """Record what landed despite the error, what it leaves in doubt, and what it found.
 
-        True where that is own writes that landed late, and members to take over, and nothing else: what is left of the
-        step is tried again.
+        True if it found only own late writes and members to take over: the rest of the step is then tried again.
         """
         claims = self._claims
         with claims.lock:
@@ -308,14 +307,14 @@ class Flush:
         return False
 
     def _doubt(self, step: _Step, error: CheckpointError) -> None:
-        """Remember which keys may hold what was sent; an error of no kind that we know leaves open whether they do."""
+        """Remember which keys may hold what was sent; after an error of an unknown kind, all may."""
         left = step.batch.keys() - error.committed.keys()
         errors = error.errors if isinstance(error, PartialCommit) else dict.fromkeys(left, error)
         unknown = {key for key, one in errors.items() if type(one) in {StoreError, CommitUnknown}} & left
         self._claims.doubts.send({key: step.batch[key] for key in unknown}, unknown=unknown | (error.unsettled & left))
 
     def _passes_over(self, step: _Step, conflicts: list[Conflict]) -> bool:
-        """Tell whether conflicts are with own writes or members to take over; those are then among what is written."""
+        """Whether all conflicts are with own late writes or members to take over; merge the latter."""
         groups = self._layers.groups
         foreign = [one for one in conflicts if not self._is_ours(one, step.watched)]
         if not all(self._on_conflict.takes_over(one, groups) for one in foreign):
@@ -325,9 +324,9 @@ class Flush:
         return True
 
     def _is_ours(self, conflict: Conflict, watched: Changes) -> bool:
-        """Tell whether a conflict is with an own write that landed late.
+        """Whether a conflict is with an own late write.
 
-        Where there are no versions, a value that is the one to be written is no conflict either.
+        Without versions, a stored value equal to the new one is not a conflict either.
         """
         key, found, expected = conflict.key, conflict.found, conflict.expected
         if self._claims.doubts.is_own(key, found):
@@ -345,7 +344,7 @@ def _conflicts(error: CheckpointError) -> list[Conflict]:
 
 
 def _partial(error: CheckpointError, batch: Changes, landed: Mapping[str, Entry | None]) -> CheckpointError:
-    """Return the error of a batch whose later step failed after an earlier one had landed."""
+    """Return the error of a batch whose later step failed after an earlier step had landed."""
     before = {key: entry for key, entry in landed.items() if key in batch and value_of(entry) == batch[key]}
     if not before:
         return error

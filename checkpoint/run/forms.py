@@ -1,13 +1,13 @@
-"""How a group is stored: an entry a member, or packed into shards. Plain functions of keys and values.
+"""How a group is stored: one entry per member, or packed into shards. Plain functions of keys and values.
 
     __group__.NAME             the head: how the group is stored, `{"members": "entries"}` or `{"shards": 16}`
-    __group__.NAME/MEMBER      an entry a member: its cursor
+    __group__.NAME/MEMBER      one entry per member: its cursor
     __group__.NAME.00 …        packed: the members whose `crc32(utf-8) % shards` is the number, as one JSON object; a
                                shard that is not there is empty
 
 The head of a group whose members are entries always has the same content, so that two runs that create it agree. The
-head of a packed group that was moved from version 1 names, as `"moved"`, the entries that it was moved from, which are
-left over where the move was killed.
+head of a packed group that was moved from version 1 lists the old entries in `"moved"`: they are left over if the move
+was killed.
 
 Version 1 stored a group as one entry `NAME`, or as `NAME.16-00` … `NAME.16-15`.
 """
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
 
 MAX_SHARDS = 1_000
-"""More would cost more requests than a commit should have."""
+"""The most shards; more would take too many requests per commit."""
 
 SHARDS = 16
-"""Shards of a packed group where nothing says how many."""
+"""Default number of shards of a packed group."""
 
 ENTRIES = codec.encode({"members": "entries"})
-"""The value of the head of a group that has an entry a member."""
+"""The head's value for a group with one entry per member."""
 
 
 def check_shards(shards: int) -> None:
-    """Refuse what is no number of shards."""
+    """Refuse an invalid number of shards."""
     if not isinstance(shards, int) or isinstance(shards, bool):
         raise TypeError(f"shards must be an int, not {type(shards).__name__}")
     if not 1 <= shards <= MAX_SHARDS:
@@ -53,7 +53,7 @@ def packed_head(shards: int, moved: Iterable[str] = ()) -> str:
 
 
 def read_head(state_key: str, key: str, value: str) -> tuple[int | None, list[str]]:
-    """Return the number of shards, None for an entry a member, and the entries that the group was moved from.
+    """Return the number of shards (None: one entry per member), and the entries that the group was moved from.
 
     Raises:
         CorruptState: the value is not a head.
@@ -75,7 +75,7 @@ def shard_key(name: str, index: int) -> str:
 
 
 def shard_keys(name: str, keys: Iterable[str]) -> list[str]:
-    """Return which of some keys are shards of a group."""
+    """Return the keys that are shards of a group."""
     prefix = f"{head_key(name)}."
     return [key for key in keys if key.startswith(prefix) and key[len(prefix) :].isdecimal()]
 
@@ -86,12 +86,12 @@ def index_of(member: str, shards: int) -> int:
 
 
 def pack(members: Mapping[str, str | None]) -> str:
-    """Return the value of a shard that holds the members with these values, None for none."""
+    """Return the value of a shard with these members, None without members."""
     return codec.encode({member: item_of(value) for member, value in members.items() if value is not None})
 
 
 def item_of(value: str) -> Any:
-    """Return what a shard holds for a member's value: its cursor, or whatever JSON it is, see `value_of_item`."""
+    """Return the item of a shard for a member's value: its cursor, or other JSON, see `value_of_item`."""
     try:
         return codec.decode(value)
     except ValueError:
@@ -99,7 +99,10 @@ def item_of(value: str) -> Any:
 
 
 def value_of_item(item: Any) -> str:
-    """Return the value of a member as a shard holds it; of what is no cursor one that cannot be read as a cursor."""
+    """Return the value of a member from its item in a shard.
+
+    An item that is not a cursor gives a value that is not one.
+    """
     return (
         codec.encode(cast("codec.Cursor", item))
         if isinstance(item, dict)
@@ -118,7 +121,7 @@ def unpack(state_key: str, key: str, value: str) -> dict[str, str]:
 
 
 def packed_members(state_key: str, name: str, values: Mapping[str, str], shards: int) -> dict[str, str]:
-    """Return the members of a packed group; what a shard holds that belongs to another one is left over, and no member.
+    """Return the members of a packed group; members found in the wrong shard are leftovers and are ignored.
 
     Raises:
         CorruptState: a shard cannot be read.
@@ -137,7 +140,7 @@ def packed_members(state_key: str, name: str, values: Mapping[str, str], shards:
 
 
 def version_1_shards(name: str, key: str) -> int:
-    """Return how many entries the group has in version 1 that a key belongs to, 0 where it is none of the group's."""
+    """Return the number of version 1 entries in the layout that a key belongs to, 0 for a key of another group."""
     if not key.startswith(name):
         return 0
     if key == name:
@@ -152,8 +155,8 @@ def version_1_shards(name: str, key: str) -> int:
 def version_1(state_key: str, name: str, stored: Mapping[str, str], known: Mapping[str, Entry]) -> dict[str, str]:
     """Return the members of a group as version 1 stored them.
 
-    Where several layouts are complete, two runs wrote them: each holds members that the other does not, so all count,
-    and of a member that both have the one that was written last.
+    If several layouts are complete, different runs wrote them: each may hold members that the others lack, so they are
+    merged, and the member written last wins.
 
     Raises:
         CorruptState: entries are missing or cannot be decoded.
@@ -176,7 +179,10 @@ def version_1(state_key: str, name: str, stored: Mapping[str, str], known: Mappi
 
 
 def _cut_off(state_key: str, name: str, layouts: Mapping[int, list[str]]) -> list[str]:
-    """Return the entries of a layout whose first commit was cut off: its last entry was written after all others."""
+    """Return the entries of a layout whose first commit was cut off.
+
+    A complete layout wrote its last entry after all others.
+    """
     count = max(layouts, key=lambda count: len(layouts[count]) / count)
     there = layouts[count]
     missing = [key for index in range(count) if (key := f"{name}.{count:02d}-{index:02d}") not in there]
@@ -194,7 +200,7 @@ def _written_at(keys: Iterable[str], known: Mapping[str, Entry]) -> str:
 
 
 def stored_groups(state_key: str, values: Mapping[str, str]) -> dict[str, int | None]:
-    """Return the groups of a namespace by the key of their head, with their shards; None: an entry a member.
+    """Return the groups of a namespace: the key of the head, and the number of shards (None: one entry per member).
 
     Raises:
         CorruptState: a head cannot be read.
@@ -204,7 +210,7 @@ def stored_groups(state_key: str, values: Mapping[str, str]) -> dict[str, int | 
     for key in sorted(key for key in values if key.startswith(GROUP_PREFIX) and "/" not in key):
         before, _, number = key.rpartition(".")
         if number.isdecimal() and heads.get(before) is not None:
-            continue  # a shard, or one left over
+            continue  # a shard, or a leftover
         heads[key] = read_head(state_key, key, values[key])[0]
     return heads
 
@@ -212,13 +218,13 @@ def stored_groups(state_key: str, values: Mapping[str, str]) -> dict[str, int | 
 def laid_out(
     state_key: str, values: Mapping[str, str], *, atomic: bool, there: Mapping[str, int | None] | None = None
 ) -> dict[str, str]:
-    """Return the entries of a namespace with its groups as another store has them.
+    """Return the entries of a namespace, with its groups in the layout of another store.
 
     Args:
         state_key: the namespace, for errors.
         values: its entries.
-        atomic: whether the other store is `Atomic`, so that each member of a group has an entry.
-        there: how the other store has groups already, as `stored_groups` tells.
+        atomic: whether the other store is `Atomic`, and so has one entry per member.
+        there: the groups already in the other store, from `stored_groups`.
 
     Raises:
         CorruptState: a head or a shard cannot be read.

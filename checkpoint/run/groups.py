@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Keys(Protocol):
-    """The layers of a run's keys, as far as a group uses them."""
+    """The part of a run's layers that a group uses."""
 
     phase: Literal["new", "open", "closed"]
     drafts: Drafts
@@ -33,7 +33,7 @@ class Keys(Protocol):
         ...
 
     def read(self, key: str) -> Cursor:
-        """Return the cursor of a key, live where nothing else sets it, or raise KeyError."""
+        """Return the cursor of a key (the live dict, unless a stream holds the key), or raise KeyError."""
         ...
 
     def check_member(self, member: str) -> None:
@@ -56,7 +56,7 @@ class Members(Protocol):
 
     @property
     def shards(self) -> int | None:
-        """How many entries the members are packed into; None: each has one."""
+        """Number of entries that the members are packed into; None: one entry per member."""
         ...
 
     def members(self) -> list[str]:
@@ -73,7 +73,7 @@ class Group(MutableMapping[str, Cursor]):
         cp.commit()
 
     `Checkpointer.group` makes it, and the commits of the run include it. On the HTTP API members are packed into
-    shards, each stored whole or not at all; elsewhere each member is an entry of its own.
+    shards, and each shard is written atomically; other stores have one entry per member.
     """
 
     def __init__(self, keys: Keys, form: Members) -> None:
@@ -88,12 +88,12 @@ class Group(MutableMapping[str, Cursor]):
 
     @property
     def shards(self) -> int | None:
-        """How many entries the members are packed into, as the group is stored; None: each has an entry of its own."""
+        """Number of entries that the members are packed into; None: one entry per member."""
         return self._form.shards
 
     @property
     def live(self) -> bool:
-        """Whether it may be used: not once it was opened again, or its run has ended."""
+        """Whether it may be used: False after it was opened again, or after its run has ended."""
         return not self._detached and self._keys.phase == "open"
 
     def detach(self) -> None:
@@ -101,7 +101,7 @@ class Group(MutableMapping[str, Cursor]):
         self._detached = True
 
     def store_as(self, form: Members) -> None:
-        """Set the stored form of the members after it was read again."""
+        """Set the stored form of the members, after reading it again."""
         self._form = form
 
     def __getitem__(self, member: str) -> Cursor:
@@ -128,8 +128,8 @@ class Group(MutableMapping[str, Cursor]):
             self._check_free(member, key)
             self._keys.drafts.delete(key)
 
-    def setdefault(self, member: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is no cursor
-        """Return the cursor of a member, set to `default` first where it is absent; changing it is a change."""
+    def setdefault(self, member: str, default: Cursor) -> Cursor:  # pyright: ignore[reportIncompatibleMethodOverride] - None is not a cursor
+        """Return the cursor of a member; an absent member is set to `default` first. It may be changed in place."""
         with self._keys.lock:
             if member not in self:
                 self[member] = default
@@ -160,7 +160,7 @@ class Group(MutableMapping[str, Cursor]):
             return members
 
     def clear(self) -> None:
-        """Delete every member, decoding none."""
+        """Delete every member, without decoding any."""
         with self._keys.lock:
             for member in (members := self._members()):
                 self._check_free(member, self._key(member))

@@ -1,7 +1,7 @@
-"""The run's view of streams: they hold keys, are claimed, go back, and are detached.
+"""The run's view of streams: which keys they hold, and how they are claimed, reset and detached.
 
-A stream holds a key of the mapping or a member of a group, in one way. While it is live nothing else sets that key.
-What a commit is asked for is a `Scope`; it claims the streams in it, all or none.
+A stream holds a key of the mapping or a member of a group, exclusively: while the stream is live nothing else sets that
+key. A `Scope` says what a commit includes; the commit claims all streams in it or none.
 """
 
 from __future__ import annotations
@@ -40,36 +40,36 @@ class Stream(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """Why the position was taken back since the last claim; None: it was not."""
+        """Why the position was moved back since the last claim; None: it was not."""
         ...
 
     @property
     def stats(self) -> Stats:
-        """How many rows were seen, delivered and dropped in this run."""
+        """The number of rows seen, delivered and dropped in this run."""
         ...
 
     @property
     def was_read(self) -> bool:
-        """Whether the source was read to its end; False also where that is not known."""
+        """Whether the source was read to its end; False also if unknown."""
         ...
 
     @property
     def cursor_format(self) -> str | None:
-        """The format that it was opened with, where that is a name or a pattern."""
+        """The format that it was opened with, if that is a name or a pattern."""
         ...
 
     @property
     def only_waits(self) -> bool:
-        """Whether nothing came since the last claim, which is to be made again as the clock moves on."""
+        """Whether only time has passed since the last claim, which has to be repeated as the clock moves."""
         ...
 
     @property
     def live(self) -> bool:
-        """Whether commits claim it: not once it was left by an exception, or opened again."""
+        """Whether commits claim it: False after an exception left it, or after it was opened again."""
         ...
 
     def claim(self) -> Cursor | None:
-        """Return the cursor once all rows handed out are delivered; None: nothing is to be stored."""
+        """Mark all rows handed out as delivered, and return the cursor to store; None: nothing to store."""
         ...
 
     def claimed(self) -> None:
@@ -77,15 +77,15 @@ class Stream(Protocol):
         ...
 
     def back(self, cursor: Cursor | None) -> None:
-        """Go back to a claim, and go on from there."""
+        """Reset to a claim, and continue from there."""
         ...
 
     def detach(self) -> None:
-        """Go back to the last claim, for good."""
+        """Reset to the last claim, permanently."""
         ...
 
     def leave(self) -> None:
-        """Finish, at the end of the block, unless something says that there is more to read."""
+        """Finish at the end of the block, unless there is a sign that there is more to read."""
         ...
 
     def end(self) -> None:
@@ -93,11 +93,11 @@ class Stream(Protocol):
         ...
 
     def ending(self) -> Ending:
-        """Return what its end is judged and logged by."""
+        """Return the data from which its end is judged and logged."""
         ...
 
     def held_elsewhere(self, by: Caller) -> bool:
-        """Tell whether rows of it are in the hands of a thread or task other than `by`."""
+        """Whether a thread or task other than `by` holds rows of it."""
         ...
 
     def let_go(self, by: Caller) -> None:
@@ -106,7 +106,7 @@ class Stream(Protocol):
 
 
 class KeyHolder:
-    """A stream, and the key of the layers that it holds: a key of the mapping, or a member of a group."""
+    """A stream and the key that it holds: a key of the mapping, or a member of a group."""
 
     def __init__(
         self,
@@ -121,18 +121,18 @@ class KeyHolder:
         self.stream = stream
         self.key = key
         self.group = group
-        """The group that the key is a member of; None: it is a key of the mapping."""
-        self._packed = packed  # with members that other runs may write into what is below
+        """The group of the key; None for a key of the mapping."""
+        self._packed = packed  # with members: other runs may write into the layer below
         self._state_key = state_key
         self._below = below
-        self._last = self._pending = below(key) if packed else None  # what it said last
+        self._last = self._pending = below(key) if packed else None  # its last claim
 
     def below(self) -> str | None:
         """Return the value of the key as last claimed or stored."""
         return self._below(self.key)
 
     def claim(self) -> str | None:
-        """Return the value that the key is to hold, None for none; where that is no change, as it is spelled."""
+        """Return the new value of the key, None for no value; an equal value keeps its stored spelling."""
         cursor, below = self.stream.claim(), self.below()
         value = None if cursor is None else codec.encode(cursor)
         if self._packed:
@@ -149,10 +149,10 @@ class KeyHolder:
         self.stream.claimed()
 
     def back(self) -> None:
-        """Let the stream go back to what the layers say; where that is no cursor, it is detached.
+        """Reset the stream to the value in the layers; if that is not a cursor, detach it.
 
         Raises:
-            CheckpointError, TypeError, ValueError: it cannot go on.
+            CheckpointError, TypeError, ValueError: it cannot continue.
 
         """
         try:
@@ -167,7 +167,7 @@ class KeyHolder:
 
 
 class Scope(NamedTuple):
-    """What a commit is asked for."""
+    """What a commit includes."""
 
     by: Caller
     """The thread or task that commits."""
@@ -176,38 +176,38 @@ class Scope(NamedTuple):
     holders: list[KeyHolder]
     """Streams to claim."""
     groups: set[str]
-    """Names of groups that go out with all that they had claimed before."""
+    """Names of groups whose earlier claims are all sent, too."""
 
 
 class Holders:
-    """The streams of a run by the keys that they hold, and which of them the next commit asks.
+    """The streams of a run by the keys that they hold, and which of them the next commit has to claim.
 
     held   touched   the stream of a key
-    yes    yes       was opened, fed, finished or taken back since it was claimed
-    yes    no        claims what lies below already
+    yes    yes       was opened, fed, finished or moved back since it was claimed
+    yes    no        its claim already equals the layer below
     no     yes       was detached after that; the next commit drops the mark
     no     no        does not exist, or was detached; its rows stay counted
 
-    One that was detached counts as held until somebody looks.
+    A detached stream counts as held until the next look-up removes it.
     """
 
     def __init__(self) -> None:
         self._by_key: dict[str, KeyHolder] = {}
         self._by_stream: dict[Stream, KeyHolder] = {}
         self._touched: dict[str, None] = {}  # keys of streams that changed since they were claimed, in order
-        self._counts: dict[str, Counter[str]] = {}  # rows of streams that are not held any more
+        self._counts: dict[str, Counter[str]] = {}  # rows of streams that are no longer held
 
     def __len__(self) -> int:
         return len(self._by_key)
 
     def live(self, prefix: str = "") -> list[KeyHolder]:
-        """Return the streams that commits claim, of the keys that begin with a text."""
+        """Return the live streams of the keys with a prefix."""
         for holder in [holder for holder in self._by_key.values() if not holder.stream.live]:
             self._forget(holder)
         return [holder for key, holder in self._by_key.items() if key.startswith(prefix)]
 
     def touched(self) -> list[KeyHolder]:
-        """Return the streams that changed since they were claimed, those that were held elsewhere then among them."""
+        """Return the streams that changed since they were claimed, including those that were held elsewhere then."""
         found: list[KeyHolder] = []
         for key in [*self._touched]:
             if (holder := self.get(key)) is None:
@@ -217,28 +217,28 @@ class Holders:
         return found
 
     def touch(self, key: str) -> None:
-        """Note that what the stream of a key claims may have changed. May be called by any thread, without the lock."""
+        """Note that the claim of a key's stream may have changed. Any thread may call it, without the lock."""
         self._touched.setdefault(key)
 
     def touch_all(self, keys: dict[str, None]) -> None:
-        """Note the same of these keys, in one step that no signal handler comes into."""
+        """Do the same for these keys, in one step that a signal handler cannot interrupt."""
         self._touched.update(keys)
 
     def toucher(self, key: str) -> Callable[[], object]:
-        """Return what a stream calls whenever it changes: without a reference to the stream."""
+        """Return the callback for changes of a stream; it holds no reference to the stream."""
         return partial(self._touched.setdefault, key)
 
     def untouch(self, key: str) -> None:
-        """Note that the stream of a key is being claimed: what it takes in from here on touches it again."""
+        """Note that the stream of a key is being claimed: any later change touches it again."""
         self._touched.pop(key, None)
 
     def get(self, key: object) -> KeyHolder | None:
-        """Return what holds a key, None where nothing live does."""
+        """Return the live holder of a key, None without one."""
         holder = self._by_key.get(key) if isinstance(key, str) else None
         return holder if holder is not None and holder.stream.live else None
 
     def of(self, stream: object) -> KeyHolder | None:
-        """Return by what a live stream of this run holds its key, None for anything else."""
+        """Return the holder of a live stream of this run, None for anything else."""
         if not isinstance(stream, Hashable):
             return None
         holder = self._by_stream.get(stream)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType,reportCallIssue] - of any type
@@ -249,21 +249,21 @@ class Holders:
         return [holder.stream for holder in self.live()]
 
     def open(self, holder: KeyHolder) -> None:
-        """Let a stream hold its key, in the place of an earlier one."""
+        """Let a stream hold its key, replacing an earlier one."""
         if earlier := self._by_key.get(holder.key):
             earlier.stream.detach()
             self._forget(earlier)
         self._by_key[holder.key] = self._by_stream[holder.stream] = holder
 
     def detach(self, prefix: str = "") -> None:
-        """Take streams back to their last claims, for good: those whose keys begin with a text."""
+        """Reset the streams of the keys with a prefix to their last claims, permanently."""
         holders = self.live(prefix)
         self._tell_of_groups(holders, failed=True)
         for holder in holders:
             holder.stream.detach()
 
     def back(self) -> None:
-        """Let all streams go back; one that cannot is detached, and the first failure raised at the end."""
+        """Reset all streams; detach those that cannot be reset, and raise the first failure at the end."""
         failure: Exception | None = None
         for holder in self.live():
             try:
@@ -274,10 +274,10 @@ class Holders:
             raise failure
 
     def leave(self) -> None:
-        """Finish all streams, unless something says that there is more to read."""
+        """Finish all streams, unless there is a sign that there is more to read."""
         for holder in self.live():
             holder.stream.leave()
-            self.touch(holder.key)  # at the end all are asked, whatever came amid a commit before
+            self.touch(holder.key)  # at the end all are claimed, even those that an interrupted commit skipped
 
     def end(self) -> None:
         """Close all streams: the run has ended."""
@@ -287,7 +287,7 @@ class Holders:
             holder.stream.end()
 
     def tell_of_held(self, by: Caller) -> None:
-        """Log which streams are not claimed at the end, for others than `by` hold rows of them."""
+        """Log the streams that are not claimed at the end because others than `by` hold rows of them."""
         held = [holder.stream.key for holder in self.live() if holder.stream.held_elsewhere(by)]
         if held:
             from checkpoint.streams.telling import tell_of_holders
@@ -309,18 +309,18 @@ class Holders:
             tell_of_end(name, endings, failed=failed)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the rows of the run by stream, of members by group."""
+        """Return the row counts of the run by stream, those of members by group."""
         counts = {name: Counter(rows) for name, rows in self._counts.items()}
         for holder in self._by_key.values():
             _count(counts, holder)
         return {name: {what: rows[what] for what in ROWS} for name, rows in counts.items()}
 
     def read(self) -> list[str]:
-        """Return the keys, not of members, whose streams were read to their end, and claimed since."""
+        """Return the keys, without members, whose streams were read to their end and then claimed."""
         return [holder.key for holder in self._read() if holder.group is None]
 
     def members_read(self) -> dict[str, set[str]]:
-        """Return the members of each group whose streams were read so."""
+        """Return the same for the members of each group."""
         read: dict[str, set[str]] = {}
         for holder in self._read():
             if holder.group is not None:
@@ -335,7 +335,7 @@ class Holders:
         ]
 
     def formats(self) -> dict[str, str]:
-        """Return the format of each stream, of members by group; empty where it has none that can be named."""
+        """Return the format of each stream, for members by group; empty if it has no name."""
         return {holder.group or holder.key: holder.stream.cursor_format or "" for holder in self.live()}
 
     def check(self) -> None:

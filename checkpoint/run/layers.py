@@ -1,13 +1,13 @@
-"""The layers of a run's keys, and the claim that moves drafts down to the claims.
+"""The layers of a run's keys, and the step that turns drafts into claims.
 
-A key is held in up to three layers, the upper hiding the lower:
+A key is held in up to three layers, where an upper one hides the lower ones:
 
     drafts    what the job set, deleted or read in place; local to the job, not yet claimed
-    waiting   snapshots that the job said are safe, on their way to the store (`Claims`)
+    waiting   committed snapshots on their way to the store (`Claims`)
     known     the entries as the store is known to hold them (`Claims`)
 
-A member of a group is a key like any other, `__group__.NAME/MEMBER`; how it is stored is below, in `Groups`. A key that
-a live stream holds has no draft: the stream says at a claim what it is to hold.
+A member of a group is a key like any other, `__group__.NAME/MEMBER`; `Groups` decides how it is stored. A key that a
+live stream holds has no draft: the stream supplies its value at a claim.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 LARGE = 1_000_000
-"""Characters of a stored value from which on a warning is logged: 1 MB."""
+"""Length of a stored value from which a warning is logged: 1 MB."""
 
 
 class Layers:
-    """What a run holds of its namespace. Callers hold `claims.lock`."""
+    """The state of a run's namespace. Callers hold `claims.lock`."""
 
     def __init__(self, state_key: str, run_id: str | None) -> None:
         self.state_key = state_key
@@ -56,7 +56,7 @@ class Layers:
 
     @property
     def lock(self) -> threading.RLock:
-        """The lock over the layers; another one after a fork."""
+        """The lock over the layers; a fork replaces it."""
         return self.claims.lock
 
     def check_member(self, member: str) -> None:
@@ -64,18 +64,18 @@ class Layers:
         check_name("a member", member)
 
     def check_open(self) -> None:
-        """Refuse to be used before or after the run's block."""
+        """Raise an error before or after the run's block."""
         if self.phase != "open":
             raise RuntimeError(f"a Checkpointer is used inside its with block; this one is {self.phase}")
 
     # The mapping
 
     def shows(self, key: object) -> TypeGuard[str]:
-        """Tell whether a key is the mapping's: not a reserved one, and no group's."""
+        """Whether a key belongs to the mapping: neither reserved nor a group."""
         return isinstance(key, str) and not key.startswith(RESERVED) and not self.groups.hides(key)
 
     def keys(self) -> list[str]:
-        """Return the keys of the mapping, decoding none."""
+        """Return the keys of the mapping, without decoding any."""
         keys = dict.fromkeys(self.claims.known)
         waiting = [(key, value is not None) for key, value in self.claims.waiting.items()]
         for key, there in (*waiting, *self.drafts.edits()):
@@ -88,10 +88,10 @@ class Layers:
         return [key for key in keys if not key.startswith(RESERVED)]
 
     def read(self, key: str) -> Cursor:
-        """Return the cursor of a key or member, live where nothing else sets it.
+        """Return the cursor of a key or member: the live dict, unless a stream holds the key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: it is absent.
             CorruptState: the value is not a cursor.
 
         """
@@ -101,29 +101,29 @@ class Layers:
         if value is None:
             raise KeyError(key)
         cursor = decoded(self.state_key, key, value)
-        if self.holders.get(key) is None:  # else this is a copy of the stream's
+        if self.holders.get(key) is None:  # else it is a copy of the stream's cursor
             self.drafts.hand_out(key, cursor)
         return cursor
 
     def put(self, key: str, value: str, *, anyhow: bool) -> None:
-        """Set a key; equal to what lies below it is no change, unless `anyhow`.
+        """Set a key; a value equal to the one below is not a change, unless `anyhow`.
 
         Raises:
-            TypeError, ValueError: the key is not one, or a stream or group holds it.
+            TypeError, ValueError: the key is invalid, or a stream or group holds it.
 
         """
         check_key(key)
         self.check_free(key)
-        # What was written in a transaction that may be rolled back is set again in any case.
+        # A key written in a transaction that may be rolled back is always set again.
         undoable = self.rollback is not None and self.rollback.is_written(key)
         self.drafts.put(key, value, anyhow=anyhow or undoable)
 
     def changed(self) -> set[str]:
-        """Return the keys that were set, changed or deleted, and are not flushed; of a group, its name."""
+        """Return the keys with changes that are not flushed; a group counts by its name."""
         return {self.groups.owner(key) or key for key in {*self.claims.waiting, *self.drafts.changed()}}
 
     def check_free(self, key: str) -> None:
-        """Refuse to set a key that a stream or group holds, and what is none."""
+        """Refuse to set an invalid key, or one that a stream or group holds."""
         check_name("key", key)
         self._check_ungrouped(key)
         if self.holders.get(key) is not None:
@@ -138,7 +138,7 @@ class Layers:
     # Streams and groups
 
     def key_of(self, key: str, group: Group | str | None) -> str:
-        """Return the key that a stream is to hold: a key of the mapping, or a member of a group."""
+        """Return the key for a stream to hold: a key of the mapping, or a member of a group."""
         if group is None:
             check_key(key)
             self._check_ungrouped(key)
@@ -155,7 +155,7 @@ class Layers:
         return member_key(name, key)
 
     def stored_cursor(self, key: str) -> Cursor | None:
-        """Return the cursor that a stream starts from; what was read of it is a copy from here on."""
+        """Return the cursor that a stream starts from; a dict that was read before becomes a copy."""
         self.drafts.freeze(key)
         value = self.drafts.value(key)
         return None if value is None else decoded(self.state_key, key, value)
@@ -167,7 +167,7 @@ class Layers:
         self.holders.open(KeyHolder(stream, key, group, self.state_key, self.groups.below, packed=packed))
 
     def open_group(self, name: str, shards: int | None) -> Group:
-        """Open a group, in the place of one of its name."""
+        """Open a group, replacing an open one of the same name."""
         check_key(name)
         if self.drafts.is_edited(name) or self.holders.get(name) is not None:
             raise ValueError(f"{name!r} is a key of this run: name the group otherwise")
@@ -177,7 +177,7 @@ class Layers:
         return group
 
     def members_read(self) -> dict[str, dict[str, list[str]]]:
-        """Return which members of groups were read to their end; see `runs.members_read`."""
+        """Return the members of groups that were read to their end; see `runs.members_read`."""
         found: dict[str, dict[str, list[str]]] = {}
         for name, read in self.holders.members_read().items():
             prefix = member_key(name, "")
@@ -195,14 +195,14 @@ class Layers:
     # Claiming
 
     def claim(self, only: tuple[object, ...], by: Caller) -> set[str] | None:
-        """Claim what was asked for, all or none; return the entries to flush, None: all that wait.
+        """Claim what the commit includes, all or none; return the entries to flush (None: all waiting ones).
 
-        The streams that changed since they were claimed say what their keys are to hold. The drafts of the other keys
-        are added. What differs is claimed, members as the entries that hold them. Then the streams are told, and the
-        drafts. What did not change costs nothing.
+        Streams that changed since their last claim supply the values of their keys. The drafts of the other keys are
+        added. The differences are claimed, members as the entries that hold them. Then streams and drafts are notified.
+        Unchanged keys cost nothing.
 
         Raises:
-            TypeError, ValueError: something cannot be claimed; nothing was.
+            TypeError, ValueError: something cannot be claimed; nothing was claimed.
 
         """
         if self.rollback is not None:
@@ -213,12 +213,12 @@ class Layers:
             for key in keys:
                 self.holders.untouch(key)
             return self._take(scope)
-        except BaseException:  # of a signal handler too, anywhere in the loop
+        except BaseException:  # also of a signal handler, anywhere in the loop
             self.holders.touch_all(keys)
             raise
 
     def _note_undone(self, keys: Iterable[str]) -> None:
-        """Note that the layer below changes at these keys: their commits were rolled back."""
+        """Note that the layer below changes for these keys: their commits were rolled back."""
         self.drafts.moved_below(keys)
         self.holders.touch_all(dict.fromkeys(keys))
 
@@ -243,10 +243,10 @@ class Layers:
         return asked
 
     def _scope(self, only: tuple[object, ...], by: Caller) -> Scope:
-        """Return what a commit is asked for.
+        """Return the scope of a commit.
 
         Raises:
-            ValueError: something is neither a key nor a live stream or group of this run.
+            ValueError: an argument is neither a key nor a live stream or group of this run.
 
         """
         if not only:
@@ -290,7 +290,7 @@ class Layers:
         cast("set[str]", scope.keys).add(key)
 
     def _check_no_member(self, key: str) -> None:
-        """Refuse to commit a member by its key, which the mapping does not have."""
+        """Refuse to commit a member by its key: it is not in the mapping."""
         for holder in self.holders.live(GROUP_PREFIX):
             if holder.stream.key == key:
                 group = named(holder.key)[0]
@@ -311,10 +311,10 @@ class Layers:
     # Going back
 
     def discard(self, loaded: dict[str, Entry] | None = None) -> None:
-        """Drop what was not claimed, and adopt what conflicts found, or a fresh listing; holders go back.
+        """Drop unclaimed changes, adopt the entries that conflicts found or a fresh listing, and reset the holders.
 
         Raises:
-            CorruptState: a holder cannot go back, and is detached; the others went back.
+            CorruptState: a holder cannot be reset, and is detached; the others were reset.
 
         """
         self.drafts.clear()
@@ -338,7 +338,7 @@ class Layers:
 
 
 def check_key(key: str) -> None:
-    """Refuse a key that the mapping cannot have.
+    """Refuse a key that is invalid in the mapping.
 
     Raises:
         TypeError, ValueError: as `check_name`, or it is reserved.

@@ -1,12 +1,10 @@
-"""One run at a time: a reserved entry of the namespace, which the run that holds it keeps renewing.
+"""One run at a time: a reserved entry of the namespace, renewed by the run that holds it.
 
-The entry says who holds it (`owner`), since when, in which `epoch`, and a `beat` that every renewal counts up. It is
-written through `Store.commit` alone, each time on the base of the entry last known. On a store that compares and swaps
-every commit of the run names the entry in its base too, so that a run which lost it cannot commit: the entry is the
-fencing token (Kleppmann, "How to do distributed locking", 2016). On one that only detects foreign writes it is
-advisory.
-
-No clock is compared with another: whoever waits for a lease counts the time in which it was not renewed.
+The entry has the holder (`owner`), the start, the `epoch`, and a `beat` that every renewal increments. It is written
+through `Store.commit` only, always on the base of the last known entry. On a store with compare-and-swap every commit
+of the run includes the entry in its base, so that a run that lost the lease cannot commit: the entry is the fencing
+token (Kleppmann, "How to do distributed locking", 2016). On a store that only detects foreign writes it is advisory.
+Clocks of different machines are never compared: a waiting run measures the time without a renewal.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ LOOK = 1.0
 
 
 class LeaseState(NamedTuple):
-    """What the entry says."""
+    """The contents of the entry."""
 
     owner: str | None
     """The run that holds the namespace; None: it was released."""
@@ -71,10 +69,10 @@ class LeaseState(NamedTuple):
 
 
 def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
-    """Return the lease in an entry; without an entry, one that nobody has held.
+    """Return the lease in an entry; without an entry, a free one.
 
     Raises:
-        CorruptState: it is no lease.
+        CorruptState: it is not a lease.
 
     """
     if entry is None:
@@ -94,7 +92,7 @@ def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
 
 
 def _unlocked(told: Any) -> dict[str, str] | None:
-    """Return by whom a lease was released by hand; None: that is not told, or cannot be read."""
+    """Return who released a lease by hand; None if that is not recorded, or unreadable."""
     match told:
         case {"from": str(owner), "by": str(by)}:
             return {"from": owner, "by": by}
@@ -103,13 +101,13 @@ def _unlocked(told: Any) -> dict[str, str] | None:
 
 
 def unlock(store: Store, state_key: str) -> LeaseState:
-    """Release the lease of a namespace, whoever holds it, and return who held it, which the entry then tells.
+    """Release the lease of a namespace regardless of its holder; record and return that holder.
 
-    A run that still holds it finds its lease lost: on a store that compares and swaps it commits nothing any more.
+    A run that still holds it loses its lease, and on a store with compare-and-swap can no longer commit.
 
     Raises:
         Conflict: it was renewed or taken at the same moment.
-        CorruptState: the entry is no lease; it is replaced by a released one.
+        CorruptState: the entry is not a lease; a released one replaces it.
         StoreError: the store refused or failed.
 
     """
@@ -130,10 +128,9 @@ def _call(call: Callable[[], bool]) -> bool:
 
 
 class Lease:
-    """The hold of one run on one namespace, renewed by a thread of its own from `acquire` to `release`.
+    """The lease of one run on one namespace, renewed by its own thread from `acquire` to `release`.
 
-    The thread lets go of the lease too: an exception of a signal handler, which only the main thread sees, does not
-    keep it from that.
+    The thread also releases the lease: signal handlers raise only in the main thread, so they cannot prevent that.
     """
 
     def __init__(self, store: Store, state_key: str, run_id: str, seconds: float | None = None) -> None:
@@ -142,23 +139,23 @@ class Lease:
         self._run_id = run_id
         self._seconds = TIME if seconds is None else seconds
         self._beat = BEAT if seconds is None else seconds / 3
-        # Two runs of one id, in one process or in containers, may write their entries in the same millisecond.
+        # Two runs with the same id, in one process or in containers, may write their entries in the same millisecond.
         self._owner = ", ".join([platform.node(), f"process {os.getpid()}", f"run {run_id}", token_hex(4)])
         self._mine: LeaseState | None = None
         self._entry: Entry | None = None
         self._lost = False
-        self._told: SimpleQueue[None] = SimpleQueue()  # something is in it: let go
+        self._told: SimpleQueue[None] = SimpleQueue()  # non-empty: release the lease
         self._worker = Worker(f"checkpoint lease {state_key}")
         self._failure: BaseException | None = None  # of the thread
 
     def acquire(self, settle: Callable[[Callable[[], bool]], bool] = _call) -> None:
-        """Take the lease: at once where it is free, else after its time without a renewal.
+        """Take the lease: at once if it is free, else after its time has passed without a renewal.
 
         `settle` makes the call that writes.
 
         Raises:
             Locked: the run that holds it is alive.
-            CorruptState: the entry is no lease.
+            CorruptState: the entry is not a lease.
             StoreError: the store refused or failed.
             RuntimeError: the thread that renews it cannot be started.
 
@@ -166,7 +163,7 @@ class Lease:
         watched: LeaseState | None = None
         since = 0.0
         while True:
-            now = monotonic()  # before the look: the time counts from one look's end to another's beginning
+            now = monotonic()  # taken before the read: time counts from the end of one read to the start of another
             entry = self._look()
             found = lease_state(self._state_key, entry)
             if watched is None:
@@ -183,7 +180,7 @@ class Lease:
         self._worker.submit(self._keep)
 
     def base(self) -> dict[str, Entry]:
-        """Return what a commit of this run must find beside its own keys; nothing where the store has no versions.
+        """Return the base that commits of this run need for the lease; empty on a store without versions.
 
         Raises:
             LeaseLost: another run has the lease.
@@ -195,7 +192,7 @@ class Lease:
         return {KEY: entry} if entry is not None and entry.version is not None else {}
 
     def keeps(self, found: Entry | None) -> bool:
-        """Take note of the entry that a commit found in place of the one it expected; tell whether it is this run's."""
+        """Record the entry that a commit found instead of the expected one; return whether it is this run's."""
         ours = self._is_ours(found)
         if ours:
             self._entry = found
@@ -203,13 +200,13 @@ class Lease:
         return ours
 
     def release(self) -> None:
-        """Release the lease; the entry stays, with its epoch. A lost lease is left alone."""
+        """Release the lease; the entry stays, with its epoch. A lost lease is not touched."""
         self._told.put(None)
         self._worker.stop()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        self._let_go()  # where no thread was there to do it
+        self._let_go()  # if there was no thread to do it
 
     def abandon(self) -> None:
         """Tell the thread to release the lease, without waiting for it."""
@@ -220,23 +217,23 @@ class Lease:
         self._lost, self._told = True, SimpleQueue()
 
     def _look(self) -> Entry | None:
-        """Return the lease's entry; read alone where the store can."""
+        """Return the lease's entry, read by itself if the store can."""
         if isinstance(self._store, ReadsKeys):
             return self._store.read(self._state_key, [KEY]).get(KEY)
         return self._store.load(self._state_key).get(KEY)
 
     def _take(self, found: LeaseState, entry: Entry | None) -> bool:
-        """Try to take a free lease; False: another run was first."""
+        """Try to take a free lease; False if another run was first."""
         self._mine = LeaseState(self._owner, utc_now(), found.epoch + 1, 0, self._seconds)
         self._entry = entry
         try:
             self._write(self._mine)
-            if self._entry is not None and self._entry.version is None:  # two may have written at once
+            if self._entry is not None and self._entry.version is None:  # two runs may have written at the same time
                 self._entry = self._look()
             if self._is_ours(self._entry):
                 return True
         except Conflict as conflict:
-            if self._is_ours(conflict.found):  # an attempt that was not answered had landed
+            if self._is_ours(conflict.found):  # an attempt without a response had landed
                 self._entry = conflict.found
                 return True
         self._mine = None
@@ -251,7 +248,7 @@ class Lease:
             self._failure, self._mine = error, None
 
     def _renew(self) -> None:
-        """Renew the lease until it is lost or to be let go; a store that fails for a moment is asked again."""
+        """Renew the lease until it is lost or to be released; retry after a temporary failure of the store."""
         while not self._is_told():
             if self._lost or self._mine is None:
                 return
@@ -267,11 +264,11 @@ class Lease:
                 logger.warning("%r: the lease was not renewed: %s", self._state_key, error, extra=extra)
 
     def _fields(self, event: str) -> dict[str, str]:
-        """Return what a log record has beside its text."""
+        """Return the extra fields of a log record."""
         return {"checkpoint_event": event, "checkpoint_namespace": self._state_key}
 
     def _is_told(self) -> bool:
-        """Wait until the next renewal is due; tell whether the lease is to be let go instead."""
+        """Wait until the next renewal is due; return whether to release the lease instead."""
         try:
             self._told.get(timeout=self._beat)
         except Empty:
@@ -279,7 +276,7 @@ class Lease:
         return True
 
     def _let_go(self) -> None:
-        """Write that nobody holds the lease, once."""
+        """Write a free lease, in one attempt."""
         mine = self._mine
         if mine is None or self._lost:
             return
@@ -288,7 +285,7 @@ class Lease:
             try:
                 self._write(released)
             except Conflict as conflict:
-                if self.keeps(conflict.found):  # a renewal whose answer was lost
+                if self.keeps(conflict.found):  # a renewal whose response was lost
                     self._write(released)
         except CheckpointError as error:
             logger.warning(
@@ -310,7 +307,7 @@ class Lease:
 
 
 def check_exclusive(exclusive: object) -> float | None:
-    """Return the seconds of a lease, None for the usual time.
+    """Return the seconds of a lease, None for the default.
 
     Raises:
         TypeError, ValueError: it is neither a bool nor seconds above 0.

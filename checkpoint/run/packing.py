@@ -1,7 +1,7 @@
 """How the members of a run's open groups are stored: a `Form` for each group.
 
-A form says what a member's value is as last claimed, and turns changes of members into changes of the entries that are
-stored; see `checkpoint.run.forms` for what these are.
+A form returns the last claimed value of a member, and turns changes of members into changes of entries; see
+`checkpoint.run.forms` for the entries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 class Form:
     """How the members of one open group are stored, as last claimed.
 
-    A group that is stored as version 1 did has `old` members, until its head is claimed.
+    A group in the layout of version 1 has `old` members until its head is claimed.
     """
 
     def __init__(self, claims: Claims, name: str, old: Mapping[str, str], old_keys: Iterable[str]) -> None:
@@ -47,20 +47,20 @@ class Form:
 
     @property
     def shards(self) -> int | None:
-        """How many shards the members are packed into; None: they have an entry each."""
+        """Number of shards that the members are packed into; None: one entry per member."""
         return None
 
     @property
     def goes_together(self) -> bool:
-        """Whether all claimed entries go out with any of them: the group is being created or moved."""
+        """Whether all claimed entries are sent together: the group is being created or moved."""
         return self.head in self._claims.waiting or any(key in self._claims.waiting for key in self.old_keys)
 
     def below(self, member: str) -> str | None:
-        """Return a member's value, None where there is none."""
+        """Return a member's value, None if absent."""
         return self._old.get(member) if self._old and not self.exists else self._claims.below(self._entry(member))
 
     def is_unsure(self, member: str) -> bool:
-        """Tell whether the store may hold another value of a member than the one known."""
+        """Whether the store may hold another value of a member than the known one."""
         return self._claims.is_unsure(self._entry(member))
 
     def members(self) -> list[str]:
@@ -71,7 +71,7 @@ class Form:
         return [key[start:] for key in self._claims.keys_from(f"{self.head}/")]
 
     def lower(self, changes: Changes) -> Changes:
-        """Return which entries are to be changed for changes of members."""
+        """Return the changes of entries for changes of members."""
         lowered: Changes = {}
         if not self.exists:
             lowered[self.head] = forms.ENTRIES
@@ -80,11 +80,11 @@ class Form:
         return self._without_absent(lowered) | self._leftovers()
 
     def owns(self, key: str) -> bool:
-        """Tell whether an entry is the group's."""
+        """Whether an entry belongs to the group."""
         return key == self.head or key.startswith(f"{self.head}/") or key in self.old_keys
 
     def relies_on(self, keys: Iterable[str]) -> list[str]:  # the head always has the same content
-        """Return the entries that must be as they were for these to be written."""
+        """Return the entries that must be unchanged when these are written."""
         return []
 
     @property
@@ -93,14 +93,14 @@ class Form:
         return []
 
     def moved_into(self, key: str) -> dict[str, str]:
-        """Return the members that version 1 stored and that go into an entry."""
+        """Return the members from version 1 that go into an entry."""
         return {member: value for member, value in self._old.items() if self._entry(member) == key}
 
     def _entry(self, member: str) -> str:
         return f"{self.head}/{member}"
 
     def _without_absent(self, changes: Changes) -> Changes:
-        """Leave out deletions of entries that are not there."""
+        """Leave out deletions of absent entries."""
         return {
             key: value for key, value in changes.items() if value is not None or self._claims.below(key) is not None
         }
@@ -119,20 +119,20 @@ class Packed(Form):
         self._state_key = state_key
         self._shards = shards
         self._keys = [forms.shard_key(name, index) for index in range(shards)]
-        self._read: dict[str, tuple[str, dict[str, Any]]] = {}  # shards that were decoded, with their values
+        self._read: dict[str, tuple[str, dict[str, Any]]] = {}  # decoded shards, with their values
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return self._shards
 
     @property
     def goes_together(self) -> bool:
-        """Whether all claimed entries go out with any of them: one shard holds many members."""
+        """Whether all claimed entries are sent together: one shard holds many members."""
         return True
 
     def below(self, member: str) -> str | None:
-        """Return a member's value, None where there is none."""
+        """Return a member's value, None if absent."""
         if self._old and not self.exists:
             return self._old.get(member)
         items = self._items(self._entry(member))
@@ -145,11 +145,11 @@ class Packed(Form):
         return [member for key in self._keys for member in self._items(key)]
 
     def lower(self, changes: Changes) -> Changes:
-        """Return which shards are to be changed for changes of members."""
+        """Return the changes of shards for changes of members."""
         lowered: Changes = {}
         if not self.exists:
             lowered[self.head] = forms.packed_head(self._shards, self.old_keys)
-            # Left over from a move that was killed before it had written the head.
+            # Left over from a move that was killed before it wrote the head.
             lowered |= dict.fromkeys(forms.shard_keys(self.name, self._claims.known))
             changes = {**self._old, **changes}
         by_shard: dict[str, Changes] = {}
@@ -160,11 +160,11 @@ class Packed(Form):
         return self._without_absent(lowered) | self._leftovers()
 
     def owns(self, key: str) -> bool:
-        """Tell whether an entry is the group's."""
+        """Whether an entry belongs to the group."""
         return key == self.head or key in self._keys or key in self.old_keys
 
     def relies_on(self, keys: Iterable[str]) -> list[str]:
-        """Return the head, where shards are written: their number must be as it was."""
+        """Return the head if shards are written: their number must be unchanged."""
         return [self.head] if any(key in self._keys for key in keys) else []
 
     @property
@@ -176,14 +176,14 @@ class Packed(Form):
         return self._keys[forms.index_of(member, self._shards)]
 
     def _items(self, key: str) -> dict[str, Any]:
-        """Return what a shard holds, not to be changed."""
+        """Return the items of a shard, read-only."""
         value = self._claims.below(key)
         if value is None:
             return {}
         read = self._read.get(key)
         if read is None or read[0] != value:
             items = decoded(self._state_key, key, value)
-            # What belongs to another shard was left over where `checkpoint reshard` was killed.
+            # Members of another shard are left over from a `checkpoint reshard` that was killed.
             own = {member: item for member, item in items.items() if self._entry(member) == key}
             read = self._read[key] = value, own
         return read[1]
@@ -202,7 +202,7 @@ class Packed(Form):
 
 
 class Groups:
-    """The open groups of a run, and what lies below their members."""
+    """The open groups of a run, and the layer below their members."""
 
     def __init__(self, state_key: str, claims: Claims) -> None:
         self.key_by_key = False
@@ -216,7 +216,7 @@ class Groups:
     # What the layers ask
 
     def below(self, key: str) -> str | None:
-        """Return the value of a key or member as last claimed, else as known; None where there is none."""
+        """Return the value of a key or member as last claimed, else as known; None if absent."""
         if self._forms and key.startswith(GROUP_PREFIX):
             head, slash, member = key.partition("/")
             if slash and head in self._forms:
@@ -224,14 +224,14 @@ class Groups:
         return self._claims.below(key)
 
     def is_unsure(self, key: str) -> bool:
-        """Tell whether the store may hold another value of a key or member than the one known."""
+        """Whether the store may hold another value of a key or member than the known one."""
         head, slash, member = key.partition("/")
         if slash and head in self._forms:
             return self._forms[head].is_unsure(member)
         return self._claims.is_unsure(key)
 
     def differing(self, values: Changes) -> Changes:
-        """Return the values that are not claimed or stored already."""
+        """Return the values that are not yet claimed or stored."""
         return {key: value for key, value in values.items() if value != self.below(key) or self.is_unsure(key)}
 
     def lower(self, changes: Changes) -> Changes:
@@ -251,9 +251,9 @@ class Groups:
         return lowered
 
     def entries_of(self, keys: Iterable[str], whole: Iterable[str]) -> set[str]:
-        """Return claimed entries that go out together with keys and members, and all of `whole` groups.
+        """Return the claimed entries to send for keys and members, and all entries of the groups in `whole`.
 
-        Of a packed group, and of one that is only now being created or moved, these are all its entries.
+        For a packed group, or one that is being created or moved, these are all its entries.
         """
         heads = {key.partition("/")[0] for key in keys if key.startswith(GROUP_PREFIX)} & self._forms.keys()
         together = [self._forms[head] for head in heads if self._forms[head].goes_together]
@@ -261,11 +261,11 @@ class Groups:
         return {key for key in self._claims.waiting if any(form.owns(key) for form in together)}
 
     def steps(self, batch: Changes) -> list[Changes]:
-        """Cut a batch into what must land one after the other, where the store writes key by key.
+        """Cut a batch into steps that must land one after the other, for a store that writes key by key.
 
-        A head is written before the first shard, so that shards without one are known to be damage. A group that is
-        moved from version 1 has its shards written first: until the head is there the old entries count, and when it
-        is there the new ones do.
+        A head is written before the first shard, so that shards without one are known to be damage. For a group that is
+        moved from version 1, the shards are written first: the old entries count until the head exists, then the new
+        ones.
         """
         if not self.key_by_key:
             return [batch]
@@ -278,26 +278,26 @@ class Groups:
         return [step for step in steps if step]
 
     def uncompared(self) -> set[str]:
-        """Return the heads whose content is always the same: whoever else writes them writes the same."""
+        """Return the heads with a fixed content, which need no comparison: every run writes the same."""
         return {head for head, form in self._forms.items() if form.shards is None}
 
     def packed(self) -> set[str]:
-        """Return the heads and shards of packed groups: nobody may write past what another run packed."""
+        """Return the heads and shards of packed groups: a commit must not overwrite what another run packed."""
         packed = [form for form in self._forms.values() if form.shards is not None]
-        moved = {key for form in self._forms.values() for key in form.old_keys}  # whose members all are written
+        moved = {key for form in self._forms.values() for key in form.old_keys}  # all members are written
         return {key for form in packed for key in (form.head, *form.shard_entries)} | moved
 
     def is_shard(self, key: str) -> bool:
-        """Tell whether an entry is a shard of an open group."""
+        """Whether an entry is a shard of an open group."""
         return any(key in form.shard_entries for form in self._forms.values())
 
     def over(self, key: str, value: str | None, found: Entry | None) -> str:
-        """Return a shard as another run wrote it, with the members in it that this run changes to `value`.
+        """Return a shard that another run wrote, with the members that this run changes in `value`.
 
-        A claim that waits for the shard changes with it.
+        A waiting claim of the shard is updated, too.
 
         Raises:
-            CorruptState: what was found is no shard.
+            CorruptState: the entry found is not a shard.
 
         """
         claims = self._claims
@@ -310,7 +310,7 @@ class Groups:
         def over_theirs(claimed: str | None) -> str:
             ours = self._unpacked(key, claimed)
             members = {*ours, *(member for before in (known, *sent) for member in before)}
-            # Of what was sent counts what is still stored: of others' members it holds what they were before.
+            # Of the sent members only those still stored count: for other runs' members it holds earlier values.
             changed = {
                 m: ours.get(m)
                 for m in members
@@ -326,7 +326,7 @@ class Groups:
         return {} if value is None else forms.unpack(self._state_key, key, value)
 
     def hides(self, key: str) -> bool:
-        """Tell whether a key holds an open group, and so is no key of the mapping."""
+        """Whether a key belongs to an open group, and so is not in the mapping."""
         return key in self._hidden or key in self._open
 
     def owner(self, key: str) -> str | None:
@@ -341,12 +341,12 @@ class Groups:
         return next((form.name for form in self._forms.values() if form.owns(key)), key.removeprefix(GROUP_PREFIX))
 
     def relied_on(self, keys: Iterable[str]) -> list[str]:
-        """Return the entries that must be as they were for these to be written."""
+        """Return the entries that must be unchanged when these are written."""
         keys = list(keys)
         return [each for form in self._forms.values() if form.shards is not None for each in form.relies_on(keys)]
 
     def read_again(self, key: str, loaded: Mapping[str, Entry]) -> dict[str, Entry | None]:
-        """Return the entries of the group that a key belongs to, as a listing has them, None for missing ones."""
+        """Return the entries of a key's group from a listing, None for missing ones."""
         form = next((form for form in self._forms.values() if form.owns(key)), None)
         if form is None:
             return {}
@@ -355,7 +355,7 @@ class Groups:
         return {each: loaded.get(each) for each in [*shards, *(each for each in keys if form.owns(each))]}
 
     def told(self, conflict: Conflict) -> Conflict:
-        """Return a conflict as the job knows it: of a group's entry, one of the group and the member that differs."""
+        """Return a conflict for the job: for a group's entry it names the group and the member that differs."""
         name = self.owner(conflict.key)
         if name is None:
             return conflict
@@ -369,10 +369,10 @@ class Groups:
     # Opening
 
     def open(self, keys: Keys, name: str, shards: int | None) -> Group:
-        """Open a group, in the place of one of its name; `shards` is for where it is created.
+        """Open a group, replacing an open one of the same name; `shards` applies if it is created.
 
         Raises:
-            CorruptState: what is stored is not a group.
+            CorruptState: the stored value is not a group.
             ValueError: the key of that name holds a cursor.
 
         """
@@ -406,17 +406,17 @@ class Groups:
         return [group for group in self._open.values() if group.live]
 
     def close(self, name: str) -> None:
-        """Detach a group; nothing holds the entries of its members any more."""
+        """Detach a group, and release the entries of its members."""
         if (group := self._open.pop(name, None)) is not None:
             group.detach()
             self._forms.pop(head_key(name), None)
             self._hidden = {key: owner for key, owner in self._hidden.items() if owner != name}
 
     def back(self, lost: Callable[[str], None]) -> None:
-        """Look again how the open groups are stored; of one that cannot be read `lost` is told, and the others go on.
+        """Read the form of the open groups again; call `lost` for each that cannot be read, and continue.
 
         Raises:
-            CorruptState, ValueError: of the first such group.
+            CorruptState, ValueError: that of the first such group.
 
         """
         failure: Exception | None = None
@@ -435,7 +435,7 @@ class Groups:
             raise failure
 
     def _form(self, name: str, shards: int | None) -> Form:
-        """Return how a group is stored, or is to be stored where it is not yet."""
+        """Return the form of a group, stored or new."""
         head = head_key(name)
         if self.key_by_key:
             self._check_apart(name)
@@ -470,7 +470,7 @@ class Groups:
         return {"checkpoint_event": event, "checkpoint_namespace": self._state_key, "checkpoint_stream": group}
 
     def _left_by_version_1(self, form: Form) -> list[str]:
-        """Return the entries of version 1 that were written beside the group's head, and not left over by its move."""
+        """Return version 1 entries that were written although the group has a head, without leftovers of its move."""
         known = self._claims.known
         return sorted(key for key in known if forms.version_1_shards(form.name, key) and key not in form.old_keys)
 
@@ -482,7 +482,7 @@ class Groups:
             raise ValueError(f"{name!r} would share entries with the group {before!r}: name it otherwise")
 
     def _check_apart(self, name: str) -> None:
-        """Refuse a packed group one of whose entries another group has, such as `g` beside `g.00`."""
+        """Refuse a packed group that shares an entry with another group, such as `g` and `g.00`."""
         before, _, number = name.rpartition(".")
         entries = {*self._claims.known, *self._claims.waiting}
         inside = number.isdecimal() and (before in self._open or head_key(before) in entries)
@@ -500,12 +500,12 @@ def _is_head(value: str | None) -> bool:
 
 
 def _first_difference(expected: Entry | None, found: Entry | None) -> str | None:
-    """Return the first member in which two versions of a shard differ, None where one cannot be read."""
+    """Return the first member in which two versions of a shard differ, None if one cannot be read."""
     try:
         ours, theirs = ({} if entry is None else codec.decode(entry.value) for entry in (expected, found))
     except ValueError:
         return None
-    nothing = {"": None}  # no cursor
+    nothing = {"": None}  # not a cursor
     differing = (
         member
         for member in sorted({*ours, *theirs})

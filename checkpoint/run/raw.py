@@ -43,5 +43,5 @@ class Values(MutableMapping[str, str]):
         return len(self._cursors)
 
     def clear(self) -> None:
-        """Delete every key, decoding none."""
+        """Delete every key, without decoding any."""
         self._cursors.clear()

@@ -1,4 +1,4 @@
-"""`checkpoint reshard`: a packed group into another number of shards, in an order that may be cut anywhere."""
+"""`checkpoint reshard`: packs a group into another number of shards, in an order that is safe to interrupt."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RUN_ID = "checkpoint reshard"
 
 
 def reshard(store: Store, state_key: str, name: str, shards: int) -> tuple[int, int]:
-    """Pack a group into another number of shards; return the number before, and how many members there are.
+    """Pack a group into another number of shards; return the number before, and the number of members.
 
-    It takes the namespace's lease. First each shard gets what it will hold beside what it holds; then the head says the
-    new number; then what a shard holds no longer is taken out. A shard is read for its own members only, so killed
-    anywhere the group is whole, in the old number or in the new one, and this may be called again.
+    It takes the namespace's lease. First each shard gets its new members in addition to its old ones. Then the head
+    gets the new number. Then the old members are removed from the shards. Readers ignore members in the wrong shard, so
+    the group is complete, with the old or the new number, wherever this is killed, and it can be called again.
 
     Raises:
-        ValueError, TypeError: there is no such packed group, or the number is none.
+        ValueError, TypeError: there is no such packed group, or the number is invalid.
         Locked: a run holds the namespace.
         Conflict: a run that takes no lease changed the group meanwhile; call again.
         CorruptState, StoreError: what is stored is not a group; the store refused or failed.
@@ -74,7 +74,7 @@ def _shards_of(state_key: str, name: str, values: Mapping[str, str]) -> int:
 def _write_differing(
     store: Store, state_key: str, name: str, changes: Mapping[str, str | None], known: dict[str, Entry]
 ) -> None:
-    """Write what differs, where the group still is as it was read and written: `known`, which is brought up to date."""
+    """Write the differences if the group still equals `known`, and update `known`."""
     differing = {key: value for key, value in changes.items() if (known[key].value if key in known else None) != value}
     if differing:
         base = {key: known.get(key) for key in {*differing, *forms.shard_keys(name, known), head_key(name)}}

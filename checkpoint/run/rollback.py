@@ -1,7 +1,7 @@
 """Detects that the caller rolled back, for stores that write in the caller's transactions.
 
-The library is not notified of a rollback. Before a commit the keys that the run has written are read again: an entry as
-it was before one of the run's own commits shows that the transaction of that commit was rolled back.
+The library is not notified of a rollback. Before a commit the keys that the run has written are read again: an entry
+that equals its state before one of the run's own commits shows that this commit was rolled back.
 
     past     key → digests of the entries it had before each commit of this run
     undone   key → the value that a commit gave it which was rolled back, until the key is committed again
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from checkpoint.stores.base import JoinsTransactions
 
 REMEMBERED = 1_000
-"""How many earlier entries of a key are recognised; 16 bytes are kept of each."""
+"""Number of earlier entries of a key that are recognised; each takes 16 bytes."""
 
 
 class Rollback:
-    """What a run has written in the caller's transactions, and which of it was rolled back."""
+    """The keys that a run has written in the caller's transactions, and those that were rolled back."""
 
     def __init__(self, store: JoinsTransactions, state_key: str) -> None:
         self._store = store
@@ -38,17 +38,17 @@ class Rollback:
         self._undone: Changes = {}
 
     def is_written(self, key: str) -> bool:
-        """Tell whether a key was written in a transaction that may yet be rolled back."""
+        """Whether a key was written in a transaction that may still be rolled back."""
         return key in self._past
 
     def wrote(self, before: Mapping[str, Entry | None]) -> None:
-        """Note that keys were written, which had these entries before."""
+        """Note that keys were written, with the entries that they had before."""
         for key, entry in before.items():
             self._past.setdefault(key, deque(maxlen=REMEMBERED)).append(_digest(entry))
             self._undone.pop(key, None)
 
     def look(self, claims: Claims, note: Callable[[list[str]], object]) -> None:
-        """Correct what is known of keys whose commit was rolled back; they are told to `note` before."""
+        """Correct the known entries of keys whose commit was rolled back, after passing the keys to `note`."""
         if not self._past:
             return
         found = self._store.read(self._state_key, list(self._past))
@@ -65,7 +65,7 @@ class Rollback:
         """Refuse claims that build on rolled-back rows; the same rows may be claimed again.
 
         Raises:
-            RuntimeError: a claim goes on from a value that was rolled back.
+            RuntimeError: a claim continues from a value that was rolled back.
 
         """
         for key, value in claims.items():
@@ -79,7 +79,7 @@ class Rollback:
                 )
 
     def need_transaction(self, keys: Iterable[str]) -> None:
-        """Refuse to flush keys where the caller has begun no transaction.
+        """Refuse to flush keys if the caller has not begun a transaction.
 
         Raises:
             RuntimeError: there are keys, and no transaction is open.
@@ -92,7 +92,7 @@ class Rollback:
             )
 
     def discard(self) -> None:
-        """Forget what was rolled back: the job goes on from what is stored."""
+        """Forget what was rolled back: the job continues from the stored values."""
         self._undone.clear()
 
 

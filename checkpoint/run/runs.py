@@ -1,8 +1,8 @@
-"""The runs of a namespace, as they are recorded: the entry `__run__`, whose history is their list.
+"""The recorded runs of a namespace: the history of the entry `__run__`.
 
-A run is written twice, when it has begun and when it ends, by commits of its own that compare nothing. A record without
-an end is of a run that is still going, or was killed. Beside the run stands what is known of the streams of the
-namespace (`Known`), which each record takes over from the one before it.
+A run is written twice, at its beginning and end, by separate commits without a comparison. A record without an end
+belongs to a run that is still running or was killed. The record also has what is known about the streams of the
+namespace (`Known`); each record continues the one before it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("checkpoint")
 
 AIRFLOW = ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_TASK_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_TRY_NUMBER")
-"""Environment variables in which Airflow names a task's try."""
+"""Environment variables of Airflow that identify a task's try."""
 
 
 class Run(NamedTuple):
     """One run of a job."""
 
     run_id: str
-    """The run, as it is named with every entry that it wrote."""
+    """The id of the run, recorded in every entry that it wrote."""
     host: str
     """The name of its machine."""
     process: int
@@ -42,21 +42,21 @@ class Run(NamedTuple):
     started: str
     """Time of the beginning: ISO 8601 with `Z`, by the clock of its machine."""
     ended: str | None = None
-    """Time of the end; None: not recorded, because the run is still going or was killed."""
+    """Time of the end; None: not recorded, because the run is still running or was killed."""
     outcome: str | None = None
     """`done`, `failed` or `stopped`; None as with `ended`."""
     error: str | None = None
-    """The name of the class of what ended it; None: nothing did."""
+    """The class name of the exception that ended it; None without one."""
     commits: int = 0
     """Commits that sent something."""
     streams: Mapping[str, Mapping[str, int]] = {}
-    """By stream, and for all members of a group together: rows seen, delivered, dropped and late."""
+    """Rows seen, delivered, dropped and late, by stream; a group counts all its members."""
     read: Sequence[str] = ()
-    """Streams that were read to their end, where that is known; members of groups are not told."""
+    """Streams known to have been read to their end, without members of groups."""
 
 
 class Did(NamedTuple):
-    """What a run did until its end, as it is recorded; see `Run`."""
+    """What a run did, as recorded at its end; see `Run`."""
 
     commits: int
     streams: Mapping[str, Mapping[str, int]]
@@ -64,29 +64,30 @@ class Did(NamedTuple):
 
 
 MOST_NAMED = 200
-"""Members of a group that a record names at most."""
+"""The most members of a group in a record."""
 
 
 class Known(NamedTuple):
-    """What the records tell of the streams of a namespace; of members by the name of their group.
+    """What the records say about the streams of a namespace; members count under their group's name.
 
-    Runs that overlap may lose each other's part of it: it is shown to people, and no stream depends on it.
+    Overlapping runs may overwrite each other's part: it is only for display, and no stream depends on it.
     """
 
     formats: Mapping[str, str] = {}
-    """The `cursor_format` that the latest run gave each, where it is a name or a pattern."""
+    """The latest `cursor_format` of each, if it is a name or a pattern."""
     reads: Mapping[str, Mapping[str, Any]] = {}
-    """When a run that ended well read each to its end: `at`, of groups with the members that it read (`only`), or that
-    it did not read (`but`)."""
+    """When a successful run read each to its end (`at`); for groups with the members that it read (`only`) or did not
+    read (`but`).
+    """
 
     @classmethod
     def of(cls, entry: Entry | None) -> Known:
-        """Return what the entry `__run__` tells."""
+        """Return what the entry `__run__` says."""
         return told_by(None if entry is None else entry.value)[0]
 
     @classmethod
     def of_record(cls, stored: Mapping[str, Any], run: Run | None) -> Known:
-        """Return what a record tells, whose run is read already."""
+        """Return what a record says, given its run."""
         formats, reads = (_dict(stored.get(field)) for field in cls._fields)
         of_groups = {name: read for name, each in reads.items() if isinstance((read := _dict(each)).get("at"), str)}
         by_moment = {name: {"at": at} for at, names in _dict(stored.get("at")).items() for name in _texts(names)}
@@ -95,7 +96,7 @@ class Known(NamedTuple):
         return cls(_by_name(formats), {**by_moment, **just_now, **of_groups})
 
     def told(self, run: Run) -> dict[str, Any]:
-        """Return this as the record of a run has it; what it read to its end itself is left out."""
+        """Return this in the form of a run's record, without the streams that the run itself read to their end."""
         own = {*run.read} if run.outcome == "done" else set[str]()
         formats: dict[str, list[str]] = {}
         moments: dict[str, list[str]] = {}
@@ -111,7 +112,7 @@ class Known(NamedTuple):
         return {field: value for field, value in told.items() if value}
 
     def of_those(self, stored: Container[str], streams: Container[str]) -> Known:
-        """Return what is known of the keys and groups that are stored, and of these streams; others are gone."""
+        """Return the part for stored keys and groups and for these streams; the rest no longer exists."""
 
         def is_there(name: str) -> bool:
             return name in stored or head_key(name) in stored or name in streams
@@ -120,7 +121,7 @@ class Known(NamedTuple):
         return Known(formats, {name: read for name, read in self.reads.items() if is_there(name)})
 
     def read_at(self, key: str, member: str | None = None) -> str | None:
-        """Return when a run ended that read a key, or a member of a group, to its end; None: that is not known."""
+        """Return the end of the run that read a key or member to its end; None: unknown."""
         read = self.reads.get(key)
         if read is None:
             return None
@@ -132,13 +133,13 @@ class Known(NamedTuple):
         return read["at"] if is_read else None
 
     def and_then(self, later: Known) -> Known:
-        """Return this with what a later run did: its streams have the formats that it gave them, or none."""
+        """Return this updated by a later run, whose streams keep only the formats that it gave them."""
         formats = {**self.formats, **later.formats}
         return Known({name: form for name, form in formats.items() if form}, {**self.reads, **later.reads})
 
 
 def told_by(value: str | None) -> tuple[Known, Run | None]:
-    """Return what a value of `__run__` tells of the streams, and its run; what cannot be read tells nothing."""
+    """Return what a value of `__run__` says about the streams, and its run; unreadable parts are left out."""
     try:
         stored: dict[str, Any] = {} if value is None else codec.decode(value)
     except ValueError:
@@ -152,7 +153,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _by_name(formats: Mapping[str, object]) -> dict[str, str]:
-    """Return the format of each name; version 1 told them by name."""
+    """Return the format of each name; version 1 recorded them by name."""
     by_name = {name: form for name, form in formats.items() if isinstance(form, str)}
     return by_name | {name: form for form, names in formats.items() for name in _texts(names)}
 
@@ -162,7 +163,7 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def members_read(read: set[str], every: set[str]) -> dict[str, list[str]] | None:
-    """Return which members of a group were read as a record has it; None: none were, or too many are to be named."""
+    """Return the read members of a group in the form of a record; None: none, or too many to list."""
     but = every - read
     if not read or min(len(read), len(but)) > MOST_NAMED:
         return None
@@ -170,10 +171,10 @@ def members_read(read: set[str], every: set[str]) -> dict[str, list[str]] | None
 
 
 def run_id_of(given: str | None) -> str:
-    """Return the id of a run: as given, else `$CHECKPOINT_RUN_ID`, else as Airflow names it, else a random one.
+    """Return the id of a run: the given one, else `$CHECKPOINT_RUN_ID`, else that of Airflow, else a random one.
 
     Raises:
-        TypeError, ValueError: it is not text, is empty, or holds what not every store can.
+        TypeError, ValueError: it is not a str, is empty, or some store cannot hold it.
 
     """
     if given is None:
@@ -188,7 +189,7 @@ def run_id_of(given: str | None) -> str:
 
 
 class Record:
-    """Records one run in a store that keeps history; a failure to is one warning, and nothing more."""
+    """Records one run in a store that keeps history; a failure only logs one warning."""
 
     def __init__(self, store: KeepsHistory, state_key: str, run_id: str, known: Known) -> None:
         self._store = store
@@ -204,7 +205,7 @@ class Record:
     def end(
         self, error: BaseException | None, did: Did, known: Known, stored: Container[str], *, stopped: bool
     ) -> None:
-        """Record how the run ended, once, and what it makes known of its streams; `stored` are the entries' keys."""
+        """Record, once, how the run ended and what it says about its streams; `stored` has the entries' keys."""
         run, self._run = self._run, None
         if run is None or run.process != os.getpid():  # the child of a fork is not the run
             return
@@ -233,12 +234,12 @@ class Record:
 
 
 def recorded(changes: Iterable[Change]) -> list[Run]:
-    """Return the runs in the history of `__run__`, the one that began last first.
+    """Return the runs in the history of `__run__`, the latest first.
 
-    What cannot be read as a run is left out: a later release may record more.
+    Unreadable records are left out: a later release may record more.
     """
     runs: dict[tuple[str, str], Run] = {}
-    for change in changes:  # newest first, so the record of an end comes before that of its beginning
+    for change in changes:  # newest first, so a run's end comes before its beginning
         for run in _runs_in(change.cursor_after or {}):
             earlier = runs.get((run.run_id, run.started))
             if earlier is None or (earlier.ended is None and run.ended is not None):
@@ -247,7 +248,7 @@ def recorded(changes: Iterable[Change]) -> list[Run]:
 
 
 def _told(run: Run) -> dict[str, Any]:
-    """Return a run as it is recorded; see the top of this file."""
+    """Return a run in its recorded form; see the top of this file."""
     told = {field: value for field, value in run._asdict().items() if field not in {"streams", "read"}}
     streams = {name: _without_zeros([rows.get(what, 0) for what in ROWS]) for name, rows in run.streams.items()}
     read = {*run.read}
@@ -262,7 +263,7 @@ def _without_zeros(rows: list[int]) -> list[int]:
 
 
 def _runs_in(stored: Mapping[str, Any]) -> list[Run]:
-    """Return the run that a record tells; none where it cannot be read as one."""
+    """Return the run in a record; none if it is unreadable."""
     told = {**Run._field_defaults, **{name: stored[name] for name in Run._fields if name in stored}}
     if not all(isinstance(told.get(name, ...), kind) for name, kind in _KINDS.items()):
         return []
@@ -273,7 +274,7 @@ def _runs_in(stored: Mapping[str, Any]) -> list[Run]:
 
 
 def _rows(told: object) -> Mapping[str, int]:
-    """Return the rows of a stream by what became of them; version 1 told them so."""
+    """Return the row counts of a stream by outcome, as in records of version 1."""
     rows = dict(zip(ROWS, cast("list[object]", told), strict=False)) if isinstance(told, list) else _dict(told)
     return _NO_ROWS | {what: number for what, number in rows.items() if isinstance(number, int)}
 

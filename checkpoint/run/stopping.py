@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first one is noted, a second one interrupts."""
+"""Signals that ask a run to stop: the first one is recorded, a second one interrupts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Stops:
     """The stop signals of one run.
 
     Raises:
-        TypeError: one signal was given, and not several.
-        ValueError: one of them is no signal, or none that a process can handle.
+        TypeError: the argument is a single signal instead of several.
+        ValueError: one is not a signal, or a process cannot handle it.
 
     """
 
@@ -28,7 +28,7 @@ class Stops:
         if isinstance(numbers, int | str):
             raise TypeError(f"stop_signals must be several signals, such as (signal.SIGTERM,), not {numbers!r}")
         self.came: list[int] = []
-        """The signals that came; streams look at it too."""
+        """The received signals; streams read this too."""
         self._numbers = tuple(dict.fromkeys(signal.Signals(number) for number in numbers))
         if unheard := _UNHEARD.intersection(self._numbers):
             raise ValueError(f"stop_signals: no process is told of {min(unheard).name}")

@@ -1,4 +1,4 @@
-"""Resources that entering a run took and leaving releases, also when it is interrupted."""
+"""Resources that entering a run acquires and leaving releases, even when interrupted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class Taken:
     """Callbacks that release resources, in reverse order.
 
-    An exception of a signal handler may come at any bytecode, so a callback is forgotten only when it has returned, and
-    is called a second time where it raised: each must be safe to call twice.
+    A signal handler may raise at any bytecode. So a callback is removed only after it has returned, and called again if
+    it raised: each must be safe to call twice.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Taken:
         self._callbacks.append(callback)
 
     def let_go(self) -> None:
-        """Call all callbacks, and raise the first failure at the end."""
+        """Call all callbacks, then raise the first failure."""
         failure: BaseException | None = None
         again = True
         while self._callbacks:
