@@ -152,7 +152,7 @@ class Drafts:
                 self._copies[key] = _copy(self._read[key])
 
     def moved_below(self, keys: Iterable[str]) -> None:
-        """Note that the layer below changed otherwise."""
+        """Note that the layer below changed, other than by a claim."""
         for key in keys:
             if key in self._read:
                 self._copies[key] = None

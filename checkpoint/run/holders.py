@@ -69,7 +69,7 @@ class Stream(Protocol):
         ...
 
     def claim(self) -> Cursor | None:
-        """Mark all rows handed out as delivered, and return the cursor to store; None: nothing to store."""
+        """Return the cursor to store once all rows handed out are delivered; None: nothing to store."""
         ...
 
     def claimed(self) -> None:
@@ -320,7 +320,7 @@ class Holders:
         return [holder.key for holder in self._read() if holder.group is None]
 
     def members_read(self) -> dict[str, set[str]]:
-        """Return the same for the members of each group."""
+        """Return the members of each group whose streams were read to their end and then claimed."""
         read: dict[str, set[str]] = {}
         for holder in self._read():
             if holder.group is not None:

@@ -418,7 +418,7 @@ def _throttle(base_url: str, token: Secret, rate: tuple[int, float]) -> _Throttl
 
 
 def checked_url(base_url: str, what: str, example: str, options: Iterable[str], *, prefix: str = "") -> str:
-    """Return a service's base URL with a lower-case scheme, without `server+` and a trailing slash.
+    """Return a service's base URL with a lower-case scheme, without `prefix` and a trailing slash.
 
     Raises:
         ValueError: it is invalid, or has a user, a query or a fragment.
