@@ -320,7 +320,7 @@ class _Commit:
         self._late = False
 
     def settle(self, last_look: float) -> Receipt:
-        """Commit within the deadline, and read back once more after it, within `seconds`."""
+        """Commit within the deadline, and read back once more after it, within `last_look` seconds."""
         try:
             try:
                 return self._call.run.retry(self._attempt, self._call.deadline, POLICY)
