@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from checkpoint.entries import LEASE_KEY, RUN_KEY
 from checkpoint.errors import StateMissing
-from checkpoint.run.rollback import Rollback
 from checkpoint.run.runs import Did, Known, Record
 from checkpoint.run.taken import Taken
 from checkpoint.stores import open_store
@@ -85,6 +84,8 @@ class Block:
         if isinstance(store, HasDeadline):
             layers.claims.doubts.lasting = 2 * store.deadline
         if (transactions := joined(store)) is not None:
+            from checkpoint.run.rollback import Rollback  # most runs need none
+
             layers.rollback = Rollback(transactions, layers.state_key)
         if settings.exclusive is not False:
             self._acquire(store)

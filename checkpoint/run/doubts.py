@@ -13,7 +13,6 @@ any of these is dropped.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,16 +24,18 @@ NOTHING: Final = object()
 """No conflict found anything; None means that one found the key deleted."""
 
 
-@dataclass(slots=True)
 class Doubt:
     """What a run is unsure of about one key."""
 
-    sent: dict[str | None, float] = field(default_factory=dict[str | None, float])
-    """Own values that may have landed or may land yet (None: a deletion), with the monotonic time they expire at."""
-    open: bool = False
-    """Whether the store may hold another value than the one known."""
-    found: object = NOTHING
-    """The entry that the last conflict found, None for a deleted key."""
+    __slots__ = ("found", "open", "sent")
+
+    def __init__(self) -> None:
+        self.sent: dict[str | None, float] = {}
+        """Own values that may have landed or may land yet (None: a deletion), with the monotonic time of expiry."""
+        self.open = False
+        """Whether the store may hold another value than the one known."""
+        self.found: object = NOTHING
+        """The entry that the last conflict found, None for a deleted key."""
 
     @property
     def settled(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoint.errors import (
@@ -80,22 +79,29 @@ class MinInterval:
         return frozenset(waiting if held is None else held)
 
 
-@dataclass(slots=True)
 class _Step:
     """A part of a batch that one commit sends, and what is left of it after an attempt."""
 
-    batch: Changes
-    """The changes that are not written yet."""
-    watched: Changes
-    """The entries that must be unchanged although a later step may write them."""
-    base: dict[str, Entry | None]
-    """The entries that must still be stored, None for absent ones."""
-    landed: dict[str, Entry | None]
-    """The confirmed changes of all steps."""
-    whole: Changes
-    """The batch of all steps; members that other runs packed are merged into it."""
-    rounds: int
-    """How many more own late writes are accepted."""
+    def __init__(
+        self,
+        batch: Changes,
+        watched: Changes,
+        base: dict[str, Entry | None],
+        landed: dict[str, Entry | None],
+        whole: Changes,
+    ) -> None:
+        self.batch = batch
+        """The changes that are not written yet."""
+        self.watched = watched
+        """The entries that must be unchanged although a later step may write them."""
+        self.base = base
+        """The entries that must still be stored, None for absent ones."""
+        self.landed = landed
+        """The confirmed changes of all steps."""
+        self.whole = whole
+        """The batch of all steps; members that other runs packed are merged into it."""
+        self.rounds = LATE_WRITES + len(watched)
+        """How many more own late writes are accepted."""
 
     def leave_out(self, committed: Mapping[str, Entry | None], found: Mapping[str, Entry | None]) -> None:
         """Remove what was committed, and continue on the base of the entries found."""
@@ -179,7 +185,7 @@ class Flush:
                 # The whole batch is compared before the first write, so that a conflict leaves nothing written.
                 watched = {**step, **batch} if keys is steps[0] else step
                 base = self._base(watched)
-                sent = self._send(_Step(step, watched, base, landed, batch, LATE_WRITES + len(watched)))
+                sent = self._send(_Step(step, watched, base, landed, batch))
                 requests, retries = requests + sent[0], retries + sent[1]
         except BaseException as error:
             with self._claims.lock:

@@ -15,7 +15,6 @@ from checkpoint import codec
 from checkpoint.entries import named
 from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.run.claims import decoded
-from checkpoint.streams.counts import ROWS
 from checkpoint.streams.holding import here as caller
 from checkpoint.streams.stored import WrongShapeError
 
@@ -313,7 +312,7 @@ class Holders:
         counts = {name: Counter(rows) for name, rows in self._counts.items()}
         for holder in self._by_key.values():
             _count(counts, holder)
-        return {name: {what: rows[what] for what in ROWS} for name, rows in counts.items()}
+        return {name: dict(rows) for name, rows in counts.items()}
 
     def read(self) -> list[str]:
         """Return the keys, without members, whose streams were read to their end and then claimed."""
@@ -356,5 +355,6 @@ class Holders:
 
 
 def _count(counts: dict[str, Counter[str]], holder: KeyHolder) -> None:
-    stats = holder.stream.stats
-    counts.setdefault(named(holder.key)[0], Counter()).update({what: getattr(stats, what) for what in ROWS})
+    rows = holder.stream.stats
+    total = counts.setdefault(named(holder.key)[0], Counter())
+    total.update(seen=rows.seen, delivered=rows.delivered, dropped=rows.dropped, late=rows.late)

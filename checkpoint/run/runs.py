@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from checkpoint import codec
 from checkpoint.entries import RUN_KEY, check_text, head_key
 from checkpoint.errors import CheckpointError, StoreUnavailable
 from checkpoint.stores.base import host, utc_now
-from checkpoint.streams.counts import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -62,6 +60,9 @@ class Did(NamedTuple):
     streams: Mapping[str, Mapping[str, int]]
     read: Sequence[str]
 
+
+ROWS = ("seen", "delivered", "dropped", "late")
+"""The counts of a stream's rows that a record contains."""
 
 MOST_NAMED = 200
 """The most members of a group in a record."""
@@ -181,7 +182,7 @@ def run_id_of(given: str | None) -> str:
         given = os.environ.get("CHECKPOINT_RUN_ID") or "/".join(
             filter(None, (os.environ.get(name) for name in AIRFLOW))
         )
-        given = given or token_hex(8)
+        given = given or os.urandom(8).hex()
     check_text("run_id", given)
     if not given or "\0" in given:
         raise ValueError(f"run_id must not be empty or hold a NUL: {given!r}")

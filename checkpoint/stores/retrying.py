@@ -25,10 +25,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from checkpoint.errors import StoreUnavailable, is_of_handler
 from checkpoint.stores.threads import start_thread
@@ -66,8 +65,7 @@ class Again(Exception):
         self.longest = longest
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """The length of pauses, and the number of attempts."""
 
     first: float = 0.25
@@ -76,6 +74,9 @@ class Policy:
     """Limit of every pause in seconds, except one that the service asks for."""
     attempts: int | None = None
     """The most attempts; None: as many as fit into the deadline."""
+
+
+USUAL = Policy()
 
 
 class Deadline:
@@ -133,7 +134,7 @@ class Operation:
         with self._lock:
             self.requests += 1
 
-    def call(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = Policy()) -> T:
+    def call(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = USUAL) -> T:
         """Call until it succeeds, or the deadline, the attempts or the operation end.
 
         Raises:
@@ -147,7 +148,7 @@ class Operation:
             error, cause = self.gave_up(deadline, last), last.__cause__
         raise error from cause  # raised here, without a context
 
-    def retry(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = Policy()) -> T:
+    def retry(self, attempt: Callable[[], T], deadline: Deadline, policy: Policy = USUAL) -> T:
         """Call until it succeeds, or the deadline, the attempts or the operation end.
 
         Raises:

@@ -8,7 +8,6 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
-from secrets import token_hex
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -102,7 +101,7 @@ def _check_locks(path: Path) -> None:
         return
     import fcntl  # not on Windows
 
-    probe = Path(f"{path}.{token_hex(8)}.lock")
+    probe = Path(f"{path}.{os.urandom(8).hex()}.lock")
     try:
         descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     except PermissionError:
@@ -383,7 +382,7 @@ def _create(path: Path, patience: Patience, *, private: bool) -> None:
         )
     if not path.parent.is_dir():
         raise StoreError(f"{path} cannot be created: its folder does not exist")
-    temporary = Path(f"{path}.{token_hex(8)}.new")
+    temporary = Path(f"{path}.{os.urandom(8).hex()}.new")
     try:
         # Its journal and log get the mode of the file; SQLite's own would be 0644 whatever the umask lets a group do.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))

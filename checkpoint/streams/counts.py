@@ -27,6 +27,3 @@ class Stats:
 
 _COUNTS = attrgetter(*(field.name for field in fields(Stats)))
 NO_ROWS = Stats(0, 0, 0, 0)
-
-ROWS = ("seen", "delivered", "dropped", "late")
-"""The counts that the record of a run contains."""
