@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import itertools
+import os
 import signal
 import sqlite3
 import sys
@@ -11,7 +13,7 @@ import time
 import tracemalloc
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from freezegun import freeze_time
@@ -527,6 +529,89 @@ def test_fault_95_streams_are_asked_after_an_interruption():
         cp._layers.check()
         cp.commit()
         assert {*store.load("run")} >= {"s0", "s1", "s2"}
+
+
+def test_fault_95_leaving_claims_what_two_interruptions_hid():
+    """The second one comes where the first one is handled, before the marks are set again."""
+    store = MemoryStore()
+    with Checkpointer("run", store) as cp:
+        streams = [cp.incremental(f"s{n}", "at", row_order="asc") for n in range(3)]
+        cp.commit()
+        for number, stream in enumerate(streams):
+            stream.filter([row(number)])
+        for holder in cp._layers.holders.touched():
+            cp._layers.holders.untouch(holder)
+    assert {*store.load("run")} >= {"s0", "s1", "s2"}
+
+
+class Interrupting:
+    """Raises where the nth line that changes a stream begins, as the exception of a handler may."""
+
+    _FILES = ("incremental.py", "reading.py", "windows.py", "position.py", "paging.py")
+
+    def __init__(self, place):
+        self._left = place
+
+    def __enter__(self):
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(self._before)
+
+    @property
+    def came(self):
+        return self._left <= 0
+
+    def _trace(self, frame, event, _):
+        if os.path.basename(frame.f_code.co_filename) not in self._FILES:
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                raise SoftLimit
+        return self._trace
+
+
+OPERATIONS = {
+    "finish": (None, lambda stream, _: stream.finish()),
+    "rewind": ("asc", lambda stream, _: stream.rewind(row(1)["at"], reason="again")),
+    "unfinished": ("desc", lambda stream, _: stream.unfinished()),
+    "go on": ("asc", lambda _, rows: [*rows]),
+    "observe": ("asc", lambda stream, _: stream.observe(row(9))),
+    "windows": (None, lambda stream, _: [one.finish() for one in stream.windows(dt.timedelta(days=9), row(8)["at"])]),
+}
+
+
+@pytest.mark.parametrize(("order", "operation"), OPERATIONS.values(), ids=OPERATIONS)
+def test_fault_95_leaving_asks_each_stream_that_changed(order, operation):
+    """Interrupted anywhere, a stream that is not asked when its run is left would have claimed what it claimed."""
+
+    def stored(place, *, asks_all):
+        store = MemoryStore()
+        with Checkpointer("run", store) as cp:
+            stream = cp.incremental("s", "at", row_order=order, initial_value=row(0)["at"], primary_key="at")
+            rows = stream.track(iter([row(1), row(2), row(3)]))
+            if order == "desc":
+                stream.filter([row(2), row(1)])
+                stream.finish()
+            else:
+                assert [next(rows), next(rows)] == [row(1), row(2)]
+            cp.commit()
+            cp.commit()
+            with suppress(SoftLimit), Interrupting(place) as interrupting:
+                operation(stream, rows)
+            if asks_all:
+                cp._layers.holders.touch("s")
+        return {key: entry.value for key, entry in store.load("run").items() if key == "s"}, interrupting.came
+
+    for place in itertools.count(1):
+        value, came = stored(place, asks_all=False)
+        assert value == stored(place, asks_all=True)[0]
+        if not came:
+            break
+    assert place > 3
 
 
 def test_fault_96_a_comparison_swallows_no_handlers_error(monkeypatch):

@@ -121,6 +121,8 @@ class KeyHolder:
         self.key = key
         self.group = group
         """The group of the key; None for a key of the mapping."""
+        self.settled: bool = False
+        """Whether its last claim was taken as a whole; False from before the next one begins."""
         self._packed = packed  # with members: other runs may write into the layer below
         self._state_key = state_key
         self._below = below
@@ -146,6 +148,7 @@ class KeyHolder:
         """Make the claim the last one."""
         self._last = self._pending
         self.stream.claimed()
+        self.settled = True
 
     def back(self) -> None:
         """Reset the stream to the value in the layers; if that is not a cursor, detach it.
@@ -187,7 +190,8 @@ class Holders:
     no     yes       was detached after that; the next commit drops the mark
     no     no        does not exist, or was detached; its rows stay counted
 
-    A detached stream counts as held until the next look-up removes it.
+    A detached stream counts as held until the next look-up removes it. A second exception in an interrupted commit may
+    lose marks, so leaving the run also claims the streams that are not `settled`.
     """
 
     def __init__(self) -> None:
@@ -210,7 +214,7 @@ class Holders:
         found: list[KeyHolder] = []
         for key in [*self._touched]:
             if (holder := self.get(key)) is None:
-                self.untouch(key)
+                self._touched.pop(key, None)
             else:
                 found.append(holder)
         return found
@@ -227,9 +231,10 @@ class Holders:
         """Return the callback for changes of a stream; it holds no reference to the stream."""
         return partial(self._touched.setdefault, key)
 
-    def untouch(self, key: str) -> None:
-        """Note that the stream of a key is being claimed: any later change touches it again."""
-        self._touched.pop(key, None)
+    def untouch(self, holder: KeyHolder) -> None:
+        """Note that a stream is being claimed: any later change touches it again."""
+        holder.settled = False  # first, for a signal handler may raise anywhere
+        self._touched.pop(holder.key, None)
 
     def get(self, key: object) -> KeyHolder | None:
         """Return the live holder of a key, None without one."""
@@ -276,7 +281,8 @@ class Holders:
         """Finish all streams, unless there is a sign that there is more to read."""
         for holder in self.live():
             holder.stream.leave()
-            self.touch(holder.key)  # at the end all are claimed, even those that an interrupted commit skipped
+            if not holder.settled:  # at the end those are claimed, too, that an interrupted commit skipped
+                self.touch(holder.key)
 
     def end(self) -> None:
         """Close all streams: the run has ended."""

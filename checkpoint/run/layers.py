@@ -210,8 +210,8 @@ class Layers:
         scope = self._scope(only, by)
         keys = {holder.key: None for holder in scope.holders}
         try:
-            for key in keys:
-                self.holders.untouch(key)
+            for holder in scope.holders:
+                self.holders.untouch(holder)
             return self._take(scope)
         except BaseException:  # also of a signal handler, anywhere in the loop
             self.holders.touch_all(keys)

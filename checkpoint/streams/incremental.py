@@ -92,7 +92,7 @@ class Incremental(Feeding[T]):
         check_options(key, options)
         self._options = options
         self._stops = stops  # not empty: the run is to stop
-        self._touch = touch  # called after whatever a claim may depend on has changed
+        self._touch = touch  # see Scan
         self._detached = False
         self._told: dict[str, str] = {}  # events that are told once, and what more there is to say of each
         self._said = Said(stored)
@@ -145,6 +145,7 @@ class Incremental(Feeding[T]):
 
     def unfinished(self) -> None:
         """Say that the source was not read to its end, so that leaving the block does not finish the stream."""
+        self._touch()
         self._unfinished, self._scan.position.finished = True, False
         self._touch()
 
@@ -432,6 +433,7 @@ class Incremental(Feeding[T]):
                 state = state._replace(resume=None)
             elif differs(place, scan, self._options) is None:
                 scan.range.ask(place.start)
+        self._touch()
         self._scan, self._state = scan, state
         self._said.position, self._said.base = state.position, stored
         self._frontier = None

@@ -54,7 +54,8 @@ class Scan:
         options: what it was opened with.
         position: where it starts.
         seen: digests of boundary rows that were delivered before.
-        touch: called after whatever a claim may depend on has changed.
+        touch: called after whatever a claim depends on has changed, and before it where no reading is left meanwhile:
+            a signal handler may raise in between.
 
     """
 
@@ -134,6 +135,7 @@ class Scan:
 
     def finish(self) -> None:
         """Mark the stream as finished, until another row comes."""
+        self.touch()
         self.shut()
         self.position.finished = True
         self.touch()
