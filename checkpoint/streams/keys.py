@@ -4,7 +4,7 @@ A moment is `(seconds since 1970, fraction digits without trailing zeros)`: exac
 compared by a key that costs less to make:
 
     datetimes  datetimes; `Finer` where a datetime cannot hold the moment
-    text       `2024-05-01T10:00:00.12`, in UTC for instants: trailing zeros are left out, so text order is time order
+    text       `2024-05-01T10:00:00.120+02:00`, all in the zone of the first one; see `Texts`
 
 The first value of a column chooses one of them. A function made here takes the spelling of that first value at full
 speed, and gives every other value to `slow`, which returns the same keys, or None for a missing value.
@@ -67,30 +67,6 @@ def write_day(days: int) -> str:
     return date.fromordinal(days + EPOCH_DAY).isoformat()
 
 
-# Text
-
-
-def text_key(moment: Moment) -> str:
-    """Return a moment as text that sorts as it does.
-
-    An offset may carry a time out of the years 1 to 9999 by less than a day: those are hours beyond 23 of the last
-    day, and the day before the first.
-    """
-    seconds, fraction = moment
-    days, rest = divmod(seconds, DAY)
-    if days > _LAST_DAY:
-        days, rest = _LAST_DAY, rest + (days - _LAST_DAY) * DAY
-    day = write_day(days) if days >= _FIRST_DAY else "0000-12-31"
-    clock = f"{day}T{rest // HOUR:02}:{rest % HOUR // MINUTE:02}:{rest % MINUTE:02}"
-    return f"{clock}.{fraction}" if fraction else clock
-
-
-def _moment_of_text(key: str) -> Moment:
-    day = key[:10]
-    days = _FIRST_DAY - 1 if day == "0000-12-31" else date.fromisoformat(day).toordinal() - EPOCH_DAY
-    return days * DAY + int(key[11:13]) * HOUR + int(key[14:16]) * MINUTE + int(key[17:19]), key[20:]
-
-
 # Datetimes
 
 
@@ -142,10 +118,8 @@ def _in_utc(moment: Moment) -> datetime:
     return (EPOCH + timedelta(seconds=seconds, microseconds=int(fraction.ljust(MICRO, "0")))).replace(tzinfo=UTC)
 
 
-def moment_of(key: str | datetime) -> Moment:
-    """Return what a key was made of."""
-    if isinstance(key, str):
-        return _moment_of_text(key)
+def moment_of(key: datetime) -> Moment:
+    """Return what a datetime was made of."""
     if type(key) is Finer:  # not isinstance: where a clock is frozen, datetime may be a class that says yes to all
         return key.moment
     since = key.replace(tzinfo=None) - EPOCH - (key.utcoffset() or timedelta())
@@ -221,19 +195,71 @@ class KeyForm(Protocol):
 LAST_TEXT = "\U0010ffff"
 
 
-class Texts:
-    """Keys that are text."""
+class Texts(NamedTuple):
+    """Keys that are text: a time with some digits of its second, a zone, and behind it the digits that are left.
 
-    low: str = ""
-    high: str = LAST_TEXT
+    A key ends without zeros behind the zone, so that text order is time order. An offset may carry a value out of the
+    years 1 to 9999 by less than two days: those are hours beyond 23 of the last day, and days before the first.
+    """
+
+    separator: str = "T"
+    """What stands between date and clock."""
+    point: str = "."
+    digits: int | None = 0
+    """How many there are of the fraction before the zone; None: not even seconds."""
+    zone: str = ""
+    east: int = 0
+    """Seconds that the zone is ahead of UTC."""
+
+    @property
+    def low(self) -> str:
+        """See `KeyForm`."""
+        return ""
+
+    @property
+    def high(self) -> str:
+        """See `KeyForm`."""
+        return LAST_TEXT
+
+    @property
+    def end(self) -> int:
+        """Where the zone stands in a key."""
+        return len("2024-05-01T10:00") if self.digits is None else len("2024-05-01T10:00:00") + self._places
+
+    @property
+    def _places(self) -> int:
+        return self.digits + len(self.point) if self.digits else 0
 
     def key(self, moment: Moment) -> str:
         """See `KeyForm`."""
-        return text_key(moment)
+        seconds, fraction = moment
+        days, rest = divmod(seconds + self.east, DAY)
+        if days > _LAST_DAY:
+            days, rest = _LAST_DAY, rest + (days - _LAST_DAY) * DAY
+        day = write_day(days) if days >= _FIRST_DAY else f"0000-12-{32 + days - _FIRST_DAY}"
+        clock = f"{rest // HOUR:02}:{rest % HOUR // MINUTE:02}:{rest % MINUTE:02}"
+        return self.written(f"{day}{self.separator}{clock}", fraction)
+
+    def written(self, whole: str, fraction: str) -> str:
+        """Return the key of a time to the second, in the zone of the keys, and the digits of its fraction."""
+        if self.digits is None:
+            return whole[: self.end] + self.zone + (whole[-2:] + fraction).rstrip("0")
+        if not self.digits:
+            return whole + self.zone + fraction
+        places = fraction[: self.digits].ljust(self.digits, "0")
+        return whole + self.point + places + self.zone + fraction[self.digits :]
 
     def moment(self, key: str) -> Moment:
         """See `KeyForm`."""
-        return moment_of(key)
+        day, end = key[:10], self.end
+        is_before = day.startswith("0000")
+        days = _FIRST_DAY - 32 + int(day[8:]) if is_before else date.fromisoformat(day).toordinal() - EPOCH_DAY
+        left = key[end + len(self.zone) :]
+        if self.digits is None:
+            second, fraction = left[:2].ljust(2, "0"), left[2:]
+        else:
+            second, fraction = key[17:19], (key[20:end] + left).rstrip("0")
+        return days * DAY + int(key[11:13]) * HOUR + int(key[14:16]) * MINUTE + int(second) - self.east, fraction
 
 
 TEXTS = Texts()

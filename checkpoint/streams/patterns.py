@@ -252,7 +252,7 @@ def _of_split_text(slow: ToKey, first: str, cut: Edges, is_cut_so: Callable[[Any
             return learn(value)
         if not fraction:
             return key
-        return f"{key}{fraction}".rstrip("0").rstrip(".") if _FRACTION(fraction) else learn(value)
+        return key + fraction[1:].rstrip("0") if _FRACTION(fraction) else learn(value)
 
     learn(first)
     return split if end else ending

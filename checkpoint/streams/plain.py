@@ -13,7 +13,7 @@ import sys
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 from checkpoint.streams import keys
@@ -31,6 +31,7 @@ from checkpoint.streams.keys import (
     KeyForm,
     Kind,
     Moment,
+    Texts,
     ToKey,
     write_day,
 )  # fmt: skip
@@ -39,13 +40,14 @@ from checkpoint.streams.numbers import number_below
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+OffsetOf: TypeAlias = "Callable[[datetime], Any]"
+"""Tells the offset of a zone at what its clock shows."""
 
 # ISO 8601 text
 
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)([Tt ])(\d\d):(\d\d)(?::(\d\d)(?:([.,])(\d+))?)?([ UTCZz+-].*)?", re.ASCII)
 _ZONE = re.compile(r" ?(?:[Zz]|UTC|([+-])(\d\d)(?::?(\d\d))?)", re.ASCII)
-_TAIL = re.compile(r"(\d+)(.*)", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
@@ -142,123 +144,180 @@ else:
         return datetime.fromisoformat(f"{text[:-1]}+00:00" if text[-1:] == "Z" else text)
 
 
+_TO_HOUR = len("2024-05-01T10:")
+_TO_MINUTE = len("2024-05-01T10:00")
 _TO_SECOND = len("2024-05-01T10:00:00")
 _TO_MICRO = len("2024-05-01T10:00:00.123456")
-_SIZES = frozenset((len("2024-05-01T10:00"), _TO_SECOND, *range(_TO_MICRO - 5, _TO_MICRO + 1)))
+_SIZES = frozenset((_TO_SECOND, *range(_TO_MICRO - 5, _TO_MICRO + 1)))
 """Lengths of what Python parses as we do, without its zone."""
-_SIZES_Z = frozenset(size + 1 for size in _SIZES)
-_MARKS = frozenset(
-    f"--{separator}:{rest}"
-    for separator in "Tt "
-    for rest in ("", ":", ":.", ":,", ":Z", "Z", ":+", ":-", ": ", "+:", "-:", "+", "-")
-)
-"""What stands at every third place from the first `-` on, where it is no digit; up to what follows the seconds."""
+_OTHERS = 7
+"""Times of other hours after which one of these is remembered: if each row has its own, all of them would cost more.
+
+It is odd, for a source may write offsets in turn."""
+_UNREAD = (TypeError, ValueError, LookupError, OverflowError)
 
 
-def of_times(slow: ToKey, first: str, written: Written, zone: tzinfo | None) -> ToKey:
+def form_of_times(first: Written, zone: tzinfo | None) -> KeyForm:
+    """Return what the keys are in a column of times as text; `zone` is whose clock naive ones are."""
+    if first.zone == "Z" and first.digits is not None and first.digits <= MICRO:
+        return keys.Datetimes(UTC)
+    east = first.offset
+    if east is None:
+        east = 0 if zone is None else round(keys.offset_at(first.local, zone).total_seconds())
+    return Texts(first.separator, first.point, first.digits, first.zone, east)
+
+
+def of_times(slow: ToKey, first: Written, zone: tzinfo | None) -> ToKey:
     """Return what makes the keys of times as text; `zone` is whose clock naive ones are."""
-    mark = _mark(first)
-    if (written.digits or 0) > MICRO:
-        return _of_fine_text(slow, mark, zoned=bool(written.zone)) if written.zone or zone is None else slow
-    if written.zone:
-        return _of_utc_text(slow, mark) if written.zone == "Z" else _of_offset_text(slow, mark, len(written.zone))
-    return _of_naive_text(slow, mark, zone)
+    form = form_of_times(first, zone)
+    if not isinstance(form, Texts):
+        return _of_utc_text(slow, first.separator)
+    return _of_own_text(slow, form, None if first.zone or keys.is_fixed(zone) else zone)
 
 
-_FINE = "--T::."
-
-
-def _mark(text: str) -> str:
-    return text[4:20:3]
-
-
-def _of_utc_text(slow: ToKey, mark: str) -> ToKey:
-    """Return what makes aware keys, of times with `Z`; quickest where there is no fraction."""
-    whole, size = mark[:5] + "Z", _TO_SECOND + 1
-    low = high = ""  # text between them begins with an hour whose marks were seen
-    others = 0  # texts of other hours: where there is another one in each row, to remember it would cost more
-    naive_of: ToKey | None = None  # of times with an offset, which most such columns never have
+def _of_utc_text(slow: ToKey, separator: str) -> ToKey:
+    """Return what makes datetimes in UTC, of times with seconds and `Z`."""
+    mark, whole, sizes = f"--{separator}::", _TO_SECOND + 1, frozenset(size + 1 for size in _SIZES)
+    low = high = ""  # text between them begins with an hour that was seen
+    others = 0
 
     def utc(value: Any) -> Any:
-        nonlocal low, high, others, naive_of
+        nonlocal low, high, others
         try:
             if low <= value < high:
-                if value[_TO_SECONDS] == ":" and (len(value) == size or (value[-1] == "Z" and len(value) in _SIZES_Z)):
-                    return _parse(value)
-            elif value[-1] == "Z" and len(value) in _SIZES_Z:
-                found = value[4:20:3]
-                if found == whole or found in _MARKS:
+                if value[_TO_MINUTE] == ":" and value[-1] == "Z":
+                    size = len(value)
+                    if size == whole or (value[_TO_SECOND] in ".," and size in sizes):
+                        return _parse(value)
+            elif value[4 : _TO_SECOND - 1 : 3] == mark and value[-1] == "Z":
+                size = len(value)
+                if size == whole or (value[_TO_SECOND] in ".," and size in sizes):
                     key = _parse(value)
                     others += 1
-                    if not others % _SOME:
+                    if not others % _OTHERS:
                         low, high = _hour(value)
                     return key
-            naive_of = naive_of or _of_offset_text(slow, mark, len("+00:00"))
-            key = naive_of(value)
-        except (TypeError, ValueError, LookupError):
+            return offset(value)
+        except _UNREAD:
             return slow(value)
-        return key.replace(tzinfo=UTC) if isinstance(key, datetime) and key.tzinfo is None else key
+
+    def offset(value: str) -> Any:
+        size = len(value) - len("+02:00")
+        is_offset = value[size] in "+-" and (size == _TO_SECOND or (value[_TO_SECOND] in ".," and size in _SIZES))
+        is_known = is_offset and value[4 : _TO_SECOND - 1 : 3] == mark
+        return _parse(value).astimezone(UTC) if is_known else slow(value)
 
     return utc
 
 
-_TO_MINUTE = len("2024-05-01T10:")
-_TO_SECONDS = len("2024-05-01T10:00")
-_SOME = 8
-"""Texts of another hour after which one of them is remembered."""
-
-
 def _hour(value: str) -> tuple[str, str]:
     """Return the least text that begins with the same hour, and what follows all such text."""
-    hour = value[:_TO_MINUTE]
-    return hour, hour[:-1] + ";"
+    return value[:_TO_HOUR], value[: _TO_HOUR - 1] + ";"
 
 
-class _Offset:
-    """An offset as written, and the last hour before it whose marks were seen."""
+def _of_own_text(slow: ToKey, form: Texts, zone: tzinfo | None) -> ToKey:
+    """Return what makes the keys of times that are their own keys where they are written as the first one.
 
-    __slots__ = ("east", "high", "low", "others")
+    `zone` is whose clock naive times are, if its offset changes.
+    """
+    offset_of = None if zone is None else _offsets_of(zone)
+    exact = _of_any_text(slow, form, offset_of)
+    other = exact if form.digits else _of_other_hours(exact, form, offset_of)
+    end, home, digits, point = form.end, form.zone, form.digits, form.point
+    clocks = _clocks(home, has_seconds=digits is not None)
+    size = end + len(home)
+    low = high = ""  # text between them begins with an hour that was seen, with the offset of the keys
+    others = 0
 
-    def __init__(self, east: timedelta) -> None:
-        self.east = east
-        self.low = self.high = ""
-        self.others = 0
-
-
-def _of_offset_text(slow: ToKey, mark: str, width: int) -> ToKey:
-    """Return what makes naive keys in UTC, of times with offsets of this width."""
-    offsets: dict[str, _Offset] = {}
-    seconds = f"--{mark[2]}::"
-
-    def offset(value: Any) -> Any:
+    def own(value: Any) -> Any:
+        nonlocal low, high, others
         try:
-            known = offsets.get(value[_TO_SECOND:])
-            if known is not None:
-                if known.low <= value < known.high and value[_TO_SECONDS] == ":":
-                    return _parse(value[:_TO_SECOND]) - known.east
-                if value[4:17:3] == seconds:
-                    key = _parse(value[:_TO_SECOND]) - known.east
-                    known.others += 1
-                    if not known.others % _SOME:
-                        known.low, known.high = _hour(value)
-                    return key
-            return fraction(value)
-        except (TypeError, ValueError, LookupError, OverflowError):
+            if low <= value < high:
+                if not digits:
+                    if value[_TO_HOUR:] in clocks:
+                        return value
+                elif len(value) == size and value[_TO_SECOND] == point:
+                    text = value[:end]
+                    if text + home == value and _parse(text).tzinfo is None:
+                        return value
+            key = other(value)
+            others += 1
+            if not others % _OTHERS and key == value and _is_steady(value, offset_of):
+                low, high = _hour(value)
+            return key
+        except _UNREAD:
             return slow(value)
 
-    def fraction(value: str) -> Any:
-        """Make the key of a time with a fraction, with `Z`, or with an offset that is new."""
-        zone = "Z" if value[-1] == "Z" else value[-width:]
-        known = offsets.get(zone)
-        if known is None:
-            known = offsets[zone] = _Offset(_offset_of(zone))
-        size = len(value) - len(zone)
-        at = _parse(value[:size])
-        if at.tzinfo is not None or size not in _SIZES or _mark(value) not in _MARKS:
-            return slow(value)
-        return at - known.east
+    return own
 
-    return offset
+
+def _of_other_hours(exact: ToKey, form: Texts, offset_of: OffsetOf | None) -> ToKey:
+    """Return what makes the keys of times without a fraction in other hours; those of other offsets are remembered."""
+    end, home, marks = form.end, form.zone, f"--{form.separator}:"
+    clocks = _clocks(home, has_seconds=form.digits is not None)
+    heads: dict[str, str] = {}  # what keys begin with, by the hour and the offset as they are written
+
+    def other(value: str) -> Any:
+        hour, clock, tail = value[:_TO_HOUR], value[_TO_HOUR:end] + home, value[end:]
+        if clock in clocks:
+            if tail != home or offset_of is not None:
+                head = heads.get(hour + tail)
+                if head is not None:
+                    return head + clock
+            elif hour[4::3] == marks and (_parse(hour[:-1]).hour > 0 or hour[-2] == "0"):  # not the hour 24
+                return value
+        key = exact(value)
+        if clock in clocks and key[_TO_HOUR:] == clock and _is_steady(hour, offset_of):
+            if len(heads) >= REMEMBERED:
+                heads.clear()
+            heads[hour + tail] = key[:_TO_HOUR]
+        return key
+
+    return other
+
+
+def _is_steady(value: str, offset_of: OffsetOf | None) -> bool:
+    """Tell whether an offset is the same for the whole hour that a text begins with."""
+    if offset_of is None:
+        return True
+    begin = _parse(value[: _TO_HOUR - 1])
+    return bool(offset_of(begin) == offset_of(begin + timedelta(seconds=HOUR - 1)))
+
+
+def _of_any_text(slow: ToKey, form: Texts, offset_of: OffsetOf | None) -> ToKey:
+    """Return what makes the keys of times in any hour, with any offset and number of digits."""
+    home, zone, point, marks = timedelta(seconds=form.east), form.zone, form.point, f"--{form.separator}::"
+    shifts: dict[str, timedelta] = {}  # from an offset as written to that of the keys
+
+    def exact(value: str) -> Any:
+        text, shift = value, None
+        if zone:
+            tail = zone if value.endswith(zone) else "Z" if value[-1] == "Z" else value[-len("+00:00") :]
+            shift = shifts.get(tail)
+            if shift is None:
+                shift = shifts[tail] = home - _offset_of(tail)
+            text = value[: -len(tail)]
+        whole, fraction = text[:_TO_SECOND], text[_TO_SECOND:]
+        if len(whole) == _TO_MINUTE:
+            whole += ":00"
+        is_time = whole[4::3] == marks and whole[_TO_HOUR - 3 : _TO_HOUR - 1] != "24"
+        if fraction:
+            is_time = is_time and fraction[0] == point and fraction[1:].isdecimal() and fraction.isascii()
+        if not is_time:
+            return slow(value)
+        at = _parse(whole)
+        if offset_of is not None:
+            shift = home - offset_of(at)
+        return form.written((at + shift).isoformat(form.separator) if shift else whole, fraction[1:].rstrip("0"))
+
+    return exact
+
+
+@lru_cache(maxsize=16)  # most sources write one or two zones
+def _clocks(zone: str, *, has_seconds: bool) -> frozenset[str]:
+    """Return all minutes and seconds that there are, as they stand before a zone."""
+    seconds = [f":{second:02}" for second in range(MINUTE)] if has_seconds else [""]
+    return frozenset(f"{minute:02}{second}{zone}" for minute in range(60) for second in seconds)
 
 
 def _offset_of(zone: str) -> timedelta:
@@ -274,64 +333,11 @@ def _offset_of(zone: str) -> timedelta:
     return timedelta(seconds=east)
 
 
-def _of_naive_text(slow: ToKey, mark: str, zone: tzinfo | None) -> ToKey:
-    offset_at = None if zone is None or zone is UTC else _offsets_of(zone)
-
-    def naive(value: Any) -> Any:
-        try:
-            found = value[4:20:3]
-            if (found == mark or found in _MARKS) and len(value) in _SIZES:
-                at = _parse(value)
-                if at.tzinfo is None:
-                    return at if offset_at is None else at - offset_at(at)
-        except (TypeError, ValueError, OverflowError):
-            pass
-        return slow(value)
-
-    return naive
-
-
-def _offsets_of(zone: tzinfo) -> Callable[[datetime], Any]:
+def _offsets_of(zone: tzinfo) -> OffsetOf:
     """Return what tells the offset of a zone at what its clock shows; of two such moments the earlier's."""
     if type(zone) in (ZoneInfo, timezone):  # which need no datetime of their own
         return zone.utcoffset
     return lambda at: at.replace(tzinfo=zone).utcoffset()
-
-
-class _Tails(dict[str, "tuple[str, timedelta]"]):
-    """Digits beyond microseconds, and the offset, by how they are written: all with a zone, or all without one."""
-
-    def __init__(self, *, zoned: bool) -> None:
-        self._zoned = zoned
-
-    def __missing__(self, tail: str) -> tuple[str, timedelta]:
-        found = _TAIL.fullmatch(tail)
-        if found is None or bool(found[2]) != self._zoned:
-            raise LookupError(tail)
-        offset = _offset_of(found[2]) if self._zoned else timedelta()
-        if len(self) >= REMEMBERED:
-            self.clear()
-        known = self[tail] = found[1].rstrip("0"), offset
-        return known
-
-
-def _of_fine_text(slow: ToKey, mark: str, *, zoned: bool) -> ToKey:
-    """Return what makes keys that are text, of times with more digits than a datetime has."""
-    tails = _Tails(zoned=zoned)
-
-    def fine(value: Any) -> Any:
-        try:
-            if value[4:20:3] == mark:
-                text = value[:_TO_MICRO]
-                at = _parse(text)
-                digits, offset = tails[value[_TO_MICRO:]]
-                if digits and at.tzinfo is None:
-                    return (text if not offset else (at - offset).isoformat(timespec="microseconds")) + digits
-        except (TypeError, ValueError, LookupError, OverflowError):
-            pass
-        return slow(value)
-
-    return fine if mark == _FINE else slow
 
 
 # All of them
@@ -439,9 +445,7 @@ class Plain:
         if isinstance(first, date):
             return keys.Datetimes(None if zone is None else UTC)
         written = read_time(first) if isinstance(first, str) else None
-        if written is None or (written.digits or 0) > MICRO:
-            return keys.TEXTS
-        return keys.Datetimes(UTC if written.zone == "Z" else None)
+        return keys.TEXTS if written is None else form_of_times(written, self._clock.zone)
 
     def quick(self, slow: ToKey, first: Any) -> ToKey:
         """Return what makes the keys of values like the first one."""
@@ -452,7 +456,7 @@ class Plain:
         if not isinstance(first, str):
             return keys.of_numbers(slow, first)
         written = read_time(first)
-        return keys.remembering(slow, str) if written is None else of_times(slow, first, written, self._clock.zone)
+        return keys.remembering(slow, str) if written is None else of_times(slow, written, self._clock.zone)
 
 
 def _from_numpy(value: Any) -> Any:
