@@ -151,7 +151,10 @@ class Boundary:
         """Prepare what `add_page` remembers of a page, which is not remembered yet: a row may be refused."""
         if self.deep:
             self.take(rows[0])  # which chooses how the others are taken
-            return [*zip(keys, values, map(self.take, rows), strict=True)]
+            try:
+                return [*zip(keys, values, map(self.quick_take, rows), strict=True)]
+            except TypeError:
+                return [*zip(keys, values, map(self.take, rows), strict=True)]
         top = self._ties[0][0] if self._ties else LOWEST
         if self._options.range_start == "open" and (lower := [key for key in keys if top < key < highest]):
             return [*self._taken_at(max(lower), keys, values, rows), *self._taken_at(highest, keys, values, rows)]

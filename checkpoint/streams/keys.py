@@ -12,7 +12,6 @@ speed, and gives every other value to `slow`, which returns the same keys, or No
 
 from __future__ import annotations
 
-import re
 from calendar import monthrange
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -452,17 +451,17 @@ def of_numbers(slow: ToKey, first: Any) -> ToKey:
 
 def _of_digits(slow: ToKey) -> ToKey:
     def digits(value: Any) -> Any:
-        if type(value) is str:
-            if value.isdecimal() and value.isascii() and len(value) < _LONG:
+        if type(value) is str and value.isascii():
+            if value.isdecimal() and len(value) < _LONG:
                 return int(value)
-            if _WITH_POINT(value):
+            whole, _, fraction = value.partition(".")
+            if whole.isdecimal() and fraction.isdecimal():
                 return Decimal(value)
         return slow(value)
 
     return digits
 
 
-_WITH_POINT = re.compile(r"\d+\.\d+", re.ASCII).fullmatch
 _LONG = 1_000
 """Digits from which on a number is read as a Decimal, for which Python has no limit."""
 

@@ -115,15 +115,22 @@ def _passing(scan: Scan, keys: Sequence[Key], rows: Sequence[Any], reading: Read
 
     None: some have to be judged.
     """
-    if not keys or keys[0] is None:
+    if not keys or keys[0] is None or not _are_in_order(scan, keys, reading):
         return None
-    asc = scan.options.asc
-    if asc and not _are_in_order(scan, keys, reading):
-        return None
-    lowest, highest = (keys[0], keys[-1]) if asc else (min(keys), max(keys))
-    if not _are_inside(scan, lowest, highest) or not (asc or _are_in_order(scan, keys, reading)):
+    if scan.options.asc:
+        lowest, highest = keys[0], keys[-1]
+    elif _is_newest_first(scan, reading):
+        lowest, highest = keys[-1], keys[0]
+    else:
+        lowest, highest = min(keys), max(keys)
+    if not _are_inside(scan, lowest, highest):
         return None
     return highest if reading.recent is None or _are_fresh(scan, keys, rows, reading.recent) else None
+
+
+def _is_newest_first(scan: Scan, reading: Reading) -> bool:
+    """Tell whether each row of a page has to lie before the last one; `filter` takes pages in any order."""
+    return scan.options.row_order == "desc" and reading is not scan.position.loose
 
 
 def _are_inside(scan: Scan, lowest: Key, highest: Key) -> bool:
@@ -141,7 +148,7 @@ def _are_in_order(scan: Scan, keys: Sequence[Key], reading: Reading) -> bool:
         at_least = scan.position.bound[0] if last is None else max(scan.position.bound[0], last[0])
         order = keys.counts if isinstance(keys, Counted) else keys
         return bool(keys[0] >= at_least) and sorted(order) == order
-    if reading is scan.position.loose or scan.options.row_order is None:
+    if not _is_newest_first(scan, reading):
         return True
     return (last is None or bool(keys[0] < last[0])) and sorted(keys, reverse=True) == keys
 

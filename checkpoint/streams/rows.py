@@ -74,25 +74,20 @@ def _by_name(field: str) -> Get:
 
 
 def _by_path(field: str, path: list[str]) -> Get:
-    head, *rest = path
-    follow = _follow(rest)
+    head, *middle, last = path
 
     def get(row: Any) -> Any:
         try:
-            return row[field] if field in row else follow(row[head])
+            if field in row:
+                return row[field]
+            inner = row[head]
+            for name in middle:
+                inner = inner[name]
+            return inner[last]
         except (TypeError, LookupError):
             return _read_any(row, field)
 
     return get
-
-
-def _follow(path: list[str]) -> Get:
-    """Return what reads a path of names, which all are there."""
-    step = itemgetter(path[0])
-    if len(path) == 1:
-        return step
-    follow = _follow(path[1:])
-    return lambda value: follow(step(value))
 
 
 def _by_attribute(field: str, first: Any) -> Get:
