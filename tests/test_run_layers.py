@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import itertools
-import os
 import signal
 import sqlite3
 import sys
@@ -14,6 +13,7 @@ import tracemalloc
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from freezegun import freeze_time
@@ -565,7 +565,7 @@ class Interrupting:
         return self._left <= 0
 
     def _trace(self, frame, event, _):
-        if os.path.basename(frame.f_code.co_filename) not in self._FILES:
+        if Path(frame.f_code.co_filename).name not in self._FILES:
             return None
         if event == "line":
             self._left -= 1
