@@ -127,6 +127,7 @@ class KeyHolder:
         self._state_key = state_key
         self._below = below
         self._last = self._pending = below(key) if packed else None  # its last claim
+        self._told: str | None = None  # the last claim as it was spelled here
 
     def below(self) -> str | None:
         """Return the value of the key as last claimed or stored."""
@@ -135,18 +136,16 @@ class KeyHolder:
     def claim(self) -> str | None:
         """Return the new value of the key, None for no value; an equal value keeps its stored spelling."""
         cursor, below = self.stream.claim(), self.below()
-        value = None if cursor is None else codec.encode(cursor)
-        if self._packed:
-            self._pending = value
-            if value == self._last or (value and self._last and codec.same(value, self._last)):
-                return below  # its claim is unchanged: keep what another run wrote meanwhile
-        if value is None:
-            return None
-        return below if below is not None and codec.same(value, below) else value
+        value = self._pending = None if cursor is None else codec.encode(cursor)
+        if self._packed and (value == self._last or (value and self._last and codec.same(value, self._last))):
+            return below  # its claim is unchanged: keep what another run wrote meanwhile
+        if value is None or below is None or (below == self._told and value != below):  # spelled by the same stream
+            return value
+        return below if codec.same(value, below) else value
 
     def claimed(self) -> None:
         """Make the claim the last one."""
-        self._last = self._pending
+        self._last = self._told = self._pending
         self.stream.claimed()
         self.settled = True
 
@@ -198,6 +197,7 @@ class Holders:
         self._by_key: dict[str, KeyHolder] = {}
         self._by_stream: dict[Stream, KeyHolder] = {}
         self._touched: dict[str, None] = {}  # keys of streams that changed since they were claimed, in order
+        self._set_touched = self._touched.setdefault
         self._counts: dict[str, Counter[str]] = {}  # rows of streams that are no longer held
 
     def __len__(self) -> int:
@@ -229,7 +229,7 @@ class Holders:
 
     def toucher(self, key: str) -> Callable[[], object]:
         """Return the callback for changes of a stream; it holds no reference to the stream."""
-        return partial(self._touched.setdefault, key)
+        return partial(self._set_touched, key)
 
     def untouch(self, holder: KeyHolder) -> None:
         """Note that a stream is being claimed: any later change touches it again."""
