@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -215,3 +216,36 @@ def test_what_was_spoilt_in_place_has_changed():
         group["a"]["at"] = {1}
         assert cp.changed == {"g"}
         group["a"] = B
+
+
+def test_a_member_stream_that_was_read_keeps_few_objects():
+    """The garbage collector looks at all of them again and again: a run may open thousands."""
+    rows = [{"id": n, "at": f"2024-05-01T10:00:0{n}Z"} for n in range(3)]
+    with Checkpointer("run", MemoryStore()) as cp:
+        accounts = cp.group("accounts")
+
+        def read(numbers):
+            for number in numbers:
+                stream = cp.incremental(str(number), "at", row_order="asc", primary_key="id", group=accounts)
+                with stream:
+                    assert [*stream.pages([rows])] == [rows]
+                cp.commit(stream)
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = read(range(100))
+        assert (read(range(100, 300)) - before) / 200 < 36
+
+
+def test_later_rows_of_a_read_stream_have_quick_keys():
+    rows = [{"id": n, "at": f"2024-05-01T10:00:0{n}Z"} for n in range(3)]
+    with Checkpointer("run", MemoryStore()) as cp:
+        stream = cp.incremental("s", "at", row_order="asc")
+        span = stream._scan.range
+        for row in rows:
+            tracked = stream.track([row])
+            assert next(tracked) == row
+            assert span.key != span._next_key
+            assert [*map(span.key, [row["at"] for row in rows])] == [span.scale.key(row["at"]) for row in rows]
+            assert [*tracked] == []
+            assert span.key == span._next_key

@@ -50,6 +50,7 @@ class Layers:
         self.groups: Groups = Groups(state_key, self.claims)
         self.drafts: Drafts = Drafts(self.groups)
         self.holders: Holders = Holders()
+        self._below = self.groups.below  # one for thousands of streams
         self.rollback: Rollback | None = None
         """Set if the store writes in the caller's transactions."""
         self.phase: Literal["new", "open", "closed"] = "new"
@@ -164,7 +165,7 @@ class Layers:
         """Let a stream hold a key."""
         group = named(key)[0] if key.startswith(GROUP_PREFIX) else None
         packed = self.groups.key_by_key and group is not None
-        self.holders.open(KeyHolder(stream, key, group, self.state_key, self.groups.below, packed=packed))
+        self.holders.open(KeyHolder(stream, key, group, self.state_key, self._below, packed=packed))
 
     def open_group(self, name: str, shards: int | None) -> Group:
         """Open a group, replacing an open one of the same name."""

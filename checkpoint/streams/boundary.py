@@ -6,6 +6,7 @@ A row is kept as a snapshot while the run goes on, and digested when a claim ask
 
 from __future__ import annotations
 
+from itertools import chain, count
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,9 @@ Memo: TypeAlias = Any
 Mark: TypeAlias = "tuple[Key, Any, Memo]"
 """A row that was handed out: the key of its value, the value as it came, and what the row is remembered by."""
 NO_MARK: Mark = (LOWEST, None, None)
+
+
+_NONE: frozenset[str] = frozenset()  # made once, for there may be thousands of streams
 
 
 class Boundary:
@@ -61,7 +65,7 @@ class Boundary:
         """Whether the memory reaches back before the highest value."""
         self.seen: Seen = seen if self.keyed else NOTHING_SEEN
         """Rows that were delivered before the stream was opened."""
-        self._known = frozenset((*self.seen.rows, *self.seen.ahead))
+        self._known = frozenset((*self.seen.rows, *self.seen.ahead)) if self.seen is not NOTHING_SEEN else _NONE
         self._print = Fingerprint(options.primary_key or "", options.version_fields, span.scale.where)
         self._legacy = any(len(digest) == 2 * IDENTITY for digest in self._known)  # as version 1 stored them
         self._options = options
@@ -70,12 +74,12 @@ class Boundary:
         self._most = 2 * options.max_seen + 1_000
         """How many ties there may be before the lowest ones have to go, where the memory is deep; see `_thin`."""
         self._in_order = True  # whether ties are, where the memory is deep
-        self._under: list[Mark] = []  # ties of the highest value but one, where the range is open
-        self._old: list[Mark] = []  # at the position the stream was opened with, or before it
+        self._under: list[Mark] | None = None  # ties of the highest value but one, where the range is open
+        self._old: list[Mark] | None = None  # at the position the stream was opened with, or before it
         self._thinned = 0  # how many rows were too many to be kept, and the highest value of them
         self._thinned_top: Key = LOWEST
         self._beyond = 0  # rows above the ceiling that were too many to be kept
-        self._ahead: list[Mark] = []  # above the ceiling
+        self._ahead: list[Mark] | None = None  # above the ceiling
 
     @property
     def empty(self) -> bool:
@@ -177,11 +181,13 @@ class Boundary:
 
     def add_old(self, row: Mark) -> None:
         """Remember a row at the position that the stream was opened with, or before it."""
+        self._old = self._old or []
         if len(self._old) <= self._options.max_seen:
             self._old.append(row)
 
     def add_ahead(self, row: Mark) -> None:
         """Remember a row above the ceiling."""
+        self._ahead = self._ahead or []
         if len(self._ahead) <= self._options.max_seen:
             self._ahead.append(row)
         else:
@@ -191,9 +197,11 @@ class Boundary:
         """Remember the rows of a window that is finished, too, where the memory reaches back into it."""
         if self.keyed:
             self.deep = self.deep or other.deep
-            self._ahead += self._adopted(other, other._ahead)
+            self._ahead = self._ahead or []
+            self._ahead += self._adopted(other, other._ahead or ())
             if self.deep:
-                self._old += self._adopted(other, other._old)
+                self._old = self._old or []
+                self._old += self._adopted(other, other._old or ())
                 self._ties += self._adopted(other, other._ties)
                 self._in_order = False
                 self._thin()
@@ -225,11 +233,13 @@ class Boundary:
         if self.deep:
             self._thin()
         found: list[tuple[Key, str]] = []
-        for ties in (self._old, self._under, self._ties, self._ahead):
+        for ties in filter(None, (self._old, self._under, self._ties, self._ahead)):
             for index, (at, value, memo) in enumerate(ties):
                 if floor <= at <= key:
-                    digest = self._digest(memo, at)
-                    ties[index] = at, value, digest  # kept, so that it is made once
+                    digest = memo
+                    if not isinstance(memo, str):
+                        digest = self._digest(memo, at)
+                        ties[index] = at, value, digest  # kept, so that it is made once
                     found.append((at, digest))
         found.sort(key=itemgetter(0))
         return [digest for _, digest in found]
@@ -266,10 +276,8 @@ def merged(*digests: Iterable[str], stays: bool = False) -> list[str]:
 
     It has the place of the last one; where it `stays`, of the first.
     """
-    rows: dict[str, str] = {}
-    for digest_ in (one for some in digests for one in some):
-        key = digest_[: 2 * IDENTITY]
-        if not stays:
-            rows.pop(key, None)
-        rows[key] = digest_
-    return [*rows.values()]
+    every = [*chain.from_iterable(digests)]
+    rows = map(itemgetter(slice(2 * IDENTITY)), every)
+    if stays:
+        return [*dict(zip(rows, every, strict=True)).values()]
+    return [every[place] for place in sorted(dict(zip(rows, count())).values())]

@@ -54,6 +54,9 @@ CUT = "is cut into windows: feed those, or open it again to go on row by row"
 NEW_WINDOWS = "was opened again or went back to its last claim: cut new windows"
 
 
+_NOTHING = NO_ROWS, None
+
+
 class Incremental(Feeding[T]):
     """One stream of rows with a cursor field: where to read on, which rows are new, how far a commit may go.
 
@@ -96,7 +99,7 @@ class Incremental(Feeding[T]):
         self._detached = False
         self._told: dict[str, str] = {}  # events that are told once, and what more there is to say of each
         self._said = Said(stored)
-        self._before: tuple[Stats, Any] = NO_ROWS, None  # rows of earlier scans, and the highest value of them
+        self._before: tuple[Stats, Any] = _NOTHING  # rows of earlier scans, and the highest value of them
         self.reason: str | None = None
         """The reason of a rewind since the last claim; None: there was none."""
         self._start(stored)

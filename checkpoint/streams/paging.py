@@ -80,6 +80,7 @@ def _feed(scan: Scan, rows: Sequence[Any], values: Sequence[Any], reading: Readi
     """Observe a page; return which rows to deliver, None: all of them."""
     if not scan.range.bound:
         scan.bind(values)
+    scan.range.wake()
     key_of = scan.range.key
     keys = values.keys(key_of) if isinstance(values, Counted) else list(map(key_of, values))
     scan.shut()

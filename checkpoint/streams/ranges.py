@@ -253,9 +253,10 @@ class Range:
         """Fix how the values compare, and with it the keys of the bounds; return the value's."""
         scale, key_of = self.scale, self.key_of
         try:
-            if not scale.begin(value):
+            quick = scale.begin(value)
+            if quick is None:
                 return None
-            found = scale.key(value)
+            found = quick(value)
             scale.check_step("lookback", self._options.lookback)
             if self.position is None:
                 self.start = scale.spelled(self._options.initial_value, value)
@@ -274,5 +275,19 @@ class Range:
         except BaseException:
             self.scale = self.new_scale()
             raise
-        self.key, self.sample = scale.key, value
+        self.key, self.sample = quick, value
         return found
+
+    def rest(self) -> None:
+        """Keep what makes keys quickly no longer than rows come: thousands of streams stay open that were read."""
+        if self.bound:
+            self.key = self._next_key
+
+    def wake(self) -> None:
+        """Make the keys of more rows quickly."""
+        if self.key == self._next_key:
+            self.key = self.scale.begin(self.sample) or self.key
+
+    def _next_key(self, value: Any) -> Key:
+        self.wake()
+        return self.key(value)

@@ -185,6 +185,8 @@ class Scan:
         self.position.release(reading)
         self.position.exhaust(reading)
         self.exhausted = True
+        if not self.position.readings:
+            self.range.rest()
 
     def leave(self, reading: Reading) -> None:
         """Close a reading that is asked for no more rows, at its end or before."""

@@ -57,7 +57,12 @@ def quick_getter(field: Field, first: Any) -> Get:
     """Return what reads a field of rows like `first`, and raises where a row has none or is another kind of row."""
     if callable(field) or (_has_names(first) and "." in field):
         return getter(field, first)
-    return itemgetter(field) if _has_names(first) else attrgetter(field)
+    return _item(field) if _has_names(first) else attrgetter(field)
+
+
+@lru_cache(maxsize=256)  # thousands of streams read the same few names
+def _item(field: str) -> Get:
+    return itemgetter(field)
 
 
 @lru_cache(maxsize=256)  # thousands of streams read the same few names

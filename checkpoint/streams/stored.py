@@ -66,6 +66,9 @@ class StreamState(NamedTuple):
     resume: Resume | None
 
 
+_NOTHING = StreamState(None, NOTHING_SEEN, [], None)
+
+
 def read_state(name: str, cursor: Cursor | None, field: str) -> StreamState:
     """Return the state in a cursor; digests of another position are ignored.
 
@@ -75,7 +78,7 @@ def read_state(name: str, cursor: Cursor | None, field: str) -> StreamState:
 
     """
     if cursor is None:
-        return StreamState(None, NOTHING_SEEN, [], None)
+        return _NOTHING
     position = cursor.get(field)
     if field not in cursor and (not cursor or any(key not in BESIDE for key in cursor)):
         raise ValueError(

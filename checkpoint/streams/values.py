@@ -48,6 +48,10 @@ SHOWN = 40
 """Characters of a value that an error shows."""
 
 
+_NOBODYS = Clock(None)
+_PLAIN = spelling(None, _NOBODYS)  # shared: there may be thousands of streams
+
+
 class Scale:
     """What the values of one column have in common, so that they compare.
 
@@ -58,12 +62,10 @@ class Scale:
     Attributes:
         where: the stream and field, as errors name them.
         kind: what the values are; None: not known yet.
-        key: makes the key of a row's value, None of a missing one. `begin` replaces it by a quicker one, whose keys do
-            not compare with those made before.
 
     """
 
-    __slots__ = ("_clock", "_form", "_is_plain", "_known", "_sample", "_spelling", "key", "kind", "where")
+    __slots__ = ("_clock", "_form", "_is_plain", "_known", "_sample", "_spelling", "kind", "where")
 
     def __init__(
         self,
@@ -75,15 +77,14 @@ class Scale:
         self.where: str = where
         self._known = known
         try:
-            self._clock = Clock(zone_of(zone))
-            self._spelling = spelling(cursor_format, self._clock)
+            self._clock = _NOBODYS if zone is None else Clock(zone_of(zone))
+            self._spelling = _PLAIN if zone is cursor_format is None else spelling(cursor_format, self._clock)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from error
         self._is_plain = cursor_format is None
         self.kind: Kind | None = self._spelling.kind
         self._sample: Any = None
         self._form: KeyForm = self._spelling.form(None) if self.kind is not None else TEXTS
-        self.key: ToKey = self._row_key
 
     def settle(self, *values: Any, written: bool = False) -> bool:
         """Take the kind of the first of these that is not None; tell whether there is a kind now.
@@ -100,19 +101,19 @@ class Scale:
 
     # Keys
 
-    def begin(self, value: Any) -> bool:
-        """Make `key` quick for values like this one, the first of the rows; False, and nothing, where it is missing.
+    def begin(self, value: Any) -> ToKey | None:
+        """Return what makes the keys of rows' values, None of missing ones, quickly for values like this first one.
 
-        Keys of before do not compare with those from here on.
+        Where this one is missing it is None. Keys of before do not compare with those from here on.
         """
         if is_missing_value(value):
-            return False
+            return None
         self._exact(value)  # settles the kind, or refuses
         self._form = self._spelling.form(value)
-        self.key = self._spelling.quick(self._row_key, value)
-        return True
+        return self._spelling.quick(self.key, value)
 
-    def _row_key(self, value: Any) -> Key:
+    def key(self, value: Any) -> Key:
+        """Return the key of a row's value; None of a missing one."""
         return None if is_missing_value(value) else self.key_of(value)
 
     def key_of(self, value: Any, *, written: bool = False) -> Key:
