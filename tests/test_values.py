@@ -329,7 +329,7 @@ def drawn_of_few_hours(rng, shape):
     point = point if rng.random() < 0.9 else rng.choice(POINTS)
     separator = "T" if rng.random() < 0.99 else " "
     clock = f"{rng.randrange(4):02}:{rng.randrange(60):02}:{rng.randrange(60):02}"
-    return f"2024-{rng.choice(['10-27', '04-07'])}{separator}{clock}{point}{zone}"
+    return f"2024-{rng.choice(['10-27', '10-06'])}{separator}{clock}{point}{zone}"
 
 
 def outcome(compare):
