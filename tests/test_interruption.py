@@ -37,6 +37,7 @@ from checkpoint import (
     codec,
 )
 from checkpoint.errors import is_of_handler
+from checkpoint.stores import rows as row_module
 from checkpoint.testing import ApiServer, Delay
 
 if TYPE_CHECKING:
@@ -394,6 +395,33 @@ def test_fault_97_http_without_a_thread_is_told(api, threads):
         threads.go_on()
         store.commit("run", dict.fromkeys("abcdef", "y"))
         assert {entry.value for entry in store.load("run").values()} == {"y"}
+
+
+def test_fault_95_the_collector_is_on_wherever_it_comes():
+    """At each instruction of the reading of rows in turn; Python 3.10 runs handlers before most of them."""
+    rows = [("a", "v", "2024-05-01T10:00:00Z", "2024-05-01T10:00:00Z", None, 1)]
+    before = sys.gettrace()
+    for place in itertools.count():
+        left = itertools.count(place, -1)
+
+        def interrupt(frame, event, _arg, left=left):
+            frame.f_trace_opcodes = frame.f_code.co_filename == row_module.__file__
+            if event == "opcode" and next(left) == 0:
+                raise KeyboardInterrupt
+            return interrupt
+
+        try:
+            sys.settrace(interrupt)
+            row_module.entries_by_key(rows)
+            break  # past the last one
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+            on = gc.isenabled()
+            gc.enable()
+        assert on, f"off after an exception at instruction {place}"
+    assert place > 20
 
 
 # An event loop that is given up

@@ -38,7 +38,7 @@ from checkpoint.stores.postgres_connections import (
 )
 from checkpoint.stores.postgres_tables import ENTRIES, HISTORY, Statements
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
-from checkpoint.stores.rows import MAX_VERSION, check_change, entries_by_key, refuse_rows
+from checkpoint.stores.rows import CHANGE, MAX_VERSION, check_row, entries_by_key, refuse_rows
 from checkpoint.stores.urls import check_seconds, options, positive
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class PostgresStore:
 
         rows = [(name, _utf8(old), _utf8(new), *rest) for name, old, new, *rest in self._ask(ask)]
         for row in rows:
-            check_change(tables.place(self._schema, HISTORY), state_key, row)
+            check_row(tables.place(self._schema, HISTORY), state_key, row, CHANGE)
         return [*map(change_of, rows)]
 
     def init(self) -> None:

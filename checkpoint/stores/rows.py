@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from checkpoint.entries import Entry, check_unicode
 from checkpoint.errors import CorruptState, StoreError
@@ -14,77 +14,6 @@ if TYPE_CHECKING:
 
 MAX_VERSION = (1 << 63) - 2
 """The highest version that every store can still increment."""
-
-
-def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
-    """Return entries by key from rows in the order of `Entry`; None: one is damaged, and `refuse_rows` says which.
-
-    It is fast, because there may be hundreds of thousands.
-    """
-    collecting = gc.isenabled()
-    entries: dict[str, Entry] = {}
-    make = Entry._make
-    try:
-        gc.disable()  # entries form no cycles, and the search for them takes a sixth of the time
-        for row in rows:
-            key, value, created, updated, run, version = row
-            texts = type(key) is type(value) is type(created) is type(updated) is str
-            if not (texts and type(version) is int and version > 0 and (run is None or type(run) is str)):
-                return None
-            entries[key] = make(row)
-        return entries
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def check_entry(where: str, state_key: str, row: Sequence[object]) -> None:
-    """Refuse a row, in the order of `Entry`, that is not an entry; `where` names the file, table or object.
-
-    Raises:
-        CorruptState: a field is invalid.
-
-    """
-    for (field, wanted, fits), value in zip(_ENTRY, row, strict=True):
-        if not fits(value):
-            refuse_row(where, state_key, row, f"its {field} is {_kind(value)}, not {wanted}")
-
-
-def check_change(where: str, state_key: str, row: Sequence[object]) -> None:
-    """Refuse a row, in the order of `history.change_of`, that is not a change; `where` as in `check_entry`.
-
-    Raises:
-        CorruptState: a field is invalid.
-
-    """
-    for (field, wanted, fits), value in zip(_CHANGE, row, strict=True):
-        if not fits(value):
-            refuse_row(where, state_key, row, f"in its history, the {field} is {_kind(value)}, not {wanted}")
-
-
-def refuse_rows(
-    where: str,
-    state_key: str,
-    rows: Iterable[Sequence[object]],
-    check: Callable[[str, str, Sequence[object]], None] = check_entry,
-) -> NoReturn:
-    """Raise the error for the first damaged row; damaged rows never count as absent.
-
-    Raises:
-        CorruptState: a field is invalid.
-        StoreError: no row is damaged any more.
-
-    """
-    for row in rows:
-        check(where, state_key, row)
-    raise StoreError(f"what is stored of {state_key!r} in {where} was damaged a moment ago, and is not now: try again")
-
-
-def refuse_row(where: str, state_key: str, row: Sequence[object], said: str) -> NoReturn:
-    """Raise the error for a damaged row; its first two fields are the key and the value."""
-    key = row[0] if isinstance(row[0], str) else repr(row[0])
-    value = row[1] if isinstance(row[1], str) and is_text(row[1]) else None
-    raise CorruptState(state_key, key, value, where) from ValueError(said)
 
 
 def is_text(value: object) -> bool:
@@ -113,6 +42,108 @@ def _is_number(value: object) -> bool:
     return type(value) is int
 
 
+class Form(NamedTuple):
+    """The fields of a row."""
+
+    whose: str
+    """The beginning of an error: what they are fields of."""
+    fields: tuple[tuple[str, str, Callable[[object], bool]], ...]
+    """The name of each, what it must be, and whether a value is that."""
+
+
+_TEXT, _VERSION = ("text", is_text), ("a version", is_version)
+_MAYBE = ("text or nothing", _is_text_or_none)
+
+ENTRY: Final = Form(
+    "its",
+    (
+        ("key", *_TEXT),
+        ("value", *_TEXT),
+        ("created_at", *_TEXT),
+        ("updated_at", *_TEXT),
+        ("run", *_MAYBE),
+        ("version", *_VERSION),
+    ),
+)
+"""Rows in the order of `Entry`."""
+CHANGE: Final = Form(
+    "in its history, the",
+    (
+        ("key", *_TEXT),
+        ("value before", *_MAYBE),
+        ("value after", *_MAYBE),
+        ("version", *_VERSION),
+        ("time", "a time", _is_time),
+        ("run", *_MAYBE),
+        ("host", *_TEXT),
+        ("process", "a number", _is_number),
+        ("reason", *_MAYBE),
+        ("writer", *_MAYBE),
+    ),
+)
+"""Rows in the order of `history.change_of`."""
+
+
+def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
+    """Return entries by key from rows in the order of `Entry`; None: one is damaged, and `refuse_rows` says which."""
+    collects = gc.isenabled()
+    try:
+        try:
+            gc.disable()  # entries form no cycles, and the search for them takes a quarter of the time
+            return _entries(rows)
+        finally:
+            if collects:
+                gc.enable()
+    finally:  # once more, as a signal handler's exception may have come before the first one
+        if collects:
+            gc.enable()
+
+
+def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
+    """Do so fast, because there may be hundreds of thousands."""
+    entries: dict[str, Entry] = {}
+    make = Entry._make
+    for row in rows:
+        key, value, created, updated, run, version = row
+        texts = type(key) is type(value) is type(created) is type(updated) is str
+        if not (texts and type(version) is int and version > 0 and (run is None or type(run) is str)):
+            return None
+        entries[key] = make(row)
+    return entries
+
+
+def refuse_rows(where: str, state_key: str, rows: Iterable[Sequence[object]], form: Form = ENTRY) -> NoReturn:
+    """Raise the error for the first damaged row; damaged rows never count as absent.
+
+    Raises:
+        CorruptState: a field is invalid.
+        StoreError: no row is damaged any more.
+
+    """
+    for row in rows:
+        check_row(where, state_key, row, form)
+    raise StoreError(f"what is stored of {state_key!r} in {where} was damaged a moment ago, and is not now: try again")
+
+
+def check_row(where: str, state_key: str, row: Sequence[object], form: Form) -> None:
+    """Refuse a row with an invalid field; `where` names the file, table or object.
+
+    Raises:
+        CorruptState: a field is invalid.
+
+    """
+    for (field, wanted, fits), value in zip(form.fields, row, strict=True):
+        if not fits(value):
+            refuse_row(where, state_key, row, f"{form.whose} {field} is {_kind(value)}, not {wanted}")
+
+
+def refuse_row(where: str, state_key: str, row: Sequence[object], said: str) -> NoReturn:
+    """Raise the error for a damaged row; its first two fields are the key and the value."""
+    key = row[0] if isinstance(row[0], str) else repr(row[0])
+    value = row[1] if isinstance(row[1], str) and is_text(row[1]) else None
+    raise CorruptState(state_key, key, value, where) from ValueError(said)
+
+
 def _kind(value: object) -> str:
     """Describe a value in words, without showing text."""
     if value is None or value is ...:
@@ -125,29 +156,3 @@ def _kind(value: object) -> str:
 
 
 _KINDS = {"list": "a list", "dict": "an object"}
-
-
-_Field: TypeAlias = "tuple[str, str, Callable[[object], bool]]"
-
-_TEXT, _VERSION = ("text", is_text), ("a version", is_version)
-_MAYBE = ("text or nothing", _is_text_or_none)
-_ENTRY: tuple[_Field, ...] = (
-    ("key", *_TEXT),
-    ("value", *_TEXT),
-    ("created_at", *_TEXT),
-    ("updated_at", *_TEXT),
-    ("run", *_MAYBE),
-    ("version", *_VERSION),
-)
-_CHANGE: tuple[_Field, ...] = (
-    ("key", *_TEXT),
-    ("value before", *_MAYBE),
-    ("value after", *_MAYBE),
-    ("version", *_VERSION),
-    ("time", "a time", _is_time),
-    ("run", *_MAYBE),
-    ("host", *_TEXT),
-    ("process", "a number", _is_number),
-    ("reason", *_MAYBE),
-    ("writer", *_MAYBE),
-)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 from checkpoint.entries import Entry, head_key
 from checkpoint.errors import StoreError, ValueTooLarge
 from checkpoint.stores.history import Memory, answers, change_of, check_keep, forgotten
-from checkpoint.stores.rows import MAX_VERSION, check_change, check_entry, entries_by_key, is_version, refuse_rows
+from checkpoint.stores.rows import CHANGE, ENTRY, MAX_VERSION, Form, check_row, entries_by_key, is_version, refuse_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from checkpoint.entries import Change
 
@@ -212,22 +212,16 @@ def _entries(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str
             raise
         entries = None
     if entries is None:
-        _name_damaged(cursor, state_key, sql, values, check_entry)
+        _name_damaged(cursor, state_key, sql, values, ENTRY)
     return entries
 
 
-def _name_damaged(
-    cursor: sqlite3.Cursor,
-    state_key: str,
-    sql: str,
-    values: tuple[str, ...],
-    check: Callable[[str, str, Sequence[object]], None],
-) -> NoReturn:
+def _name_damaged(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...], form: Form) -> NoReturn:
     """Raise the error for the first damaged one of some rows, with text that is not UTF-8 too; see `refuse_rows`."""
     connection, where = cursor.connection, _file_of(cursor)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     try:
-        refuse_rows(where, state_key, cursor.execute(sql, values).fetchall(), check)
+        refuse_rows(where, state_key, cursor.execute(sql, values).fetchall(), form)
     finally:
         connection.text_factory = str
 
@@ -376,12 +370,12 @@ def _changes(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str
     where = _file_of(cursor)
     try:
         for row in cursor.execute(sql, values):
-            check_change(where, state_key, row)
+            check_row(where, state_key, row, CHANGE)
             yield row
     except sqlite3.OperationalError as error:
         if not undecodable(error):
             raise
-        _name_damaged(cursor, state_key, sql, values, check_change)
+        _name_damaged(cursor, state_key, sql, values, CHANGE)
 
 
 def _changes_of_2(cursor: sqlite3.Cursor, state_key: str, key: str | None) -> Iterator[Told]:
@@ -405,7 +399,7 @@ def _changes_of_2(cursor: sqlite3.Cursor, state_key: str, key: str | None) -> It
     for past, told in found:
         for name in past if key is None else {key} & {*past}:
             row = name, past[name], after.get(name), *told, None, None
-            check_change(where, state_key, row)
+            check_row(where, state_key, row, CHANGE)
             yield row
             if (before := past[name]) is None:
                 after.pop(name, None)
