@@ -82,30 +82,48 @@ def _names_asked(there: Namespace, key: str | None, member: str | None) -> Itera
 
 def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Done | None) -> Judged:
     form = there.form_of(name, limits.form)
-    age, lag = age_of(there, name, entry), lag_of(entry.value, form)
+    age, lag = _age_judged(there, name, entry, limits, done), _lag_judged(entry, form, limits)
+    verdict: Freshness = next(one for one in WORST_FIRST if one in {age.verdict, lag.verdict})
+    said = [part.why for part in (age, lag) if part.verdict == verdict]
+    if lag.verdict == verdict == "unknown":
+        said += _why_no_time(entry.value, form)
+    return Judged(there.state_key, name, verdict, age.seconds, lag.seconds, "; ".join(filter(None, said)))
+
+
+class _Part(NamedTuple):
+    """The verdict on the age or the lag of a key."""
+
+    verdict: Freshness
+    seconds: float | None
+    why: str = ""
+
+
+def _age_judged(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Done | None) -> _Part:
+    age = age_of(there, name, entry)
     if done is not None and _against(age, limits.age) != "fresh":
         known = done.read_since(name) if age is None else [age, *done.read_since(name)]
         age = min(known, default=None)
-    of_age, of_lag = _against(age, limits.age), _against(lag, limits.lag)
-    is_anothers = of_age == "unknown" and there.shares(name)
+    is_anothers = age is None and there.shares(name)
     if is_anothers and _against(at_least := seconds_since(entry.updated_at), limits.age) == "STALE":
-        age, of_age = at_least, "STALE"  # no member is newer than the entry
-    is_to_come = is_ahead(lag)
-    if is_to_come:
-        of_lag = "STALE"
-    elif of_lag == "unknown" and not limits.is_named:
-        of_lag = "-"
-    verdict: Freshness = next(one for one in WORST_FIRST if one in {of_age, of_lag})
-    said = [
-        _WHY["ahead" if is_to_come and what == "lag" else what, found].format(words.span(abs(seconds or 0)))
-        for what, found, seconds in (("age", of_age, age), ("lag", of_lag, lag))
-        if found == verdict and found in {"STALE", "unknown"}
-    ]
-    if is_anothers and verdict == "unknown":
-        said[0] += ": members share its entry"
-    if of_lag == verdict == "unknown":
-        said += _why_no_time(entry.value, form)
-    return Judged(there.state_key, name, verdict, age, lag, "; ".join(said))
+        age = at_least  # no member is newer than the entry
+    verdict = _against(age, limits.age)
+    if verdict == "STALE":
+        return _Part(verdict, age, f"neither written nor read to its end for {words.span(age or 0)}")
+    beside = ": members share its entry" if is_anothers else ""
+    return _Part(verdict, age, f"when it was written is not told{beside}" if verdict == "unknown" else "")
+
+
+def _lag_judged(entry: Entry, form: str | None, limits: Limits) -> _Part:
+    lag = lag_of(entry.value, form)
+    if lag is not None and is_ahead(lag):
+        text = f"its position is {words.span(-lag)} ahead of the clock: rows until then may not be delivered"
+        return _Part("STALE", lag, text)
+    verdict = _against(lag, limits.lag)
+    if verdict == "STALE":
+        return _Part(verdict, lag, f"its position is {words.span(lag or 0)} behind")
+    if verdict == "unknown":
+        return _Part(verdict, lag, "its position is no time") if limits.is_named else _Part("-", lag)
+    return _Part(verdict, lag)
 
 
 def _why_no_time(value: str, form: str | None) -> list[str]:
@@ -118,14 +136,6 @@ def _why_no_time(value: str, form: str | None) -> list[str]:
 
 WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
 """In order of urgency."""
-
-_WHY = {
-    ("age", "STALE"): "neither written nor read to its end for {}",
-    ("lag", "STALE"): "its position is {} behind",
-    ("ahead", "STALE"): "its position is {} ahead of the clock: rows until then may not be delivered",
-    ("age", "unknown"): "when it was written is not told",
-    ("lag", "unknown"): "its position is no time",
-}
 
 
 def _against(seconds: float | None, limit: float | None) -> Freshness:
@@ -449,23 +459,27 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
     if not entries:
         return None
     every = {name: lag_of(entry.value, there.form_of(name, form)) for name, entry in shown.items()}
-    lags = {name: lag for name, lag in every.items() if lag is not None}
-    slowest = max(lags, key=lambda name: lags[name], default=None)
-    ages = {name: age for name, entry in shown.items() if (age := age_of(there, name, entry)) is not None}
-    oldest = max(ages, key=lambda name: ages[name], default=None)
-    ahead = min((name for name, lag in lags.items() if is_ahead(lag)), key=lambda name: lags[name], default=None)
+    slowest, lag = _largest(every)
+    oldest, age = _largest({name: age_of(there, name, entry) for name, entry in shown.items()})
+    ahead, before = _largest({name: -lag for name, lag in every.items() if lag is not None and is_ahead(lag)})
     run, found = there.run, lease_of(there)
     return Summary(
         there.state_key,
         len(entries),
         max(entries, key=lambda entry: entry.updated_at or ""),
         slowest,
-        None if slowest is None else lags[slowest],
+        lag,
         oldest,
-        None if oldest is None else ages[oldest],
+        age,
         run,
         None if run is None else how_far(run, found),
         found if isinstance(found, Holder) else None,
         ahead,
-        None if ahead is None else -lags[ahead],
+        before,
     )
+
+
+def _largest(seconds: Mapping[Name, float | None]) -> tuple[Name | None, float | None]:
+    known = {name: one for name, one in seconds.items() if one is not None}
+    name = max(known, key=lambda name: known[name], default=None)
+    return name, None if name is None else known[name]
