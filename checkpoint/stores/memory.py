@@ -76,7 +76,7 @@ class MemoryStore:
     def load(self, state_key: str) -> dict[str, Entry]:
         """Return every entry of a namespace; see `Store.load`."""
         check_name("state_key", state_key)
-        return {key: cell.entry for key, cell in self._cells(state_key) if cell.entry is not None}
+        return {key: cell.entry for key, cell in self._cells(state_key).items() if cell.entry is not None}
 
     def read(self, state_key: str, keys: Iterable[str]) -> dict[str, Entry]:
         """Return the entries of these keys, as far as they exist; see `ReadsKeys.read`."""
@@ -131,7 +131,7 @@ class MemoryStore:
         check_question(state_key, key, limit)
         changes = [
             (-change.version, stored_key, change)
-            for stored_key, cell in self._cells(state_key)
+            for stored_key, cell in self._cells(state_key).items()
             if answers(stored_key, key)
             for change in self._kept(cell.changes)
         ]
@@ -140,8 +140,8 @@ class MemoryStore:
     def close(self) -> None:
         """Do nothing: the entries live as long as the store."""
 
-    def _cells(self, state_key: str) -> list[tuple[str, _Cell]]:
-        return [*self._namespaces.get(state_key, {}).items()]  # copied in one step: other threads may be writing
+    def _cells(self, state_key: str) -> dict[str, _Cell]:
+        return self._namespaces.get(state_key, {}).copy()  # in one step: other threads may be writing
 
     def _thinned(self, changes: tuple[Change, ...]) -> tuple[Change, ...]:
         """Drop the changes of a key that are no longer kept, only now and then: it takes longer than a commit.
