@@ -555,15 +555,21 @@ def between(serve, host="127.0.0.1"):
                     connection, _ = listener.accept()
                 except OSError:
                     return
+                connections.append(connection)
                 threads.append(threading.Thread(target=served, args=[connection]))
                 threads[-1].start()
 
+        connections = []
         threads = [threading.Thread(target=accept)]
         threads[0].start()
         try:
             yield listener.getsockname()[1]
         finally:  # or else a test that fails waits for ever
             listener.shutdown(socket.SHUT_RDWR)
+            threads[0].join()
+            for connection in connections:  # some may never have carried a request
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join()
 

@@ -35,6 +35,7 @@ from checkpoint.codec import decode, encode
 from checkpoint.entries import Entry
 from checkpoint.stores import open_store
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.service import _work_off
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Answer, ApiServer, Cut, Delay, Drop, Hang, Hook, Raw
 
@@ -174,6 +175,33 @@ def test_a_commit_opens_a_connection_a_key_and_keeps_them(api, truto):
                 cp[key] = {"n": number - 9}
             assert len(cp.commit().keys) == 4
     assert len(api._transports) - accepted == 4
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_first_commit_opens_connections_during_its_look(api, truto, closed):
+    """What the service has closed before the look ends is opened again, and no write is in doubt."""
+    seed(api, a=A, b=A, c=A)
+    accepted = {*api._transports}
+
+    def look():
+        ends = time.monotonic() + 10
+        while len(opened := {*api._transports} - accepted) < 3 and time.monotonic() < ends:
+            time.sleep(0.001)
+        seen.append(len(opened))
+        for one in [each for each in opened if closed and each not in first]:
+            api._loop.call_soon_threadsafe(api._transports[one].close)
+        while closed and len({*api._transports} - accepted) > 1:
+            time.sleep(0.001)
+
+    seen = []
+    with Checkpointer("run", truto) as cp:
+        first = {*api._transports}
+        api.script(Hook(before=look), method="GET")
+        for key in cp:
+            cp[key] = B
+        commit = cp.commit()
+    assert seen == [3]
+    assert (len(commit.keys), commit.requests, commit.retries) == (3, 4, 0)
 
 
 def test_a_closed_idle_connection_is_not_written_to(api, truto):
@@ -815,10 +843,12 @@ def test_an_interrupted_submission_begins_nothing_more(api, monkeypatch):
     submitted = []
 
     class Pool(ThreadPoolExecutor):
-        def submit(self, *args):
+        def submit(self, call, *args):
+            if call is not _work_off:  # it opens a connection
+                return super().submit(call, *args)
             if len(submitted) == 1:
                 raise KeyboardInterrupt
-            submitted.append(super().submit(*args))
+            submitted.append(super().submit(call, *args))
             return submitted[-1]
 
     monkeypatch.setattr("checkpoint.stores.service.ThreadPoolExecutor", Pool)

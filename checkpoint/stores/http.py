@@ -21,22 +21,23 @@ import zlib
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
-from checkpoint.stores.network import Limit, Loop, LoopNetwork, Network
+from checkpoint.stores.network import Limit, Line, Loop, LoopNetwork, Network
+from checkpoint.stores.retrying import Deadline
 from checkpoint.stores.route import PROXY_AUTHENTICATION_REQUIRED, Route, TransportError, by_way_of, failed, route_to
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     import httpx
 
-    from checkpoint.stores.retrying import Deadline, Operation
+    from checkpoint.stores.retrying import Operation
     from checkpoint.stores.tokens import Secret
 else:
     try:
@@ -50,6 +51,9 @@ T = TypeVar("T")
 
 MAX_BODY = 64 * 1024 * 1024
 """Default size limit of a response in bytes, after decompression."""
+
+EARLY = 2.0
+"""Seconds that opening a connection ahead of its request may take."""
 
 _HOST = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
 _STEP = 64 * 1024  # bytes decompressed at once
@@ -113,6 +117,18 @@ class Clients:
             return response
         raise failure from cause  # raised here, without a context: frames of a context hold the token
 
+    def lacking(self, requests: int) -> list[Callable[[Operation], None]]:
+        """Add the connections that so many parallel requests lack; return what opens each of them, in any thread.
+
+        A request that comes sooner waits for it. Over HTTP/2, or through a proxy, nothing is added.
+        """
+        if self._multiplexes is not False or self._way().proxy is not None:
+            return []
+        added = [_Own(self._way(), self._max_body) for _ in range(requests - len(self._made))]
+        self._made.update(added)
+        self._idle[:0] = added
+        return [partial(own.open, self._timeout) for own in added]
+
     def close(self) -> None:
         """Close this process's connections."""
         with self._making:
@@ -167,12 +183,27 @@ class _Own:
 
     def __init__(self, route: Route, max_body: int) -> None:
         self._max_body = max_body
+        self._lock = threading.Lock()  # held while it is opened or used
         self._network = Network()
         self._transport = route.transport(httpx.HTTPTransport, 1)
-        self._transport._pool._network_backend = self._network  # noqa: SLF001 - httpx has no parameter for httpcore's own
+        self._line = Line(self._network, route.host, route.port, route.context(httpx.HTTPTransport))
+        if route.proxy is None:
+            self._transport._pool = self._line  # noqa: SLF001 - httpx has no parameter for it
+        else:
+            self._transport._pool._network_backend = self._network  # noqa: SLF001 - as above
+
+    def open(self, timeout: float, operation: Operation) -> None:
+        """Open the connection ahead of its first request, which waits for it."""
+        with self._lock:
+            self._network.limit = Limit(operation, Deadline(EARLY), timeout)
+            self._line.open_ahead()
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         """Send a request; return the response and its HTTP version."""
+        with self._lock:
+            return self._sent(request, limit)
+
+    def _sent(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         self._network.limit = limit
         response = self._transport.handle_request(request)
         try:

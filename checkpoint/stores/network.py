@@ -35,6 +35,9 @@ _LEAST = 0.001  # shortest wait in seconds: 0 means non-blocking, and raises ano
 
 _ADDRESS = re.compile(r"[\d.]+|[\da-fA-F.]*:[\da-fA-F:.]*(%.*)?")
 
+KEPT = 60.0
+"""Seconds after which an idle connection is not reused: services close it after about that time."""
+
 Addresses: TypeAlias = list[Any]
 """What `socket.getaddrinfo` returns."""
 
@@ -109,6 +112,10 @@ class Network(httpcore.NetworkBackend):
         self._stream = _Stream(stream, self)
         return self._stream
 
+    def is_readable(self) -> bool:
+        """Whether the service has closed the connection, which is idle, or has sent what nobody asked for."""
+        return self._stream is not None and bool(self._stream.get_extra_info("is_readable"))
+
     def close(self) -> None:
         """Close the socket, even while another thread waits on it."""
         if self._stream is not None:
@@ -123,6 +130,39 @@ class Network(httpcore.NetworkBackend):
         if isinstance(error, OSError | UnicodeError):
             raise httpcore.ConnectError(str(error))
         return list(dict.fromkeys(str(address[4][0]) for address in answer.result()))
+
+
+class Line:
+    """The connection of a transport that has only one; a pool of one takes a seventh of a request's time."""
+
+    def __init__(self, network: Network, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self._network = network
+        self._host, self._port, self._context = host, port, context
+        self._origin = httpcore.Origin(b"http" if context is None else b"https", host.encode(), port)
+        self._connection: httpcore.HTTP11Connection | None = None
+
+    def open(self) -> httpcore.HTTP11Connection:
+        """Return the connection, which is opened if it is not, or no longer."""
+        connection, network = self._connection, self._network
+        if connection is not None:
+            if not (connection.is_closed() or connection.has_expired() or network.is_readable()):
+                return connection
+            connection.close()
+        stream = network.connect_tcp(self._host, self._port)
+        if self._context is not None:
+            self._context.set_alpn_protocols(["http/1.1"])
+            stream = stream.start_tls(self._context, self._host)
+        self._connection = httpcore.HTTP11Connection(self._origin, stream, KEPT)
+        return self._connection
+
+    def open_ahead(self) -> None:
+        """Open it before its first request; if that fails, the request will try again, and tell why."""
+        with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+            self.open()
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request; the caller reads the response to its end, or closes the connection."""
+        return self.open().handle_request(request)
 
 
 class HandshakeFailed(httpcore.ConnectError):

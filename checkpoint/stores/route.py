@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.request import getproxies
 
 from checkpoint.errors import StoreError, printable
-from checkpoint.stores.network import HandshakeFailed, is_a_librarys, links_of
+from checkpoint.stores.network import KEPT, HandshakeFailed, is_a_librarys, links_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +30,6 @@ else:
         import httpx
 
 E = TypeVar("E", bound=BaseException)
-
-KEPT = 60.0
-"""Seconds after which an idle connection is not reused: services close it after about that time."""
 
 PROXY_AUTHENTICATION_REQUIRED = 407
 
@@ -87,6 +84,8 @@ class Proxy(NamedTuple):
 class Route(NamedTuple):
     """The way to a service."""
 
+    host: str
+    port: int
     tls: bool
     proxy: Proxy | None
 
@@ -98,17 +97,20 @@ class Route(NamedTuple):
 
         """
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEPT)
-        context = _context(make.__name__) if self.tls else None  # building one takes longer than a request
         proxy = None
         if self.proxy is not None:
             own = _context("proxy") if self.proxy.url.startswith("https:") else None
             proxy = httpx.Proxy(self.proxy.url, ssl_context=own)
         try:
-            return make(verify=context, limits=limits, proxy=proxy, **options)
+            return make(verify=self.context(make), limits=limits, proxy=proxy, **options)
         except ImportError as error:
             raise StoreError(
                 f"{self.proxy} speaks SOCKS, which needs another package: pip install 'httpx[socks]'"
             ) from error
+
+    def context(self, make: Callable[..., Any]) -> ssl.SSLContext | None:
+        """Return the SSL context of a kind of httpx transport, None for `http:`."""
+        return _context(make.__name__) if self.tls else None  # building one takes longer than a request
 
 
 def route_to(base_url: str) -> Route:
@@ -126,7 +128,7 @@ def route_to(base_url: str) -> Route:
             httpx.Proxy(proxy.url)
         except (ValueError, httpx.InvalidURL) as error:
             raise StoreError(f"{proxy.variable} names no proxy that can be used: {type(error).__name__}") from None
-    return Route(url.scheme == "https", proxy)
+    return Route(url.raw_host.decode(), url.port or _PORTS[url.scheme], url.scheme == "https", proxy)
 
 
 def _named_proxy(scheme: str, proxies: dict[str, str]) -> Proxy | None:
