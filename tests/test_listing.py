@@ -12,7 +12,7 @@ import pytest
 
 from checkpoint.stores import listing
 from checkpoint.stores.calls import entry_of
-from checkpoint.stores.listing import listed
+from checkpoint.stores.listing import list_document
 
 TRICKY = ["},{", '"},{"', "}]", "]},", "\\", '\\"},', '{"result":[', "é}, {", ""]
 
@@ -40,14 +40,14 @@ def test_read_in_pieces_it_is_what_it_is_at_once(monkeypatch: pytest.MonkeyPatch
     if seed % 4 == 0:
         document = {"next_cursor": "first", **document}
     for text in (orjson.dumps(document), json.dumps(document, indent=2).encode(), json.dumps(document).encode()):
-        assert listed(text, lambda item: item) == document
+        assert list_document(text, lambda item: item) == document
         with pytest.raises(orjson.JSONDecodeError):
-            listed(text[: random.randint(0, len(text) - 1)], lambda item: item)
+            list_document(text[: random.randint(0, len(text) - 1)], lambda item: item)
 
 
 @pytest.mark.parametrize("document", [[], 1, "text", {"result": 5}, {"result": {"a": 1}}, {"error": "no"}])
 def test_what_is_no_list_comes_as_it_is(document: Any) -> None:
-    assert listed(orjson.dumps(document), str) == document
+    assert list_document(orjson.dumps(document), str) == document
 
 
 def test_a_long_list_takes_little_beside_its_entries() -> None:
@@ -58,7 +58,7 @@ def test_a_long_list_takes_little_beside_its_entries() -> None:
     )
     tracemalloc.start()
     try:
-        document: Any = listed(body, entry_of)
+        document: Any = list_document(body, entry_of)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -94,7 +94,7 @@ def query_of(request: Request) -> dict[str, str]:
     """
     query: dict[str, str] = {}
     for pair in filter(None, request.scope["query_string"].split(b"&")):
-        name, _, value = (decoded(part) for part in pair.replace(b"+", b" ").partition(b"="))
+        name, _, value = (unquoted(part) for part in pair.replace(b"+", b" ").partition(b"="))
         if name in query:
             raise Refusal(400, f"{name} is given twice")
         query[name] = value
@@ -104,7 +104,7 @@ def query_of(request: Request) -> dict[str, str]:
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-def decoded(raw: bytes) -> str:
+def unquoted(raw: bytes) -> str:
     """Undo percent-encoding (RFC 3986, section 2.1) exactly: two different texts stay different.
 
     Raises:

@@ -28,10 +28,10 @@ from checkpoint.server.messages import (
     Problem,
     Refusal,
     asked_state_key,
-    decoded,
     json_object,
     json_response,
     query_of,
+    unquoted,
     valid_name,
 )
 from checkpoint.stores.base import ReadsKeys, history_of, host
@@ -244,7 +244,7 @@ def _missing(key: str) -> Refusal:
 
 def _names(request: Request) -> tuple[str, str]:
     """Return the state_key and the key that a request is about."""
-    return asked_state_key(query_of(request)), valid_name("key", decoded(request.path_params["id"].encode("latin-1")))
+    return asked_state_key(query_of(request)), valid_name("key", unquoted(request.path_params["id"].encode("latin-1")))
 
 
 async def _strings(request: Request, options: Switches, *names: str) -> list[str]:

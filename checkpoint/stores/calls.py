@@ -18,7 +18,7 @@ import orjson
 
 from checkpoint.entries import Entry
 from checkpoint.errors import StoreError
-from checkpoint.stores.listing import listed
+from checkpoint.stores.listing import list_document
 from checkpoint.stores.retrying import Again, Deadline
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class StateApi:
                 extra={"checkpoint_event": "no_state", "checkpoint_namespace": self.state_key},
             )  # fmt: skip
             return [], None
-        document = self.service.document(response, lambda body: listed(body, entry_of))
+        document = self.service.document(response, lambda body: list_document(body, entry_of))
         result, following = document.get("result"), document.get("next_cursor")
         if not isinstance(result, list):
             raise StoreError(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
-from checkpoint.stores.network import Limit, Line, Loop, LoopNetwork, Network
+from checkpoint.stores.network import Limit, Loop, LoopNetwork, Network, Single
 from checkpoint.stores.retrying import Deadline
 from checkpoint.stores.route import PROXY_AUTHENTICATION_REQUIRED, Route, TransportError, by_way_of, failed, route_to
 
@@ -186,9 +186,9 @@ class _Own:
         self._lock = threading.Lock()  # held while it is opened or used
         self._network = Network()
         self._transport = route.transport(httpx.HTTPTransport, 1)
-        self._line = Line(self._network, route.host, route.port, route.context(httpx.HTTPTransport))
+        self._single = Single(self._network, route.host, route.port, route.context(httpx.HTTPTransport))
         if route.proxy is None:
-            self._transport._pool = self._line  # noqa: SLF001 - httpx has no parameter for it
+            self._transport._pool = self._single  # noqa: SLF001 - httpx has no parameter for it
         else:
             self._transport._pool._network_backend = self._network  # noqa: SLF001 - as above
 
@@ -196,7 +196,7 @@ class _Own:
         """Open the connection ahead of its first request, which waits for it."""
         with self._lock:
             self._network.limit = Limit(operation, Deadline(EARLY), timeout)
-            self._line.open_ahead()
+            self._single.open_ahead()
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         """Send a request; return the response and its HTTP version."""

@@ -21,7 +21,7 @@ TRIES = 8
 _BEGIN = re.compile(rb'\s*\{\s*"result"\s*:\s*\[')
 
 
-def listed(body: bytes, make: Callable[[object], T]) -> object:
+def list_document(body: bytes, make: Callable[[object], T]) -> object:
     """Return the value of a JSON text; in `{"result": […], …}`, each item is replaced by `make(item)`.
 
     Raises:

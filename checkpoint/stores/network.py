@@ -132,7 +132,7 @@ class Network(httpcore.NetworkBackend):
         return list(dict.fromkeys(str(address[4][0]) for address in answer.result()))
 
 
-class Line:
+class Single:
     """The connection of a transport that has only one; a pool of one takes a seventh of a request's time."""
 
     def __init__(self, network: Network, host: str, port: int, context: ssl.SSLContext | None) -> None:

@@ -174,7 +174,7 @@ class Statements:
 
     def __call__(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
         """Execute a statement, with `{schema}` for the quoted schema in it, and return its rows."""
-        schema = quoted(self.schema)
+        schema = identifier(self.schema)
         query = sql.replace("{schema}", schema.replace("%", "%%") if values else schema).encode()
         self._cursor.execute(query, values or None, prepare=False, binary=True)
         try:
@@ -188,10 +188,10 @@ class Statements:
 
 def place(schema: str, table: str) -> str:
     """Return what a table is called in an error."""
-    return f"the PostgreSQL table {quoted(schema)}.{table}"
+    return f"the PostgreSQL table {identifier(schema)}.{table}"
 
 
-def quoted(name: str) -> str:
+def identifier(name: str) -> str:
     """Return an identifier as SQL spells it."""
     return '"{}"'.format(name.replace('"', '""'))
 
@@ -245,7 +245,7 @@ def check_visible(statements: Statements, table: str) -> None:
 
 def is_guarded(statements: Statements, table: str) -> bool:
     """Tell whether row-level security is active on one of our tables for this role."""
-    return bool(statements(_HIDES, table=f"{quoted(statements.schema)}.{table}")[0][0])
+    return bool(statements(_HIDES, table=f"{identifier(statements.schema)}.{table}")[0][0])
 
 
 def check_absent(statements: Statements, state_key: str, digest: bytes) -> None:
@@ -301,7 +301,7 @@ def script(schema: str, role: str) -> str:
     """Return SQL that a database administrator runs to make the tables and let a role use them."""
     steps = ["CREATE SCHEMA IF NOT EXISTS {schema}", *(step for steps in _MAKE.values() for step in steps)]
     text = ";\n".join(" ".join(step.split()) for step in steps) + ";\n" + _GRANTS + "\n"
-    return f"BEGIN;\n{text}COMMIT;\n".replace("{schema}", quoted(schema)).replace("{role}", role)
+    return f"BEGIN;\n{text}COMMIT;\n".replace("{schema}", identifier(schema)).replace("{role}", role)
 
 
 def past(statements: Statements) -> str:

@@ -42,7 +42,7 @@ def _is_number(value: object) -> bool:
     return type(value) is int
 
 
-class Form(NamedTuple):
+class Columns(NamedTuple):
     """The fields of a row."""
 
     whose: str
@@ -54,7 +54,7 @@ class Form(NamedTuple):
 _TEXT, _VERSION = ("text", is_text), ("a version", is_version)
 _MAYBE = ("text or nothing", _is_text_or_none)
 
-ENTRY: Final = Form(
+ENTRY: Final = Columns(
     "its",
     (
         ("key", *_TEXT),
@@ -66,7 +66,7 @@ ENTRY: Final = Form(
     ),
 )
 """Rows in the order of `Entry`."""
-CHANGE: Final = Form(
+CHANGE: Final = Columns(
     "in its history, the",
     (
         ("key", *_TEXT),
@@ -90,7 +90,7 @@ def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
     try:
         try:
             gc.disable()  # entries form no cycles, and the search for them takes a quarter of the time
-            return _entries(rows)
+            return _collected(rows)
         finally:
             if collects:
                 gc.enable()
@@ -99,7 +99,7 @@ def entries_by_key(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
             gc.enable()
 
 
-def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
+def _collected(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
     """Do so fast, because there may be hundreds of thousands."""
     entries: dict[str, Entry] = {}
     make = Entry._make
@@ -112,7 +112,7 @@ def _entries(rows: Iterable[tuple[Any, ...]]) -> dict[str, Entry] | None:
     return entries
 
 
-def refuse_rows(where: str, state_key: str, rows: Iterable[Sequence[object]], form: Form = ENTRY) -> NoReturn:
+def refuse_rows(where: str, state_key: str, rows: Iterable[Sequence[object]], columns: Columns = ENTRY) -> NoReturn:
     """Raise the error for the first damaged row; damaged rows never count as absent.
 
     Raises:
@@ -121,20 +121,20 @@ def refuse_rows(where: str, state_key: str, rows: Iterable[Sequence[object]], fo
 
     """
     for row in rows:
-        check_row(where, state_key, row, form)
+        check_row(where, state_key, row, columns)
     raise StoreError(f"what is stored of {state_key!r} in {where} was damaged a moment ago, and is not now: try again")
 
 
-def check_row(where: str, state_key: str, row: Sequence[object], form: Form) -> None:
+def check_row(where: str, state_key: str, row: Sequence[object], columns: Columns) -> None:
     """Refuse a row with an invalid field; `where` names the file, table or object.
 
     Raises:
         CorruptState: a field is invalid.
 
     """
-    for (field, wanted, fits), value in zip(form.fields, row, strict=True):
+    for (field, wanted, fits), value in zip(columns.fields, row, strict=True):
         if not fits(value):
-            refuse_row(where, state_key, row, f"{form.whose} {field} is {_kind(value)}, not {wanted}")
+            refuse_row(where, state_key, row, f"{columns.whose} {field} is {_kind(value)}, not {wanted}")
 
 
 def refuse_row(where: str, state_key: str, row: Sequence[object], said: str) -> NoReturn:

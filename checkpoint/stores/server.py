@@ -17,7 +17,7 @@ from checkpoint.errors import CommitUnknown, Conflict, StoreError, Unauthorized,
 from checkpoint.stores import wire
 from checkpoint.stores.base import check_changes, check_name, entries_of, holds, unchanged
 from checkpoint.stores.history import check_question, writer_of
-from checkpoint.stores.listing import listed
+from checkpoint.stores.listing import list_document
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Policy
 from checkpoint.stores.service import AnswerLost, Requests, Service, Unclear, checked_url
 from checkpoint.stores.tokens import Secret, Token
@@ -229,7 +229,7 @@ class _Calls:
         """Request a list, and return `make(item)` for each item."""
         response = self.ask(path, fields)
         try:
-            document = self.service.document(response, lambda body: listed(body, make))
+            document = self.service.document(response, lambda body: list_document(body, make))
         except ValueError as error:
             raise self.strange(error) from error
         result = document.get("result")

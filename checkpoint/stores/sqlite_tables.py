@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 from checkpoint.entries import Entry, head_key
 from checkpoint.errors import StoreError, ValueTooLarge
 from checkpoint.stores.history import Memory, answers, change_of, check_keep, forgotten
-from checkpoint.stores.rows import CHANGE, ENTRY, MAX_VERSION, Form, check_row, entries_by_key, is_version, refuse_rows
+from checkpoint.stores.rows import (
+    CHANGE,
+    ENTRY,
+    MAX_VERSION,
+    Columns,
+    check_row,
+    entries_by_key,
+    is_version,
+    refuse_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -216,12 +225,14 @@ def _entries(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str
     return entries
 
 
-def _name_damaged(cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...], form: Form) -> NoReturn:
+def _name_damaged(
+    cursor: sqlite3.Cursor, state_key: str, sql: str, values: tuple[str, ...], columns: Columns
+) -> NoReturn:
     """Raise the error for the first damaged one of some rows, with text that is not UTF-8 too; see `refuse_rows`."""
     connection, where = cursor.connection, _file_of(cursor)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     try:
-        refuse_rows(where, state_key, cursor.execute(sql, values).fetchall(), form)
+        refuse_rows(where, state_key, cursor.execute(sql, values).fetchall(), columns)
     finally:
         connection.text_factory = str
 
