@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import sys
 import threading
@@ -29,7 +30,7 @@ from weakref import WeakSet, finalize
 
 from checkpoint.errors import StoreError, printable
 from checkpoint.stores.network import Limit, Loop, LoopNetwork, Network, Single
-from checkpoint.stores.retrying import Deadline
+from checkpoint.stores.retrying import Deadline, Operation
 from checkpoint.stores.route import PROXY_AUTHENTICATION_REQUIRED, Route, TransportError, by_way_of, failed, route_to
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from checkpoint.stores.retrying import Operation
     from checkpoint.stores.tokens import Secret
 else:
     try:
@@ -117,7 +117,7 @@ class Clients:
             return response
         raise failure from cause  # raised here, without a context: frames of a context hold the token
 
-    def lacking(self, requests: int) -> list[Callable[[Operation], None]]:
+    def lacking(self, requests: int) -> list[Callable[[], None]]:
         """Add the connections that so many parallel requests lack; return what opens each of them, in any thread.
 
         A request that comes sooner waits for it. Over HTTP/2, or through a proxy, nothing is added.
@@ -178,6 +178,13 @@ class Clients:
             return self._shared
 
 
+class _Ahead(Operation):
+    """Opening a connection ahead of its request, which tells if that takes long."""
+
+    def quiet(self, deadline: Deadline) -> float:
+        return math.inf
+
+
 class _Own:
     """A connection of HTTP/1.1, used by one thread at a time."""
 
@@ -192,10 +199,10 @@ class _Own:
         else:
             self._transport._pool._network_backend = self._network  # noqa: SLF001 - as above
 
-    def open(self, timeout: float, operation: Operation) -> None:
+    def open(self, timeout: float) -> None:
         """Open the connection ahead of its first request, which waits for it."""
         with self._lock:
-            self._network.limit = Limit(operation, Deadline(EARLY), timeout)
+            self._network.limit = Limit(_Ahead(""), Deadline(EARLY), timeout)
             self._single.open_ahead()
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:

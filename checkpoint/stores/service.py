@@ -205,12 +205,12 @@ class Service:
                 future.result()
         return outcomes
 
-    def warm(self, run: Requests, requests: int) -> None:
+    def warm(self, requests: int) -> None:
         """Begin to open the connections that so many parallel requests need; a single one needs no second."""
         if requests > 1:
             with suppress(RuntimeError):  # at shutdown no new thread can start: the requests open their connections
                 for connect in self._clients.lacking(min(requests, self._concurrency)):
-                    self._pool().submit(connect, run)
+                    self._pool().submit(connect)
 
     def announce(self, requests: int) -> None:
         """Warn when the rate makes this number of requests take longer than one of its windows."""

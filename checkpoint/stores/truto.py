@@ -174,7 +174,7 @@ class TrutoStore:
         base: Mapping[str, Entry | None],
     ) -> Receipt:
         reading = Deadline(self._deadline)
-        self._service.warm(run, len(changes))  # while the look is under way
+        self._service.warm(len(changes))  # while the look is under way
         stored = self._look(run, state_key, changes, base, reading)
         check_base(state_key, changes, base, {key: entry for key, entry in stored.items() if entry is not None})
         landed = {key: stored[key] for key, value in changes.items() if key in stored and holds(stored[key], value)}
