@@ -189,7 +189,7 @@ def test_the_page_leads_to_each_value(backend, asset, store):
             path = f"key?{urlencode({'namespace': name, 'key': key}, quote_via=quote, safe='')}"
             assert f"{key} · {name} · checkpoint" in visited[path].text
             assert (
-                "Delete this position: the stream begins anew Undo this change, which created it: checkpoint restore"
+                "Undo this change: delete the key This change created the key. Without it, the stream starts over: checkpoint restore"
                 in visited[path].text
             )
             if key.endswith("/cursor"):

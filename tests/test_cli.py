@@ -156,7 +156,7 @@ def test_help_of_serve():
         "                    $CHECKPOINT_SERVER_TOKEN: the list of processes shows\n"
         "                    arguments.\n"
         "  --host-name NAME  A name by which browsers reach the page under /ui, such as\n"
-        "                    that of a gateway; may be given several times.\n"
+        "                    that of a gateway; may be repeated.\n"
         "  --root-path PATH  Where a gateway has put the server, such as /state.\n"
         "  --workers N       Processes to serve in.  [default: 1; x>=1]\n"
         "  --page-size N     List at most N entries a page.  [x>=1]\n"
@@ -403,7 +403,7 @@ def test_a_pipe_gets_whole_lines_without_colour(tmp_path):
     ("line", "status", "said"),
     [
         ("set job new - <&-", 1, b"Error: the value for 'new' is no cursor: "),
-        ("import job <&-", 1, b"Error: this is no document of the format json: "),
+        ("import job <&-", 1, b"Error: this is not a document of the format json: "),
         ("clear job <&- >/dev/null", 2, b"Error: Delete 1 key of 'job'? Nobody"),
         ("list >&-", 0, b""),
         ("get job key-00000 >&-", 0, b""),

@@ -152,7 +152,7 @@ def test_clear_of_a_group_deletes_all_of_it(store):
     done = run("clear", "crm", "accounts")
     assert done.exit_code == 2
     assert (
-        "members of 'crm'? Nobody can be asked here: add --yes." in done.stderr
+        "members of 'crm'? There is no terminal to ask on, so nothing was written: add --yes." in done.stderr
         or "keys of" in done.stderr
         or ("Delete 1 key of 'crm'?" in done.stderr)
     )
@@ -239,7 +239,7 @@ def test_export_shows_members_and_import_brings_them_back(store):
         with Checkpointer(form, store, record_run=False) as cp:
             assert dict(cp.group("accounts").items()) == MEMBERS
     assert error("export", "crm", "--format", "singer") == (
-        "Error: 'accounts' in 'crm' is a group, which singer has no place for: export --format json"
+        "Error: 'accounts' in 'crm' is a group, and the format singer has none: export --format json"
     )
     del document_["__group__"]["accounts"]["a1"]
     run("import", "crm", "--delete", "--yes", stdin=json.dumps(document_))
@@ -267,7 +267,7 @@ def test_the_verbs_reach_members_on_the_api(api, url, monkeypatch, shards):
     screen("set", "crm", "accounts", '{"id": 7000}', "--member", "a7", *there)
     assert screen("get", "crm", "accounts", "a7", *there) == '{"id":7000}\n'
     screen("clear", "crm", "accounts", "--member", "a8", "--yes", *there)
-    assert screen("copy", "crm", "--to", url, *there).endswith("there, and compared.\n")
+    assert screen("copy", "crm", "--to", url, *there).endswith("copied and compared.\n")
     store = MemoryStore.from_url(url)
     assert member_key("accounts", "a7") in store.load("crm")
     assert screen("diff", "crm", "--with", url, *there) == ""

@@ -95,7 +95,9 @@ def test_rewind_of_positions_of_every_kind(url, position, arguments, left):
     assert json.dumps(stored(store)) == json.dumps({"at": left})
 
 
-FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), number, text, or a pattern as %m/%d/%Y"
+FORMATS = (
+    "name its format with --cursor-format: epoch_s (or _ms, _us, _ns), number, text, or a pattern such as %m/%d/%Y"
+)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), num
         (
             1_000,
             ["--by", "2d"],
-            f"the position 1000 is not said to be a time, so 2 d before it is not known: {FORMATS}",
+            f"the position 1000 is not known to be a time, so it cannot go back by 2 d: {FORMATS}",
         ),
         (1_000, ["--to", "2024-05-01"], "'2024-05-01' is no number, and the position 1000 is one"),
         (1_000, ["--to", "2000"], ("2000 lies after the position 1000: that is no rewind; `checkpoint set` stores any "
@@ -159,7 +161,7 @@ def test_a_wrong_format_is_not_believed(url, position, form, why):
     assert stored(store) == {"at": position}
     if "version 1" not in why:
         told = document("status", *asked, "--max-lag", "1h", "--json", status=3)["keys"][0]
-        assert (told["lag"], told["why"]) == (None, f"its position is no time; {why}")
+        assert (told["lag"], told["why"]) == (None, f"its position is not a time; {why}")
 
 
 def test_what_the_job_says_of_its_format_counts(url):
@@ -184,7 +186,7 @@ def test_rewind_asks_how_far_and_of_what(store):
     assert error("rewind", "crm", "contacts", status=2) == far
     assert error("rewind", "crm", "contacts", "--by", "1d", "--to", "x", status=2) == f"{far}, not both"
     assert error("rewind", "crm", "contacts", "--by", "-1d", status=2) == (
-        "Error: Invalid value for '--by': '-1d' is no age (2d) and no number (1000) from 0 on."
+        "Error: Invalid value for '--by': '-1d' is neither an age such as 2d nor a number such as 1000."
     )
     assert error("rewind", "crm", "contact", "--by", "1d") == (
         "Error: there is no 'contact' in 'crm': did you mean 'contacts'?"
@@ -200,7 +202,7 @@ def test_rewind_asks_how_far_and_of_what(store):
         "Error: which part of 'none' in 'crm' is its position? It has nothing that could be a position"
     )
     assert error("rewind", "crm", "text", "--by", "1") == (
-        "Error: 'text' in 'crm' holds no cursor, so there is no position to go back from"
+        "Error: 'text' in 'crm' holds no cursor, so it has no position to move back"
     )
     run("rewind", "crm", "two", "--by", "1", "--field", "b")
     assert stored(store, "two") == {"a": 1, "b": 1}
@@ -220,9 +222,9 @@ def test_rewind_of_one_account_among_many(store):
     )
     done = run("rewind", "crm", "accounts", "--to", "2024-05-02T00:00:00Z")
     assert done.exit_code == 2
-    assert done.stdout.splitlines()[0] == "1 member before 2024-05-02T00:00:00Z already: left alone."
+    assert done.stdout.splitlines()[0] == "1 member already before 2024-05-02T00:00:00Z: not changed."
     assert done.stderr.splitlines()[-1] == (
-        "Error: Rewind 99 members of 'crm' to 2024-05-02T00:00:00Z? Nobody can be asked here: add --yes."
+        "Error: Rewind 99 members of 'crm' to 2024-05-02T00:00:00Z? There is no terminal to ask on, so nothing was written: add --yes."
     )
     assert run("rewind", "crm", "accounts", "--to", "2024-05-02T00:00:00Z", "--yes").exit_code == 0
     with Checkpointer("crm", store) as cp:
@@ -242,7 +244,7 @@ def test_rewind_of_namespaces_like_a_pattern(store):
         {"updated_at": POSITION},
     ]
     assert error("rewind", "nosuch_*", "contacts", "--by", "1d") == (
-        "Error: no namespace of MemoryStore() is like 'nosuch_*': see `checkpoint list`"
+        "Error: no namespace of MemoryStore() matches 'nosuch_*': see `checkpoint list`"
     )
     assert error("rewind", "crm_*", "nosuch", "--by", "1d").startswith("Error: there is no 'nosuch' in 'crm_a'")
 

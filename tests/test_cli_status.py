@@ -70,7 +70,7 @@ def test_each_stale_key_is_named(store):
         "   namespace  key         age  lag\n"
         "-  crm        contacts  2 min  1 h\n"
         "-  crm        ids         1 d    -\n"
-        "2 keys. --max-age and --max-lag say what is stale.\n"
+        "2 keys. Give --max-age or --max-lag to judge them.\n"
     )
     assert screen("status", "crm", "--max-lag", "2h").splitlines()[-1] == "2 keys: 1 without a time as position."
     assert screen("status", "crm", "contacts", "--max-lag", "2h").splitlines()[-1] == "1 key: all fresh."
@@ -90,14 +90,14 @@ def test_status_as_a_document(store):
     assert told["namespaces"] == [{"namespace": "crm", "held_by": None, "last_run": None}]
     assert told["damaged"] == []
     assert document("status", "crm", "ids", "--max-lag", "1h", "--json", status=3)["keys"][0]["why"] == (
-        "its position is no time"
+        "its position is not a time"
     )
 
 
 def test_status_says_why_it_cannot_tell(url):
     MemoryStore.from_url(url).commit("crm", {"ids": encode({"id": 1_714_730_400})})
     assert screen("status", "crm", "ids", "--max-lag", "1h", status=3).splitlines()[2:] == [
-        "ids: its position is no time; if it counts time, --cursor-format epoch_s.",
+        "ids: its position is not a time; if it counts time, add --cursor-format epoch_s.",
         "1 key: 1 unknown.",
     ]
 
@@ -308,7 +308,7 @@ def test_of_packed_members_writing_another_one_tells_nothing(url):
     assert exit_status("crm", "--max-age", "2h") == 3
     assert exit_status("crm", "--max-age", "30 min") == 1
     assert screen("status", "crm", "accounts", "dead", "--max-age", "2h", status=3).splitlines()[2:] == [
-        "accounts / dead: when it was written is not told: members share its entry.",
+        "accounts / dead: the store does not tell when it was written: members share an entry.",
         "1 key: 1 unknown.",
     ]
     reads = {"accounts": {"at": "2024-05-03T11:00:00Z", "but": []}}
@@ -348,7 +348,7 @@ def test_a_job_that_failed_before_its_first_key_is_not_fresh(url):
         "       namespace  key          age  lag\n"
         "fresh  crm_a      contacts  30 min  1 h\n"
         "The last run of 'crm_b' failed 30 min ago (OSError).\n"
-        "'crm_b' holds no key.\n"
+        "'crm_b' holds no keys.\n"
         "1 key: all fresh.\n"
     )
     assert document("status", "crm_*", "--max-lag", "2h", "--json", status=3)["status"] == "unknown"
@@ -475,7 +475,7 @@ def test_status_and_list_say_who_holds_the_lease(store, url, monkeypatch):
     held = lease.LeaseState("host, process 1, run 2, b2352623", "2024-05-03T11:00:00.000Z", 4, 7)
     said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
     fields = {"owner": "host, process 1, run 2, b2352623", "since": "2024-05-03T11:00:00.000Z"}
-    takes_over = "The next exclusive run takes over by itself. To free it now: checkpoint unlock crm"
+    takes_over = "The next exclusive run takes over by itself. To release its lease now: checkpoint unlock crm"
     for renewed, life in (
         ("11:59:50", "It is alive: it renewed its lease 10 s ago."),
         ("11:40:00", f"It is probably dead: it has not renewed its lease for 20 min. {takes_over}"),
@@ -538,7 +538,7 @@ def test_runs(url):
         "2024-05-03 10:00  1 min 30 s  failed        1     1          1  nightly-1\n"
         "2024-05-03 09:00  1 min 30 s  done          1     1          1  nightly-0\n"
         "Run nightly-1 failed with OSError; the message is in the job's log.\n"
-        "Run killed: still running, or killed: no lease tells.\n"
+        "Run killed: still running, or killed: it has no lease that would show which.\n"
     )
     assert [run["run_id"] for run in told] == ["killed", "nightly-2"]
     assert told[1]["streams"]["contacts"]["seen"] == 1
@@ -614,7 +614,7 @@ def test_a_position_ahead_of_the_clock_is_not_fresh(url):
     assert screen("status", status=1) == (
         "       namespace  key       age     lag\n"
         "STALE  crm        contacts  1 h  in 6 d\n"
-        "1 key: 1 stale. --max-age and --max-lag say what is stale.\n"
+        "1 key: 1 stale. Give --max-age or --max-lag to judge them.\n"
     )
     assert document("status", "crm", "--max-age", "2d", "--json", status=1)["keys"][0]["why"] == (
         "its position is 6 d ahead of the clock: rows until then may not be delivered"

@@ -413,8 +413,8 @@ def test_edit_finds_a_key_that_was_changed_meanwhile(tmp_path, monkeypatch, url)
         found = store.load("job")["contacts"]
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == (
-        f"Error: 'contacts' in 'job' was changed by another writer at {found.updated_at} (run checkpoint set) "
-        "meanwhile, and left alone: look at it, then try again"
+        f"Error: 'contacts' in 'job' was changed meanwhile by another writer at {found.updated_at} (run checkpoint "
+        "set), and was not overwritten: look at it, then try again"
     )
     assert found.value == encode({"by": "another"})
     assert drafts(tmp_path) == ['{"a": 1}\n']
@@ -427,7 +427,10 @@ def test_clear(store):
     )
     done = run("clear", "job")
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1] == "Error: Delete 2 keys of 'job'? Nobody can be asked here: add --yes."
+    assert (
+        done.stderr.splitlines()[-1]
+        == "Error: Delete 2 keys of 'job'? There is no terminal to ask on, so nothing was written: add --yes."
+    )
     assert values(store) == BOTH
     assert screen("clear", "job", "contacts", "--yes").splitlines()[-1] == "1 key of 'job' changed."
     assert screen("clear", "job", "--yes").splitlines()[-1] == "1 key of 'job' changed."
@@ -514,7 +517,7 @@ def test_restore_of_one_key(store):
     assert error("restore", "job", "nosuch", "--to", "1") == "Error: there is no 'nosuch' in 'job', now or at 1"
     for moment in ("soon", "999999w"):
         assert error("restore", "job", "--to", moment, status=2) == (
-            f"Error: Invalid value for '--to': '{moment}' is no version (12), time (2024-05-01T10:00Z) or age (2h)."
+            f"Error: Invalid value for '--to': '{moment}' is not a version (12), a time (2024-05-01T10:00Z) or an age (2h)."
         )
 
 
@@ -546,10 +549,10 @@ def test_fault_90_restore_takes_the_newest_kept_state_by_then(url):
     as_of = {"version": 721, "at": "2024-05-03T09:59:40.000Z"}
     back = ["restore", "job", "--to", "2024-05-03T10:00:10Z", "--json", "--dry-run"]
     done = run(*back)
-    assert done.stderr == "'late' came after 2024-05-03T10:00:10Z: left as it is; --delete deletes it.\n"
+    assert done.stderr == "'late' did not exist at 2024-05-03T10:00:10Z: left as it is; --delete deletes it.\n"
     assert [change["key"] for change in json.loads(done.stdout)["changes"]] == ["busy"]
     done = run(*back, "--delete")
-    assert done.stderr == "'late' came after 2024-05-03T10:00:10Z: this deletes 1 key.\n"
+    assert done.stderr == "'late' did not exist at 2024-05-03T10:00:10Z: this deletes 1 key.\n"
     busy, late = json.loads(done.stdout)["changes"]
     assert (busy["key"], busy["after"]["value"], busy["as_of"]) == ("busy", "719", as_of)
     assert (late["key"], late["after"]) == ("late", None)
@@ -621,7 +624,7 @@ def test_restore_says_that_there_was_nothing_yet(store, keys, moment, said):
     assert run(*verb, "--dry-run").stderr == f"{said}\n"
     number = len(keys) or 2
     assert run(*verb).stderr.splitlines()[-1] == (
-        f"Error: {said} Change {number} key{'s' * (number > 1)} of 'job'? Nobody can be asked here: add --yes."
+        f"Error: {said} Change {number} key{'s' * (number > 1)} of 'job'? There is no terminal to ask on, so nothing was written: add --yes."
     )
     assert values(store) == BOTH
     assert re.sub(UNDO, "", run(*verb, "--yes").stderr) == f"{said}\n"
@@ -829,14 +832,14 @@ def test_copy(store, tmp_path):
         "job        job      2         0      0\n"
         "2 keys to copy; nothing was written.\n"
     )
-    assert screen("copy", "job", "--to", there).splitlines()[-1] == "2 keys there, and compared."
+    assert screen("copy", "job", "--to", there).splitlines()[-1] == "2 keys copied and compared."
     screen("set", "job", "contacts", FIRST, "--store", there)
     assert error("copy", "job", "--to", there) == (
         "Error: the target has another value for 'contacts' in 'job', so the namespace was not written: overwrite it, "
         "or choose another name"
     )
     assert error("copy", "job", "--to", there, "--overwrite", status=2) == (
-        "Error: Replace 1 key there? Nobody can be asked here: add --yes."
+        "Error: Replace 1 key at the target? There is no terminal to ask on, so nothing was written: add --yes."
     )
     assert document("copy", "--all", "--to", there, "--overwrite", "--yes", "--json") == {
         "dry_run": False,
@@ -856,7 +859,7 @@ def test_copy(store, tmp_path):
 
 def test_move(store):
     assert error("move", "job", "--as", "new", status=2) == (
-        "Error: Delete 2 keys here once copied? Nobody can be asked here: add --yes."
+        "Error: Delete 2 keys of the original after copying? There is no terminal to ask on, so nothing was written: add --yes."
     )
     assert values(store) == BOTH
     assert screen("move", "job", "--as", "new", "--yes").splitlines()[-1] == (
@@ -896,7 +899,7 @@ def test_export_and_import_of_values_lose_nothing(store, tmp_path):
 
 def test_export_of_cursors(store):
     assert error("export", "job", "--format", "singer") == (
-        "Error: 'previous_run_date' in 'job' holds no cursor, which singer has no place for: export --format values"
+        "Error: 'previous_run_date' in 'job' holds no cursor, and the format singer holds nothing else: export --format values"
     )
     text = run("export", "job").stdout
     assert json.loads(text) == {"contacts": json.loads(SECOND), "previous_run_date": "2024-05-01T00:00:00.000Z"}
@@ -916,8 +919,8 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
     file = tmp_path / "job.json"
     file.write_text(json.dumps({"contacts": {"a": 1}, "new": {"b": 2}}))
     assert error("import", "job", str(file)) == (
-        "Error: 'job' holds 'contacts' otherwise, and nothing was written: --overwrite replaces, and shows what "
-        "with --dry-run"
+        "Error: 'contacts' in 'job' has another value, and nothing was written: --overwrite replaces it, and with "
+        "--dry-run only shows the change"
     )
     everything = ["import", "job", str(file), "--overwrite", "--delete"]
     assert screen(*everything, "--dry-run") == (
@@ -930,7 +933,7 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
     done = run(*everything)
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (
         2,
-        "Error: Replace 1 key and delete 1 key of 'job'? Nobody can be asked here: add --yes.",
+        "Error: Replace 1 key and delete 1 key of 'job'? There is no terminal to ask on, so nothing was written: add --yes.",
     )
     assert values(store) == BOTH
     assert document(*everything, "--yes", "--json")["dry_run"] is False
@@ -944,8 +947,8 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
         ("json", "{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ("json", '{"a": {}, "a": {}}', "it has duplicate keys"),
         ("json", '{"a": 1}', None),
-        ("values", '{"a": 1}', "it must be an object of texts"),
-        ("values", "[]", "it must be an object of texts"),
+        ("values", '{"a": 1}', "its values must be texts"),
+        ("values", "[]", "its values must be texts"),
         ("values", '{"__lease__": "x"}', "'__lease__' is reserved"),
         ("values", '{"": "x"}', "key must not be ''"),
         ("values", '{"a": "\\ud800"}', "the value of 'a' must not hold lone surrogates"),
@@ -953,7 +956,7 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
 )
 def test_import_of_what_is_no_such_document(store, form, text, reason):
     said = error("import", "job", "--format", form, stdin=text)
-    assert said.startswith(f"Error: this is no document of the format {form}: {reason or ''}")
+    assert said.startswith(f"Error: this is not a document of the format {form}: {reason or ''}")
     assert values(store) == BOTH
 
 
@@ -1009,7 +1012,7 @@ def test_writing_makes_the_store(tmp_path, url, verb):
 
 def test_the_verbs_work_over_http(api: ApiServer, store, monkeypatch):
     monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
-    assert screen("copy", "job", "--to", api.url).splitlines()[-1] == "2 keys there, and compared."
+    assert screen("copy", "job", "--to", api.url).splitlines()[-1] == "2 keys copied and compared."
     there = ["--store", api.url]
     assert screen("get", "job", "contacts", *there) == SECOND + "\n"
     assert screen("set", "job", "contacts", FIRST, *there).splitlines()[-1] == "1 key of 'job' changed."
@@ -1069,7 +1072,7 @@ def test_doctor_finds_a_store_that_overwrites(store, monkeypatch):
 
 
 def test_init_of_a_store_that_needs_none(store):
-    assert screen("init") == "MemoryStore() needs no init: a job makes what is missing.\n"
+    assert screen("init") == "MemoryStore() needs no init: jobs create what is missing.\n"
 
 
 def test_doctor_of_a_store_that_cannot_be_used(tmp_path, url):
@@ -1126,7 +1129,7 @@ def test_doctor_judges_a_404_that_is_not_the_services_own(api: ApiServer, monkey
     """Of a key that is not there: a gateway's page would be taken for a missing state."""
     monkeypatch.setenv("TRUTO_API_TOKEN", api.token)
     assert (
-        "ok     missing       a key that is not there is told from a wrong address"
+        "ok     missing       a missing key is told apart from a wrong address"
         in run("doctor", "--store", api.url).stdout
     )
     listed = Answer(200, {"result": []})
@@ -1174,14 +1177,17 @@ def test_unlock_says_whether_the_holder_is_alive(tmp_path, monkeypatch, renewed,
         store.commit("job", {lease.KEY: HELD.value()})
         with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as file:
             file.execute("UPDATE checkpoint_entries SET updated_at = ?", [renewed])
-        hint = "To free it now: checkpoint unlock job\n" if dead else ""
+        hint = "To release its lease now: checkpoint unlock job\n" if dead else ""
         assert screen("unlock", "job", "--dry-run") == f"{TOLD}{said}{hint}Nothing was written.\n"
         done = run("unlock", "job")
         assert (done.exit_code, done.stdout) == (2, f"{TOLD}{said}")
-        assert done.stderr == "Error: Release the lease of 'job'? Nobody can be asked here: add --yes.\n"
+        assert (
+            done.stderr
+            == "Error: Release the lease of 'job'? There is no terminal to ask on, so nothing was written: add --yes.\n"
+        )
         assert lease.lease_state("job", store.load("job")[lease.KEY]) == HELD
         assert document("unlock", "job", "--dry-run", "--json")["probably_dead"] is dead
-        assert screen("unlock", "job", "--yes") == f"{TOLD}{said}Its lease is released.\n"
+        assert screen("unlock", "job", "--yes") == f"{TOLD}{said}The lease of 'job' is released.\n"
         assert lease.lease_state("job", store.load("job")[lease.KEY])[:4] == (None, None, 5, 0)
 
 
@@ -1206,7 +1212,7 @@ def test_a_lease_released_by_hand_says_so(store):
 
 
 def test_unlock_of_what_is_no_lease(store):
-    said = "'job' is held by something that is no lease.\nIts lease is released.\n"
+    said = "'job' is held by something that is not a lease.\nThe lease of 'job' is released.\n"
     assert screen("unlock", "job", "--yes") == said
     assert lease.lease_state("job", store.load("job")[lease.KEY]).owner is None
     assert screen("unlock", "job") == "'job' is not held.\n"

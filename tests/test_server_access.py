@@ -196,7 +196,7 @@ def test_the_verb_makes_a_line_that_the_server_takes(tokens):
     assert done.exit_code == 0
     tokens.write_text(done.stdout)
     told, _, token = done.stderr.rstrip("\n").rpartition(" ")
-    assert told == "The token of crm, which is not shown again:"
+    assert told == "The token of crm, shown only once:"
     assert token not in done.stdout
     access = Access([], tokens)
     assert access.allow(bearer(token), "write", "crm_a") == "crm"

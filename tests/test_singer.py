@@ -293,7 +293,7 @@ def test_a_state_without_streams_replaces_no_full_one(job):
     assert job.run(rows=50, tap={"states": states}) == (
         0,
         "".join(
-            f"Line {number} of the target's output names no stream, and does not replace the state.\n"
+            f"Line {number} of the target's output names no stream, so it does not replace the state.\n"
             for number in (3, 4, 5)
         ),
     )

@@ -79,17 +79,24 @@ _JUDGED = {True: "ok", False: "WRONG", None: "-"}
 
 @click.command()
 @click.option("--print", "only_print", is_flag=True, help="Print the SQL for a database administrator; change nothing.")
-@click.option("--role", default="checkpoint", show_default=True, help="The role that the SQL lets run jobs.")
+@click.option(
+    "--role",
+    default="checkpoint",
+    show_default=True,
+    help="The role of the jobs, to which the SQL grants what they need.",
+)
 @store_option()
 def init(*, only_print: bool, role: str, url: str | None) -> None:
-    """Make the tables of a store, or bring those of an earlier release up to date.
+    """Create or upgrade the tables of a store.
 
-    A job makes tables that are missing by itself, if its role may create them; it never changes tables that others
-    use. Doing this twice changes nothing.
+    Jobs create missing tables themselves, if their role may; they never change existing ones, which other jobs may
+    use. Running it again changes nothing.
+
+    Example: checkpoint init --print --store postgresql://db/state
     """
     with using(url) as store:
         if not isinstance(store, HasTables):
-            screen.say(f"{store!r} needs no init: a job makes what is missing.")
+            screen.say(f"{store!r} needs no init: jobs create what is missing.")
         elif only_print:
             click.echo(store.ddl(role), nl=False)  # not wrapped: it goes into a file
         else:
@@ -98,15 +105,17 @@ def init(*, only_print: bool, role: str, url: str | None) -> None:
 
 
 @click.command()
-@click.option("--write", is_flag=True, help=f"Also write into the namespace {NAMESPACE}, and delete it again.")
+@click.option("--write", is_flag=True, help=f"Also write to the namespace {NAMESPACE}, and delete it again.")
 @as_json
 @store_option()
 def doctor(*, write: bool, as_json: bool, url: str | None) -> None:
     """Check whether the store can be used.
 
-    Checks that it can be reached, the token, response times and the clock, and names the versions in use. Only reads,
-    and is done within 5 seconds. With --write it also checks that a change by another writer is noticed, and that keys
+    It checks the connection, the token, response times and the clock, and names the versions in use. It only reads,
+    and ends within 5 seconds. With --write it also checks that changes by other writers are noticed, and that keys
     with a slash arrive unchanged. Exits with 1 if something is wrong.
+
+    Example: checkpoint doctor --store sqlite:///state.db
     """
     checks: list[Check] = []
     checking = _checks(url, write=True) if write else _until(_moment(), _checks(_hurried(url), write=False))
@@ -201,14 +210,14 @@ def _looks(store: Store) -> Iterator[Check]:
     if sum(times) < PATIENCE:
         yield from _facts(store)
     else:
-        yield Check("slow", None, "the other looks were left out, to be done within 5 s")
+        yield Check("slow", None, "further checks were skipped, to end within 5 s")
 
 
 def _facts(store: Store) -> Iterator[Check]:
     """Return what the store reports about itself, if it answers quickly."""
     if not isinstance(store, Atomic):
         store.commit(NAMESPACE, {}, {"missing": None})  # reads one key, and rejects a 404 that the API did not send
-        yield Check("missing", True, "a key that is not there is told from a wrong address")
+        yield Check("missing", True, "a missing key is told apart from a wrong address")
     if isinstance(store, TellsTime):
         asked = datetime.now(timezone.utc)
         told = store.clock()
@@ -286,7 +295,11 @@ def judged_clock(skew: float) -> Check:
     """Judge the store's clock by how many seconds it is ahead of ours."""
     if abs(skew) < SKEW:
         # The store reports whole seconds.
-        return Check("clock", True, "as the store's, to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s apart")
+        return Check(
+            "clock",
+            True,
+            "agrees with the store's to the second" if abs(skew) < 2 else f"{abs(skew):.0f} s apart from the store's",
+        )
     which = "behind" if skew > 0 else "ahead of"
     return Check("clock", False, f"{words.span(abs(skew))} {which} the store's: set this machine's clock")
 
@@ -300,9 +313,12 @@ def judged_clock(skew: float) -> Check:
 def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Release the lease that an exclusive run left behind.
 
-    Says first who holds it, since when, and whether that run is alive. The lease of a run that died ends by itself
-    after 15 seconds. A run that is alive commits nothing more once its lease is gone, on stores with compare-and-swap:
-    stop it first.
+    It shows who holds the lease, since when, and whether that run is alive, and asks. The lease of a dead run also
+    ends by itself, 15 seconds after its last renewal unless the job says otherwise. A run that is alive must be
+    stopped first: on stores with compare-and-swap it can commit nothing more without its lease, on the HTTP API it
+    goes on.
+
+    Example: checkpoint unlock crm_acme
     """
     with reading(url) as store:
         entries = store.load(namespace)
@@ -324,10 +340,10 @@ def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str 
         told |= holder.fields() if isinstance(holder, Holder) else {"owner": _NO_LEASE if is_held else None}
         screen.document({"namespace": namespace, "dry_run": dry_run, **told})
     elif is_held:
-        screen.say("Nothing was written." if dry_run else "Its lease is released.")
+        screen.say("Nothing was written." if dry_run else f"The lease of {namespace!r} is released.")
 
 
-_NO_LEASE = "something that is no lease"
+_NO_LEASE = "something that is not a lease"
 
 
 def _is_held(namespace: str, entry: Entry | None) -> bool:
@@ -347,14 +363,17 @@ def _holding_said(namespace: str, found: Holder | Released | None, *, is_held: b
 @click.command()
 @namespace
 @click.argument("name")
-@click.option("--shards", type=int, required=True, help="Into how many entries the members are packed.")
+@click.option("--shards", type=int, required=True, help="The number of entries to pack the members into.")
 @as_json
 @store_option()
 def reshard(namespace: str, name: str, *, shards: int, as_json: bool, url: str | None) -> None:
-    """Pack the group NAME into another number of shards.
+    """Pack a group into another number of shards.
 
-    For groups on the HTTP API; elsewhere each member has an entry of its own. It takes the lease of the namespace, and
-    may be called again where it was interrupted: no member is lost.
+    For groups on the HTTP API only, where a shard is an entry with many members; elsewhere each member has its own
+    entry. It holds the lease of the namespace while it works. If it was interrupted, run it again: no member is
+    lost.
+
+    Example: checkpoint reshard crm_acme accounts --shards 16
     """
     with reading(url) as store:
         if not store.load(namespace):

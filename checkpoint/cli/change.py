@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from checkpoint.cli.options import Decorator
 
-raw: Decorator = click.option("--raw", is_flag=True, help="Store the text unchanged, without one newline at its end.")
+raw: Decorator = click.option("--raw", is_flag=True, help="Store the text as it is, without one newline at its end.")
 
 
 @click.command("set")
@@ -63,8 +63,11 @@ def set_(
 ) -> None:
     """Store a cursor, given as a JSON object.
 
-    `-` reads it from standard input. Takes what `checkpoint get` prints, also with --raw on both sides. A cursor equal
-    to the stored one is not written again, and one that the stream which stored the last one could not read is refused.
+    With - as VALUE, it is read from standard input. It takes what `checkpoint get` prints, and what `get --raw`
+    prints with --raw. If the stored cursor is equal, nothing is written. A cursor that the job's stream could not
+    read is refused.
+
+    Example: checkpoint set crm_acme deals '{"updated_at": "2024-05-01"}'
     """
     text = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
     name = Name(key, member)
@@ -87,10 +90,12 @@ def set_(
 def merge(
     namespace: str, key: str, patch: str, *, member: str | None, dry_run: bool, as_json: bool, url: str | None
 ) -> None:
-    """Change parts of a cursor by a JSON merge patch.
+    """Change fields of a cursor with a JSON merge patch (RFC 7396).
 
-    `-` reads the patch (RFC 7396) from standard input. Fields of the patch replace those of the cursor, at every level;
-    null removes one. A missing key is created.
+    With - as PATCH, it is read from standard input. The fields of the patch replace those of the cursor, at every
+    level; null removes a field. A missing key is created.
+
+    Example: checkpoint merge crm_acme offset '{"page": 3}'
     """
     change = _cursor_given(sys.stdin.buffer.read() if patch == "-" else os.fsencode(patch), "the patch")
     name = Name(key, member)
@@ -120,7 +125,7 @@ def patched(target: Any, patch: Any) -> Any:
 @namespace
 @key
 @member_or_word
-@click.option("--raw", is_flag=True, help="Edit the stored text itself. The newline at its end is the editor's.")
+@click.option("--raw", is_flag=True, help="Edit the stored text as it is. One newline at its end is not stored.")
 @dry_run
 @as_json
 @store_option()
@@ -129,8 +134,10 @@ def edit(
 ) -> None:
     """Edit a cursor in $VISUAL or $EDITOR.
 
-    It is stored if it is valid. If another run wrote the key meanwhile, nothing is stored. Text that could not be
-    stored stays in its file, which the error names. A new key begins as an empty cursor.
+    Nothing is stored if the text is not a valid cursor, or if another run wrote the key meanwhile; the error then
+    names the file that has your text. A new key begins as an empty cursor.
+
+    Example: checkpoint edit crm_acme contacts
     """
     name = Name(key, member)
     with using(url) as store:
@@ -209,11 +216,13 @@ def clear(
 ) -> None:
     """Delete keys of a namespace, or all of them.
 
-    A KEY that is a group stands for all of its members. Jobs that read them start over. Reserved keys, which begin with
-    __, stay.
+    It shows what it deletes, and asks. A KEY that is a group stands for all of its members. Jobs that read these
+    keys start over. Reserved keys, which begin with __, stay.
+
+    Example: checkpoint clear crm_acme contacts deals
     """
     if member is not None and len(keys) != 1:
-        raise click.UsageError("--member needs its group: give that as KEY")
+        raise click.UsageError("--member needs KEY: the name of its group")
     with reading(url) as store:
         there = Namespace(store, namespace)
         if not there.stored:

@@ -88,9 +88,12 @@ eval "$(_CHECKPOINT_COMPLETE=bash_source checkpoint)"
 @click.version_option(package_name="checkpoint-store", message="checkpoint %(version)s")
 @store_option()
 def checkpoint(url: str | None) -> None:
-    """Checkpoints of incremental syncs: where a job stopped, and how far it is safely past.
+    """Inspect and repair the checkpoints of incremental syncs.
 
-    Try it first: checkpoint demo
+    A store holds namespaces, one for each job. A namespace holds a cursor under each key, with the position from
+    which the next run reads on. A key may be a group, which holds a cursor for each of its members.
+
+    Begin with `checkpoint list` and `checkpoint status`. A sync to try it on: `checkpoint demo`.
     """
 
 

@@ -225,7 +225,7 @@ def kill(child: subprocess.Popen[str], meter: Meter, page: int) -> None:
                 child.kill()
                 return
             print("go on", file=child.stdin, flush=True)
-    raise StoreError("the sync that was to be killed ended before that")
+    raise StoreError("the sync ended before it could be killed")
 
 
 @click.command(hidden=True)
@@ -328,16 +328,23 @@ def spawn(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @click.command()
-@store_option("a SQLite file of its own, gone afterwards")
-@click.option("--serve", is_flag=True, help="Go over HTTP: start `checkpoint serve` over the store, sync through it.")
+@store_option("a SQLite file that is deleted afterwards")
+@click.option(
+    "--serve", is_flag=True, help="Sync over HTTP: start `checkpoint serve` over the store, and sync through it."
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Sync N files instead of all.")
-@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Work in DIR, keep it.")
+@click.option(
+    "--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Work in DIR, and keep it."
+)
 def demo(url: str | None, serve: bool, limit: int | None, keep: Path | None) -> None:
     """Run a real incremental sync, kill it halfway, start it again.
 
-    Copies files of Python's standard library into a scratch folder, and syncs the copy into a SQLite table: in full,
-    with nothing changed, with some files touched; then once more from the start, in a process that is killed with
-    SIGKILL halfway. Each time it compares source and sink, and exits with 1 if a row is missing or wrong.
+    It copies files of Python's standard library into a scratch folder, and syncs the copy into a SQLite table: in
+    full, with nothing changed, and with some files touched. Then it starts over in a process that it kills with
+    SIGKILL halfway, and starts that again. After each sync it compares source and sink, and it exits with 1 if a
+    row is missing or wrong.
+
+    Example: checkpoint demo --limit 500
     """
     signal.signal(signal.SIGTERM, _stop)
     sys.exit(perform(url, limit, keep, serve=serve))
@@ -353,7 +360,7 @@ def perform(url: str | None, limit: int | None, keep: Path | None, *, serve: boo
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     if url and url.startswith("memory:") and not serve:
         raise click.ClickException(
-            "a memory store dies with the process that the demo kills: take another, or add --serve"
+            "a memory store dies with the process that the demo kills: use another store, or add --serve"
         )
     with ExitStack() as stack:
         scratch = _folder(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -402,10 +409,10 @@ def _show(console: Console, phases: list[Phase]) -> int:
     console.print(table)
     bad = [phase.name for phase in phases if not phase.good]
     if bad:
-        console.print(f"This must not be: source and sink do not agree after {', '.join(bad)}.", style="bold red")
+        console.print(f"Failed: source and sink differ after {', '.join(bad)}.", style="bold red")
         return 1
     console.print(
-        "Nothing is missing. What came twice was the page in hand: in the sink, but not yet committed, when the sync "
-        "was killed."
+        "No row is missing. What came twice was the page in hand when the sync was killed: it was in the sink, but not "
+        "yet committed."
     )
     return 0

@@ -48,7 +48,7 @@ def document_of(there: Namespace, form: str) -> Any:
     cursors = {name: cursor for name, value in values.items() if (cursor := words.cursor_of(value)) is not None}
     for name in values.keys() - cursors.keys():
         raise click.ClickException(
-            f"{name.quoted} in {there.state_key!r} holds no cursor, which {form} has no place for: "
+            f"{name.quoted} in {there.state_key!r} holds no cursor, and the format {form} holds nothing else: "
             f"export --format {VALUES}"
         )
     return _dumped(there, cursors, form)
@@ -64,7 +64,7 @@ def _dumped(there: Namespace, cursors: dict[Name, codec.Cursor], form: str) -> A
     for name in cursors:
         if name.member is not None:
             raise click.ClickException(
-                f"{name.key!r} in {there.state_key!r} is a group, which {form} has no place for: export --format json"
+                f"{name.key!r} in {there.state_key!r} is a group, and the format {form} has none: export --format json"
             )
     try:
         return formats.dump({name.key: cursor for name, cursor in cursors.items()}, cast("formats.Format", form))
@@ -88,7 +88,7 @@ def names_in(document: Any, form: str) -> dict[Name, str]:
             check_name("key", name.key)
             check_changes(VALUES, {name.member or name.key: value})
     except (ValueError, TypeError, RecursionError) as error:
-        raise click.ClickException(f"this is no document of the format {form}: {error}") from error
+        raise click.ClickException(f"this is not a document of the format {form}: {error}") from error
     return values
 
 
@@ -97,7 +97,7 @@ def positions_in(document: Any, tool: Tool) -> dict[str, Any]:
     try:
         return positions(document, tool)
     except (ValueError, RecursionError) as error:
-        raise click.ClickException(f"this is no state of {tool}: {error}") from error
+        raise click.ClickException(f"this is not a state of {tool}: {error}") from error
 
 
 def _folded(values: dict[Name, Any]) -> dict[str, Any]:
@@ -112,13 +112,13 @@ def _folded(values: dict[Name, Any]) -> dict[str, Any]:
 def _plain_and_groups(document: Any, form: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the plain keys of a document and the members of its groups."""
     if not isinstance(document, dict):
-        raise ValueError("it must be an object of texts" if form == VALUES else "it must be an object")
+        raise ValueError("its values must be texts" if form == VALUES else "it must be an object")
     plain = dict(cast("dict[str, Any]", document))
     groups: Any = plain.pop(GROUPS, {})
     if not isinstance(groups, dict) or not all(
         isinstance(each, dict) for each in cast("dict[str, Any]", groups).values()
     ):
-        raise ValueError(f"its {GROUPS!r} must be an object of groups, which are objects of members")
+        raise ValueError(f"its {GROUPS!r} must hold, for each group, an object of its members")
     for key in (*plain, *cast("dict[str, Any]", groups)):
         if key.startswith(RESERVED):
             raise ValueError(f"{key!r} is reserved: it belongs to the library")
@@ -128,10 +128,10 @@ def _plain_and_groups(document: Any, form: str) -> tuple[dict[str, Any], dict[st
 def _stored_value(value: Any, form: str) -> str:
     if form == VALUES:
         if not isinstance(value, str):
-            raise ValueError("it must be an object of texts")
+            raise ValueError("its values must be texts")
         return value
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
-        raise ValueError(f"a cursor must be an object, and this is none: {value!r:.40}")
+        raise ValueError(f"a cursor must be an object, not {value!r:.40}")
     return codec.encode(cast("dict[str, Any]", value))

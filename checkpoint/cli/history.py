@@ -44,11 +44,14 @@ if TYPE_CHECKING:
 def history(namespace: str, key: str | None, *, member: str | None, limit: int, as_json: bool, url: str | None) -> None:
     """Show what the latest commits changed, newest first.
 
-    For one key, one member of a group, or for all. Each change begins with its version, which `checkpoint restore --to`
-    and `checkpoint diff --since` take. For the rows that a stream remembers only their number is shown; --json has all.
+    Shows one key, one member of a group, or everything in the namespace. Each commit has a version, which
+    `checkpoint restore --to` and `checkpoint diff --since` take. Of boundary rows only the number is shown; --json
+    has all.
+
+    Example: checkpoint history crm_acme contacts
     """
     if member is not None and key is None:
-        raise click.UsageError("--member needs its group: give that as KEY")
+        raise click.UsageError("--member needs KEY: the name of its group")
     with reading(url) as store:
         there = Namespace(store, namespace)
         changes = changes_of(there, key, member)
@@ -106,11 +109,11 @@ def _change_fields(change: Change) -> dict[str, Any]:
 @click.command()
 @namespace
 @click.argument("other", required=False, callback=checked, shell_complete=complete_namespace)
-@click.option("--member", metavar="NAME", callback=checked_member, help="Compare this member of a group alone.")
-@click.option("--with", "target", metavar="URL", help="The store of the other side. Default: the same one.")
-@click.option("--since", callback=when_given, metavar="MOMENT", help="Compare NAMESPACE as it was at that moment.")
+@click.option("--member", metavar="NAME", callback=checked_member, help="Compare only this member of a group.")
+@click.option("--with", "target", metavar="URL", help="The store of the other side. Default: the same store.")
+@click.option("--since", callback=when_given, metavar="MOMENT", help="Take NAMESPACE as it was at this moment.")
 @click.option(
-    "--until", callback=when_given, metavar="MOMENT", help="Compare with the other side at this moment (default: now)."
+    "--until", callback=when_given, metavar="MOMENT", help="Take the other side as it was at this moment. Default: now."
 )
 @as_json
 @store_option()
@@ -127,12 +130,14 @@ def diff(
 ) -> None:
     """Compare two namespaces, two stores, or two moments.
 
-    OTHER, --with and --until say how the other side differs. MOMENT is a version, a time or an age, as in `checkpoint
-    restore`. Lines with - are on this side, lines with + on the other. Exits with 0 if both are the same, with 1 if
-    they differ, and with 2 on an error.
+    Lines with - show NAMESPACE in --store, now or at --since. Lines with + show OTHER (default: NAMESPACE) in the
+    store --with (default: the same), now or at --until. MOMENT is a version, a time or an age, as in `checkpoint
+    restore`. Exits with 0 if both sides are equal, with 1 if they differ, and with 2 on an error.
+
+    Example: checkpoint diff crm_acme --since 2h
     """
     if not any((other, target, since, until)):
-        raise click.UsageError("with what? Give OTHER, --with URL or --since MOMENT")
+        raise click.UsageError("compare with what? Give OTHER, --with URL or --since MOMENT")
     with reading(url) as store, reading(target or url, "--with" if target else "--store") as there:
         before = values_at(Namespace(store, namespace), since, member)
         after = values_at(Namespace(there, other or namespace), until, member)
@@ -141,9 +146,10 @@ def diff(
             raise click.ClickException(
                 f"{namespace!r} holds nothing in {store!r}, nor does {other or namespace!r} in {there!r}{near}"
             )
-        for where, name, found in ((store, namespace, before), (there, other or namespace, after)):
-            if not found and near_namespace(where, name):
-                screen.warn(nothing(where, name))
+        sides = ((store, namespace, before, since), (there, other or namespace, after, until))
+        for where, name, found, moment in sides:
+            if not found:
+                screen.warn(nothing(where, name) if moment is None else f"{name!r} held nothing {moment.said}.")
     changes = _differences(before, after, member)
     if as_json:
         screen.document({"namespace": namespace, "other": other or namespace, "changes": _told_differences(changes)})

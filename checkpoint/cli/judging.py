@@ -30,7 +30,7 @@ def check_settable(there: Namespace, name: Name, value: str | None, *, raw: bool
         raise click.ClickException(there.absent(*name))
     cursor = None if value is None or raw else words.cursor_of(value)
     if cursor is not None and (why := unreadable(words.cursor_of(there.value(name) or ""), cursor)):
-        raise click.ClickException(f"a stream could not read this as {name.quoted}: {why}; nothing was written")
+        raise click.ClickException(f"the job's stream could not read this as {name.quoted}: {why}; nothing was written")
 
 
 def _hides(group: Layout, value: str | None) -> bool:
@@ -79,11 +79,11 @@ def _apart(field: str, old: Any, new: Any) -> str | None:
     """Return why two positions of a field do not compare; None if they do, or if their kinds are unknown."""
     kind, found = _kind(old), _kind(new)
     if kind is None:  # cursor_format= defines what it is
-        return f"its {field!r} was text, and is no text now" if isinstance(old, str) != isinstance(new, str) else None
+        return f"its {field!r} was text, and is not text now" if isinstance(old, str) != isinstance(new, str) else None
     if found == kind or {kind, found} == {"instant", "wall"}:  # timezone= may define its time zone
         return None
     what = "a number" if kind == "number" else "a time"
-    return f"its {field!r} was {what}, {shorten(old)}, and {shorten(new)} is none"
+    return f"its {field!r} was {what}, {shorten(old)}, and {shorten(new)} is not"
 
 
 def _kind(position: Any) -> str | None:

@@ -54,13 +54,13 @@ BY_NAME = 100
 @click.command("list")
 @click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace)
 @click.argument("key", metavar="[GROUP]", required=False, callback=checked, shell_complete=complete_key)
-@click.option("--member", "like", metavar="PATTERN", help="Of a GROUP: only the members that match, 'acct-1*'.")
+@click.option("--member", "like", metavar="PATTERN", help="Only the members of GROUP that match, such as 'acct-1*'.")
 @click.option(
     "--order",
     type=click.Choice(["name", "slowest"]),
     help=f"Slowest: of namespaces what is wrong first. Default: name; of more than {BY_NAME} namespaces slowest.",
 )
-@click.option("--all", "ours", is_flag=True, help=f"Show reserved keys too, which begin with {RESERVED}.")
+@click.option("--all", "ours", is_flag=True, help=f"Also show reserved keys, which begin with {RESERVED}.")
 @cursor_format
 @as_json
 @store_option()
@@ -77,13 +77,15 @@ def list_(
 ) -> None:
     """List namespaces, keys, or the members of a group.
 
-    The lag is how far a position is behind the clock. The age is the time since a key was last written, or last read to
-    its end by a run that ended well. For several keys or members the largest is shown. `moved`, where it differs from
-    the age, is when a key was last written. The last run is the one that began last. Values in quotes are not cursors:
-    another program stored that text.
+    Lag is how far a position is behind the clock; "in 3 d" means that it is ahead. Age is the time since the last
+    write, or since a successful run last read the key to its end. A namespace and a group show the largest of their
+    lags and ages. "moved" is the time since the last write, where that is longer than the age. "last run" is the
+    run that began last. A value in quotes is not a cursor: another program stored that text.
+
+    Example: checkpoint list crm_acme
     """
     if like is not None and key is None:
-        raise click.UsageError("--member needs its group: list NAMESPACE GROUP --member PATTERN")
+        raise click.UsageError("--member needs GROUP: list NAMESPACE GROUP --member PATTERN")
     how = _How(cursor_format, order, ours=ours, as_json=as_json)
     with reading(url) as store:
         if namespace is None:
@@ -320,17 +322,19 @@ def _reserved(there: Namespace) -> dict[str, Entry]:
 @namespace
 @click.argument("key", callback=checked, shell_complete=complete_key)
 @member_or_word
-@click.option("--raw", is_flag=True, help="Print the stored text unchanged, and a newline.")
+@click.option("--raw", is_flag=True, help="Print the stored text as it is, and a newline.")
 @as_json
 @store_option()
 def get(namespace: str, key: str, *, member: str | None, raw: bool, as_json: bool, url: str | None) -> None:
     """Print the cursor of a key as JSON.
 
-    On one line when another program reads it, ready for `checkpoint set`. Where KEY is a group, MEMBER names the cursor
-    to print. Exits with 1 if there is no such key, or if it holds no cursor and --raw is not given.
+    If KEY is a group, MEMBER is needed. In a pipe it is one line, as `checkpoint set` takes it. Exits with 1 if
+    there is no such key, or if its value is not a cursor; --raw prints that.
+
+    Example: checkpoint get crm_acme contacts
     """
     if raw and as_json:
-        raise click.UsageError("--raw and --json do not go together")
+        raise click.UsageError("give --raw or --json, not both")
     with reading(url) as store:
         there = Namespace(store, namespace)
         name = Name(key, member)

@@ -22,7 +22,7 @@ def when_given(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     except OverflowError:  # before the first year
         at = None
     if at is None:
-        raise click.BadParameter(f"{value!r} is no version (12), time (2024-05-01T10:00Z) or age (2h).")
+        raise click.BadParameter(f"{value!r} is not a version (12), a time (2024-05-01T10:00Z) or an age (2h).")
     return When(value, at=at)
 
 
@@ -32,5 +32,5 @@ def age_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -
         return None
     seconds = seconds_in(value)
     if seconds is None:
-        raise click.BadParameter(f"{value!r} is no age, such as 90 min, 2h or 1d.")
+        raise click.BadParameter(f"{value!r} is not an age such as 90min, 2h or 1d.")
     return float(seconds)

@@ -48,10 +48,12 @@ def _options(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments and options that `copy` and `move` share."""
     options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.argument("namespace", required=False, callback=checked, shell_complete=complete_namespace),
-        click.option("--to", "target", metavar="URL", help="The store to write to. Default: the same one."),
-        click.option("--as", "name", metavar="NAME", callback=checked, help="The name of the copy. Default: the same."),
-        click.option("--all", "every", is_flag=True, help="Every namespace of the store."),
-        click.option("--overwrite", is_flag=True, help="Replace keys that hold something else there."),
+        click.option("--to", "target", metavar="URL", help="The store to write to. Default: the same store."),
+        click.option(
+            "--as", "name", metavar="NAME", callback=checked, help="The name at the target. Default: the same name."
+        ),
+        click.option("--all", "every", is_flag=True, help="All namespaces of the store."),
+        click.option("--overwrite", is_flag=True, help="Replace keys that have another value at the target."),
         yes,
         dry_run,
         as_json,
@@ -67,9 +69,11 @@ def _options(verb: Callable[..., Any]) -> Callable[..., Any]:
 def copy(**options: Any) -> None:
     """Copy a namespace to another store or another name.
 
-    Reads back what it wrote, and compares. If it is interrupted, start it again and it continues. If a key holds
-    something else at the target, nothing is written, unless --overwrite is given. Times, versions and history start
-    anew there; reserved keys are not copied.
+    What it wrote is read back and compared. If it was interrupted, run it again and it continues. If a key has
+    another value at the target, nothing is written, unless --overwrite is given. Times, versions and history start
+    anew at the target. Reserved keys are not copied.
+
+    Example: checkpoint copy crm_acme --as crm_backup
     """
     _carry("copy", copying.copy, **options)
 
@@ -77,9 +81,12 @@ def copy(**options: Any) -> None:
 @click.command()
 @_options
 def move(**options: Any) -> None:
-    """Copy a namespace, compare, and delete it here.
+    """Copy a namespace, compare, and delete the original.
 
-    Like `checkpoint copy`. A key that was changed here meanwhile is not deleted.
+    It works like `checkpoint copy`, and asks before it deletes. A key that changes in the original meanwhile is not
+    deleted.
+
+    Example: checkpoint move crm_acme --as crm_acme_old
     """
     _carry("move", copying.move, **options)
 
@@ -99,9 +106,9 @@ def _carry(
     url: str | None,
 ) -> None:
     if (namespace is None) != every:
-        raise click.UsageError("name one NAMESPACE, or give --all")
+        raise click.UsageError("give one NAMESPACE, or --all")
     if every and name is not None:
-        raise click.UsageError("--as is for one NAMESPACE")
+        raise click.UsageError("--as goes with one NAMESPACE, not with --all")
     if target is None and name in {None, namespace}:
         raise click.UsageError("where to? Give --to URL, or --as another NAME")
     with reading(url) as store, _other(target, store) as other:
@@ -115,7 +122,7 @@ def _carry(
                     plans = carry(store, other, namespace, name=name, overwrite=overwrite, progress=progress)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
-    _report(verb, plans, dry_run=dry_run, as_json=as_json)
+    _report(verb, plans, overwrite=overwrite, dry_run=dry_run, as_json=as_json)
 
 
 def _other(target: str | None, store: Store) -> AbstractContextManager[Store]:
@@ -127,12 +134,12 @@ def _ask(verb: str, plans: list[Copy], *, overwrite: bool, yes: bool) -> None:
     total = sum(each.total for each in plans)
     replaced = sum(len(each.replaced) for each in plans)
     if overwrite and replaced:
-        confirm(f"Replace {words.count(replaced, 'key')} there?", sure=yes)
+        confirm(f"Replace {words.count(replaced, 'key')} at the target?", sure=yes)
     if verb == "move":
-        confirm(f"Delete {words.count(total, 'key')} here once copied?", sure=yes)
+        confirm(f"Delete {words.count(total, 'key')} of the original after copying?", sure=yes)
 
 
-def _report(verb: str, plans: list[Copy], *, dry_run: bool, as_json: bool) -> None:
+def _report(verb: str, plans: list[Copy], *, overwrite: bool, dry_run: bool, as_json: bool) -> None:
     if as_json:
         told = [
             {
@@ -150,15 +157,21 @@ def _report(verb: str, plans: list[Copy], *, dry_run: bool, as_json: bool) -> No
         (each.state_key, each.name, *(f"{len(keys):,}" for keys in (each.new, each.replaced, each.equal)))
         for each in plans
     ]
-    columns = ("namespace", "there", "new", "replaced", "equal")
-    screen.show_table(columns, rows, wide="there", right=columns[2:])
+    columns = ("namespace", "target", "new", "replaced", "equal")
+    screen.show_table(columns, rows, wide="target", right=columns[2:])
     total = words.count(sum(each.total for each in plans), "key")
     if dry_run:
-        screen.say(f"{total} to {verb}; nothing was written.")
+        written, replaced = sum(len(each.new) for each in plans), sum(len(each.replaced) for each in plans)
+        screen.say(f"{words.count(written + replaced, 'key')} would be written; nothing was written.")
+        if replaced and not overwrite:
+            screen.say(
+                f"Of these, {replaced:,} {'has' if replaced == 1 else 'have'} another value at the target: "
+                "that needs --overwrite."
+            )
     elif verb == "move":
-        screen.say(f"{total} there, compared, and deleted here.")
+        screen.say(f"{total} copied, compared, and deleted in the original.")
     else:
-        screen.say(f"{total} there, and compared.")
+        screen.say(f"{total} copied and compared.")
 
 
 _FORMAT = click.Choice([*FORMATS, VALUES])
@@ -175,14 +188,16 @@ _FORMAT = click.Choice([*FORMATS, VALUES])
     show_default=True,
     help="json: the cursor of each key. values: the stored texts. The others: the state document of that system.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @store_option()
 def export(namespace: str, file: Path, form: str, *, overwrite: bool, url: str | None) -> None:
     """Write a namespace as a document.
 
-    To FILE, or to standard output. The format json writes a value that is not a cursor, such as a placeholder of a sync
-    job, as its text; the formats of other systems hold cursors only. Members of groups are under __group__, by name. If
-    NAMESPACE is a pattern, 'crm_*', the namespaces are under __namespaces__, by name.
+    It goes to FILE, or to standard output. The format json has members of groups under __group__, by name, and a
+    value that is not a cursor as its text. The formats of other systems hold cursors only. If NAMESPACE is a
+    pattern such as 'crm_*', the namespaces are under __namespaces__, by name.
+
+    Example: checkpoint export crm_acme crm.json
     """
     if file.is_file() and not overwrite:
         raise click.ClickException(f"{file} exists, and nothing was written: --overwrite replaces it")
@@ -224,9 +239,9 @@ def _exported(there: Namespace, form: str) -> Any:
     "--from",
     "tool",
     type=click.Choice(TOOLS),
-    help="Take the positions out of this tool's state, for streams that go on where it stopped.",
+    help="Take the positions from this tool's state, for streams that continue where it stopped.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace keys that hold something else.")
+@click.option("--overwrite", is_flag=True, help="Replace keys that have another value.")
 @click.option("--delete", is_flag=True, help="Delete keys that the document does not have.")
 @yes
 @dry_run
@@ -247,9 +262,11 @@ def import_(
 ) -> None:
     """Store a document in a namespace.
 
-    From FILE, or from standard input. If a key holds something else, nothing is written, unless --overwrite is given.
-    If NAMESPACE is a pattern, 'crm_*', the document must be one that `checkpoint export` wrote with a pattern, and only
-    the namespaces that match are stored.
+    It comes from FILE, or from standard input. If a key has another value, nothing is written, unless --overwrite
+    is given. If NAMESPACE is a pattern such as 'crm_*', the document must be one that `checkpoint export` wrote
+    with a pattern, and only the namespaces that match are stored.
+
+    Example: checkpoint import crm_acme crm.json --dry-run
     """
     documents = _documents_in(file.read(), namespace, form)
     if tool is not None:
@@ -265,9 +282,8 @@ def import_(
                 n for plan in plans for n, value in plan.changes.items() if value is not None and plan.there.entry(n)
             ]
             gone = [n for plan in plans for n, value in plan.changes.items() if value is None]
-            if not (replaced or gone):
-                return None
-            return f"Replace {counted(replaced)} and delete {counted(gone)} of {namespace!r}?"
+            does = [f"{verb} {counted(names)}" for verb, names in (("replace", replaced), ("delete", gone)) if names]
+            return f"{' and '.join(does).capitalize()} of {namespace!r}?" if does else None
 
         carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
@@ -277,18 +293,18 @@ def _documents_in(text: bytes, namespace: str, form: str) -> dict[str, Any]:
     try:
         document: Any = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise click.ClickException(f"this is no document of the format {form}: {error}") from error
+        raise click.ClickException(f"this is not a document of the format {form}: {error}") from error
     several = _namespaces_in(document)
     if not is_pattern(namespace):
         if several is not None:
             raise click.ClickException(
-                f"this is a document of namespaces ({words.some([*several])}), not of one: "
-                "import it with a pattern of their names, such as '*'"
+                f"this document holds namespaces by name ({words.some([*several])}): "
+                "import it with a pattern that matches them, such as '*'"
             )
         return {namespace: document}
     document = document if several is None else several
     if not isinstance(document, dict):
-        raise click.ClickException(f"the pattern {namespace!r} needs a document with namespaces by name")
+        raise click.ClickException(f"the pattern {namespace!r} needs a document that was exported with a pattern")
     found = {name: each for name, each in cast("dict[str, Any]", document).items() if fnmatchcase(name, namespace)}
     if not found:
         raise click.ClickException(f"no namespace in the document matches {namespace!r}")
@@ -313,8 +329,9 @@ def _import_plan(there: Namespace, values: dict[Name, str], *, overwrite: bool, 
     differing = [name for name in values if there.entry(name) and name in planned(there, values).changes]
     if differing and not overwrite:
         raise click.ClickException(
-            f"{there.state_key!r} holds {words.some([name.said for name in differing])} otherwise, and nothing was "
-            "written: --overwrite replaces, and shows what with --dry-run"
+            f"{words.some([name.said for name in differing])} in {there.state_key!r} "
+            f"{'has another value' if len(differing) == 1 else 'have other values'}, and nothing was written: "
+            f"--overwrite replaces {'it' if len(differing) == 1 else 'them'}, and with --dry-run only shows the change"
         )
     for name, value in values.items():
         check_settable(there, name, value, raw=True)

@@ -37,7 +37,7 @@ def store_option(default: str = STATE_FOLDER) -> Callable[[Callable[..., Any]], 
         envvar="CHECKPOINT_STORE",
         metavar="URL",
         callback=_store_given,
-        help=f"Such as sqlite:///state.db or https://api.truto.one. Default: $CHECKPOINT_STORE, else {default}.",
+        help=f"The store: sqlite:///state.db, https://api.truto.one … Default: $CHECKPOINT_STORE, else {default}.",
     )
 
 
@@ -192,7 +192,7 @@ member: Decorator = click.option(
     metavar="NAME",
     callback=checked_member,
     shell_complete=complete_member,
-    help="The member to take, where KEY is a group.",
+    help="The member, if KEY is a group.",
 )
 
 
@@ -204,15 +204,15 @@ def member_or_word(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def called(*args: Any, word: str | None, member: str | None, **options: Any) -> None:
         if word is not None and member is not None:
-            raise click.UsageError("the member is given twice")
+            raise click.UsageError("the member is given twice: as MEMBER and as --member")
         verb(*args, member=member if word is None else word, **options)
 
     return called
 
 
-as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Write one JSON document for a program.")
-dry_run: Decorator = click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
-yes: Decorator = click.option("--yes", is_flag=True, help="Do not ask: go ahead.")
+as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for programs.")
+dry_run: Decorator = click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+yes: Decorator = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 class UnaskedError(click.ClickException):
@@ -226,7 +226,7 @@ def confirm(question: str, *, sure: bool) -> None:
     if sure:
         return
     if not sys.stdin.isatty():
-        raise UnaskedError(f"{question} Nobody can be asked here: add --yes.")
+        raise UnaskedError(f"{question} There is no terminal to ask on, so nothing was written: add --yes.")
     click.confirm(question, abort=True, err=True)
 
 
@@ -237,7 +237,7 @@ def format_given(_ctx: click.Context, _param: click.Parameter, value: str | None
             spelling(value, Clock(None))
         except ValueError as error:
             raise click.BadParameter(
-                f"{value!r} is none of {', '.join(UNITS)}, number, text, and no pattern such as %m/%d/%Y."
+                f"{value!r} is not a cursor format: {', '.join(UNITS)}, number, text, or a pattern such as %m/%d/%Y."
             ) from error
     return value
 
@@ -247,5 +247,5 @@ cursor_format: Decorator = click.option(
     "cursor_format",
     metavar="FORMAT",
     callback=format_given,
-    help="What the values are, as the job's cursor_format says: epoch_s, epoch_ms, number, text, a pattern …",
+    help="The format of the position, as in the job's cursor_format: epoch_s, epoch_ms, number, text, %d.%m.%Y …",
 )

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 @namespace
 @key
 @member_or_word
-@click.option("--field", metavar="NAME", help="The field of the cursor. Default: the only one that can be drawn.")
+@click.option(
+    "--field", metavar="NAME", help="The field of the cursor to draw. Default: the only one that can be drawn."
+)
 @cursor_format
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw an image: FILE.svg, FILE.png."
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write an image to FILE.svg or FILE.png.",
 )
 @as_json
 @store_option()
@@ -44,10 +49,12 @@ def plot(
 ) -> None:
     """Draw a key's position over time, and its lag.
 
-    From as far back as the history reaches until now. The lag is how far the position is behind the clock: it grows
-    while the position stands still. It is drawn if the position is a time, or a number that is a time by what the job's
-    runs or --cursor-format say. Text is drawn in its order. A position that is more than a day ahead of the clock is
-    cut off there, and that is said.
+    The plot begins where the history begins, and ends now. Lag is how far the position is behind the clock: it
+    grows while the position stands still. Lag needs a position that is a time, or a number whose cursor format a
+    run has recorded or --cursor-format gives. Text is drawn in its sort order. A position more than a day ahead of
+    the clock is cut off there, and a note says so.
+
+    Example: checkpoint plot crm_acme contacts --out contacts.svg
     """
     if out is not None and out.suffix.lower() not in {".svg", ".png"}:
         raise click.UsageError(f"{out} is neither SVG nor PNG: give --out a name that ends in .svg or .png")

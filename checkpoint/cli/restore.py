@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 @namespace
 @keys
 @member
-@click.option("--to", "moment", callback=when_given, metavar="MOMENT", required=True, help="A version, time or age.")
-@click.option("--delete", is_flag=True, help="Delete keys that were not there yet at the moment.")
+@click.option(
+    "--to", "moment", callback=when_given, metavar="MOMENT", required=True, help="A version, a time or an age."
+)
+@click.option("--delete", is_flag=True, help="Delete keys that did not exist at the moment.")
 @yes
 @dry_run
 @as_json
@@ -48,17 +50,22 @@ def restore(
 ) -> None:
     """Bring keys back to what they were at a moment.
 
-    All keys, if none is named; a KEY that is a group stands for all of its members. MOMENT is a version that
-    `checkpoint history` shows (as it was after that commit), a time such as 2024-05-01T10:00Z (UTC if it has no zone),
-    or an age such as 2h. The newest state that was kept up to then is taken, and its version is printed. The old values
-    are written as a new commit; the history is kept. Keys that came later are left as they are, unless --delete is
-    given. NAMESPACE may be a pattern, 'crm_*'.
+    It shows the changes, and asks. Without KEY, it restores all keys. A KEY that is a group stands for all of its
+    members, and NAMESPACE may be a pattern such as 'crm_*'. The store must keep history, as SQLite and PostgreSQL
+    do.
 
-    The place where a paged reading was interrupted does not come back: its page token is as old as the moment, and a
-    source may refuse it. The stream reads on from the position.
+    MOMENT is a version (the state after that commit, see `checkpoint history`), a time such as 2024-05-01T10:00Z
+    (UTC if it has no zone), or an age such as 2h. The newest state kept at or before that moment is restored, and
+    its version is printed. It is written as a new commit: the history is kept. Keys created after the moment stay
+    as they are, unless --delete is given.
+
+    The page token of an interrupted reading is not restored, because the source may refuse an old one. The stream
+    reads on from its position.
+
+    Example: checkpoint restore crm_acme contacts --to 2h
     """
     if member is not None and len(keys) != 1:
-        raise click.UsageError("--member needs its group: give that as KEY")
+        raise click.UsageError("--member needs KEY: the name of its group")
     with reading(url) as store:
         plans = [_restored(there, keys, member, moment, delete=delete) for there in _with_past(store, namespace, keys)]
         losses = [plan.loss for plan in plans if plan.loss]
@@ -92,7 +99,7 @@ def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, momen
     keys, member = _with_member(there, keys, member)
     kept = _kept(there, keys, member, moment)
     later = [name for name, state in kept.items() if not state.version and there.value(name) is not None]
-    loss = _loss(there, later, kept, moment, delete=delete)
+    loss = _loss(there, later, moment, delete=delete)
     if not delete:
         kept = {name: state for name, state in kept.items() if name not in {*later}}
     values, dropped = _without_places({name: state.value for name, state in sorted(kept.items())})
@@ -125,7 +132,7 @@ def _kept(there: Namespace, keys: tuple[str, ...], member: str | None, moment: W
             if "--member" in absent:
                 raise click.ClickException(absent)
             _, question, meant = absent.partition(": did you mean ")
-            where = f"there is no {key!r} in {there.state_key!r}, now or at {moment.text}"
+            where = f"there is no {key!r} in {there.state_key!r}, now or {moment.said}"
             raise click.ClickException(f"{where}{question}{meant}")
     return kept
 
@@ -148,8 +155,8 @@ def _places(plan: Plan, dropped: Sequence[Name]) -> list[str]:
     """Return lines about page tokens that are not restored, and about streams left without a place to continue."""
     names = [name for name in dropped if name in plan.changes]
     gone = [name for name in names if plan.changes[name] is None]
-    lines = [("without the place of an interrupted reading (an old page token): ", names)]
-    lines += [("which was all there was, so the next run starts over: ", gone)]
+    lines = [("without the page token of an interrupted reading, which is old: ", names)]
+    lines += [("without any value, so that the next run starts over: ", gone)]
     return [f"{line}{', '.join(name.said for name in found)}" for line, found in lines if found]
 
 
@@ -165,7 +172,7 @@ def _which(kept: Mapping[Name, Kept]) -> list[str]:
     ]
 
 
-def _loss(there: Namespace, later: Sequence[Name], kept: Mapping[Name, Kept], moment: When, *, delete: bool) -> str:
+def _loss(there: Namespace, later: Sequence[Name], moment: When, *, delete: bool) -> str:
     """Return what happens to keys created after the moment; empty if there are none."""
     if not later:
         return ""
@@ -173,6 +180,4 @@ def _loss(there: Namespace, later: Sequence[Name], kept: Mapping[Name, Kept], mo
     does = f"this deletes {what}" if delete else "left as it is; --delete deletes it" if len(later) == 1 else (
         f"{what} are left as they are; --delete deletes them"
     )  # fmt: skip
-    if not any(state.version for state in kept.values()):
-        return f"{moment.text} is before the first commit that history has: {does}."
-    return f"{words.some([name.said for name in later])} came after {moment.text}: {does}."
+    return f"{words.some([name.said for name in later])} did not exist {moment.said}: {does}."

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from checkpoint.entries import Change
     from checkpoint.overview.positions import Measured
 
-_FORMATS = "say what it is with --cursor-format: epoch_s (and _ms, _us, _ns), number, text, or a pattern as %m/%d/%Y"
+_FORMATS = (
+    "name its format with --cursor-format: epoch_s (or _ms, _us, _ns), number, text, or a pattern such as %m/%d/%Y"
+)
 
 
 def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Step | None:
@@ -51,18 +53,20 @@ def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) 
         return timedelta(seconds=seconds)
     if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{1,30})?", value):
         return int(value) if value.isdecimal() else Decimal(value)
-    raise click.BadParameter(f"{value!r} is no age (2d) and no number (1000) from 0 on.")
+    raise click.BadParameter(f"{value!r} is neither an age such as 2d nor a number such as 1000.")
 
 
 @click.command()
 @namespace
 @key
 @member_or_word
-@click.option("--to", "to", metavar="VALUE", help="The position to go back to, spelled as the source spells it.")
-@click.option("--by", "by", callback=step_given, metavar="AMOUNT", help="How far to go back: an age (2d) or a number.")
-@click.option("--field", metavar="NAME", help="The part of the cursor that is the position, where it has several.")
+@click.option("--to", "to", metavar="VALUE", help="The position to go back to, written as the source writes it.")
+@click.option(
+    "--by", "by", callback=step_given, metavar="AMOUNT", help="How far to go back: an age such as 2d, or a number."
+)
+@click.option("--field", metavar="NAME", help="The field of the cursor that is the position, if it has several.")
 @cursor_format
-@click.option("--reason", metavar="TEXT", help="Why; it is kept in the history.")
+@click.option("--reason", metavar="TEXT", help="The reason, kept in the history.")
 @yes
 @dry_run
 @as_json
@@ -82,17 +86,21 @@ def rewind(
     as_json: bool,
     url: str | None,
 ) -> None:
-    """Take a position back: the next run reads from there again.
+    """Move a position back: the next run reads from there again.
 
-    It never moves a position ahead. What belongs to the old position is deleted: the rows remembered there, finished
-    windows, and the place where a reading was interrupted. If the source refuses that place, --by 0 deletes it and
-    keeps the position. A KEY that is a group stands for all of its members, and NAMESPACE may be a pattern, 'crm_*';
-    before several positions are changed, it asks.
+    Either --to or --by is needed. A position is never moved ahead. What belongs to the old position is deleted:
+    boundary rows, finished windows, and the page token of an interrupted reading. If the source refuses that token,
+    --by 0 deletes it and keeps the position.
+
+    A KEY that is a group stands for all of its members, and NAMESPACE may be a pattern such as 'crm_*'. It asks
+    before it changes more than one position, and prints the command that undoes it.
+
+    Example: checkpoint rewind crm_acme contacts --by 2d
     """
     if to is not None and by is not None:
-        raise click.UsageError("how far? Give --to VALUE or --by AMOUNT, not both")
+        raise click.UsageError("give --to VALUE or --by AMOUNT, not both")
     if to is None and by is None:
-        raise click.UsageError("how far? Give --to VALUE or --by AMOUNT")
+        raise click.UsageError("how far? Give --to VALUE, or --by AMOUNT such as 2d")
     with reading(url) as store:
         how = _How(to, by, field, cursor_format)
         names = [(there, name) for there in chosen(store, namespace, [key]) for name in _names_of(there, key, member)]
@@ -152,7 +160,7 @@ def _plans(names: list[tuple[Namespace, Name]], how: _How, reason: str) -> list[
             before[there].append(name)
         else:
             raise click.ClickException(str(value)) from value
-    said = {t: [f"{counted(left)} before {how.to} already: left alone."] if left else [] for t, left in before.items()}
+    said = {t: [f"{counted(left)} already before {how.to}: not changed."] if left else [] for t, left in before.items()}
     plans = [planned(there, values, reason=reason, said=said[there]) for there, values in changes.items()]
     return [plan._replace(after=_standing(plan, how)) for plan in plans]
 
@@ -191,7 +199,7 @@ def _rewound(there: Namespace, name: Name, how: _How) -> str | None:
     where = f"{name.quoted} in {there.state_key!r}"
     cursor = words.cursor_of(there.value(name) or "")
     if cursor is None:
-        raise click.ClickException(f"{where} holds no cursor, so there is no position to go back from")
+        raise click.ClickException(f"{where} holds no cursor, so it has no position to move back")
     if how.by is not None and not how.by:
         cursor.pop(RESUME, None)
         return codec.encode(cursor) if cursor else None
@@ -221,7 +229,7 @@ def _form_of(there: Namespace, name: Name, field: str, position: Any, how: _How)
         value: Any = (change.cursor_after or {}).get(field)
         if isinstance(value, str) and measured(value, given) is None:
             raise click.ClickException(
-                f"{where}: {given} does not read {shorten(value)}, which it was in version {change.version}"
+                f"{where}: {given} does not match {shorten(value)}, its value in version {change.version}"
             )
     return given
 
@@ -243,9 +251,11 @@ def _position_field(where: str, cursor: codec.Cursor, field: str | None) -> str:
         return field
     if field is None and len(fields) == 1:
         return fields[0]
-    parts = ", ".join(fields) or "nothing that could be a position"
-    hint = ": choose one with --field" if fields else ""
-    raise click.ClickException(f"which part of {where} is its position? It has {parts}{hint}")
+    if not fields:
+        raise click.ClickException(f"{where} has no field that could be a position")
+    raise click.ClickException(
+        f"which field of {where} is its position? It has {', '.join(fields)}: choose one with --field"
+    )
 
 
 def _moved_back(scale: Scale, position: Any, how: _How) -> Any:
@@ -261,13 +271,13 @@ def _moved_back(scale: Scale, position: Any, how: _How) -> Any:
         raise ValueError(f"the position {shown} is a time: give --by an age such as 2d")
     if isinstance(by, timedelta) and scale.kind not in {"instant", "wall"}:
         raise ValueError(
-            f"the position {shown} is not said to be a time, so {_step_said(by)} before it is not known: {_FORMATS}"
+            f"the position {shown} is not known to be a time, so it cannot go back by {_step_said(by)}: {_FORMATS}"
         )
     if how.form is None and scale.kind is None and _is_decimal(position):
         scale = Scale(scale.where, cursor_format="number")
     moved = wire(scale.shift(position, by, -1, written=True))
     if moved == position:
-        raise ValueError(f"{shown} less {_step_said(by)} is the same value")
+        raise ValueError(f"{shown} moved back by {_step_said(by)} is the same value")
     return moved
 
 
@@ -285,15 +295,15 @@ def _given(scale: Scale, position: Any, how: _How) -> Any:
         value = wire(scale.spelled(at, position))
     elif isinstance(position, int | float):
         if not _is_decimal(text):
-            raise ValueError(f"{shorten(text)} is no number, and the position {position!r} is one")
+            raise ValueError(f"{shorten(text)} is not a number, and the position {position!r} is one")
         value = int(text) if "." not in text else float(text)
     elif how.form is None and _is_decimal(position) and _is_decimal(text):
         scale = Scale(scale.where, cursor_format="number")
     _check_zones(scale, position, value)
     if scale.key_of(value) > scale.key_of(position):
         raise AheadError(
-            f"{shorten(value)} lies after the position {shorten(position)}: that is no rewind; `checkpoint set` stores "
-            "any position"
+            f"{shorten(value)} is after the position {shorten(position)}, and rewind only moves back; `checkpoint set` "
+            "stores any position"
         )
     return value
 
@@ -311,7 +321,8 @@ def _check_zones(scale: Scale, position: Any, value: Any) -> None:
     except TypeError as error:
         if scale.has_clock and instant(str(value)) is not None:
             which = "has a time zone" if scale.kind == "instant" else "has no time zone"
-            raise ValueError(f"the position {shorten(position)} {which}: write {shorten(value)} like it") from error
+            said = f"the position {shorten(position)} {which}: write {shorten(value)} in the same form"
+            raise ValueError(said) from error
         raise
 
 

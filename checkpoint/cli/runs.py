@@ -29,14 +29,17 @@ _BEGAN = "began (UTC)"
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show at most N runs.", metavar="N"
 )
-@click.option("--streams", "by_stream", is_flag=True, help="Show the rows of each stream, and of each group.")
+@click.option("--streams", "by_stream", is_flag=True, help="Show the rows of each stream and each group.")
 @as_json
 @store_option()
 def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str | None) -> None:
-    """List the runs of a namespace, the latest first.
+    """List the runs of a namespace, newest first.
 
-    When each began, how long it took, how it ended, its commits, and the rows that its streams saw and delivered. A run
-    without an end is still running, or was killed: of an exclusive run the lease tells. What it did is told at its end.
+    For each run: when it began, how long it took, how it ended, its commits, and the rows that its streams saw and
+    delivered. Commits and rows are recorded when a run ends. A run without an end is still running, or was killed;
+    if it is exclusive, its lease shows which.
+
+    Example: checkpoint runs crm_acme --streams
     """
     with reading(url) as store:
         found = recorded(keeping(store).history(namespace, RUN_KEY))[:limit]

@@ -31,8 +31,8 @@ def sentence_of(error: Exception) -> str:
         run = f" (run {found.sync_job_run_id})" if found is not None and found.sync_job_run_id else ""
         name = said_of(error.key) if error.member is None else f"{error.member!r} of {error.key!r}"
         return (
-            f"{name} in {error.state_key!r} was {what} by another writer{when}{run} meanwhile, and left alone: "
-            "look at it, then try again"
+            f"{name} in {error.state_key!r} was {what} meanwhile by another writer{when}{run}, and was not "
+            "overwritten: look at it, then try again"
         )
     if isinstance(error, CorruptState) and error.where is None:
         if error.key.startswith(GROUP_PREFIX):
@@ -62,4 +62,4 @@ def say_how_to_free(store: Store, namespace: str, found: Holder | Released | Non
     if isinstance(found, Holder) and found.is_probably_dead:
         url: str | None = click.get_current_context().params["url"]
         named = None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store)
-        screen.say(f"To free it now: {Commands(named).unlock(namespace)}")
+        screen.say(f"To release its lease now: {Commands(named).unlock(namespace)}")

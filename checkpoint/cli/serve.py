@@ -25,30 +25,37 @@ def rate_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.command()
 @store_option("a SQLite file in your state folder")
 @click.option(
-    "--port", metavar="N", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one."
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="The port to listen on; 0 takes a free one.",
 )
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--token",
-    help="The token that clients send. Better set $CHECKPOINT_SERVER_TOKEN: the list of processes shows arguments.",
+    help="A token to read and write. Better set $CHECKPOINT_SERVER_TOKEN: the list of processes shows arguments.",
 )
 @click.option(
     "--host-name",
     "host_names",
     metavar="NAME",
     multiple=True,
-    help="A name by which browsers reach the page under /ui, such as that of a gateway; may be given several times.",
+    help="A name by which browsers reach the page under /ui, such as that of a gateway; may be repeated.",
 )
-@click.option("--root-path", metavar="PATH", default="", help="Where a gateway has put the server, such as /state.")
 @click.option(
-    "--workers", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to serve in."
+    "--root-path", metavar="PATH", default="", help="The path under which a gateway offers the server, such as /state."
 )
-@click.option("--page-size", type=click.IntRange(min=1), metavar="N", help="List at most N entries a page.")
+@click.option(
+    "--workers", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="The number of processes."
+)
+@click.option("--page-size", type=click.IntRange(min=1), metavar="N", help="List at most N entries per page.")
 @click.option(
     "--rate",
     metavar="N/SECONDS",
     callback=rate_of,
-    help="Allow N requests in any span of SECONDS, such as 500/10. More get 429.",
+    help="Allow N requests in any SECONDS, such as 500/10; further ones get 429.",
 )
 @click.option(
     "--max-body",
@@ -71,13 +78,16 @@ def serve(
     max_body: int | None,
     access_log: bool,
 ) -> None:
-    """Serve any store over HTTP, to clients with a token.
+    """Serve a store over HTTP, to clients with a token.
 
-    The tokens: $CHECKPOINT_SERVER_TOKEN reads and writes, $CHECKPOINT_SERVER_READ_TOKEN reads, and
-    $CHECKPOINT_SERVER_TOKENS is a file of the lines that `checkpoint token` prints, read again when it changes.
+    A token is needed: $CHECKPOINT_SERVER_TOKEN may read and write, $CHECKPOINT_SERVER_READ_TOKEN may read. For
+    several tokens, $CHECKPOINT_SERVER_TOKENS names a file with the lines that `checkpoint token` prints; it is read
+    again when it changes.
 
-    Prints the URL when it listens. SIGTERM and Ctrl-C stop it within 10 seconds, after the requests under way are
+    It prints its URL once it listens. SIGTERM and Ctrl-C stop it within 10 seconds, after requests under way are
     answered.
+
+    Example: checkpoint serve --store sqlite:///state.db
     """
     server = server_library()
     try:
@@ -111,7 +121,7 @@ def serve(
         raise click.ClickException(str(error)) from error
     except OSError as error:
         other = "--port" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "--host"
-        raise click.ClickException(f"{host}:{port} cannot be listened on, so try another {other}: {error}") from error
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error}; try another {other}") from error
 
 
 @click.command()
@@ -121,15 +131,17 @@ def serve(
 def token(*, name: str, access: str, prefix: str) -> None:
     """Make a token for `checkpoint serve`.
 
-    Prints the line for the file that $CHECKPOINT_SERVER_TOKENS names, and on stderr the token itself, which is shown
-    only here. NAME is stored with each commit. ACCESS is read or write, which includes reading. PREFIX is the beginning
-    of the namespaces that the token reaches, '*' for all.
+    It prints the line for the file that $CHECKPOINT_SERVER_TOKENS names, and on stderr the token itself, which is
+    shown only once. NAME is stored with each commit. ACCESS is read or write; write includes reading. PREFIX is the
+    beginning of the namespaces that the token reaches, '*' for all.
+
+    Example: checkpoint token etl write crm_ >> tokens
     """
     try:
         secret, line = server_library().new_token(name, access, prefix)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"The token of {name}, which is not shown again: {secret}", err=True)
+    click.echo(f"The token of {name}, shown only once: {secret}", err=True)
     click.echo(line)
 
 

@@ -35,33 +35,44 @@ def words_of(_ctx: click.Context, param: click.Parameter, value: str) -> list[st
     except ValueError as error:
         raise click.BadParameter(f"{value!r} cannot be split into words: {error}.") from error
     if not words:
-        raise click.BadParameter("it is empty.")
+        raise click.BadParameter("the command is empty.")
     if param.name == "tap" and any(word.partition("=")[0] == "--state" for word in words):
-        raise click.BadParameter("--state is given by singer-run.")
+        raise click.BadParameter("leave --state out: singer-run adds it.")
     return words
 
 
 @click.command("singer-run")
 @click.argument("job", callback=checked, shell_complete=complete_namespace)
-@click.option("--tap", metavar="COMMAND", required=True, callback=words_of, help='Such as "tap-x --config tap.json".')
 @click.option(
-    "--target", metavar="COMMAND", required=True, callback=words_of, help="The command that gets the tap's output."
+    "--tap", metavar="COMMAND", required=True, callback=words_of, help='The tap, such as "tap-x --config tap.json".'
 )
 @click.option(
-    "--full-refresh", is_flag=True, help="Give the tap no state. The stored one stays until there is a new one."
+    "--target",
+    metavar="COMMAND",
+    required=True,
+    callback=words_of,
+    help="The target, which gets the output of the tap.",
+)
+@click.option(
+    "--full-refresh",
+    is_flag=True,
+    help="Give the tap no state. The stored state stays until the target writes a new one.",
 )
 @store_option("a SQLite file in your state folder")
 def singer_run(*, job: str, tap: list[str], target: list[str], full_refresh: bool, url: str | None) -> None:
-    """Run a Singer tap into a target, from where JOB stopped.
+    """Run a Singer tap and target, from where JOB stopped.
 
-    The tap gets the state of JOB as --state, if there is any. Each STATE that the target writes to its standard output
-    is committed, and nothing else: rows that the target has not confirmed come again with the next run. A STATE without
-    a stream does not replace one that has some.
+    JOB is a namespace. Its state, if there is any, is given to the tap as --state. Each STATE that the target
+    writes to its standard output is committed, and nothing else: rows that the target has not confirmed come again
+    with the next run. A STATE without streams does not replace one that has some.
 
     SIGTERM, SIGINT and SIGHUP go to the tap, so that the target can finish its work; a second signal goes to both.
 
-    Exits with 0 if both did and every STATE is committed, otherwise with the status of the target, else of the tap;
-    with 128 and the number of the signal that ended it; with 1 if the state could not be read or committed.
+    Exits with 0 if both succeeded and every STATE is committed; with 1 if the state could not be read or committed;
+    otherwise with the status of the target, or else of the tap. After a signal it exits with 128 and the number of
+    the signal.
+
+    Example: checkpoint singer-run crm --tap "tap-x -c x.json" --target target-y
     """
     store = opened(url)
     try:
@@ -83,7 +94,7 @@ def state_file(cp: Checkpointer, *, given: bool) -> Generator[list[str]]:
     try:
         document = formats.dump(cp, "singer")
     except ValueError as error:
-        raise click.ClickException(f"what is stored under {cp.state_key!r} is no Singer state: {error}") from error
+        raise click.ClickException(f"what {cp.state_key!r} holds is not a Singer state: {error}") from error
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:  # readable by this user only
         file = Path(folder, "state.json")
         file.write_text(json.dumps(document), "utf-8")
@@ -95,10 +106,12 @@ def commit(cp: Checkpointer, line: bytes, number: int) -> bool:
     try:
         cursors = formats.load(json.loads(line), "singer")
     except (ValueError, RecursionError) as error:
-        click.echo(f"Error: line {number} of the target's output is no STATE, and not committed: {error}", err=True)
+        click.echo(
+            f"Error: line {number} of the target's output is not a STATE, and was not committed: {error}", err=True
+        )
         return False
     if (formats.streams(cp) and not formats.streams(cursors)) or (cp and not cursors):
-        click.echo(f"Line {number} of the target's output names no stream, and does not replace the state.", err=True)
+        click.echo(f"Line {number} of the target's output names no stream, so it does not replace the state.", err=True)
         return True
     for key in cp.keys() - cursors.keys():
         del cp[key]
@@ -115,7 +128,7 @@ def end(signals: list[int], statuses: list[tuple[str, int]], refused: int) -> No
     if signals:
         fail(f"stopped by {signal.Signals(signals[0]).name}", 128 + signals[0])
     if refused:
-        fail("not all that the target wrote was STATE", 1)
+        fail("the target wrote lines that are not STATE", 1)
 
 
 def fail(sentence: str, status: int) -> NoReturn:

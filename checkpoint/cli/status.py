@@ -51,14 +51,14 @@ STALE, UNKNOWN = 1, 3
     "max_age",
     metavar="AGE",
     callback=age_given,
-    help="Stale if last written, or read to its end by a run that ended well, longer ago than this: 90min, 1d.",
+    help="Stale if no write, and no successful run that read it to its end, is this recent: 90min, 1d.",
 )
 @click.option(
     "--max-lag",
     "max_lag",
     metavar="AGE",
     callback=age_given,
-    help="Stale if the position is further behind the clock than this.",
+    help="Stale if the position is further behind the clock: 90min, 1d.",
 )
 @cursor_format
 @as_json
@@ -74,16 +74,20 @@ def status(
     as_json: bool,
     url: str | None,
 ) -> None:
-    """Tell whether keys are fresh, and name each stale one.
+    """Judge whether keys are fresh, and name each stale one.
 
-    Looks at all namespaces, at one, or at those that match a pattern, 'crm_*'; at one KEY, or one member of a group.
-    Exits with 0 if all are fresh, with 1 if one is stale, and else with 3 if it cannot be told or there is no such key.
-    A damaged namespace is named, and the others are judged.
-    A position that is more than a day ahead of the clock is stale, whatever is asked. A failed run and a dead lease are
-    told, and make nothing stale. --max-lag leaves out positions that are not times, unless the KEY is named.
+    It looks at all namespaces, at one, or at those that match a pattern such as 'crm_*'; with KEY at one key or
+    group, with MEMBER at one member. A key is stale if it exceeds --max-age or --max-lag, and always if its
+    position is more than a day ahead of the clock. --max-lag skips positions that are not times, unless KEY is
+    given. A failed run and a dead lease are shown, but make nothing stale.
+
+    Exits with 0 if no key is stale, with 1 if one is, and with 3 if it cannot tell: a key cannot be judged, a
+    namespace is damaged, or there is no such key.
+
+    Example: checkpoint status --max-age 1d
     """
     if member is not None and key is None:
-        raise click.UsageError("--member needs its group: give that as KEY")
+        raise click.UsageError("--member needs KEY: the name of its group")
     limits = Limits(max_age, max_lag, cursor_format, key is not None)
     with reading(url) as store:
         spaces = names_of_namespaces(store) if namespace is None else matching(store, namespace)
@@ -170,7 +174,7 @@ def _show_judged(store: Store, judgements: list[Judged], beside: list[_Beside], 
             said = f"The last run of {one.namespace!r} failed {words.age(one.last.ended)} ago ({one.last.error})."
             screen.say_wrapped(said)
         if one.has_failed and one.is_empty:
-            screen.say(f"{one.namespace!r} holds no key.")
+            screen.say(f"{one.namespace!r} holds no keys.")
         say_held(store, one.namespace, one.holder)
     for each in judgements if limits.is_named else ():
         if each.verdict == "unknown":
@@ -236,7 +240,7 @@ def _sum(judgements: list[Judged], limits: Limits) -> str:
     number = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in ("STALE", "unknown", "-")}
     parts = [f"{number['STALE']:,} stale"] if number["STALE"] else []
     parts += [f"{number['unknown']:,} unknown"] if number["unknown"] else []
-    parts += [f"{number['-']:,} without a time as position"] if number["-"] and is_asked else []
+    parts += [f"{number['-']:,} whose position is not a time"] if number["-"] and is_asked else []
     if is_asked:
         return f"{total}: {', '.join(parts) or 'all fresh'}."
     late = sum(one.lag is not None and one.lag > BEHIND for one in judgements)
@@ -245,7 +249,7 @@ def _sum(judgements: list[Judged], limits: Limits) -> str:
     return f"{total}{': ' if parts else ''}{', '.join(parts)}. {more}"
 
 
-_WHAT_IS_STALE = "--max-age and --max-lag say what is stale."
+_WHAT_IS_STALE = "Give --max-age or --max-lag to judge them."
 
 
 def _document(

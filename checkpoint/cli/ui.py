@@ -17,16 +17,22 @@ from checkpoint.overview.commands import Commands
 
 @click.command()
 @click.option(
-    "--port", metavar="N", type=click.IntRange(0, 65535), default=0, help="Where to listen. Default: any free one."
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The port to listen on. Default: any free one.",
 )
 @click.option("--no-browser", is_flag=True, help="Only print the address and the password.")
 @store_option()
 def ui(*, url: str | None, port: int, no_browser: bool) -> None:
-    """Show what a store holds in the browser.
+    """Show a store in the browser.
 
-    Namespaces, keys and members of groups, their history and runs, with the commands that repair them; nothing can be
-    changed there. Listens on this machine alone, and prints a password for the browser's question: any user name will
-    do. Ctrl-C stops it.
+    It shows namespaces, keys and members, their history and runs, and the commands that repair them. Nothing can be
+    changed there. It listens on this machine only, and prints a password for the browser's question; any user name
+    will do. Ctrl-C stops it.
+
+    Example: checkpoint ui --store sqlite:///state.db
     """
     server = server_library()
     store = opened(url)
@@ -47,7 +53,7 @@ def ui(*, url: str | None, port: int, no_browser: bool) -> None:
     try:
         server.serve(store, access, port=port, page=shown, ready=ready)
     except OSError as error:
-        raise click.ClickException(f"port {port} cannot be listened on, so try another --port: {error}") from error
+        raise click.ClickException(f"cannot listen on port {port}: {error}; try another --port") from error
 
 
 def can_show() -> bool:

@@ -140,7 +140,7 @@ def _write(plan: Plan) -> None:
     try:
         written = there.entries_for(plan.changes)
     except ValueError as error:
-        raise click.ClickException(f"a member of a packed group must be JSON: {error}") from error
+        raise click.ClickException(f"a member of a packed group must be a cursor: {error}") from error
     run_id, base = _run_id(), there.base_for(written)
     if plan.reason is not None and isinstance(there.store, KeepsHistory):
         reasons = dict.fromkeys(written, plan.reason)
@@ -192,6 +192,6 @@ def warn_of_lease(there: Namespace) -> None:
     held = holder_of(there)
     if held is not None:
         screen.warn(
-            f"{' '.join(held.sentences(there.state_key))} A run that is alive ends its next commit of what is changed "
-            "here with Conflict: stop it first."
+            f"{' '.join(held.sentences(there.state_key))} If that run is alive, its next commit of these keys ends "
+            "with Conflict: stop it first."
         )

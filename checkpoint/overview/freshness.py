@@ -109,8 +109,8 @@ def _age_judged(there: Namespace, name: Name, entry: Entry, limits: Limits, done
     verdict = _against(age, limits.age)
     if verdict == "STALE":
         return _Part(verdict, age, f"neither written nor read to its end for {words.span(age or 0)}")
-    beside = ": members share its entry" if is_anothers else ""
-    return _Part(verdict, age, f"when it was written is not told{beside}" if verdict == "unknown" else "")
+    beside = ": members share an entry" if is_anothers else ""
+    return _Part(verdict, age, f"when it was written is not known{beside}" if verdict == "unknown" else "")
 
 
 def _lag_judged(entry: Entry, form: str | None, limits: Limits) -> _Part:
@@ -122,7 +122,7 @@ def _lag_judged(entry: Entry, form: str | None, limits: Limits) -> _Part:
     if verdict == "STALE":
         return _Part(verdict, lag, f"its position is {words.span(lag or 0)} behind")
     if verdict == "unknown":
-        return _Part(verdict, lag, "its position is no time") if limits.is_named else _Part("-", lag)
+        return _Part(verdict, lag, "its position is not a time") if limits.is_named else _Part("-", lag)
     return _Part(verdict, lag)
 
 
@@ -131,7 +131,9 @@ def _why_no_time(value: str, form: str | None) -> list[str]:
     cursor = words.cursor_of(value) or {}
     said = [misread(one.value, form) for one in positions_in(cursor, form)]
     likely = [epoch_like(one) for one in cursor.values()] if form is None else []
-    return [each for each in said if each] + [f"if it counts time, --cursor-format {name}" for name in likely if name]
+    return [each for each in said if each] + [
+        f"if it counts time, add --cursor-format {name}" for name in likely if name
+    ]
 
 
 WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
@@ -222,7 +224,7 @@ WHY_NO_END: Mapping[Ended, str] = {
     "running": "running: it renewed its lease {} ago",
     "killed": "probably killed: it has not renewed its lease for {}",
     "released": "its lease was released by hand {} ago",
-    "open": "still running, or killed: no lease tells",
+    "open": "still running, or killed: it has no lease that would show which",
 }
 """The words of sentences for it, with the time since the last write of the lease."""
 

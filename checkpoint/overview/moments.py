@@ -17,6 +17,13 @@ class When(NamedTuple):
     version: int | None = None
     at: datetime | None = None
 
+    @property
+    def said(self) -> str:
+        """The moment in a sentence: `at version 12`, `at 2024-05-01T10:00Z` or `2h ago`."""
+        if self.version is None and seconds_in(self.text) is not None:
+            return f"{self.text} ago"
+        return f"at {self.text}" if self.version is None else f"at version {self.text}"
+
     def is_reached_by(self, version: int | None, at: str | None) -> bool:
         """Tell whether a commit, given by its version and time, lies at or before this point."""
         if self.version is not None:

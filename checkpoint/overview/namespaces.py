@@ -176,7 +176,9 @@ class Namespace:
         if member is not None and Name(key) in self.names:
             return f"{key!r} in {where!r} is not a group: leave --member out"
         for group in (name for name, each in self.groups.items() if key in each.members):
-            return f"there is no key {key!r} in {where!r}, but a member of a group: {group} --member {key}"
+            return (
+                f"there is no key {key!r} in {where!r}, but a group has a member of this name: {group} --member {key}"
+            )
         near = meant(key, {name.key for name in self.shown()} | self.groups.keys())
         return f"there is no {key!r} in {where!r}" + (near or f": see `{command_line('list', [where])}`")
 
@@ -383,7 +385,7 @@ def matching(store: Store, namespace: str) -> list[str]:
         return [namespace]
     found = [name for name in names_of_namespaces(store) if fnmatchcase(name, namespace)]
     if not found:
-        raise AbsentError(f"no namespace of {store!r} is like {namespace!r}: see `checkpoint list`")
+        raise AbsentError(f"no namespace of {store!r} matches {namespace!r}: see `checkpoint list`")
     return found
 
 

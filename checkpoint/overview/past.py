@@ -140,13 +140,13 @@ def _check_reached(there: Namespace, changes: list[Change], moment: When) -> Non
 
     """
     if not changes:
-        where = f"{there.state_key!r} has no history in {there.store!r}, so what it was at {moment.text} is not known"
+        where = f"{there.state_key!r} has no history in {there.store!r}, so its state {moment.said} is not known"
         raise AbsentError(
             where if there.names else f"{nothing(there.store, there.state_key)}, and has no history there"
         )
     newest = max(changes[0].version, *(entry.version or 0 for entry in there.stored.values()), 0)
     if moment.version is not None and moment.version > newest:
-        raise AbsentError(f"no version {moment.version} of {there.state_key!r}: the newest is {newest}")
+        raise AbsentError(f"{there.state_key!r} has no version {moment.version}: the newest is {newest}")
 
 
 def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Kept:
@@ -155,18 +155,18 @@ def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Ke
         if moment.is_reached_by(change.version, change.at):
             return Kept(change.after, change.version, change.at)
     oldest, entry = past[-1] if past else None, there.entry(name)
+    where = f"{name.quoted} in {there.state_key!r}"
     if oldest is None:
         # Written before the store kept history.
         if entry is not None and moment.is_reached_by(entry.version, entry.updated_at):
             return Kept(entry.value, entry.version or 0, entry.updated_at)
-        reach = "is empty"
-    elif oldest.before is None:
+        raise AbsentError(f"the history of {where} is empty, so its value {moment.said} is not known")
+    if oldest.before is None:
         return Kept(None)  # the key was created later
-    elif moment.version is not None and oldest.version == moment.version + 1:
+    if moment.version is not None and oldest.version == moment.version + 1:
         return Kept(oldest.before, moment.version)  # the value that the next commit replaced
-    else:
-        reach = f"reaches back to version {oldest.version}, {oldest.at}"
-    raise AbsentError(f"the history of {name.quoted} in {there.state_key!r} {reach}: {moment.text} is before that")
+    begins = f"begins with version {oldest.version}, {oldest.at}"
+    raise AbsentError(f"the history of {where} {begins}, so its value {moment.said} is not known")
 
 
 def fields_of(run: Run) -> dict[str, Any]:

@@ -59,9 +59,9 @@ def drawn_field(changes: list[Change], name: Name, form: str | None = None) -> s
     fields = fields if len(fields) == 1 else _drawable(cursor)
     if len(fields) == 1:
         return fields[0]
-    hint = f"it has {', '.join(fields)}: choose one with --field"
-    none = "none of its members is a number, a time or text"
-    raise AbsentError(f"what of {name.quoted} is to be drawn? {hint if fields else none}")
+    if not fields:
+        raise AbsentError(f"{name.quoted} has no field that can be drawn: a number, a time or text")
+    raise AbsentError(f"which field of {name.quoted} is to be drawn? {', '.join(fields)}: choose one with --field")
 
 
 def _drawable(cursor: Mapping[str, Any], form: str | None = None) -> list[str]:

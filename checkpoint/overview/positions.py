@@ -125,13 +125,13 @@ def misread(value: Any, form: str | None) -> str | None:
     if form is None or (read := measured(value, form)) is None or _is_probable(read[0]):
         return None
     if "%" in form and read[0] > now().timestamp():
-        return f"{value} is {datetime.fromtimestamp(read[0], timezone.utc):%Y-%m-%d} in {form}, which is still to come"
+        return f"{value} is {datetime.fromtimestamp(read[0], timezone.utc):%Y-%m-%d} in {form}, which is in the future"
     if form not in UNITS:
         return None
     for other in UNITS:
         if (better := measured(value, other)) is not None and _is_probable(better[0]):
             when, then = (f"{datetime.fromtimestamp(each[0], timezone.utc):%Y-%m-%d}" if abs(each[0]) < 1e11 else
-                          "out of all time" for each in (read, better))  # fmt: skip
+                          "an impossible time" for each in (read, better))  # fmt: skip
             return f"{value} is {when} in {form}, but {then} in {other}: is that its format?"
     return None
 

@@ -114,7 +114,7 @@ class Access:
                 return grant.name
         name = grants[0].name or "this token"
         if not any(grant.allows(wish, None) for grant in grants):
-            raise Refusal(403, f"{name} may read, and not write")
+            raise Refusal(403, f"{name} may only read")
         raise Refusal(403, f"{name} may not {wish} in the namespace {state_key!r}")
 
     def readable(self, headers: Iterable[Header], state_keys: Iterable[str]) -> list[str]:

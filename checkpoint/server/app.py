@@ -78,7 +78,7 @@ def create_app(
 
     """
     if root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root_path):
-        raise ValueError(f"a root path is one such as /state, not {root_path!r}")
+        raise ValueError(f"a root path has the form /state, not {root_path!r}")
     access = token if isinstance(token, Access) else Access.of_token(token)
     api, health = Api(store, access, options), Health(store)
     told, telling = metrics.Metrics(store, folder), Calls("metrics", threads=1)
@@ -183,7 +183,9 @@ def _stopped(cancelled: asyncio.CancelledError) -> Refusal:
     APIs know that.
     """
     if isinstance(cancelled, UnderWay):
-        return Refusal(504, "the server is stopping, and the store has not answered: the request may still be done")
+        return Refusal(
+            504, "the server is stopping, and the store has not answered: the request may still be carried out"
+        )
     return Refusal(503, "the server is stopping: nothing was done")
 
 

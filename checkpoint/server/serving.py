@@ -91,7 +91,9 @@ def _check_workers(store: Store, options: Switches) -> None:
     if isinstance(store, MemoryStore):
         raise ValueError("several workers need a store that they share: in memory each would have its own")
     if options.rate is not None:
-        raise ValueError("a rate is counted in one process: several workers need it in the gateway before them")
+        raise ValueError(
+            "a rate is counted per process: with several workers, limit it in the gateway in front of them"
+        )
 
 
 class Signals:

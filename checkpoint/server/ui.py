@@ -214,9 +214,9 @@ def _check(request: Request, names: set[str]) -> None:
     server = request.scope.get("server")
     here: set[str] = {"localhost", *names, *([str(server[0])] if server else [])}
     if host not in here and not _is_same_address(host, here):
-        raise Refusal(400, f"this server does not answer for the host {host!r}: --host-name says that it should")
+        raise Refusal(400, f"this server does not answer for the host {host!r}: add it with --host-name")
     if request.method != "GET":
-        raise Refusal(405, "the page is only read: GET", {"Allow": "GET"})
+        raise Refusal(405, "the page is read-only: use GET", {"Allow": "GET"})
 
 
 def host_name(given: str) -> str:
@@ -228,7 +228,9 @@ def host_name(given: str) -> str:
     """
     name = _host_of(given) or given.lower()
     if (":" in name or not _host_of(given)) and _address(name) is None:
-        raise ValueError(f"{given!r} is no host name: give one such as state.example.com, without https:// and a path")
+        raise ValueError(
+            f"{given!r} is not a host name: give one such as state.example.com, without https:// and without a path"
+        )
     return name
 
 
@@ -324,7 +326,7 @@ def _utc(moment: str | None) -> str:
 
 def _since(moment: str | None) -> str:
     seconds = seconds_since(moment)
-    return "not told" if seconds is None else _past(seconds)
+    return "unknown" if seconds is None else _past(seconds)
 
 
 def _past(seconds: float) -> str:
