@@ -10,8 +10,8 @@ from freezegun import freeze_time
 
 from checkpoint.cli.command import checkpoint
 
-UNDO = r"To undo it: checkpoint restore .*\n"
-"""What verbs that take something back, or away, say beside what they show."""
+UNDO = r"To (?:undo it|see what has changed since it began|read again from two days before now): checkpoint .*\n"
+"""Commands to copy, which verbs say beside what they show."""
 
 
 def run(*arguments: str, stdin: str | bytes | None = None) -> Result:

@@ -189,8 +189,8 @@ def test_the_page_leads_to_each_value(backend, asset, store):
             path = f"key?{urlencode({'namespace': name, 'key': key}, quote_via=quote, safe='')}"
             assert f"{key} · {name} · checkpoint" in visited[path].text
             assert (
-                "Undo this change: delete the key This change created the key. Without it, the stream starts over: checkpoint restore"
-                in visited[path].text
+                "Undo this change: delete the key This change created the key. Without it, the stream starts over: "
+                "checkpoint restore" in visited[path].text
             )
             if key.endswith("/cursor"):
                 assert "Position 2024-05-01T01:00:00+00:00 value Lag" in visited[path].text

@@ -192,7 +192,7 @@ def test_restore_of_a_member_reads_no_history_of_others():
     there = Namespace(store, "crm")
     assert kept_of_member(there, Name("accounts", "a2"), When("2", version=2)).version == 2
     assert kept_of_member(there, Name("accounts", "a2"), When("3", version=3)).version == 2
-    with pytest.raises(AbsentError, match="no version 4 of 'crm': the newest is 3"):
+    with pytest.raises(AbsentError, match="'crm' has no version 4: the newest is 3"):
         kept_of_member(there, Name("accounts", "a2"), When("4", version=4))
     store.commit("crm", {member_key("accounts", "a1"): None})  # of which nothing is stored
     assert kept_of_member(there, Name("accounts", "a2"), When("4", version=4)).version == 2
@@ -348,7 +348,7 @@ def test_a_copy_that_differs_names_the_member_or_its_group(store, tmp_path):
     run("set", "crm", "accounts", '{"id": 1}', "--member", "a2", "--store", there)
     assert error("copy", "crm", "--to", there) == (
         "Error: the target has another value for 'a2' of 'accounts' in 'crm', so the namespace was not written: "
-        "overwrite it, or choose another name"
+        "overwrite it (--overwrite), or choose another name (--as)"
     )
 
 
@@ -379,5 +379,5 @@ def test_a_member_is_a_third_word_of_every_verb_that_has_room(store):
         said = run(word, "crm", "accounts", "a2", *options)
         assert (said.exit_code, said.stdout) == (0, run(word, "crm", "accounts", "--member", "a2", *options).stdout)
         assert error(word, "crm", "accounts", "a2", "--member", "a1", *options, status=2) == (
-            "Error: the member is given twice"
+            "Error: the member is given twice: as MEMBER and as --member"
         )

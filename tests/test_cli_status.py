@@ -308,7 +308,7 @@ def test_of_packed_members_writing_another_one_tells_nothing(url):
     assert exit_status("crm", "--max-age", "2h") == 3
     assert exit_status("crm", "--max-age", "30 min") == 1
     assert screen("status", "crm", "accounts", "dead", "--max-age", "2h", status=3).splitlines()[2:] == [
-        "accounts / dead: the store does not tell when it was written: members share an entry.",
+        "accounts / dead: when it was written is not known: members share an entry.",
         "1 key: 1 unknown.",
     ]
     reads = {"accounts": {"at": "2024-05-03T11:00:00Z", "but": []}}
@@ -475,7 +475,7 @@ def test_status_and_list_say_who_holds_the_lease(store, url, monkeypatch):
     held = lease.LeaseState("host, process 1, run 2, b2352623", "2024-05-03T11:00:00.000Z", 4, 7)
     said = "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z"
     fields = {"owner": "host, process 1, run 2, b2352623", "since": "2024-05-03T11:00:00.000Z"}
-    takes_over = "The next exclusive run takes over by itself. To release its lease now: checkpoint unlock crm"
+    takes_over = "The next exclusive run takes over by itself. To release it now: checkpoint unlock crm"
     for renewed, life in (
         ("11:59:50", "It is alive: it renewed its lease 10 s ago."),
         ("11:40:00", f"It is probably dead: it has not renewed its lease for 20 min. {takes_over}"),
@@ -496,7 +496,7 @@ def test_a_write_under_an_exclusive_runs_feet_says_so_first(store):
     store.commit("crm", {lease.KEY: held.value()})
     said = (
         "'crm' is held by host, process 1, run 2 since 2024-05-03T11:00:00.000Z. It is alive: it renewed its lease "
-        "0 s ago. A run that is alive ends its next commit of what is changed here with Conflict: stop it first.\n"
+        "0 s ago. If that run is alive, its next commit of these keys ends with Conflict: stop it first.\n"
     )
     for verb in (
         ["set", "crm", "contacts", '{"updated_at": "2024-05-03T10:00:00Z"}'],
@@ -563,14 +563,14 @@ def test_more_than_a_hundred_namespaces_come_slowest_first(url):
     store = MemoryStore.from_url(url)
     for number in range(101):
         store.commit(f"tenant-{number:03}", {"contacts": encode({"at": f"2024-05-0{1 + number % 2}T00:00:00Z"})})
-    *lines, first, last = screen("list").splitlines()[1:]
+    *lines, first, last = screen("list", "--limit", "101").splitlines()[1:]
     names = [line.split()[1] for line in lines]
     told = "! 101 namespaces: 101 behind by more than a day ('tenant-000' 2 d 12 h, 'tenant-002' 2 d 12 h, 99 more)."
     assert f"{first} {last}" == told
     assert names[:2] == ["tenant-000", "tenant-002"]
     assert names[50:52] == ["tenant-100", "tenant-001"]
     assert names != sorted(names)
-    by_name = [line.split()[1] for line in screen("list", "--order", "name").splitlines()[1:-2]]
+    by_name = [line.split()[1] for line in screen("list", "--order", "name", "--limit", "101").splitlines()[1:-2]]
     assert by_name == sorted(names)
 
 
@@ -588,7 +588,7 @@ def test_members_are_listed_by_pattern_and_order(url):
     assert error("list", "crm", "accounts", "--member", "b*") == (
         "Error: no member of 'accounts' in 'crm' matches 'b*'"
     )
-    assert "needs its group" in error("list", "crm", "--member", "a*", status=2)
+    assert "needs GROUP" in error("list", "crm", "--member", "a*", status=2)
 
 
 def test_fresh_keys_are_summed_up_where_there_are_many(url):

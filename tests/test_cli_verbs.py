@@ -179,9 +179,7 @@ def test_get_of_what_is_not_there_or_no_cursor(store):
     assert error("get", "job", "previous_run_date") == (
         "Error: 'previous_run_date' in 'job' holds no cursor (it is not base64): --raw reads and sets it as text"
     )
-    assert error("get", "job", "contacts", "--raw", "--json", status=2) == (
-        "Error: --raw and --json do not go together"
-    )
+    assert error("get", "job", "contacts", "--raw", "--json", status=2) == ("Error: give --raw or --json, not both")
 
 
 @pytest.mark.parametrize("kind", ["entries", "packed", "version 1", "version 1 in one"])
@@ -205,7 +203,10 @@ def test_get_of_a_member_of_a_group(store, kind):
     assert error("get", "acc", "accounts", "xyz") == "Error: 'accounts' in 'acc' has no member 'xyz'"
     assert error("get", "acc", "accounts", "a41").startswith("Error: 'accounts' in 'acc' has no member 'a41': did you")
     assert error("get", "acc", "account", "a17") == "Error: there is no 'account' in 'acc': did you mean 'accounts'?"
-    assert error("get", "acc", "accounts", "a17", "--member", "a1", status=2) == "Error: the member is given twice"
+    assert (
+        error("get", "acc", "accounts", "a17", "--member", "a1", status=2)
+        == "Error: the member is given twice: as MEMBER and as --member"
+    )
 
 
 def test_get_of_a_group_tells_how_it_is_read(store):
@@ -215,7 +216,7 @@ def test_get_of_a_group_tells_how_it_is_read(store):
         "Error: 'accounts' in 'acc' is a group of 1 member: name one with --member, such as a17"
     )
     assert error("get", "acc", "a17") == (
-        "Error: there is no key 'a17' in 'acc', but a member of a group: accounts --member a17"
+        "Error: there is no key 'a17' in 'acc', but a group has a member of this name: accounts --member a17"
     )
 
 
@@ -514,10 +515,11 @@ def test_restore_of_one_key(store):
     screen("restore", "job", "contacts", "--to", "1", "--yes")
     assert values(store) == {**BOTH, "contacts": VALUE_1}
     assert store.load("job")["contacts"].sync_job_run_id == "checkpoint restore"
-    assert error("restore", "job", "nosuch", "--to", "1") == "Error: there is no 'nosuch' in 'job', now or at 1"
+    assert error("restore", "job", "nosuch", "--to", "1") == "Error: there is no 'nosuch' in 'job', now or at version 1"
     for moment in ("soon", "999999w"):
         assert error("restore", "job", "--to", moment, status=2) == (
-            f"Error: Invalid value for '--to': '{moment}' is not a version (12), a time (2024-05-01T10:00Z) or an age (2h)."
+            f"Error: Invalid value for '--to': '{moment}' is not a version (12), a time (2024-05-01T10:00Z) or an "
+            "age (2h)."
         )
 
 
@@ -529,9 +531,9 @@ def test_a_history_that_does_not_reach_back_is_an_error(url):
     with freeze_time("2024-05-01T12:00:00Z"):
         for number in range(103):
             store.commit("job", {"key": str(number)})
-    reach = "the history of 'key' in 'job' reaches back to version 4, 2024-05-01T12:00:00.000Z"
-    assert error("restore", "job", "--to", "2") == f"Error: {reach}: 2 is before that"
-    assert error("diff", "job", "--since", "2024-04-01", status=2) == f"Error: {reach}: 2024-04-01 is before that"
+    begins = "the history of 'key' in 'job' begins with version 4, 2024-05-01T12:00:00.000Z, so its value"
+    assert error("restore", "job", "--to", "2") == f"Error: {begins} at version 2 is not known"
+    assert error("diff", "job", "--since", "2024-04-01", status=2) == f"Error: {begins} at 2024-04-01 is not known"
     assert run("restore", "job", "--to", "3", "--yes").exit_code == 0
     assert values(store) == {"key": "2"}
 
@@ -589,27 +591,27 @@ def test_a_namespace_whose_history_was_not_kept_is_an_error(tmp_path, url):
     with closing(SQLiteStore(tmp_path / "state.db", keep=0)) as store:
         store.commit("job", {"key": "1"})
         assert error("restore", "job", "--to", "1", "--store", f"sqlite:///{tmp_path}/state.db") == (
-            f"Error: 'job' has no history in {store!r}, so what it was at 1 is not known"
+            f"Error: 'job' has no history in {store!r}, so its state at version 1 is not known"
         )
 
 
 def test_a_version_that_is_not_there_yet_is_an_error(store):
     for moment in ("4", "2030"):
-        sentence = f"Error: no version {moment} of 'job': the newest is 3"
+        sentence = f"Error: 'job' has no version {moment}: the newest is 3"
         assert error("restore", "job", "--to", moment) == sentence
         assert error("diff", "job", "--since", moment, status=2) == sentence
     store.commit("job", {"__lease__": None})
     store.commit("job", {"__lease__": "held"})  # of which history does not tell
     assert screen("restore", "job", "--to", "5") == "Nothing to change in 'job'.\n"
-    assert error("restore", "job", "--to", "6") == "Error: no version 6 of 'job': the newest is 5"
+    assert error("restore", "job", "--to", "6") == "Error: 'job' has no version 6: the newest is 5"
 
 
 @pytest.mark.parametrize(
     ("keys", "moment", "said"),
     [
-        ((), "9d", "9d is before the first commit that history has: this deletes all 2 keys."),
-        ((), "0", "0 is before the first commit that history has: this deletes all 2 keys."),
-        (("contacts",), "9d", "9d is before the first commit that history has: this deletes 1 key."),
+        ((), "9d", "'contacts', 'previous_run_date' did not exist 9d ago: this deletes all 2 keys."),
+        ((), "0", "'contacts', 'previous_run_date' did not exist at version 0: this deletes all 2 keys."),
+        (("contacts",), "9d", "'contacts' did not exist 9d ago: this deletes 1 key."),
     ],
 )
 def test_restore_says_that_there_was_nothing_yet(store, keys, moment, said):
@@ -617,14 +619,15 @@ def test_restore_says_that_there_was_nothing_yet(store, keys, moment, said):
     before = values(store)
     left = "all 2 keys are left as they are; --delete deletes them"
     left = "left as it is; --delete deletes it" if keys else left
-    sentence = f"{moment} is before the first commit that history has: {left}. Nothing was written."
+    sentence = f"{said.partition(': ')[0]}: {left}. Nothing was written."
     assert error(*verb, "--yes") == f"Error: {sentence}"
     assert values(store) == before
     verb.append("--delete")
     assert run(*verb, "--dry-run").stderr == f"{said}\n"
     number = len(keys) or 2
     assert run(*verb).stderr.splitlines()[-1] == (
-        f"Error: {said} Change {number} key{'s' * (number > 1)} of 'job'? There is no terminal to ask on, so nothing was written: add --yes."
+        f"Error: {said} Change {number} key{'s' * (number > 1)} of 'job'? There is no terminal to ask on, so "
+        "nothing was written: add --yes."
     )
     assert values(store) == BOTH
     assert re.sub(UNDO, "", run(*verb, "--yes").stderr) == f"{said}\n"
@@ -662,7 +665,7 @@ def test_diff_of_moments_and_namespaces(store):
     assert error("diff", "nosuch", "neither", status=2) == (
         "Error: 'nosuch' holds nothing in MemoryStore(), nor does 'neither' in MemoryStore()"
     )
-    assert error("diff", "job", status=2) == "Error: with what? Give OTHER, --with URL or --since MOMENT"
+    assert error("diff", "job", status=2) == "Error: compare with what? Give OTHER, --with URL or --since MOMENT"
 
 
 def test_diff_of_stores(store, tmp_path):
@@ -732,7 +735,7 @@ def test_plot_of_numbers_has_no_lag(store):
     for number in (10, 12.5, 40):
         store.commit("ids", {"events": encode({"id": number, "page": 1})})
     assert error("plot", "ids", "events") == (
-        "Error: what of 'events' is to be drawn? it has id, page: choose one with --field"
+        "Error: which field of 'events' is to be drawn? id, page: choose one with --field"
     )
     shown = screen("plot", "ids", "events", "--field", "id")
     assert shown.startswith("ids events\n\nposition\n40 │")
@@ -743,9 +746,7 @@ def test_plot_of_numbers_has_no_lag(store):
 def test_plot_of_large_numbers_and_on_a_narrow_screen(store, monkeypatch):
     for number in (10**60, 2 * 10**60, 10**400):
         store.commit("ids", {"large": encode({"id": number})})
-    assert error("plot", "ids", "large") == (
-        "Error: what of 'large' is to be drawn? none of its members is a number, a time or text"
-    )
+    assert error("plot", "ids", "large") == ("Error: 'large' has no field that can be drawn: a number, a time or text")
     lines = screen("plot", "ids", "large", "--field", "id").splitlines()
     assert (lines[3][:7], lines[10][:7]) == ("2e+60 │", "1e+60 │")
     for day in (1, 2):
@@ -801,9 +802,7 @@ def test_plot_as_a_png_names_the_package_that_lacks(store, monkeypatch, tmp_path
 
 def test_plot_of_what_cannot_be_drawn(store):
     store.commit("job", {"token": encode({"next": [1]})})
-    assert error("plot", "job", "token") == (
-        "Error: what of 'token' is to be drawn? none of its members is a number, a time or text"
-    )
+    assert error("plot", "job", "token") == ("Error: 'token' has no field that can be drawn: a number, a time or text")
     assert error("plot", "job", "token", "--field", "next") == (
         "Error: the history of 'token' in 'job' has no position to draw"
     )
@@ -828,15 +827,15 @@ def test_a_store_without_history_says_so(api: ApiServer, monkeypatch, url):
 def test_copy(store, tmp_path):
     there = f"sqlite:///{tmp_path}/state.db"
     assert screen("copy", "job", "--to", there, "--dry-run") == (
-        "namespace  there  new  replaced  equal\n"
-        "job        job      2         0      0\n"
-        "2 keys to copy; nothing was written.\n"
+        "namespace  target  new  replaced  equal\n"
+        "job        job       2         0      0\n"
+        "2 keys would be written; nothing was written.\n"
     )
     assert screen("copy", "job", "--to", there).splitlines()[-1] == "2 keys copied and compared."
     screen("set", "job", "contacts", FIRST, "--store", there)
     assert error("copy", "job", "--to", there) == (
-        "Error: the target has another value for 'contacts' in 'job', so the namespace was not written: overwrite it, "
-        "or choose another name"
+        "Error: the target has another value for 'contacts' in 'job', so the namespace was not written: overwrite it "
+        "(--overwrite), or choose another name (--as)"
     )
     assert error("copy", "job", "--to", there, "--overwrite", status=2) == (
         "Error: Replace 1 key at the target? There is no terminal to ask on, so nothing was written: add --yes."
@@ -859,11 +858,12 @@ def test_copy(store, tmp_path):
 
 def test_move(store):
     assert error("move", "job", "--as", "new", status=2) == (
-        "Error: Delete 2 keys of the original after copying? There is no terminal to ask on, so nothing was written: add --yes."
+        "Error: Delete 2 keys of the original after copying? There is no terminal to ask on, so nothing was "
+        "written: add --yes."
     )
     assert values(store) == BOTH
     assert screen("move", "job", "--as", "new", "--yes").splitlines()[-1] == (
-        "2 keys there, compared, and deleted here."
+        "2 keys copied, compared, and deleted in the original."
     )
     assert (values(store), values(store, "new")) == ({}, BOTH)
     assert error("move", "job", "--as", "new", "--yes") == "Error: 'job' holds nothing in MemoryStore()"
@@ -872,9 +872,9 @@ def test_move(store):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--to", "memory://x"], "name one NAMESPACE, or give --all"),
-        (["job", "--all"], "name one NAMESPACE, or give --all"),
-        (["--all", "--to", "memory://x", "--as", "y"], "--as is for one NAMESPACE"),
+        (["--to", "memory://x"], "give one NAMESPACE, or --all"),
+        (["job", "--all"], "give one NAMESPACE, or --all"),
+        (["--all", "--to", "memory://x", "--as", "y"], "--as goes with one NAMESPACE, not with --all"),
         (["job"], "where to? Give --to URL, or --as another NAME"),
         (["job", "--as", "job"], "where to? Give --to URL, or --as another NAME"),
     ],
@@ -899,7 +899,8 @@ def test_export_and_import_of_values_lose_nothing(store, tmp_path):
 
 def test_export_of_cursors(store):
     assert error("export", "job", "--format", "singer") == (
-        "Error: 'previous_run_date' in 'job' holds no cursor, and the format singer holds nothing else: export --format values"
+        "Error: 'previous_run_date' in 'job' holds no cursor, and the format singer holds nothing else: "
+        "export --format values"
     )
     text = run("export", "job").stdout
     assert json.loads(text) == {"contacts": json.loads(SECOND), "previous_run_date": "2024-05-01T00:00:00.000Z"}
@@ -933,7 +934,10 @@ def test_import_replaces_and_deletes_only_when_told(store, tmp_path):
     done = run(*everything)
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (
         2,
-        "Error: Replace 1 key and delete 1 key of 'job'? There is no terminal to ask on, so nothing was written: add --yes.",
+        (
+            "Error: Replace 1 key and delete 1 key of 'job'? There is no terminal to ask on, so nothing was written: "
+            "add --yes."
+        ),
     )
     assert values(store) == BOTH
     assert document(*everything, "--yes", "--json")["dry_run"] is False
@@ -1107,8 +1111,8 @@ def test_doctor_tries_the_token(api: ApiServer, monkeypatch, url):
 @pytest.mark.parametrize(
     ("date", "good", "said"),
     [
-        ("Fri, 03 May 2024 12:00:01 GMT", True, "as the store's, to the second"),
-        ("Fri, 03 May 2024 12:00:30 GMT", True, "30 s apart"),
+        ("Fri, 03 May 2024 12:00:01 GMT", True, "agrees with the store's to the second"),
+        ("Fri, 03 May 2024 12:00:30 GMT", True, "30 s apart from the store's"),
         ("Fri, 03 May 2024 13:00:00 GMT", False, "1 h behind the store's: set this machine's clock"),
         ("Fri, 03 May 2024 11:50:00 GMT", False, "10 min ahead of the store's: set this machine's clock"),
     ],
@@ -1177,7 +1181,7 @@ def test_unlock_says_whether_the_holder_is_alive(tmp_path, monkeypatch, renewed,
         store.commit("job", {lease.KEY: HELD.value()})
         with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as file:
             file.execute("UPDATE checkpoint_entries SET updated_at = ?", [renewed])
-        hint = "To release its lease now: checkpoint unlock job\n" if dead else ""
+        hint = "To release it now: checkpoint unlock job\n" if dead else ""
         assert screen("unlock", "job", "--dry-run") == f"{TOLD}{said}{hint}Nothing was written.\n"
         done = run("unlock", "job")
         assert (done.exit_code, done.stdout) == (2, f"{TOLD}{said}")

@@ -194,7 +194,7 @@ def _checks(url: str | None, *, write: bool) -> Iterator[Check]:
 def _hurried(url: str | None) -> str | None:
     """Return the URL with a short timeout, unless the URL sets one."""
     url = os.environ.get("CHECKPOINT_STORE") if url is None else url
-    if url is None or "deadline=" in url or url.partition("://")[0] not in _WITH_DEADLINE:
+    if url is None or url != url.strip() or "deadline=" in url or url.partition("://")[0] not in _WITH_DEADLINE:
         return url
     return f"{url}{'&' if '?' in url else '?'}deadline={DEADLINE}"
 

@@ -232,9 +232,7 @@ def clear(
         def ask(_number: int) -> str:
             return f"Delete {counted(gone)} of {namespace!r}?"
 
-        carry_out(
-            [planned(there, gone)], namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, tells_undo=True
-        )
+        carry_out([planned(there, gone)], namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
 def named_by(there: Namespace, keys: tuple[str, ...], member: str | None) -> list[Name]:

@@ -76,9 +76,9 @@ def _ended(ctx: click.Context, error: click.ClickException) -> click.ClickExcept
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
-Exit status: 0 done; 1 it could not be done, or `diff`, `doctor` or `status`
-found something; 2 the command line is wrong, or `diff` failed; 3 `status`
-could not tell.
+Exit status: 0 success; 1 an error, or `diff`, `doctor` or `status` found
+something; 2 the command line is wrong, or `diff` failed; 3 `status` cannot
+tell.
 
 \b
 Completion, for bash (likewise zsh, fish):

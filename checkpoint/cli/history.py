@@ -148,8 +148,10 @@ def diff(
             )
         sides = ((store, namespace, before, since), (there, other or namespace, after, until))
         for where, name, found, moment in sides:
-            if not found:
-                screen.warn(nothing(where, name) if moment is None else f"{name!r} held nothing {moment.said}.")
+            if not found and moment is not None:
+                screen.warn(f"{name!r} held nothing {moment.said}.")
+            elif not found and near_namespace(where, name):
+                screen.warn(nothing(where, name))
     changes = _differences(before, after, member)
     if as_json:
         screen.document({"namespace": namespace, "other": other or namespace, "changes": _told_differences(changes)})

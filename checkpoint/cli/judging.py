@@ -83,7 +83,7 @@ def _apart(field: str, old: Any, new: Any) -> str | None:
     if found == kind or {kind, found} == {"instant", "wall"}:  # timezone= may define its time zone
         return None
     what = "a number" if kind == "number" else "a time"
-    return f"its {field!r} was {what}, {shorten(old)}, and {shorten(new)} is not"
+    return f"its {field!r} was {what}, {shorten(old)}, and {shorten(new)} is not one"
 
 
 def _kind(position: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import say_held, tell
+from checkpoint.cli.sentences import say_ahead, say_held, tell
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
@@ -29,6 +29,8 @@ from checkpoint.overview.freshness import (
     ends_of,
     lease_of,
     run_in_short,
+    slowest_first,
+    slowest_of,
     summary_of,
     worst_first,
     wrong_in,
@@ -37,7 +39,7 @@ from checkpoint.overview.freshness import (
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
-from checkpoint.overview.positions import lag_of
+from checkpoint.overview.positions import is_ahead, lag_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
     from checkpoint.overview.namespaces import Layout
     from checkpoint.stores.base import Store
 
-BY_NAME = 100
-"""At most this many namespaces are sorted by name if no order is given."""
+T = TypeVar("T")
+
+MOST = 100
+"""At most this many lines of a table are shown, and sorted by name, unless the options say otherwise."""
 
 
 @click.command("list")
@@ -58,7 +62,13 @@ BY_NAME = 100
 @click.option(
     "--order",
     type=click.Choice(["name", "slowest"]),
-    help=f"Slowest: of namespaces what is wrong first. Default: name; of more than {BY_NAME} namespaces slowest.",
+    help=f"slowest: problems first, then the largest lag. Default: name; slowest if there are more than {MOST}.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help=f"List at most N. Default: {MOST}; all with --json.",
 )
 @click.option("--all", "ours", is_flag=True, help=f"Also show reserved keys, which begin with {RESERVED}.")
 @cursor_format
@@ -70,6 +80,7 @@ def list_(
     *,
     like: str | None,
     order: str | None,
+    limit: int | None,
     ours: bool,
     cursor_format: str | None,
     as_json: bool,
@@ -86,7 +97,7 @@ def list_(
     """
     if like is not None and key is None:
         raise click.UsageError("--member needs GROUP: list NAMESPACE GROUP --member PATTERN")
-    how = _How(cursor_format, order, ours=ours, as_json=as_json)
+    how = _How(cursor_format, order, limit, ours=ours, as_json=as_json)
     with reading(url) as store:
         if namespace is None:
             _list_namespaces(store, how)
@@ -102,7 +113,9 @@ class _How(NamedTuple):
     form: str | None
     """The cursor format of positions that are not ISO 8601, where no run has recorded one."""
     order: str | None
-    """`name`, `slowest`, or None: by the number of namespaces, else by name."""
+    """`name`, `slowest`, or None: by how many there are."""
+    limit: int | None
+    """How many to show; None: `MOST` in a table, all in a document."""
     ours: bool
     """Whether to show reserved keys, too."""
     as_json: bool
@@ -110,16 +123,31 @@ class _How(NamedTuple):
     def ordered(self, there: Namespace, names: Iterable[tuple[Name, str | None]]) -> list[Name]:
         """Return names with their values, None for a group, in the requested order."""
         every = sorted(names, key=lambda item: item[0].said)
-        if self.order == "slowest":
-            every.sort(key=lambda item: -(self._lag(there, *item) or 0.0))
+        if self.is_slowest_first(len(every)):
+            every.sort(key=lambda item: self._place(there, *item))
         return [name for name, _ in every]
 
-    def _lag(self, there: Namespace, name: Name, value: str | None) -> float | None:
+    def is_slowest_first(self, number: int) -> bool:
+        """Tell whether this many lines are sorted by lag, rather than by name."""
+        return (self.order or ("slowest" if number > MOST else "name")) == "slowest"
+
+    def _place(self, there: Namespace, name: Name, value: str | None) -> tuple[bool, bool, float]:
         form = there.form_of(name, self.form)
         if value is not None:
-            return lag_of(value, form)
+            return slowest_of(value, form)
         ends = ends_of(there.groups[name.key].members, form)
-        return None if ends is None else ends.lag
+        return slowest_first(None if ends is None else ends.lag)
+
+    def shown(self, lines: list[T]) -> list[T]:
+        """Return the lines to show."""
+        return lines[: self.limit or (None if self.as_json else MOST)]
+
+    def say_rest(self, number: int, what: str) -> None:
+        """Say how many lines are not shown, and how to see them."""
+        if rest := number - (self.limit or MOST) if number > (self.limit or MOST) else 0:
+            by = "slowest first" if self.is_slowest_first(number) else "by name"
+            more = ", --member selects by name" if what == "member" else ""
+            screen.say_wrapped(f"{words.count(rest, f'more {what}')} ({by}): --limit {number} shows all{more}.")
 
 
 def _list_namespaces(store: Store, how: _How) -> None:
@@ -136,19 +164,21 @@ def _list_namespaces(store: Store, how: _How) -> None:
                 damaged.append(error)
             else:
                 rows += [row] if row is not None else []
-    if (how.order or ("slowest" if len(rows) > BY_NAME else "name")) == "slowest":
+    if how.is_slowest_first(len(rows)):
         rows.sort(key=worst_first)
+    shown = how.shown(rows)
     if how.as_json:
-        screen.document([_summary_fields(row) for row in rows])
+        screen.document([_summary_fields(row) for row in shown])
     elif rows:
-        marks = ["!" if wrong_with(row) else "" for row in rows]
+        marks = ["!" if wrong_with(row) else "" for row in shown]
         marked = any(marks)  # usually nothing is wrong, and the column is left out
-        table = [(*([mark] if marked else []), *_summary_row(row)) for mark, row in zip(marks, rows, strict=True)]
+        table = [(*([mark] if marked else []), *_summary_row(row)) for mark, row in zip(marks, shown, strict=True)]
         columns = (*([""] if marked else []), "namespace", "keys", "lag", "age", "last run")
         screen.show_table(columns, table, wide="last run", right=("keys", "lag", "age"))
-        for row in rows:
+        how.say_rest(len(rows), "namespace")
+        for row in shown:
             say_held(store, row.state_key, row.held)
-        if marked:
+        if any(map(wrong_with, rows)):
             screen.say_wrapped(_sum(rows))
     elif not damaged:
         screen.say(f"{store!r} holds nothing.")
@@ -190,7 +220,8 @@ def _list_keys(there: Namespace, how: _How) -> None:
     plain |= _reserved(there) if how.ours else {}
     groups = {name: layout for name, layout in there.groups.items() if name not in plain}
     values = [*((Name(key), entry.value) for key, entry in plain.items()), *((Name(key), None) for key in groups)]
-    keys = [name.key for name in how.ordered(there, values)]
+    every = how.ordered(there, values)
+    keys = [name.key for name in how.shown(every)]
     if how.as_json:
         screen.document(
             [
@@ -206,6 +237,8 @@ def _list_keys(there: Namespace, how: _How) -> None:
             for key in keys
         ]
         _show_rows("key", rows)
+        how.say_rest(len(every), "key")
+        _say_ahead(there, [*there.shown()], form)
         say_held(there.store, there.state_key, lease_of(there))
     else:
         screen.say(f"{there.state_key!r} holds no keys.")
@@ -225,13 +258,19 @@ def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> No
     }
     names = how.ordered(there, ((name, entry.value) for name, entry in members.items()))
     if how.as_json:
-        screen.document([_entry_fields(there, name, members[name], how.form) for name in names])
+        screen.document([_entry_fields(there, name, members[name], how.form) for name in how.shown(names)])
     elif members:
-        _show_rows("member", [_entry_row(there, name, members[name], how.form) for name in names])
+        _show_rows("member", [_entry_row(there, name, members[name], how.form) for name in how.shown(names)])
+        how.say_rest(len(names), "member")
+        _say_ahead(there, names, how.form)
     elif like is not None:
         raise click.ClickException(f"no member of {key!r} in {there.state_key!r} matches {like!r}")
     else:
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
+
+
+def _say_ahead(there: Namespace, names: list[Name], form: str | None) -> None:
+    say_ahead(there, [n for n in names if is_ahead(lag_of(there.value(n), there.form_of(n, form)))], form)
 
 
 class _Row(NamedTuple):

@@ -78,7 +78,7 @@ def restore(
         def ask(_number: int) -> str:
             return " ".join([*(losses if delete else ()), question])
 
-        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, tells_undo=True)
+        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
 def _with_past(store: Store, namespace: str, keys: tuple[str, ...]) -> list[Namespace]:

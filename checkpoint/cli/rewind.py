@@ -110,7 +110,7 @@ def rewind(
         def ask(number: int) -> str | None:
             return f"Rewind {counted(changed)} of {namespace!r} {how.amount}?" if number > 1 else None
 
-        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes, tells_undo=True)
+        carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
 
 
 class AheadError(ValueError):

@@ -8,6 +8,7 @@ import click
 
 from checkpoint.cli import screen
 from checkpoint.cli.options import as_json, namespace, reading, store_option
+from checkpoint.cli.sentences import say_what_changed
 from checkpoint.entries import LEASE_KEY, RUN_KEY
 from checkpoint.overview import words
 from checkpoint.overview.freshness import NO_END, WHY_NO_END, how_far, lease_in
@@ -65,6 +66,8 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
         screen.show_table(columns, rows, wide="run", right=right, whole=(_BEGAN, "ended"))
         for sentence in (*_errors_said(found), *_no_end_said(found, states, lease)):
             screen.say_wrapped(sentence)
+        if found[0].outcome == "failed":
+            say_what_changed(store, namespace, found[0])
 
 
 def _errors_said(runs: list[Run]) -> list[str]:

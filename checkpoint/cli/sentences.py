@@ -9,16 +9,21 @@ import click
 
 from checkpoint.cli import screen
 from checkpoint.cli.options import store_named
+from checkpoint.cli.writing import counted
 from checkpoint.entries import GROUP_PREFIX
 from checkpoint.errors import Conflict, CorruptState, command_line
 from checkpoint.neighbours.copying import said_of
+from checkpoint.overview import words
 from checkpoint.overview.commands import Commands
-from checkpoint.overview.freshness import Holder
+from checkpoint.overview.freshness import Holder, in_order
+from checkpoint.overview.positions import lag_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from checkpoint.overview.freshness import Released
+    from checkpoint.overview.namespaces import Name, Namespace
+    from checkpoint.run.runs import Run
     from checkpoint.stores.base import Store
 
 
@@ -57,9 +62,32 @@ def say_held(store: Store, namespace: str, found: Holder | Released | None) -> N
         say_how_to_free(store, namespace, found)
 
 
+def say_ahead(there: Namespace, names: Sequence[Name], form: str | None) -> None:
+    """Show which positions are ahead of the clock, and the command that takes back the one furthest ahead."""
+    leads = {name: -(lag_of(there.value(name), there.form_of(name, form)) or 0.0) for name in names}
+    if not leads:
+        return
+    worst = max(leads, key=lambda name: in_order(leads[name]))
+    others = f", and {counted([name for name in names if name != worst])} more" if len(names) > 1 else ""
+    by = f"{words.span(leads[worst])} ahead of the clock{others}"
+    screen.say_wrapped(f"{worst.quoted} in {there.state_key!r} is {by}. Rows until then may not be delivered.")
+    value = there.value(worst) or ""
+    if back := _commands(there.store).rewind(there.state_key, worst, value, form=there.form_of(worst, form)):
+        screen.warn(f"To read again from two days before now: {back}")
+
+
+def _commands(store: Store) -> Commands:
+    """Return the commands for the store of this command line; without `--store` if the environment names it."""
+    url: str | None = click.get_current_context().params["url"]
+    return Commands(None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store))
+
+
+def say_what_changed(store: Store, namespace: str, run: Run) -> None:
+    """Show the command that shows what has changed since a run began."""
+    screen.warn(f"To see what has changed since it began: {_commands(store).differences(namespace, run.started)}")
+
+
 def say_how_to_free(store: Store, namespace: str, found: Holder | Released | None) -> None:
     """Show the command that frees a namespace, if its holder is probably dead."""
     if isinstance(found, Holder) and found.is_probably_dead:
-        url: str | None = click.get_current_context().params["url"]
-        named = None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store)
-        screen.say(f"To release its lease now: {Commands(named).unlock(namespace)}")
+        screen.say(f"To release it now: {_commands(store).unlock(namespace)}")

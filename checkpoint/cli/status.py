@@ -20,17 +20,19 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import say_held, sentence_of, tell
+from checkpoint.cli.sentences import say_ahead, say_held, sentence_of, tell
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
-from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, judged
+from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, in_order, judged
 from checkpoint.overview.namespaces import Namespace, matching, names_of_namespaces, nothing
 from checkpoint.overview.past import fields_of
+from checkpoint.overview.positions import is_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from checkpoint.overview.freshness import Holder
+    from checkpoint.overview.namespaces import Name
     from checkpoint.run.runs import Run
     from checkpoint.stores.base import Store
 
@@ -103,6 +105,9 @@ def status(
         screen.document(_document(judgements, beside, damaged, code))
     elif judgements:
         _show_judged(store, judgements, beside, limits)
+        for one in found:
+            say_ahead(one.there, [each.name for each in one.judgements if is_ahead(each.lag)], cursor_format)
+        screen.say_wrapped(_sum(judgements, limits))
         if damaged:
             screen.say(f"{words.count(len(damaged), 'namespace')} could not be read.")
     tell(damaged)
@@ -179,7 +184,6 @@ def _show_judged(store: Store, judgements: list[Judged], beside: list[_Beside], 
     for each in judgements if limits.is_named else ():
         if each.verdict == "unknown":
             screen.say(f"{each.name.said}: {each.why}.")
-    screen.say_wrapped(_sum(judgements, limits))
 
 
 def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
@@ -196,11 +200,16 @@ def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
     for verdict, word in enumerate(WORST_FIRST):
         found = [one for place, one in sorted(keys.items()) if place[0] == verdict]
         if word in {"STALE", "unknown"}:
-            found.sort(key=lambda one: (-(one.age or 0), -(one.lag or 0)))
+            found.sort(key=_worst_first)
         rows += [*map(_row, found)] if len(found) <= NAMED or word in {"STALE", "unknown"} else [_row_of_many(found)]
         for place, members in sorted(groups.items()):
             rows += _rows_of_group(members, alone=len(judgements) == 1) if place[0] == verdict else []
     return rows
+
+
+def _worst_first(one: Judged) -> tuple[bool, int, int, Name]:
+    """Sort key: positions ahead of the clock, then by age, lag and name."""
+    return not is_ahead(one.lag), -in_order(one.age), -in_order(one.lag), one.name
 
 
 def _row_of_many(keys: list[Judged]) -> tuple[str, ...]:
@@ -213,7 +222,7 @@ def _rows_of_group(members: list[Judged], *, alone: bool) -> list[tuple[str, ...
     """Return the lines of a group's members with the same verdict; fresh members share one line."""
     one = members[0]
     is_wrong = one.verdict in {"STALE", "unknown"}
-    worst = sorted(members, key=lambda m: (-(m.age or 0), -(m.lag or 0), m.name)) if is_wrong or alone else []
+    worst = sorted(members, key=_worst_first) if is_wrong or alone else []
     rest = worst[NAMED:] if is_wrong or alone else members
     if not rest:
         return [*map(_row, worst)]

@@ -72,9 +72,8 @@ def carry_out(
     as_json: bool,
     ask: Callable[[int], str | None] = lambda _number: None,
     yes: bool = False,
-    tells_undo: bool = False,
 ) -> None:
-    """Show the changes, ask, write them, and report what was done and, on request, how to undo it.
+    """Show the changes, ask, write them, and report what was done and how to undo it.
 
     `ask` returns the question for a number of changes; None: no question. If `namespace` is a pattern, the document is
     a list with one item for each namespace.
@@ -90,7 +89,7 @@ def carry_out(
     for plan in plans:
         if plan.changes and not dry_run:
             _write(plan)
-            undos[plan.there.state_key] = _undo(plan) if tells_undo else None
+            undos[plan.there.state_key] = _undo(plan)
         if not as_json:
             for sentence in (_sentence_of(plan, dry_run=dry_run), *plan.after):
                 if not (shown and screen.told(partial(screen.say_wrapped, sentence))):

@@ -240,8 +240,8 @@ def _check_nothing_differs(plans: list[Copy]) -> None:
     if differing:
         others = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ValueError(
-            f"the target has another value for {differing[0]}{others}, so the namespace was not written: overwrite it, "
-            "or choose another name"
+            f"the target has another value for {differing[0]}{others}, so the namespace was not written: overwrite it "
+            "(--overwrite), or choose another name (--as)"
         )
 
 

@@ -10,6 +10,7 @@ For several keys, age and lag are the largest values.
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from checkpoint.entries import RUN_KEY, Change
@@ -368,6 +369,29 @@ def ends_of(members: Mapping[str, Entry], form: str | None = None) -> Ends | Non
     return Ends(order[0], order[-1], lag_of(members[order[0]].value, form), by_position=False)
 
 
+def slowest_first(lag: float | None, position: float = inf) -> tuple[bool, bool, float]:
+    """Sort key for keys and members: positions ahead of the clock, then by lag, then those without a lag by position.
+
+    Equal ones keep their order, see `in_order`.
+    """
+    return not is_ahead(lag), lag is None, position if lag is None else -in_order(lag)
+
+
+def in_order(seconds: float | None) -> int:
+    """Return a lag or age as minutes, to sort by it.
+
+    Each is computed at a different moment, so those of one commit differ by the time that reading takes.
+    """
+    return round((seconds or 0.0) / 60)
+
+
+def slowest_of(value: str, form: str | None) -> tuple[bool, bool, float]:
+    """Return the sort key of a stored value, see `slowest_first`; those without a position come last."""
+    lag = lag_of(value, form)
+    position = position_of(value, form) if lag is None else None
+    return slowest_first(lag, inf if position is None else position.scale)
+
+
 class Summary(NamedTuple):
     """A namespace at a glance."""
 
@@ -431,7 +455,7 @@ def wrong_with(row: Summary) -> list[str]:
 def wrong_in(rows: Iterable[Summary]) -> dict[str, list[str]]:
     """Return the problems, each with the namespaces that have it, slowest first."""
     found: dict[str, list[str]] = {what: [] for what in (*ALARMING, ENDLESS, LATE)}
-    for row in sorted(rows, key=lambda row: (-round(row.late), row.state_key)):
+    for row in sorted(rows, key=lambda row: (-in_order(row.late), row.state_key)):
         for what in wrong_with(row):
             found[what].append(f"{row.state_key!r}{_how_much(row, what)}")
     return {what: names for what, names in found.items() if names}
@@ -443,11 +467,11 @@ def _how_much(row: Summary, what: str) -> str:
     return f" {words.span(row.late)}" if what == LATE else ""
 
 
-def worst_first(row: Summary) -> tuple[bool, float, str]:
+def worst_first(row: Summary) -> tuple[bool, int, str]:
     """Sort key for namespaces: first those with problems, then the slowest; by age if there is no lag."""
     is_wrong = any(what in ALARMING for what in wrong_with(row))
     behind = row.lag if row.lag is not None else row.age or 0.0
-    return not is_wrong, -round(behind), row.state_key  # each was read at a different moment
+    return not is_wrong, -in_order(behind), row.state_key
 
 
 def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None = None) -> Summary | None:

@@ -19,6 +19,7 @@ from checkpoint.overview.freshness import (
     how_far,
     lease_of,
     runs_of,
+    slowest_of,
     summary_of,
     worst_first,
     wrong_in,
@@ -293,7 +294,7 @@ def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
     sort = asked.sort or "slowest"
     if sort == "slowest":
         form = there.form_of(Name(key))
-        chosen.sort(key=lambda member: _furthest_first(layout.members[member], form))
+        chosen.sort(key=lambda member: slowest_of(layout.members[member].value, form))
     page = paged(chosen, asked.page)
     rows = [_key_row(there, Name(key, member), layout.members[member], None) for member in page.items]
     run = there.run
@@ -307,12 +308,6 @@ def members_shown(there: Namespace, key: str, asked: Asked) -> dict[str, Any]:
         "rows": _rows_of(run, key),
         "run": run,
     }
-
-
-def _furthest_first(entry: Entry, form: str | None) -> tuple[bool, float, str]:
-    """Sort key: by position, those without one last, then by the time of the last write."""
-    position = position_of(entry.value, form)
-    return position is None, 0.0 if position is None else position.scale, entry.updated_at or ""
 
 
 # One key
@@ -363,6 +358,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "form": form,
         "lag": lag,
         "ahead": is_ahead(lag),
+        "before_ahead": _before_ahead(there, name, past or [], commands) if is_ahead(lag) else None,
         "latest": past[0] if past else None,
         "run": run,
         "rows": _rows_of(run, name.key),
@@ -395,6 +391,16 @@ def _rewind(there: Namespace, name: Name, entry: Entry, past: list[Change], comm
     earlier = (_only_value(change.before) for change in past if change.before is not None)
     before = next((value for value in earlier if value is not None and value != position), None)
     return commands.rewind(there.state_key, name, entry.value, before, there.form_of(name))
+
+
+def _before_ahead(there: Namespace, name: Name, past: list[Change], commands: Commands) -> str | None:
+    """Return the command that restores the last value that was not ahead of the clock; None: the history has none."""
+    for change in past:
+        if change.before is None:
+            return None
+        if not is_ahead(lag_of(change.before, there.form_of(name))):
+            return commands.restore(there.state_key, str(change.version - 1), name)
+    return None
 
 
 def _only_value(value: str) -> Any:
