@@ -198,7 +198,7 @@ def test_rewind_asks_how_far_and_of_what(store):
     )
     store.commit("crm", {"two": encode({"a": 1, "b": 2}), "text": "x", "none": encode({"next": None})})
     assert error("rewind", "crm", "two", "--by", "1") == (
-        "Error: which part of 'two' in 'crm' is its position? It has a, b: choose one with --field"
+        "Error: which field of 'two' in 'crm' is its position? It has a, b: choose one with --field"
     )
     assert error("rewind", "crm", "none", "--by", "1") == (
         "Error: which part of 'none' in 'crm' is its position? It has nothing that could be a position"

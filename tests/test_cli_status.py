@@ -10,9 +10,11 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from cli_screens import UNDO, document, error, run, screen
+from click.testing import CliRunner
 from freezegun import freeze_time
 
 from checkpoint import Checkpointer, MemoryStore
+from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
 from checkpoint.entries import RUN_KEY, head_key, member_key
 from checkpoint.run import lease
@@ -72,7 +74,7 @@ def test_each_stale_key_is_named(store):
         "-  crm        ids         1 d    -\n"
         "2 keys. Give --max-age or --max-lag to judge them.\n"
     )
-    assert screen("status", "crm", "--max-lag", "2h").splitlines()[-1] == "2 keys: 1 without a time as position."
+    assert screen("status", "crm", "--max-lag", "2h").splitlines()[-1] == "2 keys: 1 whose position is not a time."
     assert screen("status", "crm", "contacts", "--max-lag", "2h").splitlines()[-1] == "1 key: all fresh."
 
 
@@ -452,7 +454,7 @@ def test_epochs_lag_where_their_format_is_given(url):
     assert exit_status("crm", "events", "--max-lag", "3h", "--cursor-format", "epoch_s") == 0
     assert exit_status("crm", "events", "--max-lag", "1h", "--cursor-format", "epoch_s") == 1
     assert error("status", "--cursor-format", "epoch", status=2).startswith(
-        "Error: Invalid value for '--cursor-format': 'epoch' is none of epoch_s, "
+        "Error: Invalid value for '--cursor-format': 'epoch' is not a cursor format: epoch_s, "
     )
 
 
@@ -614,6 +616,8 @@ def test_a_position_ahead_of_the_clock_is_not_fresh(url):
     assert screen("status", status=1) == (
         "       namespace  key       age     lag\n"
         "STALE  crm        contacts  1 h  in 6 d\n"
+        "'contacts' in 'crm' is 6 d ahead of the clock. Rows until then may not be\n"
+        "delivered.\n"
         "1 key: 1 stale. Give --max-age or --max-lag to judge them.\n"
     )
     assert document("status", "crm", "--max-age", "2d", "--json", status=1)["keys"][0]["why"] == (
@@ -730,3 +734,30 @@ def test_list_tells_when_a_standing_stream_last_moved(url):
     assert screen("list", "crm") == (
         'key       cursor    lag  age        moved  written by\ncontacts  {"at":1}    -  1 h  3 d 6 h ago  r\n'
     )
+
+
+def test_more_than_a_hundred_members_are_limited_slowest_first(url):
+    store = MemoryStore.from_url(url)
+    with freeze_time("2024-05-03T11:00:00Z"), Checkpointer("crm", store) as cp:
+        cp.group("accounts").update({f"a{n:03}": {"at": f"2024-05-0{1 + n % 2}T00:00:00Z"} for n in range(102)})
+
+    def members(number, *options):
+        lines = screen("list", "crm", "accounts", "--limit", str(number), *options).splitlines()
+        return [line.split()[0] for line in lines[1 : 1 + number]]
+
+    shown = screen("list", "crm", "accounts").splitlines()
+    assert [line.split()[0] for line in shown[1:54]] == [*(f"a{n:03}" for n in range(0, 102, 2)), "a001", "a003"]
+    assert shown[101:] == ["2 more members (slowest first): --limit 102 shows all, --member selects by name."]
+    assert members(3, "--order", "name") == ["a000", "a001", "a002"]
+    assert members(1, "--member", "a10*") == ["a100"]
+    assert len(members(102)) == len(document("list", "crm", "accounts", "--json")) == 102
+
+
+def test_members_of_one_commit_are_named_in_order(url):
+    """Their ages are read at different moments, which must not decide."""
+    store = MemoryStore.from_url(url)
+    at = encode({"at": "2024-05-01T00:00:00Z"})
+    store.commit("crm", {f"k{n}": at for n in range(5)})
+    with freeze_time("2024-05-03T12:00:00Z", auto_tick_seconds=0.01):
+        done = CliRunner().invoke(checkpoint, ["status", "--max-lag", "1h"], prog_name="checkpoint")
+    assert [line.split()[2] for line in done.stdout.splitlines()[1:6]] == [f"k{n}" for n in range(5)]

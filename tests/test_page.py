@@ -203,7 +203,7 @@ def test_a_host_name_may_be_given_with_its_port(store, given):
     "given", ["", "https://state.example.com", "state.example.com/ui", "a b", "*", "a:b", "[a:b]", "[x]"]
 )
 def test_what_is_no_host_name_is_refused_at_the_start(store, given):
-    with pytest.raises(ValueError, match=re.escape(f"{given!r} is no host name: give one such as")):
+    with pytest.raises(ValueError, match=re.escape(f"{given!r} is not a host name: give one such as")):
         create_app(store, "token", page=Shown(host_names=(given,)))
 
 
@@ -309,7 +309,7 @@ def test_namespaces_tell_their_runs_lag_and_holder(server, store):
     with freeze_time(NOW):
         page = seen(server)
     assert "1 failed 1 held by a run that is probably dead 2 behind by more than a day" in page.text
-    assert "2 namespaces, what is wrong first, then the slowest" in page.text
+    assert "2 namespaces, those with a problem first, then the slowest" in page.text
     second, first = page.text.split("crm", 1)[1].split("shop", 1)
     assert "failed ConnectionError 1 h ago 2024-05-03 11:00:00 UTC 1 d 2 h behind contacts 1 h contacts 1" in first
     assert "done 2 h ago 2024-05-03 10:00:00 UTC 1 d 2 h behind contacts 2 h contacts 1" in second
@@ -338,7 +338,7 @@ def test_a_run_without_an_end_is_said_to_run_or_to_be_dead(server, store):
             assert re.search(r"(?i)last renewed 12 s ago", text)
         for text in told("held")[1:]:
             assert "no end" not in text
-            assert "One exclusive run at a time" in text
+            assert "Other exclusive runs end with Locked" in text
         for text in told("held")[1:3]:
             assert "running: recorded at its end" in text
         assert "An exclusive run holds this namespace" in told("held")[2].split("Repair")[1]
@@ -388,7 +388,8 @@ def test_a_position_ahead_of_the_clock_comes_first(server, store):
     assert "1 with a position ahead of the clock 1 behind by more than a day" in text
     assert re.search(r"ahead 1?.*1 h behind deals ahead of the clock by 30 d contacts .* slow ", text)
     assert "The position is ahead of the clock by 30 d." in page
-    assert "Read again from two days before now: checkpoint rewind ahead contacts --to 2024-05-01T00:00:00Z" in page
+    assert "To undo the commit that moved it there" not in page  # the history has no earlier value
+    assert "To read again from two days before now: checkpoint rewind ahead contacts --to 2024-05-01T00:00:00Z" in page
 
 
 def test_streams_without_rows_are_told_with_a_run(server, store):
@@ -419,7 +420,7 @@ def test_members_that_share_an_entry_have_no_age_of_their_own(server, store):
         reads = {"accounts": {"at": "2024-05-03T11:30:00Z", "only": ["a"]}}
         store.commit("crm", {"__run__": codec.encode({"reads": reads})})
         assert "30 min ago read to its end" in seen(server, "group?namespace=crm&key=accounts").text
-        assert "not told" not in seen(server).text.split("accounts / a", 1)[1].split("accounts / a")[0]
+        assert "unknown" not in seen(server).text.split("accounts / a", 1)[1].split("accounts / a")[0]
 
 
 def test_namespaces_are_found_by_part_and_by_pattern(server, store):
@@ -463,7 +464,7 @@ def test_of_many_namespaces_the_worst_come_first(server, tenants):
 def test_namespaces_that_take_too_long_to_read_come_by_name(server, tenants, monkeypatch):
     monkeypatch.setattr(views, "READING", 0.0)
     page = seen(server)
-    assert "Reading all of them takes longer than a page may" in page.text
+    assert "Reading all of them takes too long for this page" in page.text
     assert re.search(r"namespace\?namespace=tenant-(\d+)", " ".join(page.links))[1] == "0000"
     assert len(tenants.calls) < 200
     assert "1 failed" in seen(server, "?sort=slowest").text
@@ -598,7 +599,7 @@ def test_a_key_shows_who_changed_what_when_and_why(server, night):
         r"History 4 h ago 2024-05-03 08:00:00 UTC version 4, run checkpoint rewind, by anna, \S+ process \d+ "
         r'Reason: rows were missing . was: updated_at: "2024-05-03T01:00:00Z" '
         r'\+ is: updated_at: "2024-05-01T01:00:00Z" '
-        r"Undo this change: checkpoint restore crm contacts --to 3 --store \S+ "
+        r"To undo this change: checkpoint restore crm contacts --to 3 --store \S+ "
         r"10 h ago 2024-05-03 02:00:00 UTC version 3, run nightly-3, \S+ process \d+ . was: updated_at: ",
         page.text,
     )
@@ -649,7 +650,9 @@ def test_the_newest_change_can_be_undone(server, store, kind, monkeypatch):
     before = store.history("crm", stored)[0].before
     assert before == {"new": None, "deleted": at(NOW)}.get(kind, at("2024-05-01T00:00:00Z"))
     text = answer(server, f"key?{urlencode({'namespace': 'crm', 'key': 'accounts', **member})}").text
-    [command] = re.findall(r"Undo this change(?:, which created it)?:</p>\s*<code [^>]*>([^<]*)<", text)
+    [command] = re.findall(
+        r"(?:To undo this change|Without it, the stream starts over):</p>\s*<code [^>]*>([^<]*)<", text
+    )
     monkeypatch.setenv("CHECKPOINT_TOKEN", server.token)
     done = CliRunner().invoke(checkpoint, [*shlex.split(html.unescape(command))[1:], "--yes"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -684,7 +687,7 @@ def test_remembered_rows_are_counted_and_unfold(server, store):
     page = seen(server, "key?namespace=crm&key=contacts")
     assert '{ "updated_at": "2024-05-03T12:00:00Z", "seen": 900 }' in page.text
     assert "+ is: seen: 900" in page.text
-    assert f"{899:032x}" in page.text.partition("With the rows that are remembered")[2]
+    assert f"{899:032x}" in page.text.partition("With the boundary rows")[2]
 
 
 def test_a_long_history_is_shown_in_pages(server, store):
@@ -703,9 +706,7 @@ def test_runs_show_how_each_ended_and_what_it_did(server, store):
         run_of(store, "crm", "nightly-8", error=ConnectionError(), rows=0)
     with freeze_time(NOW):
         page = seen(server, "runs?namespace=crm")
-    assert re.search(
-        r"2 runs, the latest first .* 1 h ago 2024-05-03 11:00:00 UTC failed ConnectionError 0 s ", page.text
-    )
+    assert re.search(r"2 runs, newest first .* 1 h ago 2024-05-03 11:00:00 UTC failed ConnectionError 0 s ", page.text)
     assert re.search(
         r"2 h ago 2024-05-03 10:00:00 UTC done 0 s 1 3 seen, 3 delivered By stream contacts 3 seen", page.text
     )
@@ -890,6 +891,17 @@ def test_a_first_commit_is_undone_behind_a_warning(server, store):
             pass
     text = seen(server, "key?namespace=crm&key=accounts&member=a").text
     assert "Undo this change: delete the key This change created the key. Without it, the stream starts over:" in text
-    assert "rewind changes the position at once; restore , in the history below, shows what it changes and asks" in text
+    assert "rewind changes the position at once; restore , in the history below, shows the changes and asks" in text
     assert "Rows of the last run" not in text
-    assert "Members are searched on the page of their group." in seen(server, "?search=none").text
+    assert "To search members, open the page of their group." in seen(server, "?search=none").text
+
+
+def test_a_position_ahead_of_the_clock_can_be_undone(server, store):
+    """Also where later commits moved it further ahead: the command goes back to before the first of them."""
+    for position in ("2024-05-01T00:00:00Z", "2024-06-03T00:00:00Z", "2024-07-03T00:00:00Z"):
+        store.commit("ahead", {"contacts": at(position)})
+    with freeze_time(NOW):
+        page = seen(server, "key?namespace=ahead&key=contacts").text
+    box = page.partition("Rows until then may not be delivered.")[2].partition("Cursor")[0]
+    assert "To undo the commit that moved it there" in box
+    assert "checkpoint restore ahead contacts --to 1 --store" in box

@@ -180,7 +180,7 @@ def test_a_stream_is_found_rewound_and_seen_in_its_history(visit):
     tab.reload()
     assert tab.locator("dd.large").first.inner_text() == rewound
     second = tab.locator("ol.past > li").nth(3)
-    second.get_by_text("Bring this state back").click()
+    second.get_by_text("Restore this state").click()
     assert "1 key of 'crm' changed." in run(f"{copied(tab, second.locator('.command'))} --yes")
     tab.reload()
     assert tab.locator("dd.large").first.inner_text() == before

@@ -554,7 +554,7 @@ def test_a_gateway_may_keep_its_prefix_or_remove_it(prefix):
 
 @pytest.mark.parametrize("root_path", ["state", "/", "/state/", "/a b", "//host"])
 def test_a_root_path_is_a_path(root_path):
-    with pytest.raises(ValueError, match=r"^a root path is one such as /state, not "):
+    with pytest.raises(ValueError, match=r"^a root path has the form /state, not "):
         serve(MemoryStore(), TOKEN, port=0, root_path=root_path)
 
 
@@ -654,5 +654,7 @@ def test_a_server_outlives_the_shell_that_started_it(tmp_path, workers):
 def test_several_workers_are_refused_where_there_can_be_one():
     with pytest.raises(ValueError, match=r"^several workers need a store that they share: in memory each would have"):
         serve(MemoryStore(), TOKEN, port=0, workers=2)
-    with pytest.raises(ValueError, match=r"^a rate is counted in one process: several workers need it in the gateway"):
+    with pytest.raises(
+        ValueError, match=r"^a rate is counted per process: with several workers, limit it in the gateway"
+    ):
         serve(SQLiteStore("x.db"), TOKEN, port=0, options=Switches(rate=(1, 1.0)), workers=2)

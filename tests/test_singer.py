@@ -135,26 +135,30 @@ def test_help():
         == """\
 Usage: checkpoint singer-run [OPTIONS] JOB
 
-  Run a Singer tap into a target, from where JOB stopped.
+  Run a Singer tap and target, from where JOB stopped.
 
-  The tap gets the state of JOB as --state, if there is any. Each STATE that
-  the target writes to its standard output is committed, and nothing else:
-  rows that the target has not confirmed come again with the next run. A STATE
-  without a stream does not replace one that has some.
+  JOB is a namespace. Its state, if there is any, is given to the tap as
+  --state. Each STATE that the target writes to its standard output is
+  committed, and nothing else: rows that the target has not confirmed come
+  again with the next run. A STATE without streams does not replace one that
+  has some.
 
   SIGTERM, SIGINT and SIGHUP go to the tap, so that the target can finish its
   work; a second signal goes to both.
 
-  Exits with 0 if both did and every STATE is committed, otherwise with the
-  status of the target, else of the tap; with 128 and the number of the signal
-  that ended it; with 1 if the state could not be read or committed.
+  Exits with 0 if both succeeded and every STATE is committed; with 1 if the
+  state could not be read or committed; otherwise with the status of the
+  target, or else of the tap. After a signal it exits with 128 and the number
+  of the signal.
+
+  Example: checkpoint singer-run crm --tap "tap-x -c x.json" --target target-y
 
 Options:
-  --tap COMMAND     Such as "tap-x --config tap.json".  [required]
-  --target COMMAND  The command that gets the tap's output.  [required]
-  --full-refresh    Give the tap no state. The stored one stays until there is
-                    a new one.
-  --store URL       Such as sqlite:///state.db or https://api.truto.one.
+  --tap COMMAND     The tap, such as "tap-x --config tap.json".  [required]
+  --target COMMAND  The target, which gets the output of the tap.  [required]
+  --full-refresh    Give the tap no state. The stored state stays until the
+                    target writes a new one.
+  --store URL       The store: sqlite:///state.db, https://api.truto.one …
                     Default: $CHECKPOINT_STORE, else a SQLite file in your
                     state folder.
   -h, --help        Show this message and exit.
@@ -279,10 +283,10 @@ def test_what_is_no_state_is_told_and_not_committed(job, rows):
         1,
         [
             *(
-                f"Error: line {number} of the target's output is no STATE, and not committed: {reason}"
+                f"Error: line {number} of the target's output is not a STATE, and was not committed: {reason}"
                 for number, reason in enumerate(refused.values(), 1)
             ),
-            "Error: not all that the target wrote was STATE; what the target had confirmed is committed",
+            "Error: the target wrote lines that are not STATE; what the target had confirmed is committed",
         ],
     )
     assert job.state == at(55 if rows == 55 else 10)
@@ -321,7 +325,7 @@ def test_a_job_run_twice_is_a_conflict_and_both_end(job):
         job.go()
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (1, "")
-    assert re.fullmatch(r"Error: 'orders' in 'job' was \w+ by another writer .*\n", stderr)
+    assert re.fullmatch(r"Error: 'orders' in 'job' was \w+ meanwhile by another writer .*\n", stderr)
     assert gone(tap)
     assert job.state["orders"] == {"id": 99}
 
@@ -330,7 +334,7 @@ def test_a_stored_value_that_is_no_state_is_told_first(job):
     with closing(open_store(job.store)) as store, Checkpointer("job", store) as cp:
         cp["$airbyte"] = {}
     sentence = "'$airbyte' holds no stream, and a singer document has no place for it: delete it first"
-    assert job.run() == (1, f"Error: what is stored under 'job' is no Singer state: {sentence}\n")
+    assert job.run() == (1, f"Error: what 'job' holds is not a Singer state: {sentence}\n")
     assert not (job.folder / "calls").exists()
 
 
@@ -338,8 +342,8 @@ def test_a_stored_value_that_is_no_state_is_told_first(job):
     ("options", "status", "sentence"),
     [
         (["--tap", "a 'b"], 2, "Invalid value for '--tap': \"a 'b\" cannot be split into words: No closing quotation."),
-        (["--target", " "], 2, "Invalid value for '--target': it is empty."),
-        (["--tap", "tap-x --state=s.json"], 2, "Invalid value for '--tap': --state is given by singer-run."),
+        (["--target", " "], 2, "Invalid value for '--target': the command is empty."),
+        (["--tap", "tap-x --state=s.json"], 2, "Invalid value for '--tap': leave --state out: singer-run adds it."),
         (["--tap", "./none"], 1, "./none cannot be started: [Errno 2] No such file or directory: './none'"),
         (["--target", "./none"], 1, "./none cannot be started: [Errno 2] No such file or directory: './none'"),
     ],
