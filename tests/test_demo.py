@@ -33,8 +33,8 @@ Syncing 120 files of Python {PYTHON}'s standard library, 3 a page
   killed in page 20         120        60      20       0        60       0.0
   started again             120        63      22       3         0       0.0
 
-Nothing is missing. What came twice was the page in hand: in the sink, but not
-yet committed, when the sync was killed.
+No row is missing. What came twice was the page in hand when the sync was
+killed: it was in the sink, but not yet committed.
 """
 
 
@@ -72,7 +72,7 @@ def test_memory_is_refused_with_a_sentence():
     done = command("demo", "--store", "memory://x")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: a memory store dies with the process that the demo kills: take another, or add --serve\n"
+        "Error: a memory store dies with the process that the demo kills: use another store, or add --serve\n"
     )
 
 
@@ -128,7 +128,7 @@ def test_a_row_missing_or_wrong_ends_with_1(sink_type, phases, monkeypatch, caps
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("CHECKPOINT_STORE", "")  # put back afterwards: the demo sets it
     assert demo.perform(None, 100, tmp_path / "scratch", serve=False, sink_type=sink_type) == 1
-    assert f"This must not be: source and sink do not agree after {phases}." in capsys.readouterr().out
+    assert f"Failed: source and sink differ after {phases}." in capsys.readouterr().out
 
 
 def test_a_child_that_ends_by_itself_is_an_error(tmp_path):
