@@ -201,7 +201,7 @@ def test_rewind_asks_how_far_and_of_what(store):
         "Error: which field of 'two' in 'crm' is its position? It has a, b: choose one with --field"
     )
     assert error("rewind", "crm", "none", "--by", "1") == (
-        "Error: which part of 'none' in 'crm' is its position? It has nothing that could be a position"
+        "Error: 'none' in 'crm' has no field that could be a position"
     )
     assert error("rewind", "crm", "text", "--by", "1") == (
         "Error: 'text' in 'crm' holds no cursor, so it has no position to move back"
