@@ -119,7 +119,7 @@ def _strict_dumps(cursor: Cursor, *, sort_keys: bool) -> bytes:
     except UnicodeEncodeError as error:
         raise ValueError("a cursor's text must be valid Unicode: it holds a lone surrogate") from error
     except RecursionError as error:
-        raise ValueError("the cursor is nested too deeply to be written from here") from error
+        raise ValueError("the cursor is nested too deeply for the rest of the call stack") from error
 
 
 def _with_lists(node: Any) -> Any:
@@ -144,10 +144,10 @@ def _check(cursor: Cursor) -> bool:
             continue
         if isinstance(node, float):
             if not math.isfinite(node):
-                raise ValueError(f"{place} is {node}: JSON has no form for it")
+                raise ValueError(f"{place} is {node}, which JSON cannot represent")
         elif isinstance(node, dict | list | tuple):
             if depth > MAX_DEPTH:
-                raise ValueError(f"a cursor has at most {MAX_DEPTH} levels, and no cycles: see {place[:80]}")
+                raise ValueError(f"a cursor must have at most {MAX_DEPTH} levels, and no cycles: see {place[:80]}")
             if isinstance(node, dict):
                 for key, item in cast("dict[object, Any]", node).items():
                     if not isinstance(key, str):
@@ -158,7 +158,7 @@ def _check(cursor: Cursor) -> bool:
                 items = enumerate(cast("list[Any]", node))
                 stack.extend((item, f"{place}[{index}]", depth + 1) for index, item in items)
         else:
-            raise TypeError(f"{place} is a {_type_name(node)}, which JSON has no form for: {_advice(node)}")
+            raise TypeError(f"{place} is a {_type_name(node)}, which JSON cannot represent: {_advice(node)}")
     return tuples
 
 
@@ -168,7 +168,7 @@ def _advice(node: object) -> str:
 
     if isinstance(node, date | Decimal):
         text = "isoformat()" if isinstance(node, date) else "str()"
-        return f"store its {text}, or let a stream keep it: incremental() takes it as it is"
+        return f"store its {text}, or use cp.incremental(), which accepts such values in rows"
     if hasattr(node, "isoformat"):
         return "store its isoformat()"
     if isinstance(node, bytes | bytearray):

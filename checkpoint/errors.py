@@ -27,7 +27,7 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.entries import named
+from checkpoint.entries import LEASE_KEY, RESERVED, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -155,24 +155,31 @@ class CorruptState(CheckpointError):
     def __str__(self) -> str:
         if self.where is not None:
             return (
-                f"what is stored of {self.key!r} in {self.state_key!r} is damaged{_reason(self)}; it is kept as it is: "
-                f"repair or delete it in {printable(self.where)}, or put a backup in place"
+                f"the stored row of {self.key!r} in {self.state_key!r} is damaged{_reason(self)}, and was left "
+                f"unchanged: repair or delete it in {printable(self.where)}, or restore a backup"
             )
         if self.value is None:
+            how = " with the store's commit()" if self.key.startswith(RESERVED) else ""
             return (
-                f"{self.key!r} is missing in {self.state_key!r}{_reason(self)}; what is there is kept as it is: "
-                "put the missing entries back, or delete the others to start over"
+                f"{self.key!r} is missing in {self.state_key!r}{_reason(self)}; the other entries were left unchanged: "
+                f"restore the missing ones, or delete the others{how} to start over"
             )
         name, member = named(self.key)
-        if member is not None:
-            return (
-                f"the value of {member!r} of the group {name!r} in {self.state_key!r} is not a cursor{_reason(self)}; "
-                "it is kept as it is: set the member to replace it"
-            )
+        what = repr(self.key) if member is None else f"{member!r} of the group {name!r}"
         return (
-            f"the value of {self.key!r} in {self.state_key!r} is not a cursor{_reason(self)}; "
-            f"it is kept as it is: read it with cp.raw[{self.key!r}], or set the key to replace it"
+            f"the value of {what} in {self.state_key!r} is not a cursor{_reason(self)}, and was left unchanged: "
+            f"{self._advice(member)}"
         )
+
+    def _advice(self, member: str | None) -> str:
+        if member is not None:
+            return "set the member to replace it"
+        if self.key == LEASE_KEY:
+            return f"when no run holds the lease, release it with `{command_line('unlock', [self.state_key])}`"
+        if self.key.startswith(RESERVED):  # neither in the mapping nor in `raw`
+            commit = f"store.commit({self.state_key!r}, {{{self.key!r}: value}})"
+            return f"restore its value with {commit}, or delete it with None as value"
+        return f"read it with cp.raw[{self.key!r}], or set the key to replace it"
 
 
 class Conflict(CheckpointError):
@@ -204,8 +211,8 @@ class Conflict(CheckpointError):
                 what += f" (run {printable(self.found.sync_job_run_id)})"
         name = repr(self.key) if self.member is None else f"{self.member!r} of the group {self.key!r}"
         return (
-            f"{name} in {self.state_key!r} {what} after this run had read it: does the job run twice? Stop one; "
-            "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
+            f"{name} in {self.state_key!r} {what} after this run had read it, and was not overwritten: if the job runs "
+            "twice, stop one run; cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
         )
 
 
@@ -220,7 +227,7 @@ class Locked(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"{self.state_key!r} is held by {printable(self.owner)} since {printable(self.since)}: "
+            f"{self.state_key!r} has been held by {printable(self.owner)} since {printable(self.since)}: "
             "wait for that run to end; "
             f"if it is stuck, stop it, or release its lease with `{command_line('unlock', [self.state_key])}`"
         )
@@ -235,8 +242,8 @@ class LeaseLost(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"another run took over {self.state_key!r} meanwhile, or its lease was released by hand: "
-            "nothing was written; stop, and start again"
+            f"this run lost its lease of {self.state_key!r}: another run took it, or somebody released it; nothing was "
+            "written: stop, and start the job again"
         )
 
 
@@ -253,7 +260,7 @@ class CommitUnknown(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"whether {listed(self.keys)} in {self.state_key!r} was written is unknown{_reason(self)}: "
+            f"it is unknown whether {listed(self.keys)} in {self.state_key!r} was written{_reason(self)}: "
             "commit again (safe in both cases), or let the next run find out"
         )
 
@@ -278,7 +285,7 @@ class PartialCommit(CheckpointError):
     def __str__(self) -> str:
         landed = f"{listed(self.committed)} committed" if self.committed else "nothing committed"
         failed = "; ".join(f"{key!r}: {error}" for key, error in self.errors.items())
-        return f"{landed}, {listed(self.pending)} pending and still changed: commit again sends only those: {failed}"
+        return f"{landed}, {listed(self.pending)} pending: commit again to send only what is pending: {failed}"
 
 
 class StoreError(CheckpointError):
@@ -324,8 +331,8 @@ class CursorRegressed(CheckpointError):
                 "move between pages while they are read, pass a primary_key"
             )
         return what + (
-            f"Rows may have been passed: if its position lies after {new}, rewind to {new} or before it, to a value up "
-            "to which the source was in order; if the source does not sort, open it without row_order after that"
+            f"Rows may have been skipped: if its position lies after {new}, rewind to {new} or earlier, to a value up "
+            "to which the source was in order; if the source does not sort, then open it without row_order"
         )
 
 
@@ -356,8 +363,8 @@ class CursorExpired(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"{self.key!r} stopped at {self.position!r}, and its source reaches back only to {self.oldest!r}: "
-            "rows in between are gone; do a full refresh"
+            f"{self.key!r} stopped at {self.position!r}, and its source reaches back only to {self.oldest!r}: the rows "
+            "in between are gone; for a full refresh, delete the key and open the stream again"
         )
 
 

@@ -90,7 +90,7 @@ def test_errors_are_the_same(store):
                 await two.commit()
             two.discard()
             assert two["a"] == A
-        with pytest.raises(RuntimeError, match="this one is closed"):
+        with pytest.raises(RuntimeError, match="this one has ended"):
             two["a"]
         with pytest.raises(RuntimeError, match="entered once"):
             async with two:
@@ -144,7 +144,7 @@ def test_a_commit_claims_what_was_handed_out_until_the_call(store):
             assert (await commit).keys == ("s",)
             assert stored(store) == {"s": {"at": 1}}
             late = cp.commit()
-        with pytest.raises(RuntimeError, match="this one is closed"):
+        with pytest.raises(RuntimeError, match="this one has ended"):
             await late
 
     asyncio.run(job())

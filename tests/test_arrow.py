@@ -224,7 +224,7 @@ def test_what_is_no_table_is_a_typeerror():
             raise ValueError("no stream today")
 
     for batch in (Broken(), pa.array([1, 2])):
-        with Checkpointer("run", MemoryStore()) as cp, pytest.raises(TypeError, match="is no table of rows"):
+        with Checkpointer("run", MemoryStore()) as cp, pytest.raises(TypeError, match="is not a table of rows"):
             cp.incremental("s", "at").filter(batch)
 
 

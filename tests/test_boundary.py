@@ -215,7 +215,7 @@ def test_a_first_row_without_its_primary_key_is_refused(order, primary):
     """Two rows at one instant would be taken for one, and the second one dropped."""
     with Checkpointer("run", MemoryStore()) as cp:
         stream = cp.incremental("s", "at", primary_key=primary, row_order=order)
-        with pytest.raises(ValueError, match="a row has no .* primary_key tells rows apart"):
+        with pytest.raises(ValueError, match="a row has no .* primary_key needs to tell rows apart"):
             list(stream.pages([[{"id": 1, "none": None, "at": 5}, {"id": 2, "none": None, "at": 5}]]))
         assert stream.stats.seen == 0
         assert stream.filter([]) == []  # nothing was covered, so it goes on

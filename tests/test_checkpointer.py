@@ -127,8 +127,8 @@ def test_an_opaque_value_harms_only_who_reads_it_as_a_cursor(store):
             "2024-05-01T10:00:00Z",
         )
         assert str(caught.value) == (
-            "the value of 'since' in 'run' is not a cursor (it is not base64); "
-            "it is kept as it is: read it with cp.raw['since'], or set the key to replace it"
+            "the value of 'since' in 'run' is not a cursor (it is not base64), and was left unchanged: "
+            "read it with cp.raw['since'], or set the key to replace it"
         )
         cp["a"] = B
         assert cp.commit().keys == ("a",)
@@ -395,7 +395,9 @@ def test_missing_state_can_be_refused(store):
 def test_it_is_used_once_and_inside_its_block(store):
     cp = Checkpointer("run", store)
     for use in (lambda: cp["a"], lambda: len(cp), cp.commit, cp.commit_soon, cp.flush, cp.discard, cp.reload):
-        with pytest.raises(RuntimeError, match="a Checkpointer is used inside its with block; this one is new"):
+        with pytest.raises(
+            RuntimeError, match="use a Checkpointer inside its with block: this one has not been entered"
+        ):
             use()
     with cp:
         cp["a"] = A
@@ -403,7 +405,7 @@ def test_it_is_used_once_and_inside_its_block(store):
             cp.__enter__()
         assert cp["a"] == A
     for use in (lambda: cp.update(a=A), lambda: cp.raw["a"], lambda: cp.changed, cp.commit):
-        with pytest.raises(RuntimeError, match="this one is closed"):
+        with pytest.raises(RuntimeError, match="this one has ended"):
             use()
     with pytest.raises(RuntimeError, match="entered once"), cp:
         pass
@@ -419,7 +421,7 @@ def test_it_is_used_once_and_inside_its_block(store):
         ({"min_interval": "1"}, ValueError, "min_interval must be seconds, 0 or more, not '1'"),
         ({"on_conflict": []}, ValueError, "on_conflict must be 'raise' or 'overwrite', not []"),
         ({"stop_signals": 15}, TypeError, "stop_signals must be several signals, such as (signal.SIGTERM,), not 15"),
-        ({"stop_signals": (9,)}, ValueError, "stop_signals: no process is told of SIGKILL"),
+        ({"stop_signals": (9,)}, ValueError, "stop_signals: a process cannot handle SIGKILL"),
         ({"store": 7}, TypeError, "store must be a Store, a URL such as 'sqlite:///state.db', or None, not int"),
     ],
 )
@@ -513,14 +515,14 @@ def test_stop_signals_are_for_the_main_thread():
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert errors == ["stop_signals work in the main thread only"]
+    assert errors == ["stop_signals work only in the main thread: leave them out, or run the job there"]
 
 
 def test_flush_after_the_block_is_an_error():
     with Checkpointer("run", MemoryStore()) as cp:
         cp["a"] = A
         cp.commit_soon()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="has ended"):
         cp.flush()
 
 
@@ -895,7 +897,7 @@ def test_a_store_that_cannot_close_leaves_no_handler_or_run(monkeypatch):
     with pytest.raises(StoreError, match="cannot close"), Checkpointer("run", "x://", stop_signals=[15]) as cp:
         pass
     assert signal.getsignal(signal.SIGTERM) == before
-    with pytest.raises(RuntimeError, match="this one is closed"):
+    with pytest.raises(RuntimeError, match="this one has ended"):
         cp.commit()
 
 
@@ -1059,7 +1061,7 @@ def test_restoring_what_a_stream_or_group_holds_is_refused(memory_history):
         cp.group("g", 2)["a"] = A
         cp.incremental("s", "at", row_order="asc").filter([{"at": 3}])
         for key in ("g", "s"):
-            with pytest.raises(ValueError, match="holds the group|held by a live stream"):
+            with pytest.raises(ValueError, match="stores the group|held by a live stream"):
                 cp.restore(key, store.history("run", key)[0].version)
         assert stored(store) == {}
         cp.discard()
@@ -1088,7 +1090,7 @@ def test_a_commit_of_what_is_neither_key_nor_stream_is_refused():
     with Checkpointer("run", MemoryStore()) as cp:
         cp["a"] = A
         for what in (7, None, ["a"]):
-            with pytest.raises(ValueError, match="is no key, and not a live stream of this run"):
+            with pytest.raises(ValueError, match="is neither a key nor a live stream of this run"):
                 cp.commit(what)
         assert cp.changed == {"a"}
 

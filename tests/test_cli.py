@@ -238,7 +238,7 @@ def test_a_bad_url_is_one_sentence(verb, arguments):
     done = command(*verb, *arguments, CHECKPOINT_STORE="nosuch://x")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: no store opens 'nosuch://x': its URL begins with one of "
+        "Error: no store opens 'nosuch://x': a store's URL begins with one of "
         f"{', '.join(f'{scheme}:' for scheme in sorted(_OPENERS))}\n"
     )
 
@@ -328,7 +328,10 @@ def test_a_port_in_use_is_one_sentence():
 def test_serve_refuses_a_store_that_cannot_be_used(tmp_path: Path):
     done = command("serve", "--port", "0", "--store", f"sqlite:///{tmp_path}/none/x.db", "--token", TOKEN)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"Error: {tmp_path}/none/x.db cannot be created: its folder does not exist\n"
+    assert (
+        done.stderr
+        == f"Error: {tmp_path}/none/x.db cannot be created, because its folder does not exist: create the folder\n"
+    )
 
 
 def test_serve_refuses_a_token_that_no_client_can_send(tmp_path: Path):

@@ -126,7 +126,8 @@ FORMATS = (
         (
             "05/03/2024",
             ["--to", "12/31/2023"],
-            "'contacts' in 'crm': the position '05/03/2024' is text that does not say how it compares. N" + FORMATS[1:],
+            "'contacts' in 'crm': the position '05/03/2024' is text without a known format, so it cannot be compared. "
+            "N" + FORMATS[1:],
         ),
     ],
 )  # fmt: skip
@@ -301,7 +302,7 @@ def test_restore_of_a_place_alone_says_it_starts_over(store):
         (None, {"at": POSITION, "seen": [1]}, "its 'seen' is not an object"),
         (None, {"at": POSITION, "windows": 5}, "its 'windows' is not a list"),
         (None, {"at": POSITION, "resume": {"at": None}}, "its 'resume' is not a place to resume"),
-        (None, {"windows": [[1]]}, "its 'windows' holds what is not a pair of values"),
+        (None, {"windows": [[1]]}, "its 'windows' are not all pairs of values"),
     ],
 )
 def test_set_and_merge_refuse_what_a_stream_could_not_read(url, before, after, why):

@@ -676,7 +676,7 @@ def test_diff_of_stores(store, tmp_path):
     assert screen("diff", "job", "--with", there, status=1) == f"- contacts  {SECOND}\n+ contacts  {FIRST}\n"
     assert error("diff", "job", "--with", "nosuch://x", status=2).startswith("Error: no store opens 'nosuch://x'")
     assert error("diff", "job", "--with", f"sqlite:///{tmp_path}/none/x.db", status=2) == (
-        f"Error: {tmp_path}/none/x.db cannot be created: its folder does not exist"
+        f"Error: {tmp_path}/none/x.db cannot be created, because its folder does not exist: create the folder"
     )
 
 
@@ -1081,7 +1081,7 @@ def test_init_of_a_store_that_needs_none(store):
 
 def test_doctor_of_a_store_that_cannot_be_used(tmp_path, url):
     done = run("doctor", "--store", f"sqlite:///{tmp_path}/none/x.db")
-    said = f"{tmp_path}/none/x.db cannot be created: its folder does not exist"
+    said = f"{tmp_path}/none/x.db cannot be created, because its folder does not exist: create the folder"
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, f"WRONG  reach         {said}")
     assert document("doctor", "--store", "nosuch://x", "--json", status=1)["checks"][-1]["check"] == "store"
 
@@ -1140,7 +1140,7 @@ def test_doctor_judges_a_404_that_is_not_the_services_own(api: ApiServer, monkey
     api.script(*[listed] * 6, Answer(404, "<html>no such page</html>"), method="GET")
     done = run("doctor", "--store", api.url)
     assert done.exit_code == 1
-    assert "a gateway or proxy answers in the API's place" in done.stdout
+    assert "a gateway or proxy answers in place of the API" in done.stdout
 
 
 def test_doctor_tells_a_404_to_the_list(api: ApiServer, monkeypatch, url):
@@ -1149,7 +1149,9 @@ def test_doctor_tells_a_404_to_the_list(api: ApiServer, monkeypatch, url):
     api.script(*[own] * 6, method="GET")
     lines = run("doctor", "--store", api.url).stdout.splitlines()
     assert (
-        lines[3] == f"-      warning       {api.url}: 404 for '__doctor__', taken as no state: is the base URL right?"
+        lines[3] == f"-      warning       {api.url} answered 404 for '__doctor__', so it holds no state yet: check "
+        "the base URL if "
+        "it should"
     )
 
 

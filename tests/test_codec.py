@@ -210,10 +210,10 @@ def test_what_is_no_number_is_refused(number: float) -> None:
     for cursor, place in (({"a": number}, "cursor['a']"), ({"a": [1, {"b": (number,)}]}, "cursor['a'][1]['b'][0]")):
         with pytest.raises(ValueError, match="JSON") as caught:
             encode(cursor)
-        assert str(caught.value) == f"{place} is {number}: JSON has no form for it"
+        assert str(caught.value) == f"{place} is {number}, which JSON cannot represent"
 
 
-OR = ", or let a stream keep it: incremental() takes it as it is"
+OR = ", or use cp.incremental(), which accepts such values in rows"
 
 
 @pytest.mark.parametrize(
@@ -221,17 +221,17 @@ OR = ", or let a stream keep it: incremental() takes it as it is"
     [
         (
             datetime(2024, 5, 1, tzinfo=timezone.utc),
-            f"a datetime, which JSON has no form for: store its isoformat(){OR}",
+            f"a datetime, which JSON cannot represent: store its isoformat(){OR}",
         ),
-        (date(2024, 5, 1), f"a date, which JSON has no form for: store its isoformat(){OR}"),
-        (Decimal("1.5"), f"a Decimal, which JSON has no form for: store its str(){OR}"),
-        (time(10), "a time, which JSON has no form for: store its isoformat()"),
-        (UUID(int=1), "a UUID, which JSON has no form for: store its str()"),
-        ({1}, "a set, which JSON has no form for: store a sorted list"),
-        (frozenset(), "a frozenset, which JSON has no form for: store a sorted list"),
-        (b"1", "a bytes, which JSON has no form for: store text, such as its hex()"),
-        (bytearray(b"1"), "a bytearray, which JSON has no form for: store text, such as its hex()"),
-        (object, "a type, which JSON has no form for: store its str()"),
+        (date(2024, 5, 1), f"a date, which JSON cannot represent: store its isoformat(){OR}"),
+        (Decimal("1.5"), f"a Decimal, which JSON cannot represent: store its str(){OR}"),
+        (time(10), "a time, which JSON cannot represent: store its isoformat()"),
+        (UUID(int=1), "a UUID, which JSON cannot represent: store its str()"),
+        ({1}, "a set, which JSON cannot represent: store a sorted list"),
+        (frozenset(), "a frozenset, which JSON cannot represent: store a sorted list"),
+        (b"1", "a bytes, which JSON cannot represent: store text, such as its hex()"),
+        (bytearray(b"1"), "a bytearray, which JSON cannot represent: store text, such as its hex()"),
+        (object, "a type, which JSON cannot represent: store its str()"),
     ],
 )
 def test_what_json_has_no_form_for_is_refused(item: object, said: str) -> None:
@@ -282,7 +282,7 @@ def test_depth_has_a_limit_and_cycles_have_no_form() -> None:
     ):
         with pytest.raises(ValueError, match="levels") as caught:
             encode(cursor)
-        assert str(caught.value).startswith("a cursor has at most 254 levels, and no cycles: see cursor['a'][")
+        assert str(caught.value).startswith("a cursor must have at most 254 levels, and no cycles: see cursor['a'][")
 
 
 def test_a_cursor_of_many_megabytes() -> None:
@@ -338,7 +338,7 @@ def test_what_is_not_a_cursor_says_why(value: str, said: str) -> None:
 
 def test_what_could_not_be_written_back_is_not_read() -> None:
     deep = value_of('{"a":' * 255 + "{}" + "}" * 255)
-    with pytest.raises(ValueError, match="a cursor has at most 254 levels"):
+    with pytest.raises(ValueError, match="a cursor must have at most 254 levels"):
         decode(deep)
 
 

@@ -151,8 +151,9 @@ def test_fault_41_a_damaged_entry_is_named_and_kept(file: Path, column: str, wro
         assert type(error) is CorruptState
         assert (error.state_key, error.key, error.where) == ("job", "a", str(file))
         assert str(error) == (
-            f"what is stored of 'a' in 'job' is damaged ({said}); it is kept as it is: repair or delete it in {file}, "
-            "or put a backup in place"
+            f"the stored row of 'a' in 'job' is damaged ({said}), and was left unchanged: repair "
+            f"or delete it in {file}, "
+            "or restore a backup"
         )
 
 
@@ -184,7 +185,7 @@ def test_fault_41_a_commit_does_not_end_at_damaged_history(file: Path) -> None:
     with closing(SQLiteStore(file, keep=1)) as store:
         for number in range(4):
             store.commit("job", {"a": f"again {number}"})
-        with pytest.raises(CorruptState, match="in its history, the time is bytes, not a time"):
+        with pytest.raises(CorruptState, match="the time in its history is bytes, not a time"):
             store.history("job", "a")
 
 
@@ -192,7 +193,7 @@ def test_fault_41_rows_that_were_called_damaged_are_never_none(file: Path) -> No
     """As where somebody repairs a row between the look that finds it damaged and the one that names it."""
     with closing(SQLiteStore(file)) as store:
         [*rows] = store.load("job").values()
-    with pytest.raises(StoreError, match="was damaged a moment ago, and is not now: try again"):
+    with pytest.raises(StoreError, match="was damaged a moment ago, and no longer is: try again"):
         refuse_rows(str(file), "job", rows)
 
 
@@ -367,7 +368,7 @@ def test_fault_41_a_damaged_entry_of_an_object_is_named(stored: Any, field: str)
             assert error.where in str(error)
     for wrong in (None, [], "x", 5, entry | {"more": 1}):
         put(whole | {"entries": whole["entries"] | {"a": wrong}})
-        with pytest.raises(CorruptState, match="what is stored of 'a' in 'job' is damaged"):
+        with pytest.raises(CorruptState, match="the stored row of 'a' in 'job' is damaged"):
             store.load("job")
     put(whole)
     assert store.load("job")["a"].value == "2"

@@ -33,7 +33,7 @@ from checkpoint.errors import (
 OLD = Entry("contacts", "1", version=1)
 NEW = Entry("contacts", "2", updated_at="2024-05-01T10:00:00.000Z", sync_job_run_id="run-2", version=2)
 HINT = (
-    "after this run had read it: does the job run twice? Stop one; "
+    "after this run had read it, and was not overwritten: if the job runs twice, stop one run; "
     "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
 )
 
@@ -55,16 +55,24 @@ EVERY = [
         CorruptState("job", "contacts", "junk"),
         {"state_key": "job", "key": "contacts", "value": "junk", "where": None},
         (
-            "the value of 'contacts' in 'job' is not a cursor; it is kept as it is: read it with cp.raw['contacts'], "
-            "or set the key to replace it"
+            "the value of 'contacts' in 'job' is not a cursor, and was left unchanged: read it with "
+            "cp.raw['contacts'], or set the key to replace it"
+        ),
+    ),
+    (
+        CorruptState("job", "__lease__", "junk"),
+        {"state_key": "job", "key": "__lease__", "value": "junk", "where": None},
+        (
+            "the value of '__lease__' in 'job' is not a cursor, and was left unchanged: "
+            "when no run holds the lease, release it with `checkpoint unlock job`"
         ),
     ),
     (
         CorruptState("job", "contacts", None, "/var/state.db"),
         {"state_key": "job", "key": "contacts", "value": None, "where": "/var/state.db"},
         (
-            "what is stored of 'contacts' in 'job' is damaged; it is kept as it is: "
-            "repair or delete it in /var/state.db, or put a backup in place"
+            "the stored row of 'contacts' in 'job' is damaged, and was left unchanged: "
+            "repair or delete it in /var/state.db, or restore a backup"
         ),
     ),
     (
@@ -91,23 +99,23 @@ EVERY = [
         Locked("job", "host-1:4711", "2024-05-01T10:00:00Z"),
         {"state_key": "job", "owner": "host-1:4711", "since": "2024-05-01T10:00:00Z"},
         (
-            "'job' is held by host-1:4711 since 2024-05-01T10:00:00Z: wait for that run to end; if it is stuck, stop "
-            "it, or release its lease with `checkpoint unlock job`"
+            "'job' has been held by host-1:4711 since 2024-05-01T10:00:00Z: wait for that run to end; if it is stuck, "
+            "stop it, or release its lease with `checkpoint unlock job`"
         ),
     ),
     (
         LeaseLost("job"),
         {"state_key": "job"},
         (
-            "another run took over 'job' meanwhile, or its lease was released by hand: nothing was written; "
-            "stop, and start again"
+            "this run lost its lease of 'job': another run took it, or somebody released it; nothing was written: "
+            "stop, and start the job again"
         ),
     ),
     (
         CommitUnknown("job", ["contacts", "deals"]),
         {"state_key": "job", "keys": ("contacts", "deals")},
         (
-            "whether 'contacts', 'deals' in 'job' was written is unknown: commit again (safe in both cases), "
+            "it is unknown whether 'contacts', 'deals' in 'job' was written: commit again (safe in both cases), "
             "or let the next run find out"
         ),
     ),
@@ -119,7 +127,7 @@ EVERY = [
             "errors": {"deals": StoreError("500 from the API")},
         },
         (
-            "'contacts', 'gone' committed, 'deals', 'notes' pending and still changed: commit again sends only those: "
+            "'contacts', 'gone' committed, 'deals', 'notes' pending: commit again to send only what is pending: "
             "'deals': 500 from the API"
         ),
     ),
@@ -127,7 +135,7 @@ EVERY = [
         PartialCommit({}, ["deals"], {"deals": ValueTooLarge("deals", 2_000_000)}),
         {"committed": {}, "pending": ("deals",), "errors": {"deals": ValueTooLarge("deals", 2_000_000)}},
         (
-            "nothing committed, 'deals' pending and still changed: commit again sends only those: "
+            "nothing committed, 'deals' pending: commit again to send only what is pending: "
             "'deals': the value of 'deals' is too large for the store: 2,000,000 bytes; store less in one cursor"
         ),
     ),
@@ -143,9 +151,9 @@ EVERY = [
         CursorRegressed("contacts", 5, 3),
         {"key": "contacts", "last": 5, "new": 3, "row_order": "asc"},
         (
-            "'contacts' is not sorted as row_order='asc' says: 3 came after 5. Rows may have been passed: if its "
-            "position lies after 3, rewind to 3 or before it, to a value up to which the source was in order; if the "
-            "source does not sort, open it without row_order after that"
+            "'contacts' is not sorted as row_order='asc' says: 3 came after 5. Rows may have been skipped: if its "
+            "position lies after 3, rewind to 3 or earlier, to a value up to which the source was in order; if the "
+            "source does not sort, then open it without row_order"
         ),
     ),
     (
@@ -170,8 +178,8 @@ EVERY = [
         CursorExpired("contacts", "2024-01-01", "2024-04-01"),
         {"key": "contacts", "position": "2024-01-01", "oldest": "2024-04-01"},
         (
-            "'contacts' stopped at '2024-01-01', and its source reaches back only to '2024-04-01': rows in between "
-            "are gone; do a full refresh"
+            "'contacts' stopped at '2024-01-01', and its source reaches back only to '2024-04-01': the rows in between "
+            "are gone; for a full refresh, delete the key and open the stream again"
         ),
     ),
 ]
@@ -243,14 +251,14 @@ def test_what_was_set_later_survives_too() -> None:
         (
             CorruptState("job", "contacts", "junk"),
             (
-                "the value of 'contacts' in 'job' is not a cursor (it is not base64); it is kept as it is: "
+                "the value of 'contacts' in 'job' is not a cursor (it is not base64), and was left unchanged: "
                 "read it with cp.raw['contacts'], or set the key to replace it"
             ),
         ),
         (
             CommitUnknown("job", ["contacts"]),
             (
-                "whether 'contacts' in 'job' was written is unknown (it is not base64): commit again (safe in "
+                "it is unknown whether 'contacts' in 'job' was written (it is not base64): commit again (safe in "
                 "both cases), or let the next run find out"
             ),
         ),
@@ -267,7 +275,7 @@ def test_of_many_keys_ten_are_named() -> None:
     hint = "commit again (safe in both cases), or let the next run find out"
     for count, named in ((10, ten), (11, f"{ten}, 1 more"), (1_000, f"{ten}, 990 more")):
         error = CommitUnknown("job", (f"key {number}" for number in range(count)))
-        assert str(error) == f"whether {named} in 'job' was written is unknown: {hint}"
+        assert str(error) == f"it is unknown whether {named} in 'job' was written: {hint}"
         assert len(error.keys) == count
 
 

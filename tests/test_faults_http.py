@@ -48,7 +48,7 @@ UNAVAILABLE = "503 Service Unavailable: The server cannot process the request du
 BUSY = '429 Too Many Requests: The user has sent too many requests in a given amount of time ("rate limiting")'
 AGAIN = "commit again (safe in both cases), or let the next run find out"
 DECIDE = (
-    "after this run had read it: does the job run twice? Stop one; "
+    "after this run had read it, and was not overwritten: if the job runs twice, stop one run; "
     "cp.discard() adopts what is stored, on_conflict='overwrite' replaces it"
 )
 
@@ -85,7 +85,7 @@ def test_fault_01_an_absent_service_is_told_once_in_each_call(job):
     job.seed(a=A, b=A)
     told = []
     job.patch.setattr(retrying.logger, "warning", lambda text, *values, **_: told.append(text % values))
-    said = f"{job.api.url}: no good answer yet, trying for up to 30 s: "
+    said = f"{job.api.url}: no usable answer yet, trying for up to 30 s: "
     with job.away(), suppress(StoreUnavailable), job.run():
         pass
     assert told == []
@@ -186,7 +186,10 @@ def test_fault_03_what_is_no_json_object_is_shown_in_the_error(job, answer, said
         ({"result": None}, "the list of 'run' has no 'result' list, but ['result']"),
         ({"result": {}}, "the list of 'run' has no 'result' list, but ['result']"),
         *[
-            ({"result": [entry]}, "the service answered with something that is not an entry: no 'key' or no 'value'")
+            (
+                {"result": [entry]},
+                "the service answered with something that is not an entry: it has no 'key' or no 'value'",
+            )
             for entry in ({"value": "x"}, {"key": "x"}, "x", None)
         ],
     ],
@@ -205,9 +208,7 @@ def test_fault_03_a_login_page_is_no_success_and_no_conflict(job, applied):
     job.api.script(Answer(200, "<html>log in</html>", HTML, applied=applied), method="PATCH")
     with job.run() as cp:
         cp["a"] = B
-        with job.fails(
-            StoreError, "URL answered 200 (text/html) '<html>log in</html>', not the JSON object that was expected"
-        ):
+        with job.fails(StoreError, "URL answered 200 (text/html) '<html>log in</html>' instead of a JSON object"):
             cp.commit()
         assert cp.changed == {"a"}
         cp["a"] = C
@@ -261,7 +262,8 @@ def test_fault_05_a_write_landing_after_its_check_is_unknown(job):
         cp["a"] = B
         with job.fails(
             CommitUnknown,
-            f"whether 'a' in 'run' was written is unknown (URL: gave up after 3 attempts in S s: {NO_ANSWER}): {AGAIN}",
+            f"it is unknown whether 'a' in 'run' was written (URL: gave up after 3 attempts in S s: {NO_ANSWER}): "
+            f"{AGAIN}",
         ) as caught:
             cp.commit()
         assert (caught.value.state_key, caught.value.keys) == ("run", ("a",))
@@ -281,7 +283,7 @@ def test_fault_05_a_write_landing_after_its_check_is_unknown(job):
     [
         (
             Answer(200, "<html>"),
-            "URL answered 200 (text/plain; charset=utf-8) '<html>', not the JSON object that was expected",
+            "URL answered 200 (text/plain; charset=utf-8) '<html>' instead of a JSON object",
         ),
         (Answer(400), "URL answered 400 Bad Request: Bad request syntax or unsupported method"),
     ],
@@ -292,7 +294,7 @@ def test_fault_05_a_write_that_may_not_be_read_back_is_unknown(job, answer, said
         cp["a"] = B
         job.api.script(Drop(applied=True), method="PATCH")
         job.api.script(None, answer, method="GET", key="a")
-        with job.fails(CommitUnknown, f"whether 'a' in 'run' was written is unknown ({said}): {AGAIN}"):
+        with job.fails(CommitUnknown, f"it is unknown whether 'a' in 'run' was written ({said}): {AGAIN}"):
             cp.commit()
         cp["a"] = C
         cp.commit()
@@ -502,8 +504,8 @@ def test_fault_11_the_token_is_taken_out_before_a_text_is_cut(job):
 
 
 REWRITTEN = (
-    "Correct the base URL; if it is right, a gateway or proxy answers in the API's place, or rewrites paths "
-    "(decodes %2F, resolves .., drops a prefix): let it pass them on as they are"
+    "Correct the base URL; if it is right, a gateway or proxy answers in place of the API, or rewrites paths "
+    "(decodes %2F, resolves .., drops a prefix): let it forward paths unchanged"
 )
 
 
@@ -514,7 +516,9 @@ def test_fault_12_a_json_404_is_missing_an_html_404_an_error(job):
         cp["a"] = B
         for method in ("GET", "PATCH"):
             job.api.script(page, method=method)
-            with job.fails(StoreError, f"URL: 'a' was answered {said}, which is not the API's own form. {REWRITTEN}"):
+            with job.fails(
+                StoreError, f"URL: the answer for 'a' was {said}, which is not in the API's own form. {REWRITTEN}"
+            ):
                 cp.commit()
         assert job.calls() == ["GET", "GET a", "GET a", "PATCH a"]
         job.api.store.commit("run", {"a": None})
@@ -524,7 +528,7 @@ def test_fault_12_a_json_404_is_missing_an_html_404_an_error(job):
         assert job.calls() == ["GET a", "GET"]
         cp.discard()
     job.api.script(page, forever=True)
-    with job.fails(StoreError, f"URL: the list of 'run' was answered {said}, 3 times. {REWRITTEN}"), job.run():
+    with job.fails(StoreError, f"URL: the answer for the list of 'run' was {said}, 3 times. {REWRITTEN}"), job.run():
         pass
     assert job.held() == {}
 
@@ -626,7 +630,7 @@ def test_fault_14_a_value_too_large_names_its_key_alone(job):
         cp["a"], cp["b"], cp["c"] = A, large, C
         with job.fails(
             PartialCommit,
-            "'a', 'c' committed, 'b' pending and still changed: commit again sends only those: "
+            "'a', 'c' committed, 'b' pending: commit again to send only what is pending: "
             f"'b': the value of 'b' is too large for the store: {size} bytes; store less in one cursor",
         ) as caught:
             cp.commit()
@@ -654,7 +658,7 @@ def test_fault_14_a_limit_told_as_400_names_its_key_alone(job):
         cp["a"] = cp["b"] = B
         with job.fails(
             PartialCommit,
-            "'a' committed, 'b' pending and still changed: commit again sends only those: "
+            "'a' committed, 'b' pending: commit again to send only what is pending: "
             "'b': URL refused 'b': 400 Bad Request: value must be at most 200 characters",
         ):
             cp.commit()
@@ -668,7 +672,7 @@ def test_fault_14_a_limit_told_as_400_names_its_key_alone(job):
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_fault_15_a_redirect_is_an_error_and_not_followed(job, status):
     job.seed(a=A)
-    said = f"URL redirects ({status}), which is not followed: correct the base URL"
+    said = f"URL redirects ({status}), and redirects are not followed: correct the base URL"
     with ApiServer(token=TOKEN) as other:
         for target in (job.api.url, other.url):
             redirect = Answer(status, headers={"Location": f"{target}/sync-job-run-state?state_key=run"})
@@ -706,7 +710,7 @@ def test_fault_17_an_echo_of_something_else_is_an_error(job, answer):
     job.api.set(write_answer=answer)
     with job.run() as cp:
         cp["a"] = A
-        with job.fails(StoreError, "wrote 'a', and the service answered with another key or value"):
+        with job.fails(StoreError, "after a write of 'a' the service answered with another key or value"):
             cp.commit()
         assert cp.changed == {"a"}
         job.api.set(write_answer=200)
@@ -835,7 +839,7 @@ def test_fault_20_an_untrusted_certificate_fails_at_once(job, name, trusted, exp
     assert re.fullmatch(
         rf"{server.url}: the service's certificate is not trusted: \[SSL: CERTIFICATE_VERIFY_FAILED\] "
         rf"certificate verify failed: {re.escape(said)} \(_ssl\.c:\d+\); "
-        r"trusted is what \$SSL_CERT_FILE( or \$SSL_CERT_DIR)? names",
+        r"only the certificates in \$SSL_CERT_FILE( or \$SSL_CERT_DIR)? are trusted",
         str(caught.value),
     )
     assert server.requests == []
@@ -854,7 +858,7 @@ def test_fault_20_a_certificate_that_is_trusted_is_taken(job):
 def test_fault_20_tls_where_none_is_spoken_says_so(job):
     store = job.store(job.api.url.replace("http:", "https:"))
     with (
-        pytest.raises(StoreError, match="no TLS is spoken there, so try http://: ConnectError: ") as caught,
+        pytest.raises(StoreError, match=r"does not speak TLS: try http:// \(ConnectError: ") as caught,
         job.run(store),
     ):
         pass
@@ -915,7 +919,7 @@ def test_fault_22_one_failing_key_of_three_is_a_partial_commit(job):
         cp["a"] = cp["b"] = cp["c"] = B
         with job.fails(
             PartialCommit,
-            "'a', 'c' committed, 'b' pending and still changed: commit again sends only those: "
+            "'a', 'c' committed, 'b' pending: commit again to send only what is pending: "
             "'b': URL refused 'b': 422 Bad: b is odd",
         ) as caught:
             cp.commit()
@@ -938,7 +942,7 @@ def test_fault_22_each_key_that_fails_for_good_has_its_own_error(job):
         cp["a"] = cp["b"] = cp["c"] = B
         with job.fails(
             PartialCommit,
-            "'b' committed, 'a', 'c' pending and still changed: commit again sends only those: "
+            "'b' committed, 'a', 'c' pending: commit again to send only what is pending: "
             "'a': URL refused 'a': 422 Bad: a is odd; 'c': URL refused 'c': 400 Bad: c is odd",
         ) as caught:
             cp.commit()
@@ -979,7 +983,7 @@ def test_fault_23_the_newest_is_so_in_time_and_not_in_spelling(job, older, newer
 def test_fault_23_a_page_that_repeats_itself_is_an_error(job):
     job.seed(**{f"k{n}": {"n": n} for n in range(7)})
     job.api.set(page_size=3, repeated_cursor=True)
-    with job.fails(StoreError, "the list of 'run' repeats its page '3': it would never end"), job.run():
+    with job.fails(StoreError, "the list of 'run' repeats its page '3', and would never end"), job.run():
         pass
     assert job.calls() == ["GET"] * 2
 
@@ -1037,7 +1041,7 @@ def test_fault_36_a_slow_upload_meets_the_deadline(job):
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         pool.submit(read_slowly, listener)
         store = job.store(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5, deadline=1.5)
-        with pytest.raises(CommitUnknown, match="whether 'a' in 'run' was written is unknown") as caught:
+        with pytest.raises(CommitUnknown, match="it is unknown whether 'a' in 'run' was written") as caught:
             store.commit("run", {"a": "x" * 20_000_000})
         job.errors.append(caught.value)
         done.set()

@@ -155,7 +155,7 @@ def test_fault_26_a_bad_token_is_refused_and_not_shown(token):
     with pytest.raises(ValueError, match="API token") as caught:
         TrutoStore(token=token)
     assert str(caught.value) == (
-        "the API token must be printable ASCII without spaces, not empty; it is not shown here"
+        "the API token must be printable ASCII without spaces, and not empty (it is not shown here)"
     )
     frame = caught.value.__traceback__.tb_next  # the first is the test's own
     while frame is not None:
@@ -175,7 +175,7 @@ def test_fault_26_a_missing_token_says_where_it_is_looked_for(monkeypatch):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_fault_27_what_is_no_number_is_refused_when_set(store, number):
-    said = f"is {number}: JSON has no form for it"
+    said = f"is {number}, which JSON cannot represent"
     assert_refused(store, {"at": number}, ValueError, f"cursor['at'] {said}")
     assert_refused(store, {"at": [0.5, {"b": (number,)}]}, ValueError, f"cursor['at'][1]['b'][0] {said}")
 
@@ -204,7 +204,9 @@ def test_fault_29_depth_and_cycles_are_refused_without_a_crash(store):
             for spoil in (lambda cursor=cursor: cp.__setitem__("a", cursor), lambda cursor=cursor: spoilt(cp, cursor)):
                 with pytest.raises(ValueError, match="levels") as caught:
                     spoil()
-                assert str(caught.value).startswith("a cursor has at most 254 levels, and no cycles: see cursor['a'][")
+                assert str(caught.value).startswith(
+                    "a cursor must have at most 254 levels, and no cycles: see cursor['a']["
+                )
             cp.discard()
     assert stored(store) == {}
 
@@ -236,22 +238,22 @@ def test_fault_30_keys_that_are_no_str_are_refused(store, key, kind):
     assert_refused(store, {"at": [{key: 1}]}, TypeError, f"cursor['at'][0] {said}")
 
 
-TAKES = "incremental() takes it as it is"
+TAKES = "use cp.incremental(), which accepts such values in rows"
 
 
 @pytest.mark.parametrize(
     ("item", "kind", "advice"),
     [
-        (datetime(2024, 5, 1, tzinfo=timezone.utc), "datetime", f"its isoformat(), or let a stream keep it: {TAKES}"),
-        (date(2024, 5, 1), "date", f"its isoformat(), or let a stream keep it: {TAKES}"),
-        (Decimal("1.5"), "Decimal", f"its str(), or let a stream keep it: {TAKES}"),
+        (datetime(2024, 5, 1, tzinfo=timezone.utc), "datetime", f"its isoformat(), or {TAKES}"),
+        (date(2024, 5, 1), "date", f"its isoformat(), or {TAKES}"),
+        (Decimal("1.5"), "Decimal", f"its str(), or {TAKES}"),
         (UUID(int=1), "UUID", "its str()"),
         ({1}, "set", "a sorted list"),
         (b"1", "bytes", "text, such as its hex()"),
     ],
 )
 def test_fault_31_what_json_cannot_hold_is_refused_with_advice(store, item, kind, advice):
-    said = f"is a {kind}, which JSON has no form for: store {advice}"
+    said = f"is a {kind}, which JSON cannot represent: store {advice}"
     assert_refused(store, {"at": item}, TypeError, f"cursor['at'] {said}")
     assert_refused(store, {"at": [1, {"b": item}]}, TypeError, f"cursor['at'][1]['b'] {said}")
 
@@ -277,8 +279,8 @@ def assert_corrupt(store, value, why):
                 read()
             assert (caught.value.state_key, caught.value.key, caught.value.value) == ("run", "odd", value)
             assert str(caught.value) == (
-                f"the value of 'odd' in 'run' is not a cursor ({why}); "
-                "it is kept as it is: read it with cp.raw['odd'], or set the key to replace it"
+                f"the value of 'odd' in 'run' is not a cursor ({why}), and was left unchanged: "
+                "read it with cp.raw['odd'], or set the key to replace it"
             )
         assert cp.changed == set()
         cp["a"] = B
@@ -368,7 +370,7 @@ def test_fault_34_a_value_that_is_no_string_is_opaque(api, truto, value, raw):
 LARGE = 75_000_000
 """Characters that make a stored value of 100 MB."""
 
-SMALL = "a cursor should be small (and a group have more shards)"
+SMALL = "store less in one cursor, or use more shards for a group"
 
 
 def test_fault_35_a_dict_changed_after_it_was_set_is_no_change(store):
@@ -406,7 +408,7 @@ def test_fault_36_a_cursor_of_1_mb_works_and_warns(store, caplog):
         assert caplog.messages == []
         cp["a"] = cursor
     assert caplog.messages == [
-        "'run': the value of 'a' is 1333348 bytes; a cursor should be small (and a group have more shards)"
+        "'run': the value of 'a' is 1333348 bytes: store less in one cursor, or use more shards for a group"
     ]
     with Checkpointer("run", store) as cp:
         assert cp["a"] == cursor
@@ -419,7 +421,7 @@ def test_fault_36_a_cursor_of_100_mb_works_in_a_file(tmp_path, caplog):
     with Checkpointer("run", url) as cp:
         assert cp["a"] == {"seen": "x" * LARGE}
     assert caplog.messages == [
-        "'run': the value of 'a' is 100000016 bytes; a cursor should be small (and a group have more shards)"
+        "'run': the value of 'a' is 100000016 bytes: store less in one cursor, or use more shards for a group"
     ]
 
 

@@ -31,7 +31,7 @@ A, B = {"at": 1}, {"at": 2}
 EMPTY = (
     b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 13\r\n\r\n{"result":[]}'
 )
-REWRITES = "a gateway or proxy answers in the API's place, or rewrites paths"
+REWRITES = "a gateway or proxy answers in place of the API, or rewrites paths"
 
 
 @pytest.fixture
@@ -377,9 +377,9 @@ def test_fault_83_options_of_a_url_reach_the_store(api, monkeypatch):
         ("timeout=-1", "timeout='-1' in the store's URL cannot be read"),
         ("concurrency=1.5", "concurrency='1.5' in the store's URL cannot be read"),
         ("concurrency=0", "must be greater than 0"),
-        ("rate=50", "requests/seconds are wanted, such as 500/10"),
+        ("rate=50", "it must be requests/seconds, such as 500/10"),
         ("rate=50/0", "rate='50/0' in the store's URL cannot be read"),
-        ("deadline=1&deadline=2", "'deadline' stands twice"),
+        ("deadline=1&deadline=2", "'deadline' occurs twice"),
         ("dedline=1", "it may have the options concurrency, deadline, rate, timeout"),
         ("deadline=1&x", "it may have the options concurrency, deadline, rate, timeout"),
     ],
@@ -488,7 +488,7 @@ def test_fault_91_an_endless_list_ends_at_the_deadline(api, stores):
 
     api.script(endless, forever=True)
     began = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=r"gave up after .*; \d+ pages of the list of 'run' had come"):
+    with pytest.raises(StoreUnavailable, match=r"gave up after .*; \d+ pages of the list of 'run' were read before"):
         stores(deadline=1.0, rate=(1_000_000, 1.0)).load("run")
     assert 0.9 < time.monotonic() - began < 3
 
@@ -663,7 +663,7 @@ def test_fault_94_a_proxy_that_says_nothing_is_named(stores, no_proxies, scheme)
         no_proxies.setenv("ALL_PROXY", f"http://user:hidden-word@127.0.0.1:{port}")
         with pytest.raises(StoreUnavailable) as caught:
             stores(f"{scheme}://api.example", timeout=0.3, deadline=0.5).load("run")
-    assert f"(by way of the proxy 127.0.0.1:{port} ($ALL_PROXY))" in str(caught.value)
+    assert f"(through the proxy 127.0.0.1:{port} ($ALL_PROXY))" in str(caught.value)
     assert "hidden-word" not in str(caught.value)
 
 
@@ -770,7 +770,7 @@ def test_fault_94_a_companys_certificate_names_the_variable(tmp_path, no_proxies
     certificate.cert_chain_pems[0].write_to_path(files[0])
     certificate.private_key_pem.write_to_path(files[1])
     with ApiServer(ssl_certfile=files[0], ssl_keyfile=files[1]) as api:
-        with pytest.raises(StoreError, match="a company's own CA is named by SSL_CERT_FILE"):
+        with pytest.raises(StoreError, match="for a company's own CA, set SSL_CERT_FILE"):
             stores(api.url).load("run")
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         no_proxies.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))

@@ -163,7 +163,7 @@ def test_fault_50_the_token_itself_is_not_shown_or_pickled():
     secret = Secret(TOKEN)
     assert (repr(secret), str(secret), f"{[secret]}") == ("Secret(***)", "Secret(***)", "[Secret(***)]")
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        with pytest.raises(TypeError, match="a secret is not pickled"):
+        with pytest.raises(TypeError, match="a secret cannot be pickled"):
             pickle.dumps(secret, protocol)
 
 

@@ -279,7 +279,7 @@ def test_what_a_job_reads_and_sets_is_what_the_tap_gets():
         (
             "singer",
             {"bookmarks": {"a": {"at": float("nan")}}},
-            "the document is not JSON: the document['bookmarks']['a']['at'] is nan: JSON has no form for it",
+            "the document is not JSON: the document['bookmarks']['a']['at'] is nan, which JSON cannot represent",
         ),
         ("airbyte", 7, "the document must be an object, not a number"),
         ("airbyte", {}, "the document must have the type STREAM, GLOBAL or LEGACY, or 'data'; it has 'LEGACY'"),
@@ -345,7 +345,7 @@ def test_an_invalid_document_is_told(kind, document, sentence):
         (
             "json",
             {"a": {"at": float("inf")}},
-            "the cursor of 'a' is not JSON: the cursor of 'a'['at'] is inf: JSON has no form for it",
+            "the cursor of 'a' is not JSON: the cursor of 'a'['at'] is inf, which JSON cannot represent",
         ),
     ],
 )

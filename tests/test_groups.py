@@ -175,7 +175,7 @@ def test_a_held_member_reads_as_its_last_claim_and_is_not_set(store):
         assert stream.start_value == 1
         again = cp.incremental("a", "at", group=group)
         assert (stream.live, again.live) == (False, True)
-        with pytest.raises(ValueError, match="not a live stream"):
+        with pytest.raises(ValueError, match="nor a live stream"):
             cp.commit(stream)
 
 

@@ -341,17 +341,23 @@ def test_shards_without_a_head_are_damage_and_no_fresh_start():
     entries = packed(MEMBERS, 2)
     del entries["__group__.g"]
     seed(store, **entries)
-    with Checkpointer("run", store) as cp, pytest.raises(CorruptState, match="has 2 shards and no head"):
+    with Checkpointer("run", store) as cp, pytest.raises(CorruptState, match="has 2 shards, but no head"):
         cp.group("g")
     assert decoded(store) == entries
 
 
-def test_a_damaged_head_is_named():
+@pytest.mark.parametrize("value", [None, codec.encode({"members": "entries"})])
+def test_a_damaged_head_is_mended_as_its_error_says(value):
+    """The mapping and `raw` do not hold it; the statement in the text does it, with the value or None."""
     store = MemoryStore()
-    seed(store, **{"__group__.g": {"shards": "many"}})
+    seed(store, **{"__group__.g": {"shards": "many"}, "__group__.g/a": A})
     with Checkpointer("run", store) as cp, pytest.raises(CorruptState) as caught:
         cp.group("g")
     assert caught.value.key == "__group__.g"
+    statement = "store.commit('run', {'__group__.g': value})"
+    assert str(caught.value).endswith(f": restore its value with {statement}, or delete it with None as value")
+    eval(statement, {"store": store, "value": value})
+    assert members(store) == {"a": A}
 
 
 def test_a_damaged_shard_harms_only_who_reads_it():
@@ -543,7 +549,7 @@ def test_a_first_commit_of_version_1_that_was_cut_off_counts():
 def test_a_group_over_a_plain_cursor_is_refused(store, cursor):
     seed(store, g=cursor)
     with Checkpointer("run", store) as cp:
-        with pytest.raises(ValueError, match="'g' in 'run' holds a cursor, and not a group"):
+        with pytest.raises(ValueError, match="'g' in 'run' holds a cursor, not a group"):
             cp.group("g")
         with pytest.raises(ValueError, match="holds a cursor"):
             cp.incremental("s", "at", group="g")
@@ -569,7 +575,7 @@ def test_its_name_and_entries_are_no_keys_of_the_mapping(store):
         cp.commit()
         assert (dict(cp), len(cp), "g" in cp, "g" in cp.raw) == ({"own": A}, 1, False, False)
         for refused in (lambda: cp.update(g=A), lambda: cp.incremental("g", "at"), lambda: cp.restore("g", 1)):
-            with pytest.raises(ValueError, match="holds the group 'g'"):
+            with pytest.raises(ValueError, match="stores the group 'g'"):
                 refused()
         cp["set"] = A
         with pytest.raises(ValueError, match="is a key of this run"):
@@ -753,7 +759,7 @@ def test_reshard_says_what_it_cannot_do(store):
     with pytest.raises(ValueError, match="there is no group 'g' in 'run'"):
         reshard(store, "run", "g", 2)
     seed(store, **{"__group__.g": HEAD, "__group__.g/a": A})
-    with pytest.raises(ValueError, match="has an entry a member"):
+    with pytest.raises(ValueError, match="has one entry per member"):
         reshard(store, "run", "g", 2)
     assert "__lease__" not in store.load("run")
 
@@ -781,5 +787,5 @@ def test_entries_of_version_1_beside_a_moved_group_are_told(caplog, shards):
     with Checkpointer("run", store) as cp:
         assert dict(cp.group("g")) == {**MEMBERS, "mine": A}
     beside = "'g'" if shards == 1 else "'g.04-00', 'g.04-01', 'g.04-02', 'g.04-03'"
-    told = f"'run': a job of release 0.1 keeps the group 'g' beside this one, in {beside}, and starts over there"
-    assert caplog.messages == [f"{told}: end it, and delete what it left"]
+    told = f"'run': a job of release 0.1 stores the group 'g' in entries of its own ({beside}), apart from this one"
+    assert caplog.messages == [f"{told}: stop that job, and delete these entries"]

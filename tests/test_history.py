@@ -61,7 +61,7 @@ def write(store: MemoryStore | SQLiteStore, *values: str | None) -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (-1, "must be a number from 0 on, not -1"),
+        (-1, "must be 0 or more, not -1"),
         (1.5, "must be an int, not float"),
         ("100", "must be an int, not str"),
         (True, "must be an int, not bool"),

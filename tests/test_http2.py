@@ -116,7 +116,7 @@ def test_a_long_wait_is_told_while_it_lasts(served, stores, caplog, monkeypatch)
     threading.Timer(0.6, served.hang).start()
     store = stores(deadline=20.0)
     assert store.load("run") == {}
-    assert caplog.messages == [f"{served.url}: no good answer yet, trying for up to 20 s: no answer yet"]
+    assert caplog.messages == [f"{served.url}: no usable answer yet, trying for up to 20 s: no answer yet"]
 
 
 def test_fault_95_ctrl_c_comes_out_and_the_next_load_works(served, stores):

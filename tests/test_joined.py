@@ -166,8 +166,8 @@ def test_a_stream_does_not_pass_rows_that_were_rolled_back(connection, path, gro
                 cp.commit()
             what = "'s'" if group is None else "'s' of the group 'g'"
             assert str(caught.value) == (
-                f"the transaction that {what} was last committed in was rolled back, and its rows with it: "
-                "call discard(), and ask the source again from start_value"
+                f"the transaction in which {what} was last committed was rolled back, together with its rows: "
+                "call cp.discard(), and ask the source again from start_value"
             )
         cp.discard()
         assert stream.start_value == 1
@@ -231,7 +231,7 @@ def test_a_foreign_write_is_a_conflict_inside_a_transaction(connection, path):
 def test_what_needs_a_transaction_of_its_own_is_refused(connection):
     store = SQLiteStore(connection=connection)
     for options in ({"min_interval": 1.0}, {"exclusive": True}):
-        with pytest.raises(ValueError, match="no exclusive, no min_interval"):
+        with pytest.raises(ValueError, match="leave out exclusive and min_interval"):
             Checkpointer("run", store, **options)
     with pytest.raises(ValueError, match="use a Checkpointer"):
         AsyncCheckpointer("run", store)

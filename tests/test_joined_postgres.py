@@ -198,7 +198,7 @@ def test_a_foreign_write_is_a_conflict_inside_a_transaction(connection, stored, 
 def test_what_needs_a_transaction_of_its_own_is_refused(connection):
     store = PostgresStore(connection=connection)
     for options in ({"min_interval": 1.0}, {"exclusive": True}):
-        with pytest.raises(ValueError, match="no exclusive, no min_interval"):
+        with pytest.raises(ValueError, match="leave out exclusive and min_interval"):
             Checkpointer("run", store, **options)
     with pytest.raises(ValueError, match="use a Checkpointer"):
         AsyncCheckpointer("run", store)

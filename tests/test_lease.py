@@ -179,7 +179,7 @@ def test_a_run_whose_lease_was_taken_commits_nothing_over_http(api, truto, monke
             cp.__exit__(None, None, None)
     assert held(truto) == taken
     assert "a" not in truto.load("run")
-    assert "'run': another run took the lease; no commit is made" in caplog.messages
+    assert "'run': another run took the lease: no more commits" in caplog.messages
 
 
 def test_commits_and_renewals_do_not_get_into_each_others_way(store, monkeypatch):

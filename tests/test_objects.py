@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = "2024-05-01T10:00:00.000Z"
-KEPT = "it is kept as it is: put a good copy in its place, or move it away to start over"
+KEPT = "and was left unchanged: replace it by a good copy, or move it away to start over"
 
 in_parallel = multiprocessing.get_context("fork")
 
@@ -294,7 +294,7 @@ def test_any_other_url_is_refused(url: str) -> None:
         ObjectStore(url)
     assert str(caught.value) == (
         "an object store's URL is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, "
-        f"with ?deadline=60 behind it or nothing, not {url!r}"
+        f"optionally followed by ?deadline=60, not {url!r}"
     )
 
 
@@ -302,7 +302,7 @@ def test_any_other_url_is_refused(url: str) -> None:
     "query", ["a=b", "deadline", "deadline=0", "deadline=x", "deadline=inf", "deadline=5&deadline=6"]
 )
 def test_an_option_it_does_not_have_is_refused(query: str) -> None:
-    with pytest.raises(ValueError, match="no option but deadline|store's URL cannot be read|stands twice"):
+    with pytest.raises(ValueError, match="only the option deadline|store's URL cannot be read|occurs twice"):
         ObjectStore(f"s3://bucket/a?{query}")
 
 
@@ -352,7 +352,7 @@ def test_a_name_too_long_for_an_object_is_refused_at_once(s3: str, proxy: Proxy)
     proxy.calls.clear()
     for state_key, size in ((longest + "x", 1025), ("é" * 500, 3011)):
         for call in (store.load, lambda key: store.commit(key, {"a": "1"})):
-            with pytest.raises(ValueError, match=f"would have {size:,} bytes of at most 1,024"):
+            with pytest.raises(ValueError, match=f"would have {size:,} bytes, and at most 1,024"):
                 call(state_key)
     assert proxy.calls == []
 
@@ -451,13 +451,16 @@ ENTRY = GOOD["entries"]["a"]
         (json.dumps(GOOD).replace('"1"', '"\\ud800"').encode(), ""),
         (json.dumps(GOOD).encode("utf-16"), ""),
         (b"[" * 100_000, ""),
-        (b"[" * 1_020 + b"]" * 1_020, "the document has not the fields format, state_key, version, commits, entries"),
+        (
+            b"[" * 1_020 + b"]" * 1_020,
+            "the document does not have the fields format, state_key, version, commits, entries",
+        ),
         (json.dumps(GOOD).replace("{", f'{{"format": {"[" * 1_020}{"]" * 1_020}, ', 1).encode(), ""),
-        (b"[]", "the document has not the fields format, state_key, version, commits, entries"),
-        (b"{}", "the document has not the fields format, state_key, version, commits, entries"),
-        (GOOD | {"more": 1}, "the document has not the fields format, state_key, version, commits, entries"),
-        (GOOD | {"format": 2}, "its format is 2, and this release knows 1: upgrade checkpoint-store"),
-        ({"format": 2}, "its format is 2, and this release knows 1: upgrade checkpoint-store"),
+        (b"[]", "the document does not have the fields format, state_key, version, commits, entries"),
+        (b"{}", "the document does not have the fields format, state_key, version, commits, entries"),
+        (GOOD | {"more": 1}, "the document does not have the fields format, state_key, version, commits, entries"),
+        (GOOD | {"format": 2}, "its format is 2, and this release reads format 1: upgrade checkpoint-store"),
+        ({"format": 2}, "its format is 2, and this release reads format 1: upgrade checkpoint-store"),
         (GOOD | {"format": True}, "the format of the document is a bool"),
         (GOOD | {"version": "1"}, "the version of the document is a str"),
         (GOOD | {"version": 2**70}, "the version of the document is a float"),
@@ -466,10 +469,10 @@ ENTRY = GOOD["entries"]["a"]
         (GOOD | {"version": -1}, "the version of the document is out of range"),
         (GOOD | {"version": 2**63 - 1}, "the version of the document is out of range"),
         (GOOD | {"version": 2**64 - 1}, "the version of the document is out of range"),
-        (GOOD | {"state_key": "JOB"}, "it is that of 'JOB'"),
+        (GOOD | {"state_key": "JOB"}, "it belongs to the namespace 'JOB'"),
         (GOOD | {"entries": {"": ENTRY}}, "key must not be ''"),
-        (json.dumps(GOOD).replace('{"a"', f'{{"a": {json.dumps(ENTRY)}, "a"').encode(), "it holds a key twice"),
-        (json.dumps(GOOD).replace('"value"', '"value": "0", "value"').encode(), "it holds a key twice"),
+        (json.dumps(GOOD).replace('{"a"', f'{{"a": {json.dumps(ENTRY)}, "a"').encode(), "a key occurs twice"),
+        (json.dumps(GOOD).replace('"value"', '"value": "0", "value"').encode(), "a key occurs twice"),
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )
@@ -487,7 +490,7 @@ def test_fault_41_what_cannot_be_read_is_an_error_and_kept(
             call()
         assert type(caught.value) is StoreError
         assert re.fullmatch(
-            rf"{s3}/state/job\.json is not a usable checkpoint object \({re.escape(said) or '.+'}\); {KEPT}",
+            rf"{s3}/state/job\.json is not a usable checkpoint object \({re.escape(said) or '.+'}\), {KEPT}",
             str(caught.value),
         )
     assert raw() == data
@@ -548,9 +551,7 @@ def test_what_is_too_large_is_refused_and_nothing_is_written(
     monkeypatch.setattr(bucket, "MAX_OBJECT", len(before) - 1)
     with pytest.raises(StoreError) as caught:
         store.load("job")
-    assert str(caught.value) == (
-        f"{s3}/state/job.json: it has {len(before)} bytes, and {len(before) - 1} are read at most"
-    )
+    assert str(caught.value) == (f"{s3}/state/job.json: it has {len(before)} bytes; at most {len(before) - 1} are read")
 
 
 def test_a_large_value_is_written_in_one_put(store: ObjectStore, proxy: Proxy) -> None:
@@ -602,9 +603,9 @@ def test_whoever_never_gets_a_turn_is_told_what_to_do(store: ObjectStore, proxy:
     with pytest.raises(StoreUnavailable) as caught:
         store.commit("job", {"a": "1"})
     found = re.fullmatch(
-        r".*/job\.json: gave up after \d+ attempts in \d\.\d s: no time is left to write; (\d+) times another run "
-        r"wrote the namespace first: commit with commit_soon, which lets others go first, give each worker a namespace "
-        r"of its own, or put \?deadline=180 behind the store's URL",
+        r".*/job\.json: gave up after \d+ attempts in \d\.\d s: no time was left to write; another run wrote the "
+        r"namespace first, (\d+) times: commit with commit_soon, which lets others go first, give each worker a "
+        r"namespace of its own, or add \?deadline=180 to the store's URL",
         str(caught.value),
     )
     assert found is not None, caught.value
@@ -635,7 +636,7 @@ def test_fault_87_a_bucket_that_ignores_conditions_is_refused(
     monkeypatch.setattr(bucket.Bucket, "checked", False)
     proxy.forever["PUT"] = ignoring(*ignored)
     header = "If-Match" if "if-match" in ignored else "If-None-Match"
-    with pytest.raises(StoreError, match=f"the service ignores {header}, so that runs would overwrite"):
+    with pytest.raises(StoreError, match=f"the service ignores {header}, so runs could overwrite"):
         store.commit("job", {"a": "1"}, {"a": None})
     if header == "If-Match":
         assert other.load("job") == {}
@@ -776,7 +777,7 @@ def test_a_single_sign_on_gives_the_credentials(
 def test_a_profile_without_boto3_says_what_to_install(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "elsewhere")
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(StoreError, match="AWS_PROFILE is set, and boto3 reads profiles: pip install boto3"):
+    with pytest.raises(StoreError, match="AWS_PROFILE is set, and profiles need boto3: pip install boto3"):
         ObjectStore(s3).load("job")
 
 
@@ -988,7 +989,9 @@ def test_a_put_that_too_many_others_followed_is_unknown(store: ObjectStore, prox
     proxy.script("PUT", overtaken(module.REMEMBERED))
     with pytest.raises(CommitUnknown) as caught:
         store.commit("job", {"a": "2"})
-    assert str(caught.value.__cause__).endswith("/state/job.json: too many commits followed to tell")
+    assert str(caught.value.__cause__).endswith(
+        "/state/job.json: too many commits followed to find out whether this one was written"
+    )
     proxy.script("PUT", after(lambda: [other.commit("job", {"b": "0"}) for _ in range(40)], answers(412)))
     with pytest.raises(CommitUnknown):
         store.commit("job", {"a": "3"})
@@ -1069,7 +1072,7 @@ def test_the_deadline_keeps_the_time_for_a_look(
 ) -> None:
     monkeypatch.setattr(ObjectStore, "_timeout", 15.0)
     store._deadline = 30.0
-    with pytest.raises(StoreUnavailable, match=r"gave up after 1 attempt in \d\.\d s: no time is left to write"):
+    with pytest.raises(StoreUnavailable, match=r"gave up after 1 attempt in \d\.\d s: no time was left to write"):
         store.commit("job", {"a": "1"})
     assert proxy.calls == ["GET"]
     store._deadline = 15.0
@@ -1166,14 +1169,14 @@ def test_missing_permission_is_told_at_once(store: ObjectStore, proxy: Proxy, an
     for method, call in (("GET", store.load), ("PUT", lambda key: store.commit(key, {"a": "1"}))):
         proxy.calls.clear()
         proxy.script(method, answer)
-        with pytest.raises(Unauthorized, match="check the credentials and what they may do"):
+        with pytest.raises(Unauthorized, match="check the credentials and their permissions"):
             call("job")
         assert proxy.calls == (["GET"] if method == "GET" else ["GET", "PUT"])
 
 
 def test_an_answer_without_an_etag_is_refused(store: ObjectStore, proxy: Proxy) -> None:
     proxy.script("GET", lambda request: request.send(Answer(200, {}, b"{}")))
-    with pytest.raises(StoreError, match="the service told no ETag, without which nothing can be compared"):
+    with pytest.raises(StoreError, match="the service sent no ETag, which is needed to detect other writers"):
         store.load("job")
 
 
@@ -1290,7 +1293,7 @@ def test_a_forked_process_in_which_it_cannot_work_says_so(store: ObjectStore) ->
         tempfile.tempdir = os.path.devnull
         with pytest.raises(StoreError, match="does not work in a forked process") as caught:
             store.load("job")
-        assert str(caught.value).endswith("start processes by spawn")
+        assert str(caught.value).endswith("the start method 'spawn'")
 
     in_children(1, child)
     assert store.load("job") == {}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from checkpoint import Store
 
 SCHEMES = "az:, gs:, http:, https:, memory:, postgres:, postgresql:, s3:, server+http:, server+https:, sqlite:"
-KNOWN = f"its URL begins with one of {SCHEMES}"
+KNOWN = f"a store's URL begins with one of {SCHEMES}"
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_scheme_may_be_in_capitals(
 ) -> None:
     monkeypatch.setenv("CHECKPOINT_TOKEN", "test-token")
     if store is None:  # refused, in the words of the store
-        with pytest.raises(ValueError, match=r"^the API's base URL has no query|: write postgresql://"):
+        with pytest.raises(ValueError, match=r"^the API's base URL must not have a query|: write postgresql://"):
             open_store(url)
         return
     opened = open_store(url)
@@ -74,10 +74,10 @@ def test_a_scheme_may_be_in_capitals(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Path("a b/state.db"), "a store's URL is a str such as 'sqlite:///a%20b/state.db', not PosixPath"),
-        (Path("/var/state.db"), "a store's URL is a str such as 'sqlite:////var/state.db', not PosixPath"),
-        (b"memory://x", "a store's URL is a str such as 'sqlite:///state.db', not bytes"),
-        (5, "a store's URL is a str such as 'sqlite:///state.db', not int"),
+        (Path("a b/state.db"), "a store's URL must be a str such as 'sqlite:///a%20b/state.db', not PosixPath"),
+        (Path("/var/state.db"), "a store's URL must be a str such as 'sqlite:////var/state.db', not PosixPath"),
+        (b"memory://x", "a store's URL must be a str such as 'sqlite:///state.db', not bytes"),
+        (5, "a store's URL must be a str such as 'sqlite:///state.db', not int"),
     ],
 )
 def test_what_is_no_text_says_what_to_write(given: object, said: str) -> None:
@@ -90,7 +90,7 @@ def test_what_is_no_text_says_what_to_write(given: object, said: str) -> None:
     "url", ["memory://?x=1#y", "memory://a?x=1", "memory://a#y", "memory://a?keep=5#y", "memory://#"]
 )
 def test_a_memory_stores_name_has_no_query(url: str) -> None:
-    with pytest.raises(ValueError, match="a memory store's URL is memory://name, not"):
+    with pytest.raises(ValueError, match="a memory store's URL must be memory://name, not"):
         open_store(url)
 
 
@@ -101,7 +101,7 @@ def test_a_memory_store_is_shared_by_its_name() -> None:
     assert open_store("memory://other") is not store
     with pytest.raises(ValueError, match="URL") as caught:
         open_store("memory://")
-    assert str(caught.value) == "a memory store's URL is memory://name, not 'memory://'"
+    assert str(caught.value) == "a memory store's URL must be memory://name, not 'memory://'"
 
 
 def test_an_empty_url_is_no_fresh_start_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_a_run_shows_no_password() -> None:
     ],
 )
 def test_a_users_password_in_the_apis_address_is_not_shown(url: str) -> None:
-    with pytest.raises(ValueError, match="has no user") as caught:
+    with pytest.raises(ValueError, match="must not have a user") as caught:
         open_store(url)
     assert "word" not in str(caught.value)
 

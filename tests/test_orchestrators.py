@@ -45,7 +45,7 @@ def test_from_cron(job, monkeypatch, caplog):
         monkeypatch.setattr(lease, name, seconds)
     with Checkpointer("crm", job.store, exclusive=True), pytest.raises(SystemExit) as left:
         job(title)
-    assert str(left.value).startswith("not started: 'crm' is held by ")
+    assert str(left.value).startswith("not started: 'crm' has been held by ")
 
 
 def fails_twice(job, rooms):

@@ -162,7 +162,7 @@ def test_an_unreadable_dsn_is_refused_and_not_shown(dsn: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "é" * 32, "a\0b"])
 def test_a_schema_has_a_name_that_postgresql_keeps_whole(name: str) -> None:
-    with pytest.raises(ValueError, match="a PostgreSQL schema has a name of 1 to 63 bytes"):
+    with pytest.raises(ValueError, match="the name of a PostgreSQL schema must have 1 to 63 bytes"):
         PostgresStore(schema=name)
 
 
@@ -182,7 +182,7 @@ def test_it_is_made_of_one_thing_or_the_other(other: Any) -> None:
         PostgresStore("host=x", connection=other)
     with pytest.raises(TypeError, match=r"must be a psycopg.Connection, not object"):
         PostgresStore(connection=object())
-    with pytest.raises(ValueError, match="keep must be a number from 0 on"):
+    with pytest.raises(ValueError, match="keep must be 0 or more"):
         PostgresStore(keep=-1)
 
 
@@ -221,8 +221,9 @@ def test_fault_41_a_newer_schema_is_refused_and_kept(postgres_url: str, other: A
             with pytest.raises(StoreError) as caught:
                 call()
             assert str(caught.value) == (
-                f"the checkpoint tables in the PostgreSQL schema '{schema}' have format 9; to use them a release must "
-                "know format 9, and this one knows 2: upgrade checkpoint-store to 0.7; they are kept as they are"
+                f"the checkpoint tables in the PostgreSQL schema '{schema}' have format 9, which needs a "
+                "release that knows format 9, and this one knows 2: upgrade checkpoint-store to 0.7; the tables were "
+                "left unchanged"
             )
         other.execute(f"UPDATE {schema}.checkpoint_schema SET readable_from = 2")
         assert values(store) == {"a": "1"}
@@ -787,7 +788,10 @@ def test_a_connection_that_comes_after_the_deadline_is_ended(
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     url = f"host=localhost port={proxy.port} user=postgres dbname=postgres application_name={schema}"
-    with closing(PostgresStore(url, deadline=0.3)) as store, pytest.raises(StoreUnavailable, match="no connection in"):
+    with (
+        closing(PostgresStore(url, deadline=0.3)) as store,
+        pytest.raises(StoreUnavailable, match="no connection was made in"),
+    ):
         store.load("job")
     connecting = next(thread for thread in threading.enumerate() if thread.name == "checkpoint-connect")
     asked.set()
@@ -973,7 +977,7 @@ def test_the_password_is_nowhere_to_be_seen(
     store = PostgresStore(f"postgresql://{user}:{SECRET}{locked}")
     shown = [repr(store), repr(vars(store)), repr(store._server)]
     assert store.commit("job", {"a": "1"}).entries == store.load("job")
-    with pytest.raises(TypeError, match="a PostgresStore is not pickled"):
+    with pytest.raises(TypeError, match="a PostgresStore cannot be pickled"):
         pickle.dumps(store)
     store.close()
     away = f"postgresql://{user}:{SECRET}@/postgres?host={tmp_path}"
@@ -1238,7 +1242,7 @@ def test_a_connection_that_cannot_be_used_says_why(plain_url: str, schema: str, 
                 call()
 
     with connection.pipeline():
-        refused(RuntimeError, "is busy: let the statement or the pipeline end first")
+        refused(RuntimeError, "is busy: finish the statement or the pipeline first")
     connection.execute("SET client_encoding = 'LATIN1'")
     refused(RuntimeError, "must have the client encoding UTF8, not iso8859-1")
     connection.rollback()

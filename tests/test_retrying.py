@@ -109,14 +109,14 @@ def test_a_wait_of_three_seconds_is_told_once(told):
     assert 2 < operation.quiet(deadline) <= 3
     operation.tell(deadline, "busy", pause=3)
     operation.tell(deadline, "busy", pause=3)
-    assert told() == ["the store: no good answer yet, trying for up to 60 s: busy"]
+    assert told() == ["the store: no usable answer yet, trying for up to 60 s: busy"]
     assert operation.quiet(deadline) == float("inf")
 
 
 def test_a_pause_about_to_pass_three_seconds_is_told(told, monkeypatch):
     monkeypatch.setattr(retrying, "SILENCE", 0.01)
     Operation("the store").call(Failing([Again("busy", pause=0.02)]), Deadline(10), QUICK)
-    assert told() == ["the store: no good answer yet, trying for up to 10 s: busy"]
+    assert told() == ["the store: no usable answer yet, trying for up to 10 s: busy"]
 
 
 def test_a_frozen_clock_stops_no_deadline():

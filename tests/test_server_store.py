@@ -398,7 +398,7 @@ def test_a_refusal_that_no_call_knows_is_an_error(api, store, code):
     answer = Answer(409, {"code": code, "key": []}, headers={"checkpoint-time": "2024-05-01T10:00:00Z"})
     for path, call in (STATE, lambda: store.load("job")), (COMMIT, lambda: store.commit("job", {"a": "1"})):
         script(api, answer, path=path)
-        with pytest.raises(StoreError, match="409|something else"):
+        with pytest.raises(StoreError, match="409|does not understand"):
             call()
 
 
@@ -576,12 +576,15 @@ def test_the_token_comes_from_the_environment_or_a_file(api, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("server+https:///x", "a server's URL is like server+https://checkpoint.example.com, not 'https:///x'"),
+        (
+            "server+https:///x",
+            "a server's URL must be a URL such as server+https://checkpoint.example.com, not 'https:///x'",
+        ),
         ("server+https://", "a server's URL is like"),
-        ("server+https://user:word@host", "a server's URL has no user; it is not shown here"),
+        ("server+https://user:word@host", "a server's URL must not have a user (it is not shown here)"),
         ("server+https://host?rate=1/1", "as a store's URL it may have the options deadline, timeout"),
         ("server+https://host?timeout=0", "timeout='0' in the store's URL cannot be read"),
-        ("server+https://host name", "no name that can be looked up"),
+        ("server+https://host name", "is not a valid name"),
     ],
 )
 def test_urls_that_are_none_are_refused(monkeypatch, url, said):
@@ -656,7 +659,7 @@ def test_runs_are_recorded_where_history_is_kept(api, store):
 
 def test_what_the_store_refuses_is_told_once(tmp_path):
     with ApiServer(SQLiteStore(tmp_path / "missing" / "state.db")) as api, opened(api) as store:
-        with pytest.raises(StoreError, match="cannot be created: its folder does not exist"):
+        with pytest.raises(StoreError, match="cannot be created, because its folder does not exist: create the folder"):
             store.load("job")
         assert len(api.requests) == 1
 
@@ -719,7 +722,7 @@ def test_the_api_answers_whoever_speaks_it(api):
         ({"state_key": "job", "changes": []}, "changes must be a JSON object"),
         ({"state_key": "job", "changes": {"a": 1}}, "the value of 'a' must be a str, not int"),
         ({"state_key": "job", "changes": {"": "1"}}, "key must not be ''"),
-        ({"state_key": "job", "changes": {}, "base": {"a": 1}}, "base: a JSON object is wanted"),
+        ({"state_key": "job", "changes": {}, "base": {"a": 1}}, "base: it must be a JSON object"),
         ({"state_key": "job", "changes": {}, "process": -1}, "process must be a number from 0 to 1000000000000000"),
         ({"state_key": "job", "changes": {}, "host": 1}, "host must be a str, not int"),
         ({"state_key": "job", "changes": {}, "new": 1}, "new is not a parameter of this request"),
@@ -759,7 +762,7 @@ def test_a_store_tells_after_three_seconds_that_it_waits(api, caplog):
         store.load("job")
     assert time.monotonic() - started < 8
     (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert told.startswith(f"{api.url}: no good answer yet, trying for up to 5 s: 503")
+    assert told.startswith(f"{api.url}: no usable answer yet, trying for up to 5 s: 503")
 
 
 def test_a_store_is_not_pickled_with_its_token(store):

@@ -274,7 +274,7 @@ def test_what_is_no_state_is_told_and_not_committed(job, rows):
         "{": "Expecting property name enclosed in double quotes: line 2 column 1 (char 2)",
         '{"type": "STATE", "value": {}}': "the document is a STATE message: pass its 'value'",
         '{"bookmarks": {"orders": {"id": NaN}}}': (
-            "the document is not JSON: the document['bookmarks']['orders']['id'] is nan: JSON has no form for it"
+            "the document is not JSON: the document['bookmarks']['orders']['id'] is nan, which JSON cannot represent"
         ),
     }
     assert job.run(rows=10) == (0, "")

@@ -111,7 +111,7 @@ def test_a_missing_value_is_missing_in_every_format(cursor_format, value):
         ("epoch", ValueError, "must be 'epoch_s', 'epoch_ms', 'epoch_us', 'epoch_ns', 'number', 'text', a pattern"),
         ("", ValueError, "must be"), ("iso", ValueError, "must be"), (5, TypeError, "not 5"),
         (lambda value: value, TypeError, "CursorFormat"), ("%d.%m.", ValueError, "has no year"),
-        ("%H:%M", ValueError, "has no year"), ("%Y-%m-%d %H:%M %Z", ValueError, "names of zones"),
+        ("%H:%M", ValueError, "has no year"), ("%Y-%m-%d %H:%M %Z", ValueError, "%Z is not supported"),
         ("%Y-%Q", ValueError, "has no %Q"), ("%Y-%", ValueError, "has no %"), ("%s", ValueError, "has no %s"),
         ("%Y %Y", ValueError, "twice"), ("%d%%", ValueError, "no year"), ("%V %u", ValueError, "no year"),
     ],
@@ -146,7 +146,7 @@ def test_an_unknown_time_zone(zone):
 )  # fmt: skip
 def test_fault_52_the_formats_that_would_read_a_text_are_named(text, named):
     assert formats_for(text)[0] == named
-    with pytest.raises(ValueError, match="does not say how it compares") as caught:
+    with pytest.raises(ValueError, match="without a known format") as caught:
         Scale("here").key(text)
     assert named in str(caught.value)
     for name in formats_for(text)[:-2]:
@@ -286,9 +286,9 @@ def test_a_failing_parse_is_named_and_values_keep_their_keys():
     of = scale(CursorFormat(lambda text: {"a": 1, "b": 2.5, "c": "2024-05-01T10:00:00Z"}[text]))
     quick = of.begin("a")
     assert [quick("a"), quick("b")] == [1, 2.5]
-    with pytest.raises(ValueError, match=r"here: the parse of cursor_format does not read 'x': KeyError\('x'\)"):
+    with pytest.raises(ValueError, match=r"here: the parse function of cursor_format failed on 'x': KeyError\('x'\)"):
         quick("x")
-    with pytest.raises(TypeError, match=r"here: 'c' .* does not compare with 'a'"):
+    with pytest.raises(TypeError, match=r"here: 'c' .* cannot be compared with 'a'"):
         quick("c")
 
 
@@ -343,7 +343,7 @@ def test_months_of_formats_are_those_of_the_calendar(cursor_format, value, moved
     ],
 )  # fmt: skip
 def test_what_does_not_move_says_so(cursor_format, value, step):
-    with pytest.raises(TypeError, match="cannot be moved by|has no format|without format"):
+    with pytest.raises(TypeError, match="cannot be moved by|has no format|without a format"):
         scale(cursor_format).shift(value, step, -1)
     if cursor_format == "text":
         with pytest.raises(TypeError, match="by months"):
@@ -404,7 +404,7 @@ def rows_of(*values):
 def test_fault_51_text_is_refused_and_right_with_a_format(cursor_format, values, order):
     refused, store = MemoryStore(), MemoryStore()
     for rows in (rows_of(*values), rows_of(*values[1:])):
-        with pytest.raises(ValueError, match="'s', 'at': .* is text that does not say how it compares"):
+        with pytest.raises(ValueError, match="'s', 'at': .* is text without a known format, so it cannot be compared"):
             run(refused, [rows], row_order=order)
     assert refused.load("run") == {}
     options = {"cursor_format": cursor_format, "timezone": "UTC", "row_order": order, "primary_key": "id"}
@@ -555,7 +555,7 @@ def test_fault_70_a_renamed_field():
         cp["s"] = {"updated_at": STORED}
     with (
         Checkpointer("run", store) as cp,
-        pytest.raises(ValueError, match="stored by 'updated_at', not by"),
+        pytest.raises(ValueError, match="stored with 'updated_at', not with"),
     ):
         cp.incremental("s", "modified")
 
@@ -606,5 +606,5 @@ def test_windows_of_formats_are_spelled_as_the_source_does():
         stream = cp.incremental("t", "at", cursor_format="%d.%m.%Y", timezone="UTC", initial_value="31.01.2024")
         assert [w.end for w in stream.windows("month", until="15.03.2024")] == ["29.02.2024", "15.03.2024"]
         stream = cp.incremental("u", "at", cursor_format=CursorFormat(lambda text: int(text, 16)), initial_value="0")
-        with pytest.raises(TypeError, match="without format"):
+        with pytest.raises(TypeError, match="without a format"):
             stream.windows(16, until="ff")

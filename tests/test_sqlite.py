@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FIXED, VULNERABLE = (3, 51, 3), (3, 40, 1)
-KEPT = "it is kept as it is: put a good copy in its place, or move it away to start over"
+KEPT = "and was left unchanged: replace it by a good copy, or move it away to start over"
 CANNOT_BE_OPENED = "cannot be opened: it and its folder must exist and be writable"
 
 as_a_user = pytest.mark.skipif(os.geteuid() == 0, reason="root is denied nothing")
@@ -140,7 +140,7 @@ def test_any_other_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL") as caught:
         SQLiteStore.from_url(url)
     assert str(caught.value) == (
-        f"a SQLite store's URL is sqlite:///relative.db or sqlite:////absolute.db, not {url!r}"
+        f"a SQLite store's URL must be sqlite:///relative.db or sqlite:////absolute.db, not {url!r}"
     )
 
 
@@ -295,8 +295,8 @@ def test_a_file_that_others_keep_in_wal_mode_is_refused(
         with pytest.raises(StoreError) as caught:
             impatient.load("job")
     assert gave_up(path, caught.value) == (
-        f"it is in WAL mode, which SQLite {sqlite3.sqlite_version} may corrupt (sqlite.org/wal.html, the WAL-reset "
-        "bug), and other connections keep it so: close them, or use SQLite 3.51.3 or later"
+        f"it is in WAL mode, in which SQLite {sqlite3.sqlite_version} may corrupt it (sqlite.org/wal.html, the "
+        "WAL-reset bug), and other connections keep it in that mode: close them, or use SQLite 3.51.3 or later"
     )
     assert len(impatient.load("job")) == 100
 
@@ -330,7 +330,7 @@ def refused(path: Path, reason: str) -> None:
     for call in (lambda: load(path), lambda: commit(path, "a")):
         with pytest.raises(StoreError) as caught:
             call()
-        assert str(caught.value) == f"{path} is not a usable checkpoint database ({reason}); {KEPT}"
+        assert str(caught.value) == f"{path} is not a usable checkpoint database ({reason}), {KEPT}"
     assert path.read_bytes() == before
     assert sorted(path.parent.iterdir()) == beside
 
@@ -373,7 +373,7 @@ def test_fault_41_a_file_cut_off_anywhere_is_no_fresh_start(path: Path) -> None:
         for _ in range(2):
             with pytest.raises(StoreError) as caught:
                 load(path)
-            assert str(caught.value) in {f"{path} is not a usable checkpoint database ({s}); {KEPT}" for s in said}
+            assert str(caught.value) in {f"{path} is not a usable checkpoint database ({s}), {KEPT}" for s in said}
         assert path.read_bytes() == whole[:length]
 
 
@@ -392,8 +392,8 @@ def test_fault_41_a_form_for_later_releases_is_refused(path: Path) -> None:
         with pytest.raises(StoreError) as caught:
             commit(path, "a")
         assert str(caught.value) == (
-            f"{path} has form 5, to be read from form 4 on, by checkpoint-store 0.4 or later, and this release knows "
-            "form 3: upgrade checkpoint-store; the file is kept as it is"
+            f"{path} has form 5, which needs a release that knows form 4 (checkpoint-store 0.4 or later), and this "
+            "one knows form 3: upgrade checkpoint-store; the file was left unchanged"
         )
     assert path.read_bytes() == before
 
@@ -672,7 +672,8 @@ def test_a_link_to_nothing_is_an_error(path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path} is a link to missing.db, which does not exist: name that file itself to create it, or remove the link"
+        f"{path} is a link to missing.db, which does not exist: pass the path of that file to create it, or "
+        "remove the link"
     )
     assert list(path.parent.iterdir()) == [path]
 
@@ -681,7 +682,7 @@ def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "state.db"
     with pytest.raises(StoreError) as caught:
         load(path)
-    assert str(caught.value) == f"{path} cannot be created: its folder does not exist"
+    assert str(caught.value) == f"{path} cannot be created, because its folder does not exist: create the folder"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -839,7 +840,10 @@ def test_a_wait_for_others_is_told_of_once(
         reader.execute("ROLLBACK")
         thread.join()
     assert caplog.messages == [
-        f"{path}: no good answer yet, trying for up to 60 s: other connections keep it locked, and nothing was written"
+        (
+            f"{path}: no usable answer yet, trying for up to 60 s: other connections keep it locked, and nothing "
+            "was written"
+        )
     ]
     assert values(store) == {"a": "2"}
     assert [found.name for found in path.parent.iterdir() if found.name.endswith(".lock")] == []
@@ -1023,8 +1027,8 @@ def test_a_file_that_was_taken_away_acknowledges_nothing(path: Path, store: SQLi
     with pytest.raises(StoreError) as caught:
         store.commit("job", {"a": "2"})
     assert str(caught.value) == (
-        f"{path} is gone: it was there when this store opened it, and was deleted or renamed since; put it back, or "
-        "start again to begin with a new file"
+        f"{path} is gone: it was deleted or renamed since this store opened it; put it back, or start the "
+        "process again to begin with a new file"
     )
     assert not path.exists()
 
@@ -1045,7 +1049,7 @@ def test_tables_without_a_version_are_no_fresh_start(path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path} is not a usable checkpoint database (its tables do not say which form they have); {KEPT}"
+        f"{path} is not a usable checkpoint database (its tables do not say which form they have), {KEPT}"
     )
     with closing(connect(path)) as connection:
         connection.execute("DROP TABLE checkpoint_schema")

@@ -154,7 +154,7 @@ class TestSQLiteStoreInTheCallersTransactions(StoreContract):
 def test_a_path_and_a_connection_are_refused(tmp_path: Path, plain: sqlite3.Connection) -> None:
     with pytest.raises(TypeError) as caught:
         SQLiteStore(tmp_path / "state.db", connection=plain)
-    assert str(caught.value) == "a store has a path or a connection, not both"
+    assert str(caught.value) == "pass either a path or a connection, not both"
     with pytest.raises(TypeError) as caught:
         SQLiteStore(connection=plain.cursor())
     assert str(caught.value) == "connection must be a sqlite3.Connection, not Cursor"
@@ -550,7 +550,8 @@ def test_another_thread_is_told_what_is_wrong(plain: sqlite3.Connection) -> None
             error = run(call)
             assert type(error) is RuntimeError
             assert str(error).startswith(
-                "a store uses its connection in that one's thread, and while it is open: SQLite objects created in a"
+                "use a store in the thread of its connection, and while the connection is open: SQLite objects "
+                "created in a"
             )
             assert isinstance(error.__cause__, sqlite3.ProgrammingError)
     store.commit("job", {"a": "2"})
@@ -577,7 +578,7 @@ def test_a_closed_connection_is_told(path: Path) -> None:
         with pytest.raises(RuntimeError) as caught:
             call()
         assert str(caught.value) == (
-            "a store uses its connection in that one's thread, and while it is open: "
+            "use a store in the thread of its connection, and while the connection is open: "
             "Cannot operate on a closed database."
         )
 
@@ -622,8 +623,8 @@ def test_a_cursor_in_the_way_of_a_migration_is_told(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable) as caught:
             store.commit("sync_job", {"deals": "1"})
         assert str(caught.value) == (
-            "another cursor of the connection holds a table of the connection's database, and nothing was written: "
-            "read it to its end first"
+            "another cursor of the connection uses a table of the connection's database, and nothing was written: "
+            "read that cursor to its end"
         )
         rows.close()
         store.commit("sync_job", {"deals": "1"})
@@ -640,7 +641,7 @@ def test_a_newer_schema_is_refused_and_the_transaction_stays(plain: sqlite3.Conn
         with pytest.raises(StoreError) as caught:
             call()
         assert str(caught.value) == (
-            "the connection's database has form 4, to be read from form 4 on, by checkpoint-store 0.3 or later, and "
-            "this release knows form 3: upgrade checkpoint-store; the file is kept as it is"
+            "the connection's database has form 4, which needs a release that knows form 4 (checkpoint-store 0.3 or "
+            "later), and this one knows form 3: upgrade checkpoint-store; the file was left unchanged"
         )
     assert plain.in_transaction

@@ -69,8 +69,8 @@ def back_up(path: Path) -> Path:
 
 def gone(path: Path) -> str:
     return (
-        f"{path} is gone: it was there when this store opened it, and was deleted or renamed since; put it back, or "
-        "start again to begin with a new file"
+        f"{path} is gone: it was deleted or renamed since this store opened it; put it back, or start the "
+        "process again to begin with a new file"
     )
 
 
@@ -212,8 +212,8 @@ def test_fault_88_a_log_of_the_former_file_is_refused(path: Path, monkeypatch: p
         with pytest.raises(StoreError) as caught:
             store.load("job")
         assert str(caught.value) == (
-            f"{path} was replaced, and state.db-wal, the log of the file before it, is still in use: end the other "
-            "processes that use it, put the file in its place again, and remove that log"
+            f"{path} was replaced, and state.db-wal, the log of the earlier file, is still in use: end the other "
+            "processes that use it, remove that log, and replace the file again"
         )
         assert path.read_bytes() == restored
         assert values(other) == {"a": "1"}  # alone with it now, it ends the log
@@ -294,8 +294,8 @@ def test_fault_40_a_file_system_without_locks_is_named(path: Path, tmp_path: Pat
         check=True,
     )
     assert done.stdout == (
-        f"{path} is on a file system without file locks (No locks available), where several runs would overwrite each "
-        "other: put it on a local disk, or mount the folder with locks\n"
+        f"{path} is on a file system without file locks (No locks available), where runs could overwrite each "
+        "other's commits: put it on a local disk, or mount the folder with locks\n"
     )
     assert {found.name for found in path.parent.iterdir()} <= {"state.db", "state.db-journal"}
 
@@ -391,7 +391,10 @@ def test_a_default_file_made_in_a_container_is_warned_of_once(
     use()
     created = tmp_path / "inside" / "checkpoint" / "state.db"
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, f"{created} was created inside a container, and is gone when that is: set CHECKPOINT_STORE")
+        (
+            logging.WARNING,
+            f"{created} was created inside a container, and is lost with it: set CHECKPOINT_STORE to a store outside",
+        )
     ]
 
 
@@ -536,7 +539,7 @@ def test_a_relative_path_needs_the_current_folder(tmp_path: Path, path: Path, mo
             opened()
         assert str(caught.value) == (
             "the path 'state.db' is relative, and the current folder cannot be found (No such file or directory): "
-            "name the file by an absolute path, or start in a folder that exists"
+            "pass an absolute path, or start in a folder that exists"
         )
     with closing(SQLiteStore(path)) as store:  # an absolute one does not
         store.commit("job", {"a": "1"})

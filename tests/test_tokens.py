@@ -70,7 +70,9 @@ def fails(call, text):
 def test_a_source_that_fails_is_unauthorized_and_asked_again(api, kind):
     source = told([LookupError("the vault is away"), NEW])
     with closing(kind(api.url, source)) as store:
-        fails(lambda: store.load("run"), r"^the API token from token= cannot be had: LookupError: the vault is away$")
+        fails(
+            lambda: store.load("run"), r"^the API token from token= is not available: LookupError: the vault is away$"
+        )
         assert api.requests == []
         assert store.load("run") == {}
 
@@ -88,7 +90,7 @@ def test_a_source_that_gives_no_token_is_unauthorized(api, kind, given):
 
 def test_a_source_that_fails_when_asked_again_is_unauthorized(api, kind):
     with closing(kind(api.url, told([OLD, ConnectionError(f"refresh of {OLD} failed")]))) as store:
-        error = fails(lambda: store.load("run"), r"cannot be had: ConnectionError: refresh of \*\*\* failed$")
+        error = fails(lambda: store.load("run"), r"is not available: ConnectionError: refresh of \*\*\* failed$")
         assert [text for text in shown(error, set()) if OLD in text] == []
 
 
@@ -96,7 +98,7 @@ def test_a_file_that_is_half_written_or_gone_is_unauthorized(api, kind, tmp_path
     file, variable = tmp_path / "token", f"{VARIABLES[kind]}_FILE"
     monkeypatch.setenv(variable, str(file))
     named = rf"^the API token from the file that \${variable} names "
-    fails(lambda: kind(api.url), f"{named}cannot be had: FileNotFoundError: .*No such file")
+    fails(lambda: kind(api.url), f"{named}is not available: FileNotFoundError: .*No such file")
     file.write_text("")
     fails(lambda: kind(api.url), f"{named}must be printable ASCII")
     file.write_text(f"{OLD}\n")
@@ -104,7 +106,7 @@ def test_a_file_that_is_half_written_or_gone_is_unauthorized(api, kind, tmp_path
         file.write_text("")
         fails(lambda: store.load("run"), f"{named}must be printable ASCII")
         file.unlink()
-        fails(lambda: store.load("run"), f"{named}cannot be had: FileNotFoundError")
+        fails(lambda: store.load("run"), f"{named}is not available: FileNotFoundError")
         file.write_text(f"{NEW}\n")
         assert store.load("run") == {}
 
@@ -223,7 +225,7 @@ def test_a_servers_time_of_any_form_is_a_moment_in_utc(api, text):
 def test_a_time_that_is_none_is_an_error_without_the_token(api, kind, text):
     api.script(Answer(200, {"result": []}, {HEADER[kind]: text}), forever=True)
     with closing(kind(api.url, OLD)) as store:
-        with pytest.raises(StoreError, match="does not tell its time: ") as caught:
+        with pytest.raises(StoreError, match="sent no valid time: ") as caught:
             store.clock()
         assert [each for each in shown(caught.value, set()) if OLD in each] == []
     assert type(caught.value) is StoreError

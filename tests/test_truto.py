@@ -435,7 +435,7 @@ def test_numbers_of_any_type_are_taken(api, value):
 @pytest.mark.parametrize("url", [None, Path("/srv"), b"https://api.invalid", 5])
 def test_a_base_url_that_is_no_text_is_refused(url):
     for kind, example in (TrutoStore, "https://api.truto.one"), (ServerStore, "server+https://checkpoint.example.com"):
-        with pytest.raises(TypeError, match=re.escape(f" is a str such as {example!r}, not {type(url).__name__}")):
+        with pytest.raises(TypeError, match=re.escape(f" must be a str such as {example!r}, not {type(url).__name__}")):
             kind(url, "token")
 
 
@@ -733,7 +733,9 @@ def test_a_json_body_that_echoes_nothing_is_success(api, truto, body):
 def test_a_404_of_the_list_is_no_state_and_is_told(api, truto, caplog):
     api.set(unknown_namespace=404)
     assert truto.load("run") == {}
-    assert caplog.messages == [f"{api.url}: 404 for 'run', taken as no state: is the base URL right?"]
+    assert caplog.messages == [
+        f"{api.url} answered 404 for 'run', so it holds no state yet: check the base URL if it should"
+    ]
 
 
 def test_stores_of_one_token_share_the_gate_and_the_lower_rate(api, impatient):
@@ -833,7 +835,7 @@ def test_an_echoed_token_is_taken_out_before_the_text_is_cut(api, fault):
 
 def test_tls_where_none_is_spoken_fails_at_once(api):
     store = TrutoStore(api.url.replace("http:", "https:"), api.token)
-    with pytest.raises(StoreError, match="no TLS is spoken there, so try http://"):
+    with pytest.raises(StoreError, match="does not speak TLS: try http://"):
         store.load("run")
     store.close()
 

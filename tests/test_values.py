@@ -58,7 +58,7 @@ def test_kinds(value, kind):
 )  # fmt: skip
 def test_fault_52_text_that_does_not_say_what_it_is(value):
     with pytest.raises(
-        ValueError, match="here: .* is text that does not say how it compares. Say what it is: "
+        ValueError, match="here: .* is text without a known format, so it cannot be compared. Say what it is: "
     ) as caught:
         key(value)
     assert str(caught.value).endswith("or a CursorFormat(parse, format)")
@@ -69,7 +69,7 @@ def test_fault_52_text_that_does_not_say_what_it_is(value):
     [("v1.9", True), ("2024-05", True), ("12", False), ("12/31/2025", False), ("May 1, 2024", False)],
 )
 def test_fault_52_text_is_advised_where_it_may_sort(value, sorts):
-    with pytest.raises(ValueError, match="does not say how it compares") as caught:
+    with pytest.raises(ValueError, match="without a known format") as caught:
         key(value)
     assert ("cursor_format='text'" in str(caught.value)) is sorts
 
@@ -153,13 +153,13 @@ def test_a_naive_value_is_an_instant_where_the_zone_is_stated():
     [(1, "2024-05-01"), ("2024-05-01T10:00:00Z", 1.5), (WALL, 5), (Decimal(1), WALL)],
 )
 def test_kinds_that_do_not_compare(one, other):
-    with pytest.raises(TypeError, match="here: .* does not compare with"):
+    with pytest.raises(TypeError, match="here: .* cannot be compared with"):
         keys(one, other)
 
 
 @pytest.mark.parametrize("naive", [WALL, "2024-05-01T10:00:00", date(2024, 5, 1), "2024-05-01"])
 def test_naive_and_aware(naive):
-    with pytest.raises(TypeError, match="say whose clock the first is, such as timezone='UTC'"):
+    with pytest.raises(TypeError, match="pass the time zone of the first, such as timezone='UTC'"):
         keys("2024-05-01T10:00:00Z", naive)
 
 
@@ -261,7 +261,7 @@ def test_what_does_not_move(value, step):
 
 
 def test_past_the_last_year():
-    with pytest.raises(OverflowError, match="past the year 9999"):
+    with pytest.raises(OverflowError, match="lies after the year 9999"):
         Scale("here").shift("9999-12-31T00:00:00Z", timedelta(days=2))
 
 
@@ -429,5 +429,5 @@ def test_fault_52_text_of_an_hour_that_was_seen_is_no_exception(zone, broken):
     quick = scale.begin(f"2024-05-01T10:00:00{zone}")
     for minute in range(60):
         assert quick(f"2024-05-01T10:{minute:02}:00{zone}")
-    with pytest.raises(ValueError, match="does not say how it compares"):
+    with pytest.raises(ValueError, match="without a known format"):
         quick(broken)

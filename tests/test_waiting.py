@@ -256,7 +256,7 @@ def test_a_wait_of_three_seconds_is_told(wait, told, monkeypatch):
         assert ended == []  # while it waits, not once it has
         wait.end()
     assert len(told.texts) == 1
-    said = rf"{re.escape(wait.where)}.*: no good answer yet, trying for up to \d+ s: {wait.why}"
+    said = rf"{re.escape(wait.where)}.*: no usable answer yet, trying for up to \d+ s: {wait.why}"
     assert re.match(said, told.texts[0])
     assert isinstance(ended[0], CheckpointError) != wait.lands
 

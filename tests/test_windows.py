@@ -167,7 +167,7 @@ def test_windows_are_fed_in_their_block_the_stream_never(memory):
     with Checkpointer("run", memory) as cp:
         inc = cp.incremental("s", "at", initial_value=0)
         [window] = inc.windows(10, until=10)
-        with pytest.raises(RuntimeError, match="fed inside its with block"):
+        with pytest.raises(RuntimeError, match="feed a window inside its with block"):
             window.filter(rows(1))
         for use in (
             lambda: inc.filter(rows(1)),
@@ -395,5 +395,5 @@ def test_a_window_that_is_entered_is_not_entered_again():
     with Checkpointer("run", MemoryStore()) as cp:
         stream = cp.incremental("s", "at", initial_value=0, end_value=10)
         (window,) = stream.windows(10)
-        with window, pytest.raises(RuntimeError, match="is entered already"), window:
+        with window, pytest.raises(RuntimeError, match="is already entered"), window:
             pass

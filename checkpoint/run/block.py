@@ -156,7 +156,7 @@ class Block:
         """Make a call that writes, unless the run was left; `leave_load` waits for it."""
         with self._lock:
             if self._layers.phase == "closed":
-                raise RuntimeError("the run was left before it had begun")
+                raise RuntimeError("the run ended before it had begun")
             self._writing = True
         try:
             return call()

@@ -131,7 +131,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
             check_exclusive(exclusive)
         if joined(settings.store) is not None and (exclusive is not False or min_interval):
-            raise ValueError("with connection= the caller's transaction commits: no exclusive, no min_interval")
+            raise ValueError("with connection= the caller's transaction commits: leave out exclusive and min_interval")
         self.run_id: str = run_id_of(run_id)
         """The id of this run, recorded with every written entry if the store can."""
         self._stops = Stops(stop_signals)
@@ -190,7 +190,7 @@ class Checkpointer(MutableMapping[str, Cursor]):
 
     def _enter_once(self) -> None:
         if self._layers.phase != "new":
-            raise RuntimeError("a Checkpointer is entered once: make a new one for the next run")
+            raise RuntimeError("a Checkpointer can be entered only once: make a new one for the next run")
         self._layers.phase = "open"
 
     # The mapping

@@ -132,7 +132,7 @@ class Flush:
     def store(self) -> Store:
         """The store of the run, once it is open."""
         if self._store is None:
-            raise RuntimeError("a Checkpointer is used inside its with block")
+            raise RuntimeError("use a Checkpointer inside its with block")
         return self._store
 
     def open(self, store: Store) -> None:
@@ -280,7 +280,7 @@ class Flush:
         except CheckpointError as error:
             namespace = self._layers.state_key
             extra = {"checkpoint_event": "group_not_read", "checkpoint_namespace": namespace}
-            logger.warning("%r: the group could not be read again: %s", namespace, error, extra=extra)
+            logger.warning("%r: a group could not be read again after a conflict: %s", namespace, error, extra=extra)
             return
         with self._claims.lock:
             for key in groups:

@@ -174,7 +174,7 @@ def version_1(state_key: str, name: str, stored: Mapping[str, str], known: Mappi
         for key in keys:
             members |= unpack(state_key, key, stored[key])
     if name in stored and not all(isinstance(item, dict) for item in decoded(state_key, name, stored[name]).values()):
-        raise ValueError(f"{name!r} in {state_key!r} holds a cursor, and not a group: name the group otherwise")
+        raise ValueError(f"{name!r} in {state_key!r} holds a cursor, not a group: choose another name for the group")
     return members
 
 
@@ -187,7 +187,7 @@ def _cut_off(state_key: str, name: str, layouts: Mapping[int, list[str]]) -> lis
     there = layouts[count]
     missing = [key for index in range(count) if (key := f"{name}.{count:02d}-{index:02d}") not in there]
     if len(layouts) > 1 or missing[-1] != f"{name}.{count:02d}-{count - 1:02d}":
-        said = f"the group {name!r} is stored in {count} entries, and is missing {', '.join(missing)}"
+        said = f"the group {name!r} is stored in {count} entries, and these are missing: {', '.join(missing)}"
         raise CorruptState(state_key, missing[0], None) from ValueError(said)
     return there
 

@@ -180,8 +180,13 @@ class Group(MutableMapping[str, Cursor]):
 
     def _check_free(self, member: str, key: str) -> None:
         if self._keys.holders.get(key) is not None:
-            raise ValueError(f"{member!r} of {self.name!r} is held by a live stream, which sets it")
+            raise ValueError(
+                f"{member!r} of {self.name!r} is held by a live stream and cannot be set: rewind() or reset() the "
+                "stream, or set the member before opening it"
+            )
 
     def _check_used(self) -> None:
         if not self.live:
-            raise RuntimeError(f"the group {self.name!r} was opened again, or its run has ended")
+            raise RuntimeError(
+                f"the group {self.name!r} was opened again, or its run has ended: use what the last cp.group() returned"
+            )

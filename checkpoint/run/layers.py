@@ -67,7 +67,8 @@ class Layers:
     def check_open(self) -> None:
         """Raise an error before or after the run's block."""
         if self.phase != "open":
-            raise RuntimeError(f"a Checkpointer is used inside its with block; this one is {self.phase}")
+            why = "has not been entered" if self.phase == "new" else "has ended"
+            raise RuntimeError(f"use a Checkpointer inside its with block: this one {why}")
 
     # The mapping
 
@@ -128,13 +129,18 @@ class Layers:
         check_name("key", key)
         self._check_ungrouped(key)
         if self.holders.get(key) is not None:
-            raise ValueError(f"{key!r} is held by a live stream, which sets it: open it again after it, or rewind it")
+            raise ValueError(
+                f"{key!r} is held by a live stream and cannot be set: rewind() or reset() the stream, or "
+                "set the key before opening it"
+            )
 
     def _check_ungrouped(self, key: str) -> None:
         if self.groups.hides(key):
-            raise ValueError(f"{key!r} holds the group {self.groups.owner(key)!r}: set its members")
+            raise ValueError(f"{key!r} stores the group {self.groups.owner(key)!r}: set the members of the group")
         if self.claims.below(head_key(key)) is not None:
-            raise ValueError(f"{key!r} is the name of a group: open it with cp.group, or name the key otherwise")
+            raise ValueError(
+                f"{key!r} is the name of a group: open it with cp.group, or choose another name for the key"
+            )
 
     # Streams and groups
 
@@ -171,7 +177,7 @@ class Layers:
         """Open a group, replacing an open one of the same name."""
         check_key(name)
         if self.drafts.is_edited(name) or self.holders.get(name) is not None:
-            raise ValueError(f"{name!r} is a key of this run: name the group otherwise")
+            raise ValueError(f"{name!r} is a key of this run: choose another name for the group")
         group = self.groups.open(self, name, shards)
         self.drop_members(name)
         self.drafts.drop([key for key in self.drafts.touched() if self.groups.hides(key)])
@@ -261,7 +267,7 @@ class Layers:
             elif (holder := self.holders.of(one)) is not None:
                 self._add_key(scope, holder.key, holder)
             else:
-                raise ValueError(f"{one!r} is no key, and not a live stream of this run")
+                raise ValueError(f"{one!r} is neither a key nor a live stream of this run")
         return scope
 
     def _add_group(self, scope: Scope, one: object) -> None:
@@ -282,8 +288,8 @@ class Layers:
             if holder.stream.held_elsewhere(scope.by):
                 raise RuntimeError(
                     f"{holder.stream.key!r} was read by another thread or task, which still has rows of it in hand: "
-                    "take its pages in the thread or task that writes and commits them; to read ahead, let a thread "
-                    "fetch from the source, and give what it fetched to pages(), track() or fetch() here"
+                    "iterate over its pages in the thread or task that writes and commits them; to read ahead, let a "
+                    "thread fetch from the source, and pass what it fetched to pages(), track() or fetch() here"
                 )
             scope.holders.append(holder)
         elif not (self.drafts.has(key) or self.drafts.is_edited(key) or key in self.claims.known):
@@ -301,7 +307,7 @@ class Layers:
         for key, value in changes.items():
             if value is not None and len(value) >= LARGE:
                 logger.warning(
-                    "%r: the value of %r is %d bytes; a cursor should be small (and a group have more shards)",
+                    "%r: the value of %r is %d bytes: store less in one cursor, or use more shards for a group",
                     self.state_key, key, len(value),
                     extra={
                         "checkpoint_event": "value_large", "checkpoint_namespace": self.state_key,

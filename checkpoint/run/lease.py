@@ -83,9 +83,9 @@ def lease_state(state_key: str, entry: Entry | None) -> LeaseState:
         seconds = told.get("seconds", TIME)
         texts = isinstance(owner, str | None) and isinstance(since, str | None)
         if not (texts and isinstance(epoch, int) and isinstance(beat, int)):
-            raise ValueError("its owner, since, epoch or beat is of another type")  # noqa: TRY301 - bad data
+            raise ValueError("its owner, since, epoch or beat has the wrong type")  # noqa: TRY301 - bad data
         if not (isinstance(seconds, int | float) and 0 < seconds <= sys.float_info.max):
-            raise ValueError("its time is no number of seconds")  # noqa: TRY301 - bad data
+            raise ValueError("its seconds are not a number above 0")  # noqa: TRY301 - bad data
     except (ValueError, KeyError) as reason:
         raise CorruptState(state_key, KEY, entry.value) from reason
     return LeaseState(owner, since, epoch, beat, seconds, _unlocked(told.get("unlocked")))
@@ -258,10 +258,15 @@ class Lease:
             except Conflict as conflict:
                 if not self.keeps(conflict.found):
                     extra = self._fields("lease_lost")
-                    logger.error("%r: another run took the lease; no commit is made", self._state_key, extra=extra)  # noqa: TRY400 - the traceback tells nothing
+                    logger.error("%r: another run took the lease: no more commits", self._state_key, extra=extra)  # noqa: TRY400 - the traceback tells nothing
             except CheckpointError as error:
                 extra = self._fields("lease_not_renewed")
-                logger.warning("%r: the lease was not renewed: %s", self._state_key, error, extra=extra)
+                logger.warning(
+                    "%r: the lease could not be renewed, and the run tries again: %s",
+                    self._state_key,
+                    error,
+                    extra=extra,
+                )
 
     def _fields(self, event: str) -> dict[str, str]:
         """Return the extra fields of a log record."""
@@ -289,7 +294,7 @@ class Lease:
                     self._write(released)
         except CheckpointError as error:
             logger.warning(
-                "%r: the lease was not released, and ends in %.0f s: %s", self._state_key, self._seconds, error,
+                "%r: the lease could not be released, and expires in %.0f s: %s", self._state_key, self._seconds, error,
                 extra=self._fields("lease_not_released"),
             )  # fmt: skip
         self._mine = None

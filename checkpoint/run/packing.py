@@ -386,8 +386,8 @@ class Groups:
             )  # fmt: skip
         if form.exists and (beside := self._left_by_version_1(form)):
             logger.warning(
-                "%r: a job of release 0.1 keeps the group %r beside this one, in %s, and starts over there: end it, "
-                "and delete what it left", self._state_key, name, listed(beside),
+                "%r: a job of release 0.1 stores the group %r in entries of its own (%s), apart from this one: stop "
+                "that job, and delete these entries", self._state_key, name, listed(beside),
                 extra=self._fields("older_release", name),
             )  # fmt: skip
         self.close(name)
@@ -449,7 +449,7 @@ class Groups:
         if not self.key_by_key:
             return Form(self._claims, name, old, keys)
         if not keys and (lost := forms.shard_keys(name, self._claims.known)):
-            said = f"the group {name!r} has {len(lost)} shards and no head"
+            said = f"the group {name!r} has {len(lost)} shards, but no head"
             raise CorruptState(self._state_key, head, None) from ValueError(said)
         count = shards or max((forms.version_1_shards(name, key) for key in keys), default=0)
         if count < 2 and shards is None:
@@ -479,7 +479,7 @@ class Groups:
         before, _, _ = name.rpartition(".")
         count = forms.version_1_shards(before, name) if before else 0
         if count > 1 and all(f"{before}.{count:02d}-{i:02d}" in self._claims.known for i in range(count)):
-            raise ValueError(f"{name!r} would share entries with the group {before!r}: name it otherwise")
+            raise ValueError(f"{name!r} would share entries with the group {before!r}: choose another name")
 
     def _check_apart(self, name: str) -> None:
         """Refuse a packed group that shares an entry with another group, such as `g` and `g.00`."""
@@ -489,7 +489,7 @@ class Groups:
         heads = [key for key in forms.shard_keys(name, entries) if _is_head(self._claims.below(key))]
         names = [other for other in self._open if forms.shard_keys(name, [head_key(other)])]
         if inside or heads or names:
-            raise ValueError(f"{name!r} would share entries with another group: name it otherwise")
+            raise ValueError(f"{name!r} would share entries with another group: choose another name")
 
 
 def _is_head(value: str | None) -> bool:

@@ -64,10 +64,12 @@ def _loaded(store: Store, state_key: str) -> dict[str, str]:
 def _shards_of(state_key: str, name: str, values: Mapping[str, str]) -> int:
     head = head_key(name)
     if head not in values:
-        raise ValueError(f"there is no group {name!r} in {state_key!r}; one of version 1 is moved by its next commit")
+        raise ValueError(
+            f"there is no group {name!r} in {state_key!r}; a group of version 1 is converted by its next commit"
+        )
     shards, _ = forms.read_head(state_key, head, values[head])
     if shards is None:
-        raise ValueError(f"the group {name!r} in {state_key!r} has an entry a member: there are no shards to change")
+        raise ValueError(f"the group {name!r} in {state_key!r} has one entry per member, so it has no shards to change")
     return shards
 
 

@@ -74,8 +74,8 @@ class Rollback:
                 name, member = named(key)
                 what = repr(name) if member is None else f"{member!r} of the group {name!r}"
                 raise RuntimeError(
-                    f"the transaction that {what} was last committed in was rolled back, and its rows with it: call "
-                    "discard(), and ask the source again from start_value"
+                    f"the transaction in which {what} was last committed was rolled back, together with its rows: call "
+                    "cp.discard(), and ask the source again from start_value"
                 )
 
     def need_transaction(self, keys: Iterable[str]) -> None:

@@ -31,7 +31,7 @@ class Stops:
         """The received signals; streams read this too."""
         self._numbers = tuple(dict.fromkeys(signal.Signals(number) for number in numbers))
         if unheard := _UNHEARD.intersection(self._numbers):
-            raise ValueError(f"stop_signals: no process is told of {min(unheard).name}")
+            raise ValueError(f"stop_signals: a process cannot handle {min(unheard).name}")
         self._handlers: dict[int, Any] = {}
 
     def watch(self) -> None:
@@ -42,7 +42,7 @@ class Stops:
 
         """
         if self._numbers and threading.current_thread() is not threading.main_thread():
-            raise ValueError("stop_signals work in the main thread only")
+            raise ValueError("stop_signals work only in the main thread: leave them out, or run the job there")
         for number in self._numbers:
             self._handlers[number] = signal.getsignal(number)  # first: an exception in between must not lose it
             signal.signal(number, self._note)

@@ -75,9 +75,11 @@ def _found(url: str) -> tuple[Callable[..., Store], list[str], dict[str, Any]]:
         example = "sqlite:///state.db"
         if isinstance(url, os.PathLike):
             example = f"sqlite:///{quote(os.fsdecode(url))}"
-        raise TypeError(f"a store's URL is a str such as {example!r}, not {type(url).__name__}")
+        raise TypeError(f"a store's URL must be a str such as {example!r}, not {type(url).__name__}")
     if url == "":  # a template with a missing variable must not start afresh in another store
-        raise ValueError("the store's URL is empty: give one, or leave it (and CHECKPOINT_STORE) out for the default")
+        raise ValueError(
+            "the store's URL is empty: pass one, or leave it out and unset CHECKPOINT_STORE for the default"
+        )
     if complaint := complaint_of(url):
         raise ValueError(complaint)
     scheme = _scheme(url)
@@ -96,7 +98,7 @@ def _found(url: str) -> tuple[Callable[..., Store], list[str], dict[str, Any]]:
     known = ", ".join(f"{name}:" for name in sorted({*_OPENERS, *found}))
     url = shown(url)  # a URL with a mistyped scheme may hold a password, too
     hint = "" if ":" in url else f"; a file is sqlite:///{url}"
-    raise ValueError(f"no store opens {url!r}: its URL begins with one of {known}{hint}")
+    raise ValueError(f"no store opens {url!r}: a store's URL begins with one of {known}{hint}")
 
 
 def complaint_of(url: str) -> str | None:

@@ -147,10 +147,10 @@ class Bucket:
             raise
         meta = result.meta
         if meta["size"] > MAX_OBJECT:
-            raise Failed(f"it has {meta['size']:,} bytes, and {MAX_OBJECT:,} are read at most", again=False)
+            raise Failed(f"it has {meta['size']:,} bytes; at most {MAX_OBJECT:,} are read", again=False)
         mode = {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
         if not mode:
-            raise Failed("the service told no ETag, without which nothing can be compared", again=False)
+            raise Failed("the service sent no ETag, which is needed to detect other writers", again=False)
         return bytes(self._call(result.bytes)), mode
 
     def put(self, name: str, data: bytes, mode: Mode) -> None:
@@ -220,7 +220,7 @@ def _profile() -> Any:
     except ImportError as error:
         if not named:
             return None
-        raise Failed("AWS_PROFILE is set, and boto3 reads profiles: pip install boto3", again=False) from error
+        raise Failed("AWS_PROFILE is set, and profiles need boto3: pip install boto3", again=False) from error
     try:
         session = boto3.Session()
         return provider.Boto3CredentialProvider(session) if session.get_credentials() is not None else None
@@ -277,8 +277,8 @@ def _import_again(compiled: ModuleType) -> ModuleType:
             return _import()
     except (OSError, ImportError) as error:
         raise StoreError(
-            f"obstore does not work in a forked process, and could not be loaded once more ({error}): "
-            "start processes by spawn"
+            f"obstore does not work in a forked process, and could not be loaded again ({error}): start processes with "
+            "the start method 'spawn'"
         ) from error
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "obstore"]:

@@ -49,7 +49,8 @@ class StateApi:
             raise Elsewhere(self.service.said(response))
         if cursor is None and says_missing(response):
             logger.warning(
-                "%s: 404 for %r, taken as no state: is the base URL right?", self.service.base_url, self.state_key,
+                "%s answered 404 for %r, so it holds no state yet: check the base URL if it should",
+                self.service.base_url, self.state_key,
                 extra={"checkpoint_event": "no_state", "checkpoint_namespace": self.state_key},
             )  # fmt: skip
             return [], None
@@ -71,7 +72,9 @@ class StateApi:
         if says_missing(response):
             return None
         if response.status == MISSING:
-            raise self.rewritten(f"{key!r} was answered {self.service.said(response)}, which is not the API's own form")
+            raise self.rewritten(
+                f"the answer for {key!r} was {self.service.said(response)}, which is not in the API's own form"
+            )
         entry = entry_of(self.service.document(response))
         if entry.key != key:
             raise self.rewritten(self.service.hide(f"asked for {key!r}, the service answered with {entry.key!r}"))
@@ -80,8 +83,9 @@ class StateApi:
     def rewritten(self, what: str) -> StoreError:
         """Return the error for a response that belongs to another path than the requested one."""
         return StoreError(
-            f"{self.service.base_url}: {what}. Correct the base URL; if it is right, a gateway or proxy answers in the "
-            "API's place, or rewrites paths (decodes %2F, resolves .., drops a prefix): let it pass them on as they are"
+            f"{self.service.base_url}: {what}. Correct the base URL; if it is right, a gateway or proxy answers in "
+            "place of the API, or rewrites paths (decodes %2F, resolves .., drops a prefix): let it forward paths "
+            "unchanged"
         )
 
     def post(self, key: str, value: str, deadline: Deadline) -> Response:
@@ -141,7 +145,7 @@ def entry_of(document: object) -> Entry:
     fields = cast("dict[str, object]", document) if isinstance(document, dict) else {}
     key, value = fields.get("key"), fields.get("value")
     if not isinstance(key, str) or "value" not in fields:
-        raise StoreError("the service answered with something that is not an entry: no 'key' or no 'value'")
+        raise StoreError("the service answered with something that is not an entry: it has no 'key' or no 'value'")
     created_at, updated_at, run_id = (
         None if (told := fields.get(name)) is None else str(told)
         for name in ("created_at", "updated_at", "sync_job_run_id")

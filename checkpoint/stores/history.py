@@ -43,9 +43,9 @@ def check_keep(keep: int, keep_days: int) -> None:
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"{what} must be an int, not {type(number).__name__}")
         if number < 0:
-            raise ValueError(f"{what} must be a number from 0 on, not {number}")
+            raise ValueError(f"{what} must be 0 or more, not {number}")
         if number > most:
-            raise ValueError(f"{what} must be a number up to {most}, not {number}")
+            raise ValueError(f"{what} must be at most {most}, not {number}")
 
 
 def check_question(state_key: str, key: str | None, limit: int | None) -> None:
@@ -62,7 +62,7 @@ def check_question(state_key: str, key: str | None, limit: int | None) -> None:
         if not isinstance(limit, int) or isinstance(limit, bool):
             raise TypeError(f"limit must be an int, not {type(limit).__name__}")
         if limit < 0:
-            raise ValueError(f"limit must be a number from 0 on, not {limit}")
+            raise ValueError(f"limit must be 0 or more, not {limit}")
 
 
 def writer_of(reasons: Mapping[str, str], writer: Writer | None) -> Writer:

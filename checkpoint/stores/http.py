@@ -347,7 +347,7 @@ class _Body:
         told = self._headers.get("content-encoding", "identity")
         encoding = told.lower()
         if encoding not in {"identity", "gzip"}:
-            raise TransportError(f"the answer has the unwanted encoding {told!r}", reached=True, again=False)
+            raise TransportError(f"the answer has the unsupported encoding {told!r}", reached=True, again=False)
         self._inflate = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
         self._whole = True
 
@@ -415,7 +415,7 @@ def check_host(url: str) -> None:
     except (httpx.InvalidURL, ValueError) as error:
         wrong = str(error)
     if wrong is not None:
-        raise ValueError(f"the host of {url!r} is no name that can be looked up: {printable(wrong)}")
+        raise ValueError(f"the host of {url!r} is not a valid name: {printable(wrong)}")
 
 
 class _Hiding(logging.Filter):

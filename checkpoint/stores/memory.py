@@ -70,7 +70,7 @@ class MemoryStore:
         """Return the store of `memory://name`: the same one for every caller in this process."""
         name = url.removeprefix("memory://")
         if name in {url, ""} or "?" in name or "#" in name:
-            raise ValueError(f"a memory store's URL is memory://name, not {url!r}")
+            raise ValueError(f"a memory store's URL must be memory://name, not {url!r}")
         return _named.setdefault(name, cls(**options))
 
     def load(self, state_key: str) -> dict[str, Entry]:

@@ -125,7 +125,7 @@ class Network(httpcore.NetworkBackend):
     def _resolved(self, host: str, port: int) -> list[str]:
         answer, seconds = resolve(host, port), self.limit.left()
         if not wait([answer], seconds).done:
-            raise httpcore.ConnectTimeout(f"no address of {host} in {seconds:.0f} s")
+            raise httpcore.ConnectTimeout(f"the name {host} was not resolved within {seconds:.0f} s")
         error = answer.exception()
         if isinstance(error, OSError | UnicodeError):
             raise httpcore.ConnectError(str(error))

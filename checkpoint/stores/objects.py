@@ -89,7 +89,7 @@ class ObjectStore:
         self._scheme, self._bucket, self._prefix, query = _take_apart(url)
         named, unknown = options(query, {"deadline": positive})
         if unknown:
-            raise ValueError(f"an object store's URL has no option but deadline, not {unknown!r}")
+            raise ValueError(f"an object store's URL has only the option deadline, not {unknown!r}")
         self._deadline = check_seconds("deadline", named.get("deadline", DEADLINE) if deadline is None else deadline)
         self._provider = credential_provider
         self._url = f"{self._scheme}://{self._bucket}/{self._prefix}".rstrip("/")
@@ -181,8 +181,8 @@ class ObjectStore:
         name = f"{self._prefix}/{quote(state_key, safe='')}.json".lstrip("/")
         if len(name.encode()) > MAX_NAME:
             raise ValueError(
-                f"state_key is too long: its object's name would have {len(name.encode()):,} bytes of at most "
-                f"{MAX_NAME:,}, and what is not an ASCII letter or digit takes three for each of its own"
+                f"state_key is too long: its object's name would have {len(name.encode()):,} bytes, and at most "
+                f"{MAX_NAME:,} are allowed; each byte other than an ASCII letter or digit takes three"
             )
         return name
 
@@ -207,8 +207,8 @@ class ObjectStore:
             return _parsed(data, mode, state_key, self._where(name))
         except (ValueError, RecursionError) as error:
             raise StoreError(
-                f"{self._where(name)} is not a usable checkpoint object ({error}); it is kept as it is: "
-                "put a good copy in its place, or move it away to start over"
+                f"{self._where(name)} is not a usable checkpoint object ({error}), and was left unchanged: "
+                "replace it by a good copy, or move it away to start over"
             ) from error
 
     def _is_empty(self, name: str) -> bool:
@@ -300,7 +300,7 @@ class _BucketCommit:
             raise self._too_large()
         if not self._asked.may_write():
             raise StoreUnavailable(
-                f"{self._asked.where}: gave up after {self._asked.spent()}: no time is left to write"
+                f"{self._asked.where}: gave up after {self._asked.spent()}: no time was left to write"
                 + (_OVERTAKEN.format(self._overtaken) if self._overtaken else "")
             )
         self._sent[attempt] = written
@@ -336,8 +336,8 @@ class _BucketCommit:
         if not keeps_conditions(opened, self._name, data, mode):
             header = "If-None-Match" if mode == "create" else "If-Match"
             raise StoreError(
-                f"{self._asked.where}: the service ignores {header}, so that runs would overwrite each other's commits "
-                "unnoticed: use one that keeps conditional writes, as S3 does; a proxy in between may drop the header"
+                f"{self._asked.where}: the service ignores {header}, so runs could overwrite each other's commits "
+                "unnoticed: use a service with conditional writes, such as S3; a proxy in between may drop the header"
             )
 
     def looked(self) -> dict[str, Entry] | None:
@@ -359,7 +359,7 @@ class _BucketCommit:
                 self._doubted = 0
                 return self._sent[commit]
         if 0 < self._doubted <= found.version - len(found.commits):
-            raise StoreError(f"{self._asked.where}: too many commits followed to tell")
+            raise StoreError(f"{self._asked.where}: too many commits followed to find out whether this one was written")
         if self._open != found.mode:  # its condition will never hold again
             self._doubted, self._open = 0, None
         return None
@@ -426,10 +426,10 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None, where: str = 
     document: object = orjson.loads(data)
     told = _told_format(document)
     if type(told) is int and told > FORMAT:
-        raise ValueError(f"its format is {told}, and this release knows {FORMAT}: upgrade checkpoint-store")
+        raise ValueError(f"its format is {told}, and this release reads format {FORMAT}: upgrade checkpoint-store")
     fields = _fields_of(document, _DOCUMENT, "the document")
     if state_key not in {None, fields["state_key"]}:
-        raise ValueError(f"it is that of {fields['state_key']!r}")
+        raise ValueError(f"it belongs to the namespace {fields['state_key']!r}")
     if not 0 <= fields["version"] <= MAX_VERSION:
         raise ValueError("the version of the document is out of range")
     rows = [_row_of(key, entry) for key, entry in cast("dict[str, object]", fields["entries"]).items()]
@@ -459,7 +459,7 @@ def _told_format(document: object) -> object:
 def _fields_of(found: object, fields: Mapping[str, set[type]], what: str) -> dict[str, Any]:
     """Refuse whatever is not a JSON object of exactly these fields and types; a bool is no number."""
     if not isinstance(found, dict) or found.keys() != fields.keys():
-        raise ValueError(f"{what} has not the fields {', '.join(fields)}")
+        raise ValueError(f"{what} does not have the fields {', '.join(fields)}")
     checked = cast("dict[str, Any]", found)
     for name, value in checked.items():
         if type(value) not in fields[name]:
@@ -470,7 +470,7 @@ def _fields_of(found: object, fields: Mapping[str, set[type]], what: str) -> dic
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("it holds a key twice")
+        raise ValueError("a key occurs twice")
     return found
 
 
@@ -496,7 +496,7 @@ def _take_apart(url: str) -> tuple[str, str, str, str]:
         shown = "one with credentials: those come from the environment" if "@" in url else repr(url)
         raise ValueError(
             "an object store's URL is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, "
-            f"with ?deadline=60 behind it or nothing, not {shown}"
+            f"optionally followed by ?deadline=60, not {shown}"
         )
     scheme, name, prefix, query = found.groups(default="")
     prefix = prefix.rstrip("/")
@@ -506,13 +506,14 @@ def _take_apart(url: str) -> tuple[str, str, str, str]:
 
 
 _ADVICE = (
-    "; check the credentials and what they may do (S3 says 403 of a missing object to who may not list the bucket)"
+    "; check the credentials and their permissions (without the permission to list the bucket, S3 answers 403 for a "
+    "missing object)"
 )
 
 
 _OVERTAKEN = (
-    "; {} times another run wrote the namespace first: commit with commit_soon, which lets others go first, give each "
-    "worker a namespace of its own, or put ?deadline=180 behind the store's URL"
+    "; another run wrote the namespace first, {} times: commit with commit_soon, which lets others go first, give each "
+    "worker a namespace of its own, or add ?deadline=180 to the store's URL"
 )
 
 

@@ -110,11 +110,13 @@ class PostgresStore:
         query, complaint = found.query, found.complaint
         del dsn, found  # so that no rendered traceback shows its password
         if both:
-            raise TypeError("a store has a connection string or a connection, not both")
+            raise TypeError("pass either a connection string or a connection, not both")
         if not isinstance(connection, psycopg.Connection | None):
             raise TypeError(f"connection must be a psycopg.Connection, not {type(connection).__name__}")
         if password is not None and not callable(password):  # pyright: ignore[reportUnnecessaryComparison] - as above
-            raise TypeError("password must be a function that returns the password; a fixed one stands in the URL")
+            raise TypeError(
+                "password must be a function that returns the password; a fixed password belongs into the URL"
+            )
         if complaint:
             raise ValueError(complaint)
         given = {"schema": schema, "keep": keep, "keep_days": keep_days, "deadline": deadline}
@@ -322,8 +324,8 @@ class PostgresStore:
         known = self._tables or tables.found(statements, making=making)
         if had_tables and not (known or making):
             raise StoreError(
-                f"all checkpoint tables of the PostgreSQL schema {self._schema!r} are gone that this store has used: "
-                "restore them from a backup, or run `checkpoint init`, which makes empty ones"
+                f"all checkpoint tables in the PostgreSQL schema {self._schema!r} are gone since this store used them: "
+                "restore them from a backup, or run `checkpoint init`, which creates empty ones"
             )
         return known
 
@@ -331,8 +333,8 @@ class PostgresStore:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "%s: history and reasons are not kept: the table %s is missing, and this role may not make it; "
-                "run `checkpoint init` once as a role that may",
+                "%s: history and reasons are not kept, because the table %s is missing, and this role may not create "
+                "it: run `checkpoint init` once as a role that may",
                 self._name, HISTORY, extra={"checkpoint_event": "no_history"},
             )  # fmt: skip
 
@@ -474,7 +476,10 @@ class _DatabaseCommit:
         namespace, last, token = rows[0]
         if not 0 <= last <= MAX_VERSION:
             where = tables.place(statements.schema, "checkpoint_namespaces")
-            raise StoreError(f"{where} is damaged: no commit can count on from the version of {self._state_key!r}")
+            raise StoreError(
+                f"{where} is damaged: the version of {self._state_key!r} cannot be counted up; "
+                "repair it, or restore a backup"
+            )
         return namespace, last, token
 
     def _landed(self, statements: Statements, namespace: int, token: bytes, stored: Mapping[str, Entry]) -> bool:
@@ -579,4 +584,4 @@ def _stored(statements: Statements, state_key: str, keys: Iterable[str]) -> dict
 
 def _check_schema(schema: str) -> None:
     if not 0 < len(schema.encode()) < 64 or "\0" in schema:
-        raise ValueError(f"a PostgreSQL schema has a name of 1 to 63 bytes, without NUL, not {schema!r}")
+        raise ValueError(f"the name of a PostgreSQL schema must have 1 to 63 bytes, without NUL, not {schema!r}")

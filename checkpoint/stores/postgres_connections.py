@@ -93,7 +93,9 @@ class Server:
         return f"Server({self.name!r})"
 
     def __reduce__(self) -> str:
-        raise TypeError("a PostgresStore is not pickled: it holds connections and a password")
+        raise TypeError(
+            "a PostgresStore cannot be pickled, because it holds connections and a password: open one in each process"
+        )
 
     def transaction(self, mode: str, waiting: Waiting) -> Transaction:
         """Return a transaction to be entered."""
@@ -135,7 +137,7 @@ class Server:
             cause = psycopg.OperationalError(said(error).replace(secret.get("password") or "\0", "***"))
         else:
             if connection is None:
-                raise Again("no connection in time")
+                raise Again("no connection was made in time")
             _connections.add(connection)
             return connection
         finally:
@@ -332,7 +334,7 @@ def check_usable(connection: psycopg.Connection[Any]) -> None:
     if connection.closed and not connection.broken:
         raise RuntimeError("the store's connection is closed")
     if status == TransactionStatus.ACTIVE or connection.pgconn.pipeline_status != PipelineStatus.OFF:
-        raise RuntimeError("the store's connection is busy: let the statement or the pipeline end first")
+        raise RuntimeError("the store's connection is busy: finish the statement or the pipeline first")
     if status == TransactionStatus.INERROR:
         raise StoreUnavailable("the transaction on the store's connection has failed: roll it back")
     if not connection.closed and connection.info.encoding != "utf-8":
@@ -449,21 +451,21 @@ def _unknown(name: str) -> str:
     if re.fullmatch(r"[a-z_]{2,40}", name) is None:  # it may be a piece of a password that was not encoded
         return _UNREADABLE
     return (
-        f"the URL of the database has the parameter {name!r}, which libpq does not know; this store's own are "
-        f"{', '.join(OPTIONS)}, libpq's such as sslmode, options, application_name, target_session_attrs"
+        f"the URL of the database has the unknown parameter {name!r}; this store has the parameters "
+        f"{', '.join(OPTIONS)}, and libpq those such as sslmode, options, application_name, target_session_attrs"
     )
 
 
 _UNREADABLE = (
-    "this is no connection string that libpq can read (it is not shown here): "
-    "postgresql://user:password@host:5432/database, or host=… dbname=…"
+    "libpq cannot read this connection string (it is not shown here): "
+    "write postgresql://user:password@host:5432/database, or host=… dbname=…"
 )
 _ESCAPE = (
     "the URL of the database cannot be read (it is not shown here): "
-    "the characters @ : / ? # % of user and password must be percent-encoded"
+    "percent-encode the characters @ : / ? # % in the user and the password"
 )
 _DIALECT = (
-    "the URL of the database names a driver behind a plus sign, as SQLAlchemy's URLs do (it is not shown here): "
+    "the URL of the database names a driver after a plus sign, as SQLAlchemy's URLs do (it is not shown here): "
     "write postgresql://user:password@host:5432/database"
 )
 
@@ -476,7 +478,7 @@ def judged(error: psycopg.Error, name: str) -> Exception:
     if lost or ended or state[:2] in _PASSING or state in _PASSING:
         return Again(f"{text}{_STANDBY}" if state == "25006" else text)
     if state == "42501" and "row-level security" in text:
-        return Unauthorized(f"{name} refused it: {text}; a policy of row-level security keeps this role from its rows")
+        return Unauthorized(f"{name} refused it: {text}; add a row-level security policy that lets this role write")
     if state[:2] == "28" or state == "42501":
         return Unauthorized(f"{name} refused it: {text}{_GRANTS if state == '42501' else ''}")
     return StoreError(f"{name} failed: {text}")
@@ -487,10 +489,10 @@ def judged(error: psycopg.Error, name: str) -> Exception:
 # writes on a standby. Not a full disk, a damaged table or an internal error: they wait for a person.
 _PASSING = {"08", "40", "57", "55P03", "25P03", "25P04", "53200", "53300", "25006"}
 _GRANTS = (
-    "; run `checkpoint init` once as a role that may make the tables, or give a database administrator what "
+    "; run `checkpoint init` once as a role that may create the tables, or give a database administrator the SQL that "
     "`checkpoint init --print` writes: the tables, and the grants that a role needs to run jobs"
 )
-_STANDBY = " (the server is a standby: a write needs the primary)"
+_STANDBY = " (the server is a standby: name the primary, or several hosts and target_session_attrs=read-write)"
 
 
 def _refused(error: psycopg.Error, name: str, password: str) -> Exception:

@@ -70,7 +70,7 @@ _MAKE = {
 _NEEDED = ("checkpoint_schema", "checkpoint_namespaces", ENTRIES)
 _OURS = {*_MAKE, OLD_HISTORY, "checkpoint_changes"}
 # The ids of an empty table of namespaces would lead to the entries of other ones.
-_BEGIN_ANEW = "; to begin anew, drop the other checkpoint tables too, and run `checkpoint init`"
+_BEGIN_ANEW = "; to start over, drop the other checkpoint tables too, and run `checkpoint init`"
 
 _FROM_FORMAT_1 = (
     """INSERT INTO {schema}.checkpoint_history
@@ -181,8 +181,8 @@ class Statements:
             return self._cursor.fetchall() if self._cursor.description else []
         except UnicodeDecodeError as error:  # of a database with the encoding SQL_ASCII
             raise StoreError(
-                f"a row of checkpoint_… in the PostgreSQL schema {self.schema!r} holds text that is not UTF-8; it is "
-                "kept as it is: repair it there, or put a backup in place"
+                f"a row of checkpoint_… in the PostgreSQL schema {self.schema!r} holds text that is not UTF-8, and was "
+                "left unchanged: repair it there, or restore a backup"
             ) from error
 
 
@@ -209,22 +209,29 @@ def found(statements: Statements, *, making: bool = False) -> frozenset[str]:
     for table in _NEEDED:
         if table not in tables and not (making and table == ENTRIES):
             raise StoreError(
-                f"{place(statements.schema, table)} is missing, and with it what it held: restore it from a backup"
-                + (", or run `checkpoint init`, which makes an empty one" if table == ENTRIES else _BEGIN_ANEW)
+                f"{place(statements.schema, table)} is missing with everything that it held: restore it from a backup"
+                + (", or run `checkpoint init`, which creates an empty one" if table == ENTRIES else _BEGIN_ANEW)
             )
     rows = statements(_SCHEMA)
     if not rows:
         check_visible(statements, "checkpoint_schema")
-        raise StoreError(f"the table checkpoint_schema in the PostgreSQL schema {statements.schema!r} has lost its row")
+        raise StoreError(
+            f"the table checkpoint_schema in the PostgreSQL schema {statements.schema!r} has lost its row: "
+            "restore it from a backup"
+        )
     schema: dict[str, Any] = rows[0][0]
     readable_from = schema.get("readable_from") or schema.get("version")
     if not isinstance(readable_from, int):
-        raise StoreError(f"{place(statements.schema, 'checkpoint_schema')} does not say which format the tables have")
+        raise StoreError(
+            f"{place(statements.schema, 'checkpoint_schema')} does not say which format the tables have: "
+            "restore it from a backup"
+        )
     if readable_from > FORMAT:
         raise StoreError(
-            f"the checkpoint tables in the PostgreSQL schema {statements.schema!r} have format {schema['version']}; "
-            f"to use them a release must know format {readable_from}, and this one knows {FORMAT}: upgrade "
-            f"checkpoint-store{' to ' + schema['release'] if schema.get('release') else ''}; they are kept as they are"
+            f"the checkpoint tables in the PostgreSQL schema {statements.schema!r} have format {schema['version']}, "
+            f"which needs a release that knows format {readable_from}, and this one knows {FORMAT}: upgrade "
+            f"checkpoint-store{' to ' + schema['release'] if schema.get('release') else ''}; the tables were left "
+            "unchanged"
         )
     return tables
 
@@ -239,7 +246,7 @@ def check_visible(statements: Statements, table: str) -> None:
     if is_guarded(statements, table):
         raise StoreError(
             f"row-level security hides rows of {table} in the PostgreSQL schema {statements.schema!r} from this role: "
-            "what it cannot see would be taken for absent; add a policy that shows the role its rows"
+            "rows that it cannot see would be taken for absent; add a policy that shows the role its rows"
         )
 
 
@@ -278,7 +285,9 @@ def make_missing(statements: Statements) -> None:
     if not statements.tables:
         encoding = statements(_ENCODING)[0][0]
         if encoding != "UTF8":
-            raise StoreError(f"the database has the encoding {encoding}, which not every key fits: use one with UTF8")
+            raise StoreError(
+                f"the database has the encoding {encoding}, which cannot hold every key: use a database with UTF8"
+            )
         if not statements(_HAS_SCHEMA, schema=statements.schema):
             statements("CREATE SCHEMA {schema}")
     for table, steps in _MAKE.items():

@@ -210,7 +210,7 @@ class Operation:
             told, self._told = self._told, True
         if not told:
             logger.warning(
-                "%s: no good answer yet, trying for up to %.0f s: %s", self.where, deadline.seconds, why,
+                "%s: no usable answer yet, trying for up to %.0f s: %s", self.where, deadline.seconds, why,
                 extra={"checkpoint_event": "no_answer", "checkpoint_seconds": deadline.seconds},
             )  # fmt: skip
 

@@ -76,8 +76,8 @@ class Proxy(NamedTuple):
     def wants_login(self) -> str:
         """Return the text of the error for a proxy that asks for a login."""
         return (
-            f"{self} asks for a user and a password, or refuses those that it got (407 Proxy Authentication "
-            f"Required): write them into {self.variable} as http://USER:PASSWORD@{self.address}"
+            f"{self} asks for a user and a password, or refused the given ones (407 Proxy Authentication Required): "
+            f"write them into {self.variable} as http://USER:PASSWORD@{self.address}"
         )
 
 
@@ -127,7 +127,7 @@ def route_to(base_url: str) -> Route:
         try:
             httpx.Proxy(proxy.url)
         except (ValueError, httpx.InvalidURL) as error:
-            raise StoreError(f"{proxy.variable} names no proxy that can be used: {type(error).__name__}") from None
+            raise StoreError(f"the proxy in {proxy.variable} cannot be used: {type(error).__name__}") from None
     return Route(url.raw_host.decode(), url.port or _PORTS[url.scheme], url.scheme == "https", proxy)
 
 
@@ -166,7 +166,9 @@ def _context_of(_file: str | None, _folder: str | None, _client: str) -> ssl.SSL
     try:
         return httpx.create_ssl_context()
     except OSError as error:
-        raise StoreError(f"no trusted certificates: {error}; see SSL_CERT_FILE and SSL_CERT_DIR") from error
+        raise StoreError(
+            f"the trusted certificates cannot be loaded: {error}; check SSL_CERT_FILE and SSL_CERT_DIR"
+        ) from error
 
 
 def _context(kind: str) -> ssl.SSLContext:
@@ -202,7 +204,7 @@ def _translated(links: list[BaseException], proxy: Proxy | None, token: Secret) 
         return _refused_by_proxy(text, proxy)
     if isinstance(error, httpx.ConnectError):
         if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
-            return TransportError(f"no TLS is spoken there, so try http://: {text}", reached=False, again=False)
+            return TransportError(f"the service does not speak TLS: try http:// ({text})", reached=False, again=False)
         if proxy is not None and _first(links, ssl.SSLError) is None:
             return TransportError(f"{proxy} cannot be reached: {text}", reached=False, again=False)
     text += by_way_of(proxy)
@@ -212,7 +214,7 @@ def _translated(links: list[BaseException], proxy: Proxy | None, token: Secret) 
 
 def by_way_of(proxy: Proxy | None) -> str:
     """Return a phrase that names the proxy in an error; empty without a proxy."""
-    return "" if proxy is None else f" (by way of {proxy})"
+    return "" if proxy is None else f" (through {proxy})"
 
 
 def _untrusted(
@@ -220,7 +222,7 @@ def _untrusted(
 ) -> TransportError:
     variables = [f"${name}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
     named = " or ".join(variables)
-    advice = f"trusted is what {named} names" if named else "a company's own CA is named by SSL_CERT_FILE"
+    advice = f"only the certificates in {named} are trusted" if named else "for a company's own CA, set SSL_CERT_FILE"
     whose = "the service's certificate"
     if proxy is not None and handshake is not None and handshake.host == proxy.host:
         whose = f"the certificate of {proxy}"

@@ -122,7 +122,7 @@ def refuse_rows(where: str, state_key: str, rows: Iterable[Sequence[object]], co
     """
     for row in rows:
         check_row(where, state_key, row, columns)
-    raise StoreError(f"what is stored of {state_key!r} in {where} was damaged a moment ago, and is not now: try again")
+    raise StoreError(f"a stored row of {state_key!r} in {where} was damaged a moment ago, and no longer is: try again")
 
 
 def check_row(where: str, state_key: str, row: Sequence[object], columns: Columns) -> None:

@@ -281,12 +281,14 @@ class _Calls:
                 raise Again(said)
             raise StoreError(
                 f"{self.service.base_url} answered {said}, {LOST} times. Correct the base URL; if it is right, a "
-                "gateway or proxy answers in the server's place"
+                "gateway or proxy answers in place of the server"
             )
 
     def strange(self, why: object) -> StoreError:
         """Return the error for a response in an unexpected form."""
-        return StoreError(self.service.hide(f"{self.service.base_url} answered with something else: {why}"))
+        return StoreError(
+            self.service.hide(f"{self.service.base_url} sent an answer that this client does not understand: {why}")
+        )
 
 
 class _Commit:
@@ -395,7 +397,7 @@ class _Commit:
         key, found, size = fields.get("key"), fields.get("found"), fields.get("size")
         try:
             if not isinstance(key, str):
-                raise ValueError("it names no key")  # noqa: TRY301 - bad data
+                raise ValueError("it has no key")  # noqa: TRY301 - bad data
             if fields.get("code") == wire.TOO_LARGE:
                 return ValueTooLarge(key, size if isinstance(size, int) else len((self._changes[key] or "").encode()))
             entry = None if found is None else wire.entry_of(found)
@@ -409,8 +411,8 @@ class _Commit:
             return ValueTooLarge(values[0][0], len(value.encode()))
         return StoreError(
             f"{self._call.service.base_url}: a commit of {len(values):,} keys and {len(self._body):,} bytes is too "
-            "large for the server (--max-body), or for a gateway before it (nginx: client_max_body_size): "
-            "commit fewer keys at once"
+            "large for the server (--max-body), or for a gateway in front of it (nginx: client_max_body_size): "
+            "commit fewer keys at once, or raise the limit"
         )
 
     def _echo(self, response: Response) -> dict[str, Entry]:
@@ -425,7 +427,7 @@ class _Commit:
         written = {entry.key: entry for entry in entries}
         keys = [key for key, value in self._changes.items() if value is not None]
         if written.keys() != {*keys}:
-            raise StoreError(f"{call.service.base_url} answered a commit with other keys than it was sent")
+            raise StoreError(f"{call.service.base_url} answered a commit with other keys than were sent")
         return {key: written[key] for key in keys}
 
     def _receipt(self, entries: Mapping[str, Entry]) -> Receipt:
@@ -555,5 +557,5 @@ def _by_text(mapping: Mapping[str, T]) -> dict[str, T]:
 
 def _text(item: object) -> str:
     if not isinstance(item, str):
-        raise ValueError("a name is text")
+        raise ValueError("a name is not text")
     return item

@@ -219,7 +219,7 @@ class Service:
         if seconds > throttle.period and not throttle.warned:
             throttle.warned = True
             logger.warning(
-                "%d requests take %.0f s at this token's rate: commit fewer keys", requests, seconds,
+                "%d requests take %.0f s at the rate of this token: commit fewer keys at once", requests, seconds,
                 extra={
                     "checkpoint_event": "rate_exceeded", "checkpoint_requests": requests, "checkpoint_seconds": seconds,
                 },
@@ -250,7 +250,7 @@ class Service:
         """
         with suppress(ValueError, OverflowError):
             return read(text)
-        raise StoreError(f"{self.base_url} does not tell its time: {text!r}")
+        raise StoreError(f"{self.base_url} sent no valid time: {text!r}")
 
     def document(self, response: Response, read: Callable[[bytes], object] = orjson.loads) -> dict[str, Any]:
         """Return what `read` makes of the JSON object in a successful response.
@@ -266,7 +266,7 @@ class Service:
             with suppress(orjson.JSONDecodeError):
                 document = read(response.body)
         if not isinstance(document, dict):
-            raise StoreError(f"{self.base_url} answered {self.said(response)}, not the JSON object that was expected")
+            raise StoreError(f"{self.base_url} answered {self.said(response)} instead of a JSON object")
         return cast("dict[str, Any]", document)
 
     def close(self) -> None:
@@ -345,7 +345,9 @@ class Service:
             origin = self._token.current().origin
             raise Unauthorized(f"{self.base_url} refused the token{origin}: {self.said(response)}")
         if 300 <= status < 400:
-            raise StoreError(f"{self.base_url} redirects ({status}), which is not followed: correct the base URL")
+            raise StoreError(
+                f"{self.base_url} redirects ({status}), and redirects are not followed: correct the base URL"
+            )
         return response
 
 
@@ -433,14 +435,14 @@ def checked_url(base_url: str, what: str, example: str, options: Iterable[str], 
 
     """
     if not isinstance(base_url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-        raise TypeError(f"{what} is a str such as {example!r}, not {type(base_url).__name__}")
+        raise TypeError(f"{what} must be a str such as {example!r}, not {type(base_url).__name__}")
     if base_url[: len(prefix)].lower() == prefix:
         base_url = base_url[len(prefix) :]
     complaint = complaint_of(base_url)
     if "@" in base_url:
-        complaint = f"{what} has no user; it is not shown here"
+        complaint = f"{what} must not have a user (it is not shown here): pass the token instead"
     elif "?" in base_url or "#" in base_url:
-        complaint = f"{what} has no query or fragment; as a store's URL it may have the options {', '.join(options)}"
+        complaint = f"{what} must not have a query or fragment; a store's URL may have the options {', '.join(options)}"
     if complaint is not None:
         del base_url  # so that no rendered traceback shows a password
         raise ValueError(complaint)
@@ -449,7 +451,7 @@ def checked_url(base_url: str, what: str, example: str, options: Iterable[str], 
         parts = urlsplit(base_url)
         scheme = parts.scheme if parts.hostname and parts.port != 0 else ""
     if scheme not in {"http", "https"}:
-        raise ValueError(f"{what} is like {example}, not {base_url!r}")
+        raise ValueError(f"{what} must be a URL such as {example}, not {base_url!r}")
     check_host(base_url)
     return (scheme + base_url[len(scheme) :]).rstrip("/")
 

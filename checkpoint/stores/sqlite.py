@@ -95,7 +95,7 @@ class SQLiteStore:
             self._file = File(self._path, private=path is None)
             _stores.add(self)
         elif path is not None:
-            raise TypeError("a store has a path or a connection, not both")
+            raise TypeError("pass either a path or a connection, not both")
         elif not isinstance(connection, sqlite3.Connection):
             raise TypeError(f"connection must be a sqlite3.Connection, not {type(connection).__name__}")
 
@@ -114,7 +114,9 @@ class SQLiteStore:
         """Return the store of `sqlite:///relative.db` or `sqlite:////absolute.db`; the path is percent-decoded."""
         path = url.removeprefix("sqlite:///")
         if path in {url, ""} or "?" in path or "#" in path:
-            raise ValueError(f"a SQLite store's URL is sqlite:///relative.db or sqlite:////absolute.db, not {url!r}")
+            raise ValueError(
+                f"a SQLite store's URL must be sqlite:///relative.db or sqlite:////absolute.db, not {url!r}"
+            )
         return cls(unquote(path, errors="surrogateescape"), **options)
 
     @property
@@ -319,7 +321,7 @@ _FAILURES: dict[int, tuple[type[StoreError], str]] = {
     BUSY: (StoreUnavailable, "other connections kept {path} locked: nothing was written"),
     6: (
         StoreUnavailable,
-        "another cursor of the connection holds a table of {path}, and nothing was written: read it to its end first",
+        "another cursor of the connection uses a table of {path}, and nothing was written: read that cursor to its end",
     ),
     8: (StoreError, "{path} cannot be written ({said}): it and its folder must be writable"),
     10: (StoreError, "{path} could not be read or written ({said}): check the disk, then try again"),
@@ -354,7 +356,9 @@ class _Translated:
 
     def _of_sqlite(self, error: sqlite3.Error) -> CheckpointError | RuntimeError:
         if isinstance(error, sqlite3.ProgrammingError) and self._joined:
-            return RuntimeError(f"a store uses its connection in that one's thread, and while it is open: {error}")
+            return RuntimeError(
+                f"use a store in the thread of its connection, and while the connection is open: {error}"
+            )
         kind, text = _FAILURES.get(code_of(error), (StoreError, "{path}: {said}"))
         if isinstance(error, sqlite3.ProgrammingError):
             kind, text = StoreError, "{path}: {said}"

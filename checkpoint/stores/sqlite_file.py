@@ -111,8 +111,8 @@ def _check_locks(path: Path) -> None:
     except OSError as error:
         if error.errno in _NO_LOCKS:
             raise StoreError(
-                f"{path} is on a file system without file locks ({error.strerror}), where several runs would overwrite "
-                "each other: put it on a local disk, or mount the folder with locks"
+                f"{path} is on a file system without file locks ({error.strerror}), where runs could overwrite each "
+                "other's commits: put it on a local disk, or mount the folder with locks"
             ) from error
     finally:
         os.close(descriptor)
@@ -191,14 +191,14 @@ class File:
         log = _log_of(self.path)
         if self._log is not None and _identity_of(log) == self._log:
             raise StoreError(
-                f"{self.path} was replaced, and {log.name}, the log of the file before it, is still in use: end the "
-                "other processes that use it, put the file in its place again, and remove that log"
+                f"{self.path} was replaced, and {log.name}, the log of the earlier file, is still in use: end the "
+                "other processes that use it, remove that log, and replace the file again"
             )
 
     def _gone(self) -> StoreError:
         return StoreError(
-            f"{self.path} is gone: it was there when this store opened it, and was deleted or renamed since; "
-            "put it back, or start again to begin with a new file"
+            f"{self.path} is gone: it was deleted or renamed since this store opened it; put it back, or start the "
+            "process again to begin with a new file"
         )
 
 
@@ -242,7 +242,7 @@ def absolute(path: Path) -> Path:
             raise
         raise StoreError(
             f"the path {str(path)!r} is relative, and the current folder cannot be found ({error.strerror}): "
-            "name the file by an absolute path, or start in a folder that exists"
+            "pass an absolute path, or start in a folder that exists"
         ) from error
 
 
@@ -322,8 +322,8 @@ def _open_existing(path: Path, patience: Patience) -> sqlite3.Connection:
     # Closed while waiting: two that convert a file at once are in each other's way until one lets go.
     connection.close()
     raise Again(
-        f"it is in WAL mode, which SQLite {sqlite3.sqlite_version} may corrupt (sqlite.org/wal.html, the WAL-reset "
-        "bug), and other connections keep it so: close them, or use SQLite 3.51.3 or later"
+        f"it is in WAL mode, in which SQLite {sqlite3.sqlite_version} may corrupt it (sqlite.org/wal.html, the "
+        "WAL-reset bug), and other connections keep it in that mode: close them, or use SQLite 3.51.3 or later"
     )
 
 
@@ -377,11 +377,11 @@ def _create(path: Path, patience: Patience, *, private: bool) -> None:
     """Create the database file, whole or not at all; if another process was first, its file stays."""
     if path.is_symlink():
         raise StoreError(
-            f"{path} is a link to {path.readlink()}, which does not exist: name that file itself to create it, or "
+            f"{path} is a link to {path.readlink()}, which does not exist: pass the path of that file to create it, or "
             "remove the link"
         )
     if not path.parent.is_dir():
-        raise StoreError(f"{path} cannot be created: its folder does not exist")
+        raise StoreError(f"{path} cannot be created, because its folder does not exist: create the folder")
     temporary = Path(f"{path}.{os.urandom(8).hex()}.new")
     try:
         # Its journal and log get the mode of the file; SQLite's own would be 0644 whatever the umask lets a group do.
@@ -398,7 +398,7 @@ def _create(path: Path, patience: Patience, *, private: bool) -> None:
             _remove(leftover)
     if created and private and _in_container():
         logger.warning(
-            "%s was created inside a container, and is gone when that is: set CHECKPOINT_STORE", path,
+            "%s was created inside a container, and is lost with it: set CHECKPOINT_STORE to a store outside", path,
             extra={"checkpoint_event": "in_container"},
         )  # fmt: skip
 

@@ -45,8 +45,8 @@ RELEASE = "0.2"
 """The first release with FORMAT, for the error that an earlier one shows."""
 
 UNUSABLE = (
-    "{path} is not a usable checkpoint database ({said}); it is kept as it is: "
-    "put a good copy in its place, or move it away to start over"
+    "{path} is not a usable checkpoint database ({said}), and was left unchanged: "
+    "replace it by a good copy, or move it away to start over"
 )
 
 # Every statement names `main`: the caller's connection may have temporary tables and other files attached. Columns are
@@ -150,10 +150,10 @@ def form_of(cursor: sqlite3.Cursor, name: str) -> int:
         raise StoreError(UNUSABLE.format(path=name, said="its tables do not say which form they have"))
     lowest = form if readable_from is None else readable_from
     if lowest > FORMAT:
-        since = f", by checkpoint-store {release} or later" if release else ""
+        since = f" (checkpoint-store {release} or later)" if release else ""
         raise StoreError(
-            f"{name} has form {form}, to be read from form {lowest} on{since}, and this release knows form {FORMAT}: "
-            "upgrade checkpoint-store; the file is kept as it is"
+            f"{name} has form {form}, which needs a release that knows form {lowest}{since}, and this one knows form "
+            f"{FORMAT}: upgrade checkpoint-store; the file was left unchanged"
         )
     return min(form, FORMAT)
 
@@ -293,7 +293,7 @@ def _counted(cursor: sqlite3.Cursor, state_key: str) -> tuple[int, int | None, i
         check_keep(keep or 0, keep_days or 0)
         if version == 0 or (is_version(version) and version <= MAX_VERSION):
             return version, keep, keep_days
-        said = "its version is not one that can be counted on"
+        said = "its version cannot be counted up"
     except (TypeError, ValueError) as error:
         said = str(error)
     said = f"in checkpoint_namespaces, the row of {state_key!r}: {said}"

@@ -34,7 +34,7 @@ class Secret:
         return "Secret(***)"
 
     def __reduce__(self) -> str:
-        raise TypeError("a secret is not pickled")
+        raise TypeError("a secret cannot be pickled")
 
     def fits_a_header(self) -> bool:
         """Whether a header can hold it: printable ASCII without spaces, not empty."""
@@ -62,7 +62,7 @@ def _for_another_server(variable: str) -> str:
     """Return a hint if the token variable of another service is set."""
     if variable != "CHECKPOINT_TOKEN" and {"CHECKPOINT_TOKEN", "CHECKPOINT_TOKEN_FILE"} & os.environ.keys():
         return (
-            "; CHECKPOINT_TOKEN is for a URL that begins with server+https:// or server+http://, of `checkpoint serve`"
+            "; CHECKPOINT_TOKEN is only for `checkpoint serve`, whose URLs begin with server+https:// or server+http://"
         )
     return ""
 
@@ -141,7 +141,7 @@ class Token:
             if is_of_handler(error):
                 raise
             said = f"{type(error).__name__}: {error}".removesuffix(": ")
-            failure = Unauthorized(self.hide(f"the API token{self._origin} cannot be had: {said}"))
+            failure = Unauthorized(self.hide(f"the API token{self._origin} is not available: {said}"))
         else:
             try:
                 return _secret_of(held, self._origin)
@@ -161,7 +161,7 @@ def _secret_of(held: list[Any], origin: str) -> Secret:
     secret = Secret(held.pop(), origin)
     if not secret.fits_a_header():
         raise ValueError(
-            f"the API token{origin} must be printable ASCII without spaces, not empty; it is not shown here"
+            f"the API token{origin} must be printable ASCII without spaces, and not empty (it is not shown here)"
         )
     return secret
 

@@ -55,7 +55,7 @@ TOO_LARGE = 413
 def _rate(text: str) -> tuple[int, float]:
     requests, slash, seconds = text.partition("/")
     if not slash:
-        raise ValueError("requests/seconds are wanted, such as 500/10")
+        raise ValueError("it must be requests/seconds, such as 500/10")
     return int(requests), positive(seconds)
 
 
@@ -306,7 +306,9 @@ class TrutoStore:
                 listed, cursor = self._page(api, cursors[-1], deadline)
             except StoreUnavailable as error:
                 came = len(cursors) - 1
-                error.args = (f"{error}; {came} pages of the list of {state_key!r} had come",) if came else error.args
+                error.args = (
+                    (f"{error}; {came} pages of the list of {state_key!r} were read before",) if came else error.args
+                )
                 raise
             for entry in listed:
                 known = entries.get(entry.key)
@@ -320,7 +322,7 @@ class TrutoStore:
                 raise StoreUnavailable(f"{self._base_url}: the list of {state_key!r} was interrupted")
             if cursor in cursors:
                 shown = self._service.hide(repr(cursor))
-                raise StoreError(f"the list of {state_key!r} repeats its page {shown}: it would never end")
+                raise StoreError(f"the list of {state_key!r} repeats its page {shown}, and would never end")
             cursors.append(cursor)
 
     def _page(self, api: StateApi, cursor: str | None, deadline: Deadline) -> tuple[list[Entry], str | None]:
@@ -333,7 +335,7 @@ class TrutoStore:
                 misses.append(miss)
                 if len(misses) < LOST:
                     raise
-            raise api.rewritten(f"the list of {api.state_key!r} was answered {misses[-1]}, {LOST} times")
+            raise api.rewritten(f"the answer for the list of {api.state_key!r} was {misses[-1]}, {LOST} times")
 
         return api.run.call(attempt, deadline, service.POLICY)
 
@@ -564,7 +566,7 @@ class _Write:
             return ValueTooLarge(self._key, len(self._value.encode()))
         said = self._api.service.said(response)
         if response.status == MISSING and not says_missing(response):
-            return self._api.rewritten(f"{self._key!r} was answered {said}, which is not the API's own form")
+            return self._api.rewritten(f"the answer for {self._key!r} was {said}, which is not in the API's own form")
         return StoreError(f"{self._api.service.base_url} refused {self._key!r}: {said}")
 
     def _echo(self, response: Response) -> Entry | None:
@@ -573,7 +575,7 @@ class _Write:
         told = self._api.service.document(response) if response.body else {}
         same_value = self._value is None or told.get("value", self._value) == self._value
         if told.get("key", self._key) != self._key or not same_value:
-            raise StoreError(f"wrote {self._key!r}, and the service answered with another key or value")
+            raise StoreError(f"after a write of {self._key!r} the service answered with another key or value")
         self.unsettled = before
         if self._value is None:
             return None

@@ -27,7 +27,7 @@ def options(query: str, known: Mapping[str, Callable[[str], Any]]) -> tuple[dict
         if name not in known:
             rest.append(part)
         elif name in found:
-            raise ValueError(f"the option {name!r} stands twice in the store's URL")
+            raise ValueError(f"the option {name!r} occurs twice in the store's URL")
         else:
             found[name] = _read_option(name, unquote(text), known[name])
     return found, "&".join(rest)
@@ -49,7 +49,7 @@ def positive(text: str) -> float:
     """
     number = float(text)
     if not 0 < number <= LONGEST:
-        raise ValueError("a number greater than 0 is wanted")
+        raise ValueError("it must be a number greater than 0")
     return number
 
 
@@ -64,7 +64,7 @@ def check_seconds(name: str, value: float) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 < value <= LONGEST:
-        raise ValueError(f"{name} must be seconds greater than 0, not {value}")
+        raise ValueError(f"{name} must be more than 0 and at most {LONGEST:.0f} seconds, not {value}")
     return float(value)
 
 

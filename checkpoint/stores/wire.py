@@ -64,12 +64,12 @@ def _stored(told: Mapping[str, Any], value: object) -> Entry:
         times_and_run = told["created_at"], told["updated_at"], told["sync_job_run_id"]
         return _entry(told.get("key"), value, told["version"], times_and_run)
     except KeyError as missing:
-        raise ValueError(f"an entry has a field {missing}") from missing
+        raise ValueError(f"an entry must have the field {missing}") from missing
 
 
 def _entry(key: object, value: object, version: object, times_and_run: tuple[Any, Any, Any]) -> Entry:
     if not (isinstance(key, str) and isinstance(value, str) and (version is None or type(version) is int)):
-        raise ValueError("an entry has a key and a value that are text, and a version that is an integer or null")
+        raise ValueError("an entry must have a key and a value that are text, and a version that is an integer or null")
     return Entry(key, value, *times_and_run, version)
 
 
@@ -128,11 +128,11 @@ def change_of(fields: object) -> Change:
     """
     told = _object(fields)
     if wrong := [name for name, kind in _CHANGE.items() if not isinstance(told.get(name), kind)]:
-        raise ValueError(f"a change has a {wrong[0]} of another type")
+        raise ValueError(f"the {wrong[0]} of a change has the wrong type")
     return Change(**{name: told[name] for name in _CHANGE})
 
 
 def _object(fields: object) -> dict[str, Any]:
     if not isinstance(fields, dict):
-        raise ValueError("a JSON object is wanted")
+        raise ValueError("it must be a JSON object")
     return cast("dict[str, Any]", fields)

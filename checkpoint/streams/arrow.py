@@ -125,7 +125,7 @@ def _table(batch: Any) -> Any:
     try:
         return pa.table(batch)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise TypeError(f"a {type(batch).__name__} is no table of rows: {error}") from error
+        raise TypeError(f"a {type(batch).__name__} is not a table of rows: {error}") from error
 
 
 def _python_values(column: Any) -> list[Any]:

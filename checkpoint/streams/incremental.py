@@ -49,8 +49,8 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 
 WENT_BACK = "went back to its last claim: ask the source again from start_value"
 DETACHED = "is detached: open it again with cp.incremental"
-ENDED = "is used after its run has ended: open it in a Checkpointer's with block"
-CUT = "is cut into windows: feed those, or open it again to go on row by row"
+ENDED = "belongs to a run that has ended: open it in the with block of a new Checkpointer"
+CUT = "is cut into windows: feed the windows, or open it again to go on row by row"
 NEW_WINDOWS = "was opened again or went back to its last claim: cut new windows"
 
 
@@ -173,12 +173,14 @@ class Incremental(Feeding[T]):
         """
         self._scan.check()
         if (value is None) == (by is None) or not reason:
-            raise TypeError("rewind() takes a value or by=…, and a reason")
+            raise TypeError("rewind() takes either a value or by=…, and a reason")
         check_text("reason", reason)
         if by is not None:
             self._rewind_by(by)
         elif (position := self._said.position) is not None and self._scan.range.compare(value, position) > 0:
-            raise ValueError(f"{self.key!r}: {value!r} lies after the position {position!r}: that is no rewind")
+            raise ValueError(
+                f"{self.key!r}: {value!r} lies after the position {position!r}, and rewind() only goes back"
+            )
         else:
             self._scan.range.compare(value, value)
             self._start({self._options.field: wire(value)})
@@ -191,14 +193,16 @@ class Incremental(Feeding[T]):
             raise TypeError(f"{self.key!r}: by must be a timedelta or a finite number, not {by!r}")
         zero: Any = type(by)()
         if by < zero:
-            raise ValueError(f"{self.key!r}: by={by!r} lies after the position: that is no rewind")
+            raise ValueError(f"{self.key!r}: by must not be negative: {by!r}; rewind() only goes back")
         if by == zero:
             base = {name: value for name, value in (self._said.base or {}).items() if name != RESUME}
             self._start(base or None)
         elif self._said.position is None:
             raise ValueError(f"{self.key!r} has no position to go back from")
         else:
-            moved = self._scan.range.scale.shift(self._said.position, cast("Any", by), -1, written=True)
+            scale = self._scan.range.scale
+            scale.check_step("by", by)
+            moved = scale.shift(self._said.position, cast("Any", by), -1, written=True)
             self._start({self._options.field: wire(moved)})
 
     def reset(self, reason: str) -> None:

@@ -80,7 +80,7 @@ def _check_field(field: object) -> None:
     if not callable(field) and not isinstance(field, str):
         raise TypeError(f"cursor_field must be a name, a path or a callable, not {field!r}")
     if field in ("", *BESIDE):
-        raise ValueError(f"cursor_field must not be {field!r}: pass a callable")
+        raise ValueError(f"cursor_field must not be {field!r}: pass a callable that reads the field")
 
 
 def _check_most(most: object) -> None:

@@ -30,13 +30,13 @@ def answered(scan: Scan, answer: Any, reading: Reading) -> Any:
 
     """
     if not isinstance(answer, tuple | list) or len(cast("list[Any]", answer)) != 2:
-        raise TypeError(f"{scan.name!r}: page(at) returns (rows, next), not {reprlib.repr(cast('Any', answer))}")
+        raise TypeError(f"{scan.name!r}: page(at) must return (rows, next), not {reprlib.repr(cast('Any', answer))}")
     page, place = cast("tuple[Any, Any]", answer)
     if place is not None:
         try:
             place = codec.decode(codec.encode({"at": place}))["at"]
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{scan.name!r}: what page(at) returns as next is stored as JSON: {error}") from error
+            raise type(error)(f"{scan.name!r}: the next that page(at) returns must fit into JSON: {error}") from error
     rows = feed(scan, page, reading)
     at, reading.place = reading.place, place
     scan.touch()

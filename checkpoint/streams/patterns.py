@@ -100,12 +100,12 @@ class Pattern:
     def _parse(self, text: str) -> _Read:
         match = self._match(text)
         if match is None:
-            raise ValueError(f"cursor_format {self.name!r} does not read {text!r}")
+            raise ValueError(f"cursor_format {self.name!r} does not match {text!r}")
         said = {name[0]: found for name, found in match.groupdict().items() if found is not None}
         try:
             day = _day(said)
         except ValueError as error:
-            raise ValueError(f"cursor_format {self.name!r} does not read {text!r}: {error}") from error
+            raise ValueError(f"cursor_format {self.name!r} does not match {text!r}: {error}") from error
         clock = _hours(said) * HOUR + int(said.get("M", 0)) * MINUTE + int(said.get("S", 0))
         zone = said.get("z")
         offset = None if zone is None else _offset(zone)
@@ -284,15 +284,15 @@ def _check_directives(pattern: str, letters: list[str]) -> None:
         raise ValueError(f"cursor_format {pattern!r}: datetime.strptime has no %{unknown[0]}")
     if "Z" in letters:
         raise ValueError(
-            f"cursor_format {pattern!r}: names of zones (%Z) do not tell one clock from another: "
-            "read offsets (%z), or say whose clock it is with timezone= and write the name as text"
+            f"cursor_format {pattern!r}: %Z is not supported, because names of time zones are ambiguous: use %z for "
+            "offsets, or write the name itself in place of %Z and pass timezone="
         )
     twice = [letter for letter in letters if letters.count(letter) > 1]
     if twice:
-        raise ValueError(f"cursor_format {pattern!r}: %{twice[0]} stands in it twice")
+        raise ValueError(f"cursor_format {pattern!r}: %{twice[0]} occurs twice")
     weeks = {"G", "V"} <= set(letters) and bool({"u", "a", "A", "w"} & set(letters))
     if not weeks and not {"Y", "y"} & set(letters):
-        raise ValueError(f"cursor_format {pattern!r} has no year, so that its values do not compare")
+        raise ValueError(f"cursor_format {pattern!r} has no year, so its values cannot be compared")
 
 
 def _regex(parts: list[tuple[str, str]]) -> str:

@@ -362,20 +362,20 @@ class Plain:
         if isinstance(value, str):
             return self._read_text(value)
         if isinstance(value, bool):
-            raise TypeError(f"a bool is no cursor value: {value!r}")
+            raise TypeError(f"a bool is not a cursor value: {value!r}")
         if isinstance(value, int):
             return "number", value
         if isinstance(value, float | Decimal):
             if not math.isfinite(value):
-                raise ValueError(f"{value!r} is no cursor value")
+                raise ValueError(f"{value!r} is not a cursor value: numbers must be finite")
             return "number", value
         if isinstance(value, date):
             return self._clock.dated(value)
         if hasattr(value, "dtype") and hasattr(value, "item"):  # a numpy scalar
             return self.read(_from_numpy(value))
         raise TypeError(
-            f"a {type(value).__name__} is no cursor value: int, float, Decimal, date, datetime and str are; "
-            "pass a callable that makes one of them"
+            f"a {type(value).__name__} is not a cursor value: use an int, float, Decimal, date, datetime or str, or a "
+            "cursor_field callable that returns one"
         )
 
     def _read_text(self, value: str) -> tuple[Kind, Moment]:
@@ -431,7 +431,7 @@ class Plain:
         """Return a value moved by calendar months of its own clock; a day the month lacks becomes its last one."""
         day = read_day(value[:10]) if isinstance(value, str) else value
         if not isinstance(day, date):
-            raise TypeError(f"{value!r} cannot be moved by months")
+            raise TypeError(f"{value!r} cannot be moved by months: only dates and times can")
         moved = keys.months_after(day, count)
         if isinstance(value, str):
             return moved.isoformat() + value[10:]

@@ -245,8 +245,8 @@ class Range:
         """Raise where an unsorted stream has naive times and no time zone, so that "now" is not known."""
         if scale.kind == "wall" and self._options.row_order is None and self._options.end_value is None:
             raise ValueError(
-                f"{self._name!r}: {value!r} has no time zone, so nothing tells which rows may still change: say whose "
-                "clock it is, such as timezone='UTC', or read up to an end_value"
+                f"{self._name!r}: {value!r} has no time zone, so nothing tells which rows may still change: pass its "
+                "time zone, such as timezone='UTC', or read up to an end_value"
             )
 
     def _first_key(self, value: Any) -> Key:

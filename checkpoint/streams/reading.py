@@ -121,7 +121,8 @@ class Scan:
             raise RuntimeError(self.refusal)
         if self.torn:
             raise RuntimeError(
-                f"{self.name!r} was interrupted while it handed out rows: cp.discard() takes it back to its last claim"
+                f"{self.name!r} was interrupted while it delivered rows: call cp.discard(), which takes it back to its "
+                "last claim"
             )
 
     def part(self, options: Options) -> Scan:
@@ -319,9 +320,9 @@ class Scan:
         if self.options.on_cursor_value_missing == "raise":
             where = "" if index is None else f" (row {index} of the batch)"
             path = nested_path(record, self.options.field)
-            advice = f"it has {path!r}, so write that as the cursor_field" if path else "filter it out"
+            advice = f"it has {path!r}, so use that as cursor_field" if path else "filter it out"
             raise ValueError(
-                f"{self.name!r}: a row has no {self.options.field!r}{where}: {advice}, or choose "
+                f"{self.name!r}: a row has no {self.options.field!r}{where}: {advice}, or pass "
                 "on_cursor_value_missing='include' or 'exclude'"
             )
         return Judgement(self.options.on_cursor_value_missing == "include")

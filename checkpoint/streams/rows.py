@@ -144,8 +144,9 @@ def _has_names(row: Any) -> bool:
 def no_row(record: Any, field: str) -> str:
     """Return the text of the error for an object that is no row."""
     return (
-        f"a {type(record).__name__} ({reprlib.repr(record)}) has no key, column or attribute {field!r}: pages() and "
-        "filter() take lists of rows, track() and observe() one row; for rows of another kind, write a callable"
+        f"a {type(record).__name__} ({reprlib.repr(record)}) has no key, column or attribute {field!r}: pages() takes "
+        "batches of rows, filter() one batch, track() rows and observe() one row; for rows of another kind, pass a "
+        "callable"
     )
 
 
@@ -189,8 +190,8 @@ def check_primary(primary: Primary, record: Any) -> None:
     if lacking or (callable(primary) and primary(record) is None):
         name = repr(lacking[0]) if lacking else "primary key" if callable(primary) else repr(primary)
         raise ValueError(
-            f"a row has no {name}, by which primary_key tells rows apart: name a field that all rows have, or leave "
-            "primary_key out (rows at the position then come again with each run)"
+            f"a row has no {name}, which primary_key needs to tell rows apart: name a field that all rows have, or "
+            "leave out primary_key (each run then delivers the rows at the position again)"
         )
 
 
@@ -457,7 +458,10 @@ def _as_json(value: Any) -> Any:
         return fields
     of = cast("Any", type(value))
     if of.__str__ is object.__str__ and of.__repr__ is object.__repr__:
-        raise TypeError(f"a {type(value).__name__} does not tell what it is")
+        raise TypeError(
+            f"a {type(value).__name__} has no fields and no repr() of its own to compare: name the fields to compare "
+            "in version_fields"
+        )
     return str(value)
 
 

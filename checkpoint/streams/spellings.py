@@ -186,7 +186,7 @@ class _Timeless(_Writes):
 
     def months(self, value: Any, count: int) -> Any:
         """See `Spelling`."""
-        raise TypeError(f"{value!r} cannot be moved by months")
+        raise TypeError(f"{value!r} cannot be moved by months: only dates and times can")
 
     def form(self, first: Any) -> KeyForm:
         """See `Spelling`: of no moments."""
@@ -249,19 +249,22 @@ class Custom:
                 raise
             if isinstance(value, datetime) and value.tzinfo is not None:
                 return value
-            raise ValueError(f"the parse of cursor_format does not read {value!r}: {error!r}") from error
+            raise ValueError(f"the parse function of cursor_format failed on {value!r}: {error!r}") from error
 
     def read(self, value: Any) -> tuple[Kind, Any]:
         """See `Spelling`."""
         if not isinstance(value, str | int | float | Decimal | date):
-            raise TypeError(f"a {type(value).__name__} cannot be stored: {value!r}; let cursor_field be a callable")
+            raise TypeError(
+                f"a {type(value).__name__} cannot be stored: {value!r}; pass a cursor_field callable that returns a "
+                "number, a date, a datetime or text"
+            )
         plain = self._plain(value)
         try:
             return self._as.read(plain)
         except (TypeError, ValueError, LookupError) as error:
             raise TypeError(
-                f"the parse of cursor_format must return a number, a date, a datetime or ISO 8601 text, not {plain!r}, "
-                f"which it made of {value!r}"
+                "the parse function of cursor_format must return a number, a date, a datetime or ISO 8601 text, but "
+                f"returned {plain!r} for {value!r}"
             ) from error
 
     def write(self, exact: Any, like: Any) -> Any:
@@ -271,7 +274,7 @@ class Custom:
     def check_writes(self, name: str) -> None:
         """See `Spelling`."""
         if self._of.format is None:
-            raise TypeError(f"{name} needs a format that writes moved values: CursorFormat(parse, format)")
+            raise TypeError(f"{name} needs a format function, which writes moved values: CursorFormat(parse, format)")
 
     def naive(self, value: Any) -> int | None:
         """See `Spelling`."""
@@ -279,13 +282,15 @@ class Custom:
 
     def _spelled(self, plain: Any) -> Any:
         if self._of.format is None:
-            raise TypeError("a CursorFormat without format spells no values: give it one, CursorFormat(parse, format)")
+            raise TypeError(
+                "a CursorFormat without a format function cannot write values: pass CursorFormat(parse, format)"
+            )
         try:
             return self._of.format(plain)
         except Exception as error:
             if is_of_handler(error):
                 raise
-            raise ValueError(f"the format of cursor_format does not spell {plain!r}: {error!r}") from error
+            raise ValueError(f"the format function of cursor_format failed on {plain!r}: {error!r}") from error
 
     def lowest(self, like: Any) -> Any:
         """See `Spelling`."""

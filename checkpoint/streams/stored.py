@@ -82,8 +82,8 @@ def read_state(name: str, cursor: Cursor | None, field: str) -> StreamState:
     position = cursor.get(field)
     if field not in cursor and (not cursor or any(key not in BESIDE for key in cursor)):
         raise ValueError(
-            f"{name!r} is stored by {', '.join(map(repr, cursor)) or 'nothing'}, not by {field!r}: delete the key to "
-            "start over, or set it to a cursor of this field"
+            f"{name!r} is stored with {', '.join(map(repr, cursor)) or 'no field'}, not with {field!r}: delete the key "
+            "to start over, or set it to a cursor of this field"
         )
     if field in cursor and not is_value(position):
         raise WrongShapeError(f"its {field!r} is not a cursor value: {position!r:.40}")
@@ -116,7 +116,7 @@ def _windows(windows: Any) -> list[list[Any]]:
     found = [] if windows is None else _list(windows, f"its {WINDOWS!r}")
     pairs = [_list(window, f"a window in its {WINDOWS!r}") for window in found]
     if not all(len(pair) == 2 and all(map(is_value, pair)) for pair in pairs):
-        raise WrongShapeError(f"its {WINDOWS!r} holds what is not a pair of values")
+        raise WrongShapeError(f"its {WINDOWS!r} are not all pairs of values")
     return pairs
 
 

@@ -55,28 +55,28 @@ class Ending(NamedTuple):
 
 
 AT_ONCE = {
-    "resumed": (logging.INFO, "goes on where an earlier fetch() was interrupted%s%s"),
+    "resumed": (logging.INFO, "continues where an earlier fetch() was interrupted%s%s"),
     "resume_dropped": (
         logging.WARNING,
         (
-            "the place where fetch() was interrupted belongs to another %s, so it begins anew; an initial_value made "
-            "of now() never resumes%s"
+            "the place where an earlier fetch() was interrupted belongs to another %s, so this one starts from the "
+            "first page; an initial_value computed from now() can never resume%s"
         ),
     ),
     "torn": (
         logging.WARNING,
         (
-            "an exception of a signal handler came while it handed out rows, so no more of it is committed: the next "
-            "run reads them again, or this one after cp.discard()%s%s"
+            "a signal handler raised an exception while rows were delivered, so no more of its rows are committed: "
+            "read them again in the next run, or in this one after cp.discard()%s%s"
         ),
     ),
     "other_epoch": (
         logging.WARNING,
-        "its cursor_format makes no probable times of its values: did you mean cursor_format=%r?%s",
+        "its cursor_format makes its values times outside 1990 to 2100: did you mean cursor_format=%r?%s",
     ),
     "many_at_once": (
         logging.WARNING,
-        "more than %s rows at its position: the next run hands some of them out again; raise max_seen%s",
+        "more than %s rows are at its position: the next run delivers some of them again; raise max_seen%s",
     ),
 }
 """What is told as it happens, once a run: how, and in which words; `%s` is what more there is to say, and of whom."""
@@ -125,7 +125,7 @@ def tell_of_end(name: str, endings: Sequence[Ending], *, failed: bool = False) -
     if total.unremembered:
         _log(
             logging.INFO, "unremembered", name,
-            "%d rows inside the lookback or above the ceiling are not remembered, and may come twice: raise max_seen",
+            "%d rows inside the lookback or above the ceiling are not remembered and may come twice: raise max_seen",
             total.unremembered, checkpoint_unremembered=total.unremembered,
         )  # fmt: skip
     commits = sum(ending.commits for ending in endings)
@@ -149,8 +149,8 @@ def _warn_of_late(name: str, endings: Sequence[Ending], total: Stats) -> None:
     if total.seen and total.late == total.seen and all(ending.long_late for ending in endings if ending.stats.late):
         _log(
             logging.WARNING, "all_late", name,
-            "all of %d rows lie before start_value, and were dropped: does the source answer for another range or "
-            "another field? to read them, rewind", total.seen, checkpoint_late=total.late,
+            "all %d rows lie before start_value and were dropped: check that the source returns the range and the "
+            "field that were asked for; to read these rows, rewind", total.seen, checkpoint_late=total.late,
         )  # fmt: skip
 
 
@@ -163,14 +163,14 @@ def _warn(name: str, endings: Sequence[Ending]) -> None:
     )  # fmt: skip
     _warn_of(
         "all_ahead", name, endings, [ending for ending in endings if ending.all_ahead],
-        "every row lies in the future, so none became the position%s: check the source's clock, the time zone "
+        "every row lies in the future, so the position did not move%s: check the source's clock, the time zone "
         "(timezone=), and whether the field holds planned times",
     )  # fmt: skip
     alike = [ending for ending in endings if ending.epoch]
     _warn_of(
         "maybe_epoch", name, endings, alike,
-        "its numbers look like times, but numbers have no clock%s: say cursor_format=%r, or cursor_format='number' "
-        "if they are not times", *(ending.epoch for ending in alike[:1]),
+        "its numbers look like times, but are compared as plain numbers%s: pass cursor_format=%r, or "
+        "cursor_format='number' if they are not times", *(ending.epoch for ending in alike[:1]),
     )  # fmt: skip
 
 

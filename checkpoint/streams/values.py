@@ -169,14 +169,14 @@ class Scale:
         name = next((name for name, known in self._known.items() if known is value), None)
         if name is None:
             is_iso = isinstance(value, str) and (read_time(value) is not None or read_day(value) is not None)
-            return f"{self.where}: {error}" + (": ISO 8601 text needs no cursor_format, leave it out" if is_iso else "")
+            return f"{self.where}: {error}" + (": leave out cursor_format, ISO 8601 text needs none" if is_iso else "")
         advice = f": write {name}='0' or an aware datetime" if isinstance(self._spelling, Epoch) else ""
         return f"{self.where}: {name}: {error}{advice}"
 
     def _unread(self, text: str) -> ValueError:
         """Return what to raise for text that does not say what it is."""
         return ValueError(
-            f"{self.where}: {self._named(text)} is text that does not say how it compares. "
+            f"{self.where}: {self._named(text)} is text without a known format, so it cannot be compared. "
             f"Say what it is: {', or '.join(formats_for(text))}"
         )
 
@@ -186,11 +186,11 @@ class Scale:
         if {kind, self.kind} == {"instant", "wall"}:
             naive, aware = (one, other) if kind == "wall" else (other, one)
             return TypeError(
-                f"{self.where}: {naive} has no time zone and {aware} has one: say whose clock the first is, "
+                f"{self.where}: {naive} has no time zone and {aware} has one: pass the time zone of the first, "
                 "such as timezone='UTC' or timezone='Europe/Berlin'"
             )
         return TypeError(
-            f"{self.where}: {one} ({_type_of(value)}) does not compare with {other} ({_type_of(self._sample)})"
+            f"{self.where}: {one} ({_type_of(value)}) cannot be compared with {other} ({_type_of(self._sample)})"
         )
 
     def _named(self, value: Any) -> str:
@@ -227,7 +227,9 @@ class Scale:
             return self._spelling.write(moved, value)
         except (ValueError, OverflowError) as error:
             if moved[0] > 0:
-                raise OverflowError(f"{self.where}: past the year 9999{self.unit_advice(value)}") from error
+                raise OverflowError(
+                    f"{self.where}: the result lies after the year 9999{self.unit_advice(value)}"
+                ) from error
             return self._spelling.lowest(value)
 
     def unit_advice(self, value: Any) -> str:
@@ -247,12 +249,12 @@ class Scale:
             return
         wanted = "a number" if self.kind == "number" else "a timedelta"
         if self.kind == "text":
-            raise TypeError(f"{self.where}: text is not moved, so that there is no {name}")
+            raise TypeError(f"{self.where}: text cannot be moved: leave out {name}")
         if (self.kind == "number") == isinstance(step, timedelta):
-            sample = "" if self._sample is None else f" such as {self._named(self._sample)}"
-            epochs = ", or a timedelta with cursor_format='epoch_s' or its like" if self.kind == "number" else ""
-            raise TypeError(f"{self.where}: beside values{sample} {name} is {wanted}{epochs}, not {step!r}")
-        self._spelling.check_writes(name)
+            sample = "" if self._sample is None else f" for values such as {self._named(self._sample)}"
+            epochs = ", or a timedelta with a cursor_format such as 'epoch_s'" if self.kind == "number" else ""
+            raise TypeError(f"{self.where}: {name} must be {wanted}{sample}{epochs}, not {step!r}")
+        self._spelling.check_writes(f"{self.where}: {name}")
 
     def repeats(self, value: Any) -> bool:
         """Tell whether a value is of a clock that shows some hours twice."""
@@ -341,8 +343,8 @@ def zone_of(zone: tzinfo | str | None) -> tzinfo | None:
         return ZoneInfo(zone)
     except (LookupError, ValueError, OSError) as error:
         raise ValueError(
-            f"timezone: there is no time zone {zone!r}; names are such as 'Europe/Berlin' (where a system has none of "
-            "them, install tzdata)"
+            f"timezone: there is no time zone {zone!r}; write a name such as 'Europe/Berlin' (if the system "
+            "has no time zones, install tzdata)"
         ) from error
 
 

@@ -55,7 +55,7 @@ class Window(Feeding[T]):
 
     def __enter__(self) -> Self:
         if self._scan is not self._frontier.idle:
-            raise RuntimeError(f"{self!r} is entered already: read a window in one block at a time")
+            raise RuntimeError(f"{self!r} is already entered: read a window in one block at a time")
         self._scan = self._frontier.begin(self.start, self.end)
         return self
 
@@ -109,10 +109,11 @@ def frontier_of(
     if start is None or until is None:
         raise ValueError(f"{scan.name!r}: windows need a start (initial_value) and an end (until, or end_value)")
     if step != "month" and (not is_length(step) or not cast("Any", step) > type(step)()):
-        raise ValueError(f"{scan.name!r}: step must be a timedelta or number above zero, or 'month', not {step!r}")
+        raise ValueError(f"{scan.name!r}: step must be a timedelta or a number above zero, or 'month', not {step!r}")
     scale = scan.range.new_scale()
     scale.settle(start, until)
     _check_until(scan.name, scale, options, until)
+    scale.check_step("step", None if step == "month" else step)
     with suppress(OverflowError, ValueError):  # longer than there are years: one window
         scale.shift(start, step, written=True) if step != "month" else scale.months(start, 1)
     return Frontier(scan, scale, options, islands, until, stops)
@@ -123,14 +124,16 @@ def _check_until(name: str, scale: Scale, options: Options, until: Any) -> None:
     end, now = scale.key_of(until), scale.now(MINUTE)
     if scale.kind == "wall":
         raise ValueError(
-            f"{name!r}: until={until!r} has no time zone, so nothing tells whether it has passed: say whose clock it "
-            "is, such as timezone='UTC'"
+            f"{name!r}: until={until!r} has no time zone, so nothing tells whether it has passed: pass its time zone, "
+            "such as timezone='UTC'"
         )
     if now is not None and end > now:
-        advice = scale.unit_advice(until) or ": what happens until then would be lost"
+        advice = scale.unit_advice(until) or ": rows that appear before then would be lost; end at now or earlier"
         raise ValueError(f"{name!r}: until={until!r} is in the future{advice}")
     if options.end_value is not None and end > scale.key_of(options.end_value):
-        raise ValueError(f"{name!r}: until={until!r} lies after end_value, up to which the stream is read")
+        raise ValueError(
+            f"{name!r}: until={until!r} lies after end_value, where the stream ends: pass at most end_value"
+        )
 
 
 class Frontier:
@@ -173,7 +176,7 @@ class Frontier:
         self._unfinished: dict[tuple[Key, Key], str] = {}  # windows that were left, and why they are not finished
         self.idle: Scan = scan.part(replace(self._options, initial_value=None, end_value=None))
         """What a window is fed to outside its block: nothing."""
-        self.idle.close(f"{scan.name!r}: a window is fed inside its with block")
+        self.idle.close(f"{scan.name!r}: feed a window inside its with block")
         for first, after in islands:
             self._add(first, after)
         self._before = list(self._islands)
@@ -307,7 +310,7 @@ class Frontier:
 def _why_unfinished(scan: Scan, *, stopped: bool, failed: bool) -> str | None:
     """Return why leaving its block does not finish a window; None: it does."""
     if failed or scan.torn:
-        return "an exception left the block" if failed else "an exception came while it handed out rows"
+        return "an exception left the block" if failed else "an exception came while rows were delivered"
     if scan.position.finished:
         return None
     if stopped:

@@ -93,7 +93,7 @@ class Job:
             self._acknowledged()
         except (CheckpointError, Interruption, RuntimeError) as error:
             self.process.interruptible = False
-            if "was interrupted while it handed out rows" not in str(error):  # it was, and this run did not go back
+            if "was interrupted while it delivered rows" not in str(error):  # it was, and this run did not go back
                 self.errors.append(error)
         finally:
             self._has_sent()
