@@ -204,7 +204,7 @@ def keeps_conditions(bucket: Bucket, name: str, data: bytes, mode: Mode) -> bool
 
 
 def _profile() -> Any:
-    """Return what asks boto3 for the credentials of a profile (assumed roles, SSO); None: there is no profile.
+    """Return boto3's provider for the credentials of a profile (assumed roles, SSO); None: there is no profile.
 
     obstore itself reads the environment and the metadata of an instance or container, and no files.
 
@@ -242,7 +242,7 @@ _lock = Lock()
 
 
 def library() -> Any:
-    """Return obstore as it works in this process."""
+    """Return an obstore module that works in this process."""
     with _lock:
         found = _libraries.get(os.getpid())
         if found is None:

@@ -289,7 +289,7 @@ class _BucketCommit:
                 refused.append(failed)
 
     def _write(self, found: _Document, base: Mapping[str, Entry | None]) -> dict[str, Entry]:
-        """Put the changes in the place of a document that was read; return the written entries."""
+        """Write the changes over a document that was read; return the written entries."""
         check_base(self._state_key, self._changes, base, found.entries)
         if not self._changes:
             return {}
@@ -447,7 +447,7 @@ def _parsed(data: bytes, mode: Mode, state_key: str | None = None, where: str = 
 
 
 def _row_of(key: str, entry: object) -> tuple[Any, ...]:
-    """Return what a document tells of a key, in the order of `Entry`; `...` for each field that it does not tell."""
+    """Return the fields of a key in a document, in the order of `Entry`; `...` for each missing one."""
     told = cast("dict[str, object]", entry) if isinstance(entry, dict) and entry.keys() == _ENTRY else {}
     return (key, *(told.get(name, ...) for name in Entry._fields[1:]))
 
@@ -475,7 +475,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _state_key(name: str) -> str | None:
-    """Return the namespace whose object has this name below the prefix; None where it is none of ours."""
+    """Return the namespace whose object has this name below the prefix; None if it is not ours."""
     state_key = unquote(name.removesuffix(".json"))
     try:
         check_name("state_key", state_key)

@@ -253,7 +253,7 @@ class PostgresStore:
         return [*map(change_of, rows)]
 
     def init(self) -> None:
-        """Make the tables, or turn those of an earlier release into this one's; doing so twice is no error.
+        """Create the tables, or migrate those of an earlier release; calling it twice is allowed.
 
         Raises:
             Unauthorized: the role may not.
@@ -267,7 +267,7 @@ class PostgresStore:
         self._retry(attempt)
 
     def ddl(self, role: str = "checkpoint") -> str:
-        """Return the SQL that makes the tables and lets a role use them, for a database administrator."""
+        """Return the SQL that creates the tables and grants their use to a role, for a database administrator."""
         return tables.script(self._schema, role)
 
     def close(self) -> None:
@@ -483,7 +483,7 @@ class _DatabaseCommit:
         return namespace, last, token
 
     def _landed(self, statements: Statements, namespace: int, token: bytes, stored: Mapping[str, Entry]) -> bool:
-        """Tell whether the attempt whose answer was lost wrote what it was to write."""
+        """Tell whether the attempt whose answer was lost was applied."""
         written: Mapping[str, Entry] = self.unanswered.entries if self.unanswered is not None else {}
         if token == self._token or all(stored.get(key) == written.get(key) for key in self._changes):
             return True
@@ -492,7 +492,7 @@ class _DatabaseCommit:
         return HISTORY in statements.tables and bool(statements(tables.LANDED, **asked))
 
     def _record(self, statements: Statements, stored: Mapping[str, Entry], common: dict[str, Any]) -> None:
-        """Add the commit to the history of its keys, and drop what that is not to keep."""
+        """Add the commit to the history of its keys, and drop changes that are no longer kept."""
         keep, _ = self._keep
         recorded = told(self._changes, stored)
         if not recorded or not (HISTORY in statements.tables or (keep and self._make_history(statements))):
@@ -504,7 +504,7 @@ class _DatabaseCommit:
         self._forget(statements, common["namespace"], [_sha256(key) for key in recorded])
 
     def _forget(self, statements: Statements, namespace: int, digests: list[bytes]) -> None:
-        """Drop what the history of these keys is to keep no longer."""
+        """Drop the changes of these keys that are no longer kept."""
         keep, keep_days = self._keep
         every = statements(tables.TIMES, namespace=namespace, digests=digests, keep=keep)
         gone = [
@@ -517,7 +517,7 @@ class _DatabaseCommit:
             statements(tables.FORGET, namespace=namespace, digests=digests, versions=versions)
 
     def _make_history(self, statements: Statements) -> bool:
-        """Make the table of the history beside tables of release 0.1, where the role may."""
+        """Create the history table beside tables of release 0.1, if the role may."""
         try:
             with statements.savepoint():
                 tables.make_missing(statements)

@@ -59,13 +59,13 @@ class CommitUnanswered(Again):
 
 
 class Waiting(NamedTuple):
-    """The operation that a transaction belongs to, which tells of long waits, and its deadline."""
+    """The operation that a transaction belongs to, which logs long waits, and its deadline."""
 
     operation: Operation
     deadline: Deadline
 
     def tell(self) -> None:
-        """Say that the answer takes its time."""
+        """Log that the answer takes long."""
         self.operation.tell(self.deadline, "no answer yet, others may hold its locks")
 
 
@@ -120,7 +120,7 @@ class Server:
             return self._connect(waiting)
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next transaction; close it, and the idle ones too, where it cannot go on."""
+        """Keep a connection for the next transaction; if it is unusable, close it and the idle ones."""
         if connection.info.transaction_status == TransactionStatus.IDLE and not connection.stale:
             self._idle.setdefault(os.getpid(), deque()).append(connection)
         else:
@@ -145,7 +145,7 @@ class Server:
         raise failure from cause
 
     def _opening(self, secret: Mapping[str, str], seconds: float) -> Callable[[], Connection]:
-        """Return what opens a connection: a function, for no rendered traceback shows what that holds."""
+        """Return a function that opens a connection; rendered tracebacks do not show what a function holds."""
         # PostgreSQL's own time-out is in whole seconds, from 2 on, and for each address.
         timeout = max(2, round(min(ANSWER, seconds / self._hosts)))
         conninfo = make_conninfo(**{**self._params, **secret}, connect_timeout=timeout)
@@ -188,7 +188,7 @@ def _answer(opening: Callable[[], Connection], answers: SimpleQueue[Connection |
 
 
 def _asked(password: Callable[[], str]) -> str:
-    """Return what the caller's function says now."""
+    """Return the password that the caller's function returns now."""
     try:
         found = password()
     except Exception as error:
@@ -323,7 +323,7 @@ def in_transaction(connection: psycopg.Connection[Any]) -> bool:
 
 
 def check_usable(connection: psycopg.Connection[Any]) -> None:
-    """Refuse a connection of the caller's on which nothing can be done.
+    """Refuse a connection of the caller that cannot be used.
 
     Raises:
         RuntimeError: the connection is not in a state to be used.
@@ -348,7 +348,7 @@ _NO_TRANSACTION = (
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that waits for no answer past a moment, whatever becomes of the server and the network."""
+    """A connection that waits for answers only until a given time, even if the server or the network is gone."""
 
     until: float = float("inf")
     tell: Callable[[], object] = staticmethod(lambda: None)

@@ -1,4 +1,4 @@
-"""The tables of the PostgreSQL store: what makes them, which release may use them, and the statements over them.
+"""The tables of the PostgreSQL store: how they are created, which release may use them, and the statements on them.
 
     checkpoint_schema      one row: the form of the tables, and which release reads it
     checkpoint_namespaces  a row a namespace; writers lock it, one after the other
@@ -187,7 +187,7 @@ class Statements:
 
 
 def place(schema: str, table: str) -> str:
-    """Return what a table is called in an error."""
+    """Return the name of a table for an error."""
     return f"the PostgreSQL table {identifier(schema)}.{table}"
 
 
@@ -197,7 +197,7 @@ def identifier(name: str) -> str:
 
 
 def found(statements: Statements, *, making: bool = False) -> frozenset[str]:
-    """Return which of our tables exist; those that are `making` them may find some of them missing.
+    """Return which of our tables exist; while `making` them, some may be missing.
 
     Raises:
         StoreError: this release cannot read them, or may not see their rows; some were dropped.
@@ -237,7 +237,7 @@ def found(statements: Statements, *, making: bool = False) -> frozenset[str]:
 
 
 def check_visible(statements: Statements, table: str) -> None:
-    """Refuse to call rows absent that row-level security may hide.
+    """Refuse to treat rows as absent that row-level security may hide.
 
     Raises:
         StoreError: row-level security is active for this role.
@@ -274,7 +274,7 @@ def check_absent(statements: Statements, state_key: str, digest: bytes) -> None:
 
 
 def make_missing(statements: Statements) -> None:
-    """Make the tables that are missing, unless another does: they are there when its transaction ends.
+    """Create the missing tables, unless another process is creating them: then wait for its transaction.
 
     Raises:
         StoreError: the database cannot hold any text.
@@ -298,7 +298,7 @@ def make_missing(statements: Statements) -> None:
 
 
 def install(statements: Statements) -> None:
-    """Make the tables, or turn those of an earlier release into this one's."""
+    """Create the tables, or migrate those of an earlier release."""
     make_missing(statements)
     if OLD_HISTORY in statements.tables:
         for step in _FROM_FORMAT_1:
@@ -307,7 +307,7 @@ def install(statements: Statements) -> None:
 
 
 def script(schema: str, role: str) -> str:
-    """Return SQL that a database administrator runs to make the tables and let a role use them."""
+    """Return the SQL that creates the tables and grants their use to a role, for a database administrator."""
     steps = ["CREATE SCHEMA IF NOT EXISTS {schema}", *(step for steps in _MAKE.values() for step in steps)]
     text = ";\n".join(" ".join(step.split()) for step in steps) + ";\n" + _GRANTS + "\n"
     return f"BEGIN;\n{text}COMMIT;\n".replace("{schema}", identifier(schema)).replace("{role}", role)

@@ -56,7 +56,7 @@ class Rate:
         self._shut_until = max(self._shut_until, until)
 
     def tighten(self, limit: int, period: float) -> None:
-        """Take over another pace where that is the slower one."""
+        """Adopt another pace if it is slower."""
         if limit / period < self.limit / self.period:
             self.limit, self.period = limit, period
             self._slots = deque(self._slots, maxlen=limit)

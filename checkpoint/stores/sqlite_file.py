@@ -1,4 +1,4 @@
-"""The file of `checkpoint.stores.sqlite`: made whole or not at all, opened, and known again when it was replaced."""
+"""The file of `checkpoint.stores.sqlite`: created whole or not at all, opened, and recognised if it was replaced."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Patience:
             self.call(lambda: _once(cursor, sql))
 
     def call(self, attempt: Callable[[], T]) -> T:
-        """Call until it raises `Again` no longer."""
+        """Call until it no longer raises `Again`."""
         if self._waiting is None:
             self._waiting = Operation(str(self._path)), Deadline(self._seconds)
             self._waiting[1].at = self._began + self._seconds
@@ -282,7 +282,7 @@ def journal_mode(version: tuple[int, int, int]) -> str:
 
 
 def code_of(error: sqlite3.Error) -> int:
-    """Return the primary result code of an error (sqlite.org/rescode.html); 1 where it cannot be told."""
+    """Return the primary result code of an error (sqlite.org/rescode.html); 1 if it has none."""
     code: int | None = getattr(error, "sqlite_errorcode", None)  # Python tells it from 3.11 on
     if code is not None:
         return code & 0xFF

@@ -238,7 +238,7 @@ def _name_damaged(
 
 
 def undecodable(error: sqlite3.Error) -> str:
-    """Return the column whose text is not UTF-8, where that is the error, which quotes the text; else an empty one."""
+    """Return the column that an error names because its text is not UTF-8; empty for other errors."""
     found = re.match("Could not decode to UTF-8 column '([a-z_]+)'", str(error))
     return "" if found is None else found[1]
 
@@ -309,7 +309,7 @@ def add_to_history(
     *,
     may_wait: bool,
 ) -> None:
-    """Add the changes of a commit to the history of their keys, and drop what that is to keep no longer.
+    """Add the changes of a commit to the history of their keys, and drop changes that are no longer kept.
 
     `stored` are the entries before it. What is dropped may wait for a later change of its key: see `_is_due`.
     """
@@ -331,13 +331,13 @@ def add_to_history(
 
 
 def _forget(cursor: sqlite3.Cursor, state_key: str, key: str, bound: Bound) -> None:
-    """Drop what the history of a key is to keep no longer."""
+    """Drop the changes of a key that are no longer kept."""
     gone = forgotten(cursor.execute(_TIMES, (state_key, key)).fetchall(), *bound)
     cursor.executemany(_FORGET, [(state_key, key, version) for version in gone])
 
 
 def _is_due(before: int, version: int, keep: int) -> bool:
-    """Tell whether what a key is to keep no longer is dropped with this change of it, the last one being `before`.
+    """Tell whether old changes of a key are dropped with this change; `before` is the last one.
 
     Not with each one, for that costs a tenth of a commit: between two times a key gains `keep / 2` changes at most, and
     `history` leaves out what waits.

@@ -1,4 +1,4 @@
-"""Pages that are Arrow tables, record batches, or come over the Arrow PyCapsule interface; the only import of pyarrow.
+"""Pages of Arrow tables, record batches and Arrow PyCapsule objects; the only module that imports pyarrow.
 
 Only the cursor column becomes Python objects, of sorted times only where they are looked at, and the rows that have
 to be remembered.
@@ -179,7 +179,7 @@ def _micros(column: Any) -> list[Any]:
 
 
 def _at(zone: Any, column: Any) -> Callable[[int], datetime]:
-    """Return what makes a datetime in a zone of microseconds since 1970."""
+    """Return a function that turns microseconds since 1970 into a datetime in a zone."""
     if zone is None or column.type.tz == "UTC":
         return partial(_after, datetime(1970, 1, 1, tzinfo=zone))
     epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -191,7 +191,7 @@ def _after(epoch: datetime, count: int) -> datetime:
 
 
 def _integers(column: Any) -> list[Any]:
-    """Return integers of 64 bits as `to_pylist` does, which makes an object of its own of each first."""
+    """Return 64-bit integers as `to_pylist` does, without a pyarrow scalar for each."""
     found: list[Any] = []
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         if chunk.null_count:

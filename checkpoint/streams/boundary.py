@@ -1,4 +1,4 @@
-"""The memory of boundary rows: delivered ones that the source is asked for again, and which are then dropped.
+"""Boundary rows: delivered rows that the source returns again, and that are then dropped.
 
 Rows are remembered where the next run meets them again: at the position, inside the lookback, and above the ceiling.
 A row is kept as a snapshot while the run goes on, and digested when a claim asks for it.
@@ -152,7 +152,7 @@ class Boundary:
         return not self.deep or not self._ties or bool(key >= self._ties[-1][0])
 
     def taken(self, keys: Sequence[Key], values: Sequence[Any], rows: Sequence[Any], highest: Key) -> list[Mark]:
-        """Prepare what `add_page` remembers of a page, which is not remembered yet: a row may be refused."""
+        """Prepare what `add_page` remembers of a page; nothing is remembered yet, because a row may be refused."""
         if self.deep:
             self.take(rows[0])  # which chooses how the others are taken
             try:

@@ -1,4 +1,4 @@
-"""The cursor that a claim stores: the position, and what stands beside it."""
+"""The cursor that a claim stores: the position, and what is stored beside it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> C
 def claim_windows(
     scan: Scan, options: Options, base: Cursor | None, position: Any, reached: Any, islands: list[list[Any]]
 ) -> Claimed:
-    """Return the same of a stream that is cut into windows: finished up to `reached`, and in `islands` beyond it."""
+    """Return the same for a stream cut into windows: finished up to `reached`, and in the `islands` beyond it."""
     claimed = Claimed(base, position)
     if reached is not None:
         claimed = _with(scan, options, base, reached, moved=True, reached=None, place=None)
@@ -213,7 +213,7 @@ def _beyond(scan: Scan, islands: Iterable[Any], position: Any) -> list[Any]:
 
 
 def differs(place: Resume, scan: Scan, options: Options) -> str | None:
-    """Return which argument has changed since the stored place was made, so that it is not used; None: none has."""
+    """Return the argument that has changed since the place was stored, so the place is not used; None: none has."""
     span = scan.range
 
     def same(stored: Any, now: Any) -> bool:

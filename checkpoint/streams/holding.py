@@ -16,13 +16,13 @@ Caller: TypeAlias = Any
 
 
 class _Life:
-    """Lives as long as the thread whose local it is."""
+    """Lives as long as the thread to whose locals it belongs."""
 
     __slots__ = ("__weakref__",)
 
 
 class _Here(threading.local):
-    """The caller that the current thread is."""
+    """The current thread as a caller."""
 
     def __init__(self) -> None:
         self.life: _Life = _Life()
@@ -33,7 +33,7 @@ local: _Here = _Here()
 
 
 def here() -> Caller:
-    """Return the caller that is running: the asyncio task, else the thread."""
+    """Return the current caller: the asyncio task, else the thread."""
     asyncio: Any = sys.modules.get("asyncio")  # where nobody imported it, there is no task
     running = getattr(asyncio, "_get_running_loop", None)  # documented for this, and quick; another thread may import
     if running is not None and running() is not None:

@@ -215,7 +215,7 @@ class Incremental(Feeding[T]):
         logger.info("%r: reset: %s", self.key, reason, extra=extra)
 
     def _place(self) -> Resume | None:
-        """Return where a `fetch` goes on; None: at the beginning."""
+        """Return where a `fetch` continues; None: at the beginning."""
         place = self._state.resume
         self._state = self._state._replace(resume=None)
         if place is None:
@@ -302,7 +302,7 @@ class Incremental(Feeding[T]):
         return None
 
     def detach(self) -> None:
-        """Go back to the last claim, for good."""
+        """Reset to the last claim, permanently."""
         if not self._detached:
             self._tell(failed=True)
         self._start(self._said.last, DETACHED)
@@ -321,7 +321,7 @@ class Incremental(Feeding[T]):
             telling.tell_of_end(self.key, [self.ending()], failed=failed)
 
     def ending(self) -> telling.Ending:
-        """Return what the end of the stream is judged and logged by."""
+        """Return the data from which the end of the stream is judged and logged."""
         scan, options = self._scan, self._options
         span = scan.range
         above = scan.position.lowest_above
@@ -345,7 +345,7 @@ class Incremental(Feeding[T]):
         )
 
     def _note_other_epoch(self) -> None:
-        """Note the epoch format that the values are probably in, where that is another than the one that was given."""
+        """Note the epoch format that the values probably have, if it is not the given one."""
         if self._options.cursor_format is None:
             return
         value, above = self.last_value, self._scan.position.lowest_above
@@ -355,7 +355,7 @@ class Incremental(Feeding[T]):
             self._note("other_epoch", other)
 
     def _unfinished_now(self) -> str | None:
-        """Return why the stream, or some of its windows, was left unfinished; None: it was not."""
+        """Return why the stream or some of its windows are unfinished; None: they are finished."""
         if self._frontier is not None:
             return self._frontier.why_unfinished()
         scan = self._scan
@@ -382,7 +382,7 @@ class Incremental(Feeding[T]):
         return form if isinstance(form, str) else None
 
     def _is_resumed_later(self) -> bool:
-        """Tell whether the next run's `fetch` goes on where this one was left."""
+        """Tell whether the `fetch` of the next run continues where this one ended."""
         return RESUME in (self._said.last or {})
 
     # Who holds it
@@ -396,7 +396,7 @@ class Incremental(Feeding[T]):
         self._scan.position.let_go(by, closed=True)
 
     def back(self, cursor: Cursor | None) -> None:
-        """Go back to a claim, and go on from there."""
+        """Reset to a claim, and continue from there."""
         self._start(cursor)
         self._said.last = cursor
 

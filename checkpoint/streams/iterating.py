@@ -1,4 +1,4 @@
-"""The iterators of a source's rows: they ask for their scan at the first row, for the stream may go back before it."""
+"""The iterators over a source's rows. They get their scan at the first row: the stream may be reset before it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def track_async(scan_of: Callable[[], Scan], records: AsyncIterable[Any]) 
 
 
 def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: GetPage) -> Iterator[Any]:
-    """Yield what is new of each page that `page(at)` returns, up to one that names no next."""
+    """Yield the new rows of each page that `page(at)` returns, until a page names no next one."""
     scan = scan_of()
     reading = scan.begin_fetch(resume_of())
     try:
@@ -101,7 +101,7 @@ def fetch(scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], p
 async def fetch_async(
     scan_of: Callable[[], Scan], resume_of: Callable[[], Resume | None], page: GetPageAsync
 ) -> AsyncIterator[Any]:
-    """Yield what is new of each page that `await page(at)` returns, up to one that names no next."""
+    """Yield the new rows of each page that `await page(at)` returns, until a page names no next one."""
     scan = scan_of()
     reading = scan.begin_fetch(resume_of())
     try:

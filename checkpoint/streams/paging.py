@@ -143,7 +143,7 @@ def _are_inside(scan: Scan, lowest: Key, highest: Key) -> bool:
 
 
 def _are_in_order(scan: Scan, keys: Sequence[Key], reading: Reading) -> bool:
-    """Tell whether keys go on as the rows of a sorted stream do."""
+    """Tell whether keys continue the order of a sorted stream."""
     last = None if reading is scan.position.loose else reading.last
     if scan.options.asc:
         at_least = scan.position.bound[0] if last is None else max(scan.position.bound[0], last[0])
@@ -155,7 +155,7 @@ def _are_in_order(scan: Scan, keys: Sequence[Key], reading: Reading) -> bool:
 
 
 def _are_fresh(scan: Scan, keys: Sequence[Key], rows: Sequence[Any], recent: Recent) -> bool:
-    """Take note of rows that the reading has not handed out; False, and none is noted, where it has."""
+    """Note rows that the reading has not handed out before; False, and note none, if it has."""
     recent.widen(len(rows))
     found = list(map(scan.identity, rows, keys))
     if None in found or len(set(found)) < len(found) or any(map(recent.__contains__, found)):

@@ -196,7 +196,7 @@ class Position:
             insort(self._ahead, row, key=itemgetter(0))
 
     def rise(self, row: Mark, reading: Reading) -> None:
-        """Take a covered row for the highest one, where it is."""
+        """Note a covered row as the highest one, if it is."""
         if row[0] > reading.high[0]:
             high = self.high()
             if row[0] > high[0]:

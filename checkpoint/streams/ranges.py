@@ -112,7 +112,7 @@ class Range:
         self.position, self._ahead = other.position, other._ahead
 
     def key_of(self, value: Any) -> Key:
-        """Return what a bound or a stored value compares by."""
+        """Return the key by which a bound or a stored value compares."""
         return self.scale.key_of(value, written=True)
 
     def compare(self, one: Any, other: Any) -> int:
@@ -194,7 +194,7 @@ class Range:
         return self._as_asked(start, position)
 
     def _as_asked(self, start: Any, like: Any) -> Any:
-        """Return a value before or at a stored one as the source is asked for it."""
+        """Return a value, at or before a stored one, in the form in which the source is asked for it."""
         initial = self._options.initial_value
         if self._options.cursor_format is not None:
             return self.scale.spelled(start, like)
@@ -203,7 +203,7 @@ class Range:
         return self.scale.spell(self.scale.key_of(start, written=True), initial)
 
     def back(self, value: Any) -> Any:
-        """Return a value less the lookback; of the hour that a clock shows twice, its begin, or what is just before."""
+        """Return a value minus the lookback; in an hour that a clock shows twice, its beginning or just before it."""
         lookback = self._options.lookback
         start = value if lookback is None else self.scale.shift(value, lookback, -1, written=True)
         begin = self.scale.first_pass(start)
@@ -230,7 +230,7 @@ class Range:
         return typed if scale.key_of(typed) == key else value
 
     def _check(self) -> None:
-        """Raise where the bounds are known not to compare with each other."""
+        """Raise an error if the bounds are known not to compare with each other."""
         scale = self.new_scale()
         scale.check_step("lookback", self._options.lookback)
         if scale.kind is not None:
@@ -250,7 +250,7 @@ class Range:
             )
 
     def _first_key(self, value: Any) -> Key:
-        """Fix how the values compare, and with it the keys of the bounds; return the value's."""
+        """Decide how values compare, compute the keys of the bounds, and return the key of the value."""
         scale, key_of = self.scale, self.key_of
         try:
             quick = scale.begin(value)

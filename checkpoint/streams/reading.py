@@ -47,7 +47,7 @@ class Judgement(NamedTuple):
 
 
 class Scan:
-    """What a stream or a window was fed since it was opened, or last went back.
+    """The rows that a stream or a window was fed since it was opened or last reset.
 
     Args:
         name: the stream's key.
@@ -148,7 +148,7 @@ class Scan:
         return self.range.highest(reached, self.resumed.high) if self.resumed and self.position.finished else reached
 
     def claimed(self, reached: Any) -> None:
-        """Let no row of a sorted stream go behind what was claimed, less the lookback."""
+        """Refuse later rows of a sorted stream that lie before the claim minus the lookback."""
         self.shut()
         if self.options.asc and reached is not None:
             self.position.bound = self.range.key_of(self.range.back(reached)), reached, None
@@ -180,7 +180,7 @@ class Scan:
         return reading
 
     def exhaust(self, reading: Reading) -> None:
-        """Take note that a reading came to its end."""
+        """Note that a reading came to its end."""
         self.check()
         self.shut()
         self.position.release(reading)
@@ -283,7 +283,7 @@ class Scan:
     # One row
 
     def bind(self, values: Iterable[Any]) -> None:
-        """Fix how values compare, by the first one that is not missing."""
+        """Decide how values compare, by the first one that is not missing."""
         for value in values:
             if self.range.key(value) is not None:
                 self.boundary.settle(value)

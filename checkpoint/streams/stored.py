@@ -23,7 +23,7 @@ BESIDE = (SEEN, WINDOWS, RESUME)
 
 
 class WrongShapeError(ValueError):
-    """The stored cursor has not the form of a stream's cursor."""
+    """The stored cursor does not have the form of a stream's cursor."""
 
 
 class Seen(NamedTuple):
@@ -41,7 +41,7 @@ NOTHING_SEEN = Seen([], [], None)
 
 
 class Resume(NamedTuple):
-    """Where a `fetch` that was interrupted goes on."""
+    """Where an interrupted `fetch` continues."""
 
     at: Any
     """What its page is asked for."""

@@ -35,7 +35,7 @@ logger: logging.Logger = logging.getLogger("checkpoint")
 
 
 class Ending(NamedTuple):
-    """What there is to tell of one stream."""
+    """What is logged about one stream at its end."""
 
     key: str
     stats: Stats
@@ -98,7 +98,7 @@ def epoch_of(scan: Scan, options: Options, highest: Any) -> str | None:
 
 
 def tell_of_end(name: str, endings: Sequence[Ending], *, failed: bool = False) -> None:
-    """Log what is to be known of a stream, or of the streams of a group.
+    """Log the end of a stream, or of the streams of a group.
 
     Args:
         name: the stream's key, or the group's name.
@@ -145,7 +145,7 @@ def _tell_of_noted(name: str, endings: Sequence[Ending]) -> None:
 
 
 def _warn_of_late(name: str, endings: Sequence[Ending], total: Stats) -> None:
-    """Warn where rows came, and every one was late."""
+    """Warn if rows came, and every one was late."""
     if total.seen and total.late == total.seen and all(ending.long_late for ending in endings if ending.stats.late):
         _log(
             logging.WARNING, "all_late", name,

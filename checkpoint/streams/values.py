@@ -53,7 +53,7 @@ _PLAIN = spelling(None, _NOBODYS)  # shared: there may be thousands of streams
 
 
 class Scale:
-    """What the values of one column have in common, so that they compare.
+    """How the values of one column are read, compared and written.
 
     Its kind is that of the `cursor_format`, else of the first value it meets; errors say `where` it is, and name the
     values that are `known` by a name, such as initial_value. Values that do not compare are a TypeError; what does not
@@ -102,9 +102,9 @@ class Scale:
     # Keys
 
     def begin(self, value: Any) -> ToKey | None:
-        """Return what makes the keys of rows' values, None of missing ones, quickly for values like this first one.
+        """Return a function that makes the keys of rows' values quickly; `value` is the first one.
 
-        Where this one is missing it is None. Keys of before do not compare with those from here on.
+        None where this one is missing. Keys made earlier do not compare with the keys of the function.
         """
         if is_missing_value(value):
             return None
@@ -117,7 +117,7 @@ class Scale:
         return None if is_missing_value(value) else self.key_of(value)
 
     def key_of(self, value: Any, *, written: bool = False) -> Key:
-        """Return the key of a value, whatever it is spelled like.
+        """Return the key of a value, however it is spelled.
 
         `written` reads a string as what a Decimal was stored as, too.
         """
@@ -165,7 +165,7 @@ class Scale:
             raise ValueError(self._told(value, error)) from error
 
     def _told(self, value: Any, error: Exception) -> str:
-        """Return what to say of a value that is not read: where it is, and of an argument how it is written."""
+        """Return the error text for an unreadable value: where it is, and for an argument how to write it."""
         name = next((name for name, known in self._known.items() if known is value), None)
         if name is None:
             is_iso = isinstance(value, str) and (read_time(value) is not None or read_day(value) is not None)
@@ -174,14 +174,14 @@ class Scale:
         return f"{self.where}: {name}: {error}{advice}"
 
     def _unread(self, text: str) -> ValueError:
-        """Return what to raise for text that does not say what it is."""
+        """Return the error for text without a known format."""
         return ValueError(
             f"{self.where}: {self._named(text)} is text without a known format, so it cannot be compared. "
             f"Say what it is: {', or '.join(formats_for(text))}"
         )
 
     def _apart(self, value: Any, kind: Kind) -> TypeError:
-        """Return what to raise for a value that does not compare with those of before."""
+        """Return the error for a value that cannot be compared with the earlier ones."""
         one, other = self._named(value), self._named(self._sample)
         if {kind, self.kind} == {"instant", "wall"}:
             naive, aware = (one, other) if kind == "wall" else (other, one)
@@ -233,13 +233,13 @@ class Scale:
             return self._spelling.lowest(value)
 
     def unit_advice(self, value: Any) -> str:
-        """Return, as the end of an error, which other epoch format makes a value a probable time; empty: none does."""
+        """Return the end of an error text that names a likelier epoch format; empty: there is none."""
         format_ = self._spelling.name if isinstance(self._spelling, Epoch) else None
         likelier = likelier_epoch(value, format_)
         return f": cursor_format={format_!r} reads it so, did you mean {likelier!r}?" if likelier else ""
 
     def check_step(self, name: str, step: Step | None) -> None:
-        """Refuse a step, the argument `name`, by which values of this kind are not moved.
+        """Refuse a step, the argument `name`, by which values of this kind cannot be moved.
 
         Raises:
             TypeError: it goes with another kind.
@@ -261,7 +261,7 @@ class Scale:
         return not is_fixed(self._clock.zone) and self._spelling.naive(value) is not None
 
     def first_pass(self, value: Any) -> Any:
-        """Return the begin of the span that a clock shows twice, where a naive value lies in it; else None."""
+        """Return the beginning of the span that a clock shows twice, if a naive value lies in it; else None."""
         zone, naive = self._clock.zone, self._spelling.naive(value)
         if zone is None or naive is None or is_fixed(zone):
             return None

@@ -120,7 +120,7 @@ def frontier_of(
 
 
 def _check_until(name: str, scale: Scale, options: Options, until: Any) -> None:
-    """Refuse an end up to which something may still happen, or which the stream does not read up to."""
+    """Refuse an end that is in the future, or after the end of the stream."""
     end, now = scale.key_of(until), scale.now(MINUTE)
     if scale.kind == "wall":
         raise ValueError(
@@ -192,7 +192,7 @@ class Frontier:
         return scan
 
     def leave(self, start: Any, end: Any, scan: Scan, *, failed: bool) -> None:
-        """Take note of what a window was fed, and that it is finished, where it is."""
+        """Note what a window was fed, and whether it is finished."""
         why = _why_unfinished(scan, stopped=bool(self._stops), failed=failed)
         with self.lock:
             self._scan.touch()  # before the change, for a signal handler may raise anywhere; a claim waits for the lock
@@ -208,7 +208,7 @@ class Frontier:
                 self._add(start, end)
 
     def finish(self, start: Any, end: Any) -> None:
-        """Take note that a window was read elsewhere."""
+        """Note that a window was read elsewhere."""
         with self.lock:
             if self.refusal is not None:
                 raise RuntimeError(self.refusal)
@@ -253,7 +253,7 @@ class Frontier:
             return reached, [island.stored for island in self._islands[first:]]
 
     def _add(self, start: Any, end: Any) -> None:
-        """Take a part for finished, and join it with those that it touches."""
+        """Add a finished part, and join it with the parts that it touches."""
         first, after = self._key(start), self._key(end)
         low = bisect_left(self._starts, first)
         if low and first <= self._islands[low - 1].end:
