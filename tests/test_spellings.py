@@ -608,3 +608,25 @@ def test_windows_of_formats_are_spelled_as_the_source_does():
         stream = cp.incremental("u", "at", cursor_format=CursorFormat(lambda text: int(text, 16)), initial_value="0")
         with pytest.raises(TypeError, match="without a format"):
             stream.windows(16, until="ff")
+
+
+@pytest.mark.parametrize("moved", ["lookback", "step", "by"])
+def test_a_format_that_cannot_write_is_named_with_its_stream(moved):
+    """What needs moved values says which argument of which stream needs the second function, and it helps."""
+
+    def use(cursor_format):
+        with Checkpointer("run", MemoryStore()) as cp:
+            options = {"cursor_format": cursor_format, "row_order": "asc"}
+            if moved == "lookback":
+                cp.incremental("s", "at", lookback=1, initial_value="a", **options)
+            elif moved == "step":
+                list(cp.incremental("s", "at", initial_value="a", **options).windows(4, until="ff"))
+            else:
+                cp["s"] = {"at": "ff"}
+                cp.incremental("s", "at", **options).rewind(by=1, reason="why")
+
+    with pytest.raises(TypeError) as caught:
+        use(CursorFormat(lambda text: int(text, 16)))
+    said = f"'s', 'at': {moved} needs a format function, which writes moved values: CursorFormat(parse, format)"
+    assert str(caught.value) == said
+    use(CursorFormat(lambda text: int(text, 16), lambda number: format(number, "x")))
