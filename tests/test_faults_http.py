@@ -160,19 +160,19 @@ def test_fault_02_a_cut_off_list_is_reread_a_write_read_back(job, chunked, then)
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (Answer(200, '{"result": [', JSON), """200 (application/json) '{"result": [', not the JSON object"""),
-        (Answer(200, "<html>log in</html>", HTML), "200 (text/html) '<html>log in</html>', not the JSON object"),
-        (Answer(200, '{"result": []}', HTML), """200 (text/html) '{"result": []}', not the JSON object"""),
-        (Answer(200, []), "200 (application/json) '[]', not the JSON object"),
-        (Answer(200, b"null", JSON), "200 (application/json) 'null', not the JSON object"),
-        (Answer(200, headers=JSON), "200 (application/json, empty), not the JSON object"),
-        (Answer(204), "204 (application/json, empty), not the JSON object"),
+        (Answer(200, '{"result": [', JSON), """200 (application/json) '{"result": [' instead of a JSON object"""),
+        (Answer(200, "<html>log in</html>", HTML), "200 (text/html) '<html>log in</html>' instead of a JSON object"),
+        (Answer(200, '{"result": []}', HTML), """200 (text/html) '{"result": []}' instead of a JSON object"""),
+        (Answer(200, []), "200 (application/json) '[]' instead of a JSON object"),
+        (Answer(200, b"null", JSON), "200 (application/json) 'null' instead of a JSON object"),
+        (Answer(200, headers=JSON), "200 (application/json, empty) instead of a JSON object"),
+        (Answer(204), "204 (application/json, empty) instead of a JSON object"),
     ],
 )
 def test_fault_03_what_is_no_json_object_is_shown_in_the_error(job, answer, said):
     job.seed(a=A)
     job.api.script(answer)
-    with job.fails(StoreError, f"URL answered {said} that was expected"), job.run():
+    with job.fails(StoreError, f"URL answered {said}"), job.run():
         pass
     assert job.calls() == ["GET"]
     assert job.held() == {"a": A}

@@ -380,8 +380,8 @@ def test_fault_83_options_of_a_url_reach_the_store(api, monkeypatch):
         ("rate=50", "it must be requests/seconds, such as 500/10"),
         ("rate=50/0", "rate='50/0' in the store's URL cannot be read"),
         ("deadline=1&deadline=2", "'deadline' occurs twice"),
-        ("dedline=1", "it may have the options concurrency, deadline, rate, timeout"),
-        ("deadline=1&x", "it may have the options concurrency, deadline, rate, timeout"),
+        ("dedline=1", "a store's URL may have the options concurrency, deadline, rate, timeout"),
+        ("deadline=1&x", "a store's URL may have the options concurrency, deadline, rate, timeout"),
     ],
 )
 def test_fault_83_an_option_that_is_none_is_refused(query, said, monkeypatch):

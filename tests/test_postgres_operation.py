@@ -317,7 +317,7 @@ def test_a_table_dropped_under_a_running_job_is_named(
     base = postgres.commit("job", {"a": "1"}).entries
     admin.execute(f"DROP TABLE {schema}.checkpoint_{table}")
     fresh = PostgresStore(postgres_url)
-    advice = ", or run `checkpoint init`, which makes an empty one"
+    advice = ", or run `checkpoint init`, which creates an empty one"
     anew = "; to start over, drop the other checkpoint tables too, and run `checkpoint init`"
     said = (
         f'the PostgreSQL table "{schema}".checkpoint_{table} is missing with everything that it held: '
@@ -351,7 +351,7 @@ def test_tables_that_are_all_gone_are_no_fresh_start(postgres: PostgresStore, ad
         lambda: postgres.history("job"),
     ):
         with pytest.raises(
-            StoreError, match="all checkpoint tables of .* are gone since this store used them: restore"
+            StoreError, match="all checkpoint tables in .* are gone since this store used them: restore"
         ):
             call()
     postgres.init()

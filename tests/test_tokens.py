@@ -191,7 +191,7 @@ def test_a_token_is_hidden_while_another_thread_renews_it():
 
 def test_an_answer_in_an_unknown_encoding_is_a_store_error(api, kind):
     api.script(Answer(200, b"x", {"Content-Encoding": "BR"}))
-    with closing(kind(api.url, NEW)) as store, pytest.raises(StoreError, match="unwanted encoding 'BR'$") as caught:
+    with closing(kind(api.url, NEW)) as store, pytest.raises(StoreError, match="unsupported encoding 'BR'$") as caught:
         store.load("run")
     assert type(caught.value) is StoreError
 
