@@ -92,7 +92,7 @@ def test_errors_are_the_same(store):
             assert two["a"] == A
         with pytest.raises(RuntimeError, match="this one has ended"):
             two["a"]
-        with pytest.raises(RuntimeError, match="entered once"):
+        with pytest.raises(RuntimeError, match="entered only once"):
             async with two:
                 pass
 

@@ -401,13 +401,13 @@ def test_it_is_used_once_and_inside_its_block(store):
             use()
     with cp:
         cp["a"] = A
-        with pytest.raises(RuntimeError, match="entered once"):
+        with pytest.raises(RuntimeError, match="entered only once"):
             cp.__enter__()
         assert cp["a"] == A
     for use in (lambda: cp.update(a=A), lambda: cp.raw["a"], lambda: cp.changed, cp.commit):
         with pytest.raises(RuntimeError, match="this one has ended"):
             use()
-    with pytest.raises(RuntimeError, match="entered once"), cp:
+    with pytest.raises(RuntimeError, match="entered only once"), cp:
         pass
 
 

@@ -606,7 +606,7 @@ def test_windows_of_formats_are_spelled_as_the_source_does():
         stream = cp.incremental("t", "at", cursor_format="%d.%m.%Y", timezone="UTC", initial_value="31.01.2024")
         assert [w.end for w in stream.windows("month", until="15.03.2024")] == ["29.02.2024", "15.03.2024"]
         stream = cp.incremental("u", "at", cursor_format=CursorFormat(lambda text: int(text, 16)), initial_value="0")
-        with pytest.raises(TypeError, match="without a format"):
+        with pytest.raises(TypeError, match="needs a format function"):
             stream.windows(16, until="ff")
 
 
