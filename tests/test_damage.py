@@ -185,7 +185,7 @@ def test_fault_41_a_commit_does_not_end_at_damaged_history(file: Path) -> None:
     with closing(SQLiteStore(file, keep=1)) as store:
         for number in range(4):
             store.commit("job", {"a": f"again {number}"})
-        with pytest.raises(CorruptState, match="the time in its history is bytes, not a time"):
+        with pytest.raises(CorruptState, match="in its history, the time is bytes, not a time"):
             store.history("job", "a")
 
 
