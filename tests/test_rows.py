@@ -108,6 +108,7 @@ def test_a_path_is_read_through_rows_of_every_kind(kind):
 def test_a_name_with_dots_goes_before_the_path():
     get = getter("a.b", {"a.b": 1})
     assert [get({"a.b": 1, "a": {"b": 2}}), get({"a": {"b": 2}}), get({"a": {}}), get({})] == [1, 2, None, None]
+    assert getter("a.b.c", {})({"a": {"b": {"c": 1}, "c": 2}}) == 1
 
 
 @pytest.mark.parametrize("first", KINDS)

@@ -177,35 +177,35 @@ def of_times(slow: ToKey, first: Written, zone: tzinfo | None) -> ToKey:
 
 def _of_utc_text(slow: ToKey, separator: str) -> ToKey:
     """Return what makes datetimes in UTC, of times with seconds and `Z`."""
-    mark, whole, sizes = f"--{separator}::", _TO_SECOND + 1, frozenset(size + 1 for size in _SIZES)
+    mark, whole = f"--{separator}::", _TO_SECOND + len("Z")
     low = high = ""  # text between them begins with an hour that was seen
     others = 0
 
     def utc(value: Any) -> Any:
-        nonlocal low, high, others
         try:
-            if low <= value < high:
-                if value[_TO_MINUTE] == ":" and value[-1] == "Z":
-                    size = len(value)
-                    if size == whole or (value[_TO_SECOND] in ".," and size in sizes):
-                        return _parse(value)
-            elif value[4 : _TO_SECOND - 1 : 3] == mark and value[-1] == "Z":
+            if low <= value < high and value[_TO_MINUTE] == ":" and value[-1] == "Z":
                 size = len(value)
-                if size == whole or (value[_TO_SECOND] in ".," and size in sizes):
-                    key = _parse(value)
-                    others += 1
-                    if not others % _OTHERS:
-                        low, high = _hour(value)
-                    return key
-            return offset(value)
+                if size == whole or (value[_TO_SECOND] in ".," and size - 1 in _SIZES):
+                    return _parse(value)
+            return other(value)
         except _UNREAD:
             return slow(value)
 
-    def offset(value: str) -> Any:
-        size = len(value) - len("+02:00")
-        is_offset = value[size] in "+-" and (size == _TO_SECOND or (value[_TO_SECOND] in ".," and size in _SIZES))
-        is_known = is_offset and value[4 : _TO_SECOND - 1 : 3] == mark
-        return _parse(value).astimezone(UTC) if is_known else slow(value)
+    def other(value: str) -> Any:
+        """Make the key of a time in another hour, or with an offset such as `+02:00`."""
+        nonlocal low, high, others
+        is_utc = value[-1] == "Z"
+        size = len(value) - len("Z" if is_utc else "+02:00")
+        is_known = value[4 : _TO_SECOND - 1 : 3] == mark and (is_utc or value[size] in "+-")
+        if not is_known or (size > _TO_SECOND and value[_TO_SECOND] not in ".,") or size not in _SIZES:
+            return slow(value)
+        key = _parse(value)
+        if not is_utc:
+            return key.astimezone(UTC)
+        others += 1
+        if not others % _OTHERS:
+            low, high = _hour(value)
+        return key
 
     return utc
 
