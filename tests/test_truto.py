@@ -35,6 +35,7 @@ from checkpoint.codec import decode, encode
 from checkpoint.entries import Entry
 from checkpoint.stores import open_store
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.network import Single
 from checkpoint.stores.service import _work_off
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import Answer, ApiServer, Cut, Delay, Drop, Hang, Hook, Raw
@@ -202,6 +203,27 @@ def test_a_first_commit_opens_connections_during_its_look(api, truto, closed):
         commit = cp.commit()
     assert seen == [3]
     assert (len(commit.keys), commit.requests, commit.retries) == (3, 4, 0)
+
+
+def test_a_connection_opened_ahead_is_not_waited_for_too_long(api, monkeypatch):
+    """The service accepts, and nothing is heard of the second connection."""
+    seed(api, a=A, b=A)
+    opened = threading.Event()
+
+    def open_ahead(_):
+        opened.wait(10)
+
+    monkeypatch.setattr(Single, "open_ahead", open_ahead)
+    store = TrutoStore(api.url, api.token, deadline=1, timeout=1)
+    with closing(store), Checkpointer("run", store) as cp:
+        cp["a"], cp["b"] = B, B
+        begun = time.monotonic()
+        with pytest.raises(PartialCommit, match="timed out"):
+            cp.commit()
+        took = time.monotonic() - begun
+        opened.set()
+        cp.commit()
+    assert took < 5
 
 
 def test_a_closed_idle_connection_is_not_written_to(api, truto):

@@ -32,7 +32,7 @@ class Doubt:
     def __init__(self) -> None:
         self.sent: dict[str | None, float] = {}
         """Own values that may have landed or may land yet (None: a deletion), with the monotonic time of expiry."""
-        self.open = False
+        self.open: bool = False
         """Whether the store may hold another value than the one known."""
         self.found: object = NOTHING
         """The entry that the last conflict found, None for a deleted key."""

@@ -207,8 +207,12 @@ class _Own:
 
     def send(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         """Send a request; return the response and its HTTP version."""
-        with self._lock:
+        if not self._lock.acquire(timeout=limit.left()):
+            raise httpx.ConnectTimeout("timed out")
+        try:
             return self._sent(request, limit)
+        finally:
+            self._lock.release()
 
     def _sent(self, request: httpx.Request, limit: Limit) -> tuple[Response, str]:
         self._network.limit = limit

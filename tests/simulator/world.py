@@ -224,6 +224,10 @@ class Wire:
     def forked(self) -> None:
         """Do nothing; without it the stores behind this one would not hear of a fork of the whole process."""
 
+    def lacking(self, requests: int) -> list[Any]:
+        """Open no connections ahead."""
+        return []
+
     def send(self, *request: Any) -> Response:
         """Send a request: its method, URL and body are among what is given, in this order."""
         at = next(at for at, one in enumerate(request) if one in {"GET", "POST", "PATCH", "DELETE"})
