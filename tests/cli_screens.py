@@ -10,7 +10,11 @@ from freezegun import freeze_time
 
 from checkpoint.cli.command import checkpoint
 
-UNDO = r"To (?:undo it|see what has changed since it began|read again from two days before now): checkpoint .*\n"
+UNDO = (
+    r"To (?:undo it|undo the commit that moved it there|see what has changed since it began|"
+    r"read again from two days before now): checkpoint .*\n"
+    r"|Rows between the last good position and that moment are not read again, unless --to is older\.\n"
+)
 """Commands to copy, which verbs say beside what they show."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
@@ -19,6 +20,7 @@ from checkpoint.codec import encode
 from checkpoint.entries import RUN_KEY, head_key, member_key
 from checkpoint.run import lease
 from checkpoint.run.runs import recorded
+from checkpoint.stores.sqlite import SQLiteStore
 
 
 @pytest.fixture
@@ -623,6 +625,23 @@ def test_a_position_ahead_of_the_clock_is_not_fresh(url):
     assert document("status", "crm", "--max-age", "2d", "--json", status=1)["keys"][0]["why"] == (
         "its position is 6 d ahead of the clock: rows until then may not be delivered"
     )
+
+
+@pytest.mark.parametrize("verb", ["list", "status"])
+def test_a_position_that_was_moved_ahead_is_restored(tmp_path, verb):
+    """Two days before now is after the last good position: the rows of eight days would be skipped."""
+    store = SQLiteStore(tmp_path / "state.db")
+    for at in ("2024-04-23T00:00:00Z", "2024-06-03T00:00:00Z", "2024-07-03T00:00:00Z"):
+        store.commit("crm", {"contacts": encode({"at": at})})
+    asked = [verb, "crm", "--store", f"sqlite:///{tmp_path}/state.db"]
+    (said,) = run(*asked).stderr.splitlines()
+    assert said.startswith("To undo the commit that moved it there: checkpoint restore crm contacts --to 1 --store ")
+    assert run(*shlex.split(said.partition(": checkpoint ")[2]), "--yes").exit_code == 0
+    assert store.load("crm")["contacts"].value == encode({"at": "2024-04-23T00:00:00Z"})
+    store.commit("crm", {"deals": encode({"at": "2024-06-03T00:00:00Z"})})  # it never was anywhere else
+    rewind, beside = run(*asked).stderr.splitlines()
+    assert rewind.startswith("To read again from two days before now: checkpoint rewind crm deals --to 2024-05-01T")
+    assert beside == "Rows between the last good position and that moment are not read again, unless --to is older."
 
 
 @pytest.mark.parametrize(

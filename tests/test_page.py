@@ -390,6 +390,7 @@ def test_a_position_ahead_of_the_clock_comes_first(server, store):
     assert "The position is ahead of the clock by 30 d." in page
     assert "To undo the commit that moved it there" not in page  # the history has no earlier value
     assert "To read again from two days before now: checkpoint rewind ahead contacts --to 2024-05-01T00:00:00Z" in page
+    assert "are not read again, unless --to is older" in page
 
 
 def test_streams_without_rows_are_told_with_a_run(server, store):
@@ -905,3 +906,4 @@ def test_a_position_ahead_of_the_clock_can_be_undone(server, store):
     box = page.partition("Rows until then may not be delivered.")[2].partition("Cursor")[0]
     assert "To undo the commit that moved it there" in box
     assert "checkpoint restore ahead contacts --to 1 --store" in box
+    assert "checkpoint rewind" not in page  # to two days before now: rows since version 1 could be skipped

@@ -16,6 +16,7 @@ from checkpoint.neighbours.copying import said_of
 from checkpoint.overview import words
 from checkpoint.overview.commands import Commands
 from checkpoint.overview.freshness import Holder, in_order
+from checkpoint.overview.past import before_ahead, past_of
 from checkpoint.overview.positions import lag_of
 
 if TYPE_CHECKING:
@@ -71,9 +72,15 @@ def say_ahead(there: Namespace, names: Sequence[Name], form: str | None) -> None
     others = f", and {counted([name for name in names if name != worst])} more" if len(names) > 1 else ""
     by = f"{words.span(leads[worst])} ahead of the clock{others}"
     screen.say_wrapped(f"{worst.quoted} in {there.state_key!r} is {by}. Rows until then may not be delivered.")
+    form = there.form_of(worst, form)
+    if (version := before_ahead(past_of(there, worst) or [], form)) is not None:
+        undo = _commands(there.store).restore(there.state_key, str(version), worst)
+        screen.warn(f"To undo the commit that moved it there: {undo}")
+        return
     value = there.value(worst) or ""
-    if back := _commands(there.store).rewind(there.state_key, worst, value, form=there.form_of(worst, form)):
+    if back := _commands(there.store).rewind(there.state_key, worst, value, form=form):
         screen.warn(f"To read again from two days before now: {back}")
+        screen.warn("Rows between the last good position and that moment are not read again, unless --to is older.")
 
 
 def _commands(store: Store) -> Commands:

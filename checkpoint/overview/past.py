@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.entries import member_key
+from checkpoint.errors import CheckpointError
 from checkpoint.overview.namespaces import AbsentError, Name, nothing, unfolded
+from checkpoint.overview.positions import is_ahead, lag_of
 from checkpoint.run.runs import Did
 from checkpoint.stores.base import KeepsHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from checkpoint.entries import Change
     from checkpoint.overview.moments import When
@@ -45,6 +47,33 @@ def changes_of(there: Namespace, key: str | None = None, member: str | None = No
             found = _with_shared(there, there.groups[key], found, member)
     wanted = (change for change in found if member is None or (change.key, change.member) == (key, member))
     return sorted(wanted, key=lambda change: -change.version)
+
+
+def past_of(there: Namespace, name: Name) -> list[Change] | None:
+    """Return the changes of one name, newest first; None: the store keeps no history."""
+    if not isinstance(there.store, KeepsHistory):
+        return None
+    try:
+        return [change for change in changes_of(there, *name) if (change.key, change.member) == name]
+    except CheckpointError:  # a server whose store keeps no history
+        return None
+
+
+def last_good(past: Sequence[Change], is_good: Callable[[str], bool]) -> int | None:
+    """Return the version of the newest good value since a name was last created; None: the history has none."""
+    for change in past:
+        if change.after is None:
+            return None
+        if is_good(change.after):
+            return change.version
+        if change.before is not None and is_good(change.before):
+            return change.version - 1
+    return None
+
+
+def before_ahead(past: Sequence[Change], form: str | None) -> int | None:
+    """Return the version with the newest position of a name that is not ahead of the clock; None: not known."""
+    return last_good(past, lambda value: not is_ahead(lag_of(value, form)))
 
 
 def _with_shared(there: Namespace, layout: Layout, found: list[Change], member: str | None) -> list[Change]:

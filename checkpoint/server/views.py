@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from checkpoint.entries import RUN_KEY
-from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.errors import CorruptState
 from checkpoint.overview import chart, words
 from checkpoint.overview.freshness import (
     ALARMING,
@@ -26,7 +26,7 @@ from checkpoint.overview.freshness import (
 )
 from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
-from checkpoint.overview.past import changes_of
+from checkpoint.overview.past import before_ahead, past_of
 from checkpoint.overview.plotted import drawn_field, panels, plotted, standing_until
 from checkpoint.overview.positions import is_ahead, lag_of, position_of
 from checkpoint.stores.base import KeepsHistory
@@ -346,6 +346,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         raise AbsentError(there.absent(*name) if there.names or there.groups else f"{there.state_key!r} holds nothing")
     run, form, lease = there.run, there.form_of(name), lease_of(there)
     lag = None if entry is None else lag_of(entry.value, form)
+    before = before_ahead(past or [], form) if is_ahead(lag) else None
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
     if steps and page.number == 1 and steps[0].change.before != steps[0].change.after:
@@ -358,7 +359,7 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "form": form,
         "lag": lag,
         "ahead": is_ahead(lag),
-        "before_ahead": _before_ahead(there, name, past or [], commands) if is_ahead(lag) else None,
+        "before_ahead": None if before is None else commands.restore(there.state_key, str(before), name),
         "latest": past[0] if past else None,
         "run": run,
         "rows": _rows_of(run, name.key),
@@ -370,20 +371,16 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "held": holder_of(there),
         "state": None if run is None else how_far(run, lease),
         **({} if entry is None else _cursor(entry.value)),
-        "rewind": None if entry is None else _rewind(there, name, entry, past or [], commands),
+        # Two days before now may be after the last good position: rows between the two would be skipped.
+        "rewind": None if entry is None or before is not None else _rewind(there, name, entry, past or [], commands),
     }
 
 
 def _past(there: Namespace, name: Name) -> list[Change] | None:
     """Return the changes of a key, newest first; None: the store keeps no history."""
-    if not isinstance(there.store, KeepsHistory):
-        return None
     if name.member is None and name.key in there.groups and name not in there.names:
         raise AbsentError(there.absent(name.key))
-    try:
-        return [change for change in changes_of(there, *name) if (change.key, change.member) == name]
-    except CheckpointError:  # a server whose store keeps no history
-        return None
+    return past_of(there, name)
 
 
 def _rewind(there: Namespace, name: Name, entry: Entry, past: list[Change], commands: Commands) -> str | None:
@@ -391,16 +388,6 @@ def _rewind(there: Namespace, name: Name, entry: Entry, past: list[Change], comm
     earlier = (_only_value(change.before) for change in past if change.before is not None)
     before = next((value for value in earlier if value is not None and value != position), None)
     return commands.rewind(there.state_key, name, entry.value, before, there.form_of(name))
-
-
-def _before_ahead(there: Namespace, name: Name, past: list[Change], commands: Commands) -> str | None:
-    """Return the command that restores the last value that was not ahead of the clock; None: the history has none."""
-    for change in past:
-        if change.before is None:
-            return None
-        if not is_ahead(lag_of(change.before, there.form_of(name))):
-            return commands.restore(there.state_key, str(change.version - 1), name)
-    return None
 
 
 def _only_value(value: str) -> Any:
