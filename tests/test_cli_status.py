@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -19,6 +20,7 @@ from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
 from checkpoint.entries import RUN_KEY, head_key, member_key
 from checkpoint.run import lease
+from checkpoint.run.forms import ENTRIES
 from checkpoint.run.runs import recorded
 from checkpoint.stores.sqlite import SQLiteStore
 
@@ -642,6 +644,43 @@ def test_a_position_that_was_moved_ahead_is_restored(tmp_path, verb):
     rewind, beside = run(*asked).stderr.splitlines()
     assert rewind.startswith("To read again from two days before now: checkpoint rewind crm deals --to 2024-05-01T")
     assert beside == "Rows between the last good position and that moment are not read again, unless --to is older."
+
+
+def test_a_damaged_value_is_not_fresh(tmp_path):
+    """Text that never was a cursor is another program's."""
+    path, good = tmp_path / "state.db", encode({"at": "2024-05-03T11:00:00Z"})
+    store, there = SQLiteStore(path), ["--store", f"sqlite:///{path}"]
+    with freeze_time("2024-05-03T11:00:00Z"):
+        store.commit("crm", {"a": good, "note": "free text", member_key("g", "m"): good, head_key("g"): ENTRIES})
+        store.commit("crm", {"a": encode({"at": "2024-05-03T11:30:00Z"})})
+    assert run("status", "crm", "--max-age", "1d", *there).exit_code == 0
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "UPDATE checkpoint_entries SET value = 'garbage!!' WHERE key IN ('a', ?)", [member_key("g", "m")]
+        )
+    done = run("status", "crm", "--max-age", "1d", *there)
+    assert done.exit_code == 3
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:4]] == [
+        ["DAMAGED", "crm", "a"],
+        ["DAMAGED", "crm", "g"],
+        ["fresh", "crm", "note"],
+    ]
+    assert done.stdout.endswith("3 keys: 2 damaged.\n")
+    assert json.loads(run("status", "crm", "a", "--json", *there).stdout)["keys"][0]["status"] == "damaged"
+    assert re.search(
+        r"^!  crm .*\n! 1 namespace: 1 with a damaged value \('crm' a\)\.$", run("list", *there).stdout, re.MULTILINE
+    )
+    listed = run("list", "crm", *there)
+    assert [line[:6] for line in listed.stdout.splitlines()[1:4]] == ["!  a  ", "!  g  ", "   not"]
+    commands = [line.partition(": checkpoint ")[2] for line in listed.stderr.splitlines()]
+    assert commands == [line.partition(": checkpoint ")[2] for line in done.stderr.splitlines()]
+    assert [command.partition(" --store")[0] for command in commands] == [
+        "restore crm a --to 2",
+        "restore crm g --member m --to 1",
+    ]
+    for command in commands:
+        assert run(*shlex.split(command), "--yes").exit_code == 0
+    assert screen("status", "crm", "--max-age", "1d", *there).endswith("3 keys: all fresh.\n")
 
 
 @pytest.mark.parametrize(

@@ -897,6 +897,18 @@ def test_a_first_commit_is_undone_behind_a_warning(server, store):
     assert "To search members, open the page of their group." in seen(server, "?search=none").text
 
 
+def test_a_damaged_value_can_be_restored(server, store):
+    store.commit("crm", {"contacts": at(NOW), "note": "free text"})
+    store.commit("crm", {"contacts": "garbage!!"})
+    page = seen(server, "key?namespace=crm&key=contacts").text
+    assert "The value is damaged : it is not a cursor any more." in page
+    assert page.index("checkpoint restore crm contacts --to 1 ") == page.index(
+        "checkpoint ", page.index("The value is")
+    )
+    assert "damaged" not in seen(server, "key?namespace=crm&key=note").text
+    assert re.search("1 with a damaged value .* damaged contacts", seen(server).text)
+
+
 def test_a_position_ahead_of_the_clock_can_be_undone(server, store):
     """Also where later commits moved it further ahead: the command goes back to before the first of them."""
     for position in ("2024-05-01T00:00:00Z", "2024-06-03T00:00:00Z", "2024-07-03T00:00:00Z"):

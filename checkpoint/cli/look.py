@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import say_ahead, say_held, tell
+from checkpoint.cli.sentences import say_ahead, say_damaged, say_held, tell
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
@@ -38,11 +38,11 @@ from checkpoint.overview.freshness import (
 )
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
-from checkpoint.overview.past import fields_of
+from checkpoint.overview.past import fields_of, is_damaged
 from checkpoint.overview.positions import is_ahead, lag_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from checkpoint.entries import Entry
     from checkpoint.overview.freshness import Summary
@@ -236,8 +236,10 @@ def _list_keys(there: Namespace, how: _How) -> None:
             _entry_row(there, Name(key), plain[key], form) if key in plain else _group_row(there, groups[key], form)
             for key in keys
         ]
-        _show_rows("key", rows)
+        damaged = _damaged(there, there.shown())
+        _show_rows("key", rows, {name.key for name in damaged})
         how.say_rest(len(every), "key")
+        say_damaged(there, damaged)
         _say_ahead(there, [*there.shown()], form)
         say_held(there.store, there.state_key, lease_of(there))
     else:
@@ -260,13 +262,20 @@ def _list_members(there: Namespace, key: str, like: str | None, how: _How) -> No
     if how.as_json:
         screen.document([_entry_fields(there, name, members[name], how.form) for name in how.shown(names)])
     elif members:
-        _show_rows("member", [_entry_row(there, name, members[name], how.form) for name in how.shown(names)])
+        damaged = _damaged(there, members)
+        rows = [_entry_row(there, name, members[name], how.form) for name in how.shown(names)]
+        _show_rows("member", rows, {name.member for name in damaged})
         how.say_rest(len(names), "member")
+        say_damaged(there, damaged)
         _say_ahead(there, names, how.form)
     elif like is not None:
         raise click.ClickException(f"no member of {key!r} in {there.state_key!r} matches {like!r}")
     else:
         screen.say(f"the group {key!r} in {there.state_key!r} has no members.")
+
+
+def _damaged(there: Namespace, entries: Mapping[Name, Entry]) -> list[Name]:
+    return [name for name, entry in entries.items() if is_damaged(there, name, entry.value)]
 
 
 def _say_ahead(there: Namespace, names: list[Name], form: str | None) -> None:
@@ -289,11 +298,21 @@ STOOD = 60.0
 """The table shows the last write if it is older than the key's age by at least this many seconds."""
 
 
-def _show_rows(first: str, rows: list[_Row]) -> None:
+def _show_rows(first: str, rows: list[_Row], wrong: Collection[str | None]) -> None:
     stood = any(row.age is not None and row.moved is not None and row.moved - row.age > STOOD for row in rows)
-    columns = (first, "cursor", "lag", "age", *(["moved"] if stood else []), "written by")
+    marked = any(row.name in wrong for row in rows)
+    mark = [""] if marked else []
+    columns = (*mark, first, "cursor", "lag", "age", *(["moved"] if stood else []), "written by")
     table = [
-        (row.name, row.said, _span(row.lag), _span(row.age), *([_ago(row.moved)] if stood else []), row.by)
+        (
+            *(["!" if row.name in wrong else ""] if marked else []),
+            row.name,
+            row.said,
+            _span(row.lag),
+            _span(row.age),
+            *([_ago(row.moved)] if stood else []),
+            row.by,
+        )
         for row in rows
     ]
     screen.show_table(columns, table, wide="cursor", right=("lag", "age", "moved"))

@@ -15,8 +15,8 @@ from checkpoint.errors import Conflict, CorruptState, command_line
 from checkpoint.neighbours.copying import said_of
 from checkpoint.overview import words
 from checkpoint.overview.commands import Commands
-from checkpoint.overview.freshness import Holder, in_order
-from checkpoint.overview.past import before_ahead, past_of
+from checkpoint.overview.freshness import NO_CURSOR, Holder, in_order
+from checkpoint.overview.past import before_ahead, is_cursor, last_good, past_of
 from checkpoint.overview.positions import lag_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,21 @@ def say_ahead(there: Namespace, names: Sequence[Name], form: str | None) -> None
     if back := _commands(there.store).rewind(there.state_key, worst, value, form=form):
         screen.warn(f"To read again from two days before now: {back}")
         screen.warn("Rows between the last good position and that moment are not read again, unless --to is older.")
+
+
+def say_damaged(there: Namespace, names: Sequence[Name]) -> None:
+    """Show which values are damaged, and the commands that restore the last readable ones."""
+    for name in names[:_NAMED]:
+        screen.say_wrapped(f"{name.quoted} in {there.state_key!r} is damaged: {NO_CURSOR}.")
+        if (version := last_good(past_of(there, name) or [], is_cursor)) is not None:
+            back = _commands(there.store).restore(there.state_key, str(version), name)
+            screen.warn(f"To restore its last readable value: {back}")
+    if len(names) > _NAMED:
+        screen.say(f"{counted(names[_NAMED:])} more of {there.state_key!r} damaged.")
+
+
+_NAMED = 5
+"""At most this many damaged values are named."""
 
 
 def _commands(store: Store) -> Commands:

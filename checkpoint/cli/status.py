@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import say_ahead, say_held, sentence_of, tell
+from checkpoint.cli.sentences import say_ahead, say_damaged, say_held, sentence_of, tell
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, in_order, judged
@@ -84,7 +84,7 @@ def status(
     given. A failed run and a dead lease are shown, but make nothing stale.
 
     Exits with 0 if no key is stale, with 1 if one is, and with 3 if it cannot tell: a key cannot be judged, a
-    namespace is damaged, or there is no such key.
+    key or a namespace is damaged, or there is no such key.
 
     Example: checkpoint status --max-age 1d
     """
@@ -106,6 +106,7 @@ def status(
     elif judgements:
         _show_judged(store, judgements, beside, limits)
         for one in found:
+            say_damaged(one.there, [each.name for each in one.judgements if each.verdict == "DAMAGED"])
             say_ahead(one.there, [each.name for each in one.judgements if is_ahead(each.lag)], cursor_format)
         screen.say_wrapped(_sum(judgements, limits))
         if damaged:
@@ -161,7 +162,7 @@ def _exit_status(judgements: list[Judged], beside: list[_Beside], damaged: list[
     verdicts = {one.verdict for one in judgements}
     if "STALE" in verdicts:
         return STALE
-    if damaged or "unknown" in verdicts:
+    if damaged or not verdicts.isdisjoint({"DAMAGED", "unknown"}):
         return UNKNOWN
     is_asked = (limits.age, limits.lag) != (None, None)
     has_none = any(one.is_empty and one.has_failed for one in beside)  # a job that never reached its first key
@@ -199,12 +200,15 @@ def _rows(judgements: list[Judged]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for verdict, word in enumerate(WORST_FIRST):
         found = [one for place, one in sorted(keys.items()) if place[0] == verdict]
-        if word in {"STALE", "unknown"}:
+        if word in _WRONG:
             found.sort(key=_worst_first)
-        rows += [*map(_row, found)] if len(found) <= NAMED or word in {"STALE", "unknown"} else [_row_of_many(found)]
+        rows += [*map(_row, found)] if len(found) <= NAMED or word in _WRONG else [_row_of_many(found)]
         for place, members in sorted(groups.items()):
             rows += _rows_of_group(members, alone=len(judgements) == 1) if place[0] == verdict else []
     return rows
+
+
+_WRONG = {"DAMAGED", "STALE", "unknown"}
 
 
 def _worst_first(one: Judged) -> tuple[bool, int, int, Name]:
@@ -221,7 +225,7 @@ def _row_of_many(keys: list[Judged]) -> tuple[str, ...]:
 def _rows_of_group(members: list[Judged], *, alone: bool) -> list[tuple[str, ...]]:
     """Return the lines of a group's members with the same verdict; fresh members share one line."""
     one = members[0]
-    is_wrong = one.verdict in {"STALE", "unknown"}
+    is_wrong = one.verdict in _WRONG
     worst = sorted(members, key=_worst_first) if is_wrong or alone else []
     rest = worst[NAMED:] if is_wrong or alone else members
     if not rest:
@@ -246,8 +250,9 @@ def _since(seconds: float | None) -> str:
 def _sum(judgements: list[Judged], limits: Limits) -> str:
     total = words.count(len(judgements), "key")
     is_asked = (limits.age, limits.lag) != (None, None)
-    number = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in ("STALE", "unknown", "-")}
-    parts = [f"{number['STALE']:,} stale"] if number["STALE"] else []
+    number = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in WORST_FIRST}
+    parts = [f"{number['DAMAGED']:,} damaged"] if number["DAMAGED"] else []
+    parts += [f"{number['STALE']:,} stale"] if number["STALE"] else []
     parts += [f"{number['unknown']:,} unknown"] if number["unknown"] else []
     parts += [f"{number['-']:,} whose position is not a time"] if number["-"] and is_asked else []
     if is_asked:
@@ -271,7 +276,7 @@ def _document(
             {
                 "namespace": one.namespace,
                 **one.name.fields(),
-                "status": {"STALE": "stale", "-": None}.get(one.verdict, one.verdict),
+                "status": None if one.verdict == "-" else one.verdict.lower(),
                 "age": one.age,
                 "lag": one.lag,
                 "why": one.why or None,

@@ -18,6 +18,7 @@ from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name
+from checkpoint.overview.past import is_damaged
 from checkpoint.overview.positions import epoch_like, is_ahead, lag_of, misread, position_of, positions_in
 from checkpoint.run import lease
 from checkpoint.run.runs import Known, Run, recorded, told_by
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from checkpoint.entries import Entry
     from checkpoint.overview.namespaces import Namespace
 
-Freshness: TypeAlias = Literal["fresh", "STALE", "unknown", "-"]
-"""The verdicts on a key; `-`: no limit was given. A position ahead of the clock is stale under any limit."""
+Freshness: TypeAlias = Literal["DAMAGED", "fresh", "STALE", "unknown", "-"]
+"""The verdicts on a key; `-`: no limit was given. A position ahead of the clock is stale under any limit, and a value
+that is no cursor any more is damaged.
+"""
 
 
 class Limits(NamedTuple):
@@ -84,11 +87,16 @@ def _names_asked(there: Namespace, key: str | None, member: str | None) -> Itera
 def _judge(there: Namespace, name: Name, entry: Entry, limits: Limits, done: _Done | None) -> Judged:
     form = there.form_of(name, limits.form)
     age, lag = _age_judged(there, name, entry, limits, done), _lag_judged(entry, form, limits)
+    if lag.seconds is None and is_damaged(there, name, entry.value):
+        return Judged(there.state_key, name, "DAMAGED", age.seconds, None, NO_CURSOR)
     verdict: Freshness = next(one for one in WORST_FIRST if one in {age.verdict, lag.verdict})
     said = [part.why for part in (age, lag) if part.verdict == verdict]
     if lag.verdict == verdict == "unknown":
         said += _why_no_time(entry.value, form)
     return Judged(there.state_key, name, verdict, age.seconds, lag.seconds, "; ".join(filter(None, said)))
+
+
+NO_CURSOR = "its value is not a cursor any more, and a run that reads it ends with CorruptState"
 
 
 class _Part(NamedTuple):
@@ -137,7 +145,7 @@ def _why_no_time(value: str, form: str | None) -> list[str]:
     ]
 
 
-WORST_FIRST: tuple[Freshness, ...] = ("STALE", "unknown", "fresh", "-")
+WORST_FIRST: tuple[Freshness, ...] = ("DAMAGED", "STALE", "unknown", "fresh", "-")
 """In order of urgency."""
 
 
@@ -418,6 +426,8 @@ class Summary(NamedTuple):
     """The key or member whose position is furthest ahead of the clock, if any."""
     lead: float | None
     """How far its position is ahead, in seconds."""
+    damaged: Name | None
+    """The first key or member whose value is no cursor any more, if any."""
 
     @property
     def late(self) -> float:
@@ -428,13 +438,15 @@ class Summary(NamedTuple):
 BEHIND = 86_400.0
 """A namespace counts as behind from this lag or age on, in seconds: jobs usually run at least once a day."""
 
+DAMAGED = "with a damaged value"
+
 FAILED, DEAD, AHEAD = "failed", "held by a run that is probably dead", "with a position ahead of the clock"
 
 UNLOCKED = "with a run whose lease was released by hand"
 
 ENDLESS, LATE = "without an end", "behind by more than a day"
 
-ALARMING = (FAILED, DEAD, UNLOCKED, AHEAD)
+ALARMING = (DAMAGED, FAILED, DEAD, UNLOCKED, AHEAD)
 """Problems in any job; namespaces that have one come first."""
 
 
@@ -442,6 +454,7 @@ def wrong_with(row: Summary) -> list[str]:
     """Return the problems of a namespace, worst first."""
     is_dead = row.held is not None and row.held.is_probably_dead
     found = {
+        DAMAGED: row.damaged is not None,
         FAILED: row.run is not None and row.run.outcome == "failed",
         DEAD: is_dead,
         UNLOCKED: row.state == "released",
@@ -464,6 +477,8 @@ def wrong_in(rows: Iterable[Summary]) -> dict[str, list[str]]:
 def _how_much(row: Summary, what: str) -> str:
     if what == AHEAD and row.ahead is not None:
         return f" {row.ahead.said} by {words.span(row.lead or 0.0)}"
+    if what == DAMAGED and row.damaged is not None:
+        return f" {row.damaged.said}"
     return f" {words.span(row.late)}" if what == LATE else ""
 
 
@@ -502,6 +517,7 @@ def summary_of(there: Namespace, beside: Iterable[Entry] = (), form: str | None 
         found if isinstance(found, Holder) else None,
         ahead,
         before,
+        next((name for name, lag in every.items() if lag is None and is_damaged(there, name, shown[name].value)), None),
     )
 
 

@@ -8,6 +8,7 @@ from checkpoint.entries import member_key
 from checkpoint.errors import CheckpointError
 from checkpoint.overview.namespaces import AbsentError, Name, nothing, unfolded
 from checkpoint.overview.positions import is_ahead, lag_of
+from checkpoint.overview.words import cursor_of
 from checkpoint.run.runs import Did
 from checkpoint.stores.base import KeepsHistory
 
@@ -69,6 +70,27 @@ def last_good(past: Sequence[Change], is_good: Callable[[str], bool]) -> int | N
         if change.before is not None and is_good(change.before):
             return change.version - 1
     return None
+
+
+def is_damaged(there: Namespace, name: Name, value: str) -> bool:
+    """Tell whether the value of a name is not a cursor, but was one before its last change or after it.
+
+    Other text is another program's: it never was a cursor.
+    """
+    if is_cursor(value) or not isinstance(there.store, KeepsHistory):
+        return False
+    key = name.key if name.member is None else member_key(name.key, name.member)
+    try:
+        newest = there.store.history(there.state_key, key, limit=1)
+    except CheckpointError:  # a server whose store keeps no history
+        return False
+    known = [text for change in newest for text in (change.after, change.before) if text is not None]
+    return any(map(is_cursor, known))
+
+
+def is_cursor(value: str) -> bool:
+    """Tell whether a stored value is a cursor."""
+    return cursor_of(value) is not None
 
 
 def before_ahead(past: Sequence[Change], form: str | None) -> int | None:

@@ -26,7 +26,7 @@ from checkpoint.overview.freshness import (
 )
 from checkpoint.overview.moments import instant, seconds_since
 from checkpoint.overview.namespaces import AbsentError, Name, Namespace, is_pattern
-from checkpoint.overview.past import before_ahead, past_of
+from checkpoint.overview.past import before_ahead, is_cursor, is_damaged, last_good, past_of
 from checkpoint.overview.plotted import drawn_field, panels, plotted, standing_until
 from checkpoint.overview.positions import is_ahead, lag_of, position_of
 from checkpoint.stores.base import KeepsHistory
@@ -347,6 +347,8 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
     run, form, lease = there.run, there.form_of(name), lease_of(there)
     lag = None if entry is None else lag_of(entry.value, form)
     before = before_ahead(past or [], form) if is_ahead(lag) else None
+    damaged = entry is not None and is_damaged(there, name, entry.value)
+    readable = last_good(past or [], is_cursor) if damaged else None
     page = paged(past or [], number, PAST)
     steps = [_step(there, name, change, entry, commands) for change in page.items]
     if steps and page.number == 1 and steps[0].change.before != steps[0].change.after:
@@ -359,6 +361,8 @@ def key_shown(there: Namespace, name: Name, number: int, commands: Commands) -> 
         "form": form,
         "lag": lag,
         "ahead": is_ahead(lag),
+        "damaged": damaged,
+        "readable": None if readable is None else commands.restore(there.state_key, str(readable), name),
         "before_ahead": None if before is None else commands.restore(there.state_key, str(before), name),
         "latest": past[0] if past else None,
         "run": run,
