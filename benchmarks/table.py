@@ -115,7 +115,7 @@ def decided(found: list[dict[str, Any]]) -> str:
 
 def comparison(found: list[dict[str, Any]]) -> str:
     """Return the rows of the project's README: ours, the fastest peer, and how many times as long as ours it takes."""
-    rows = ["| | `checkpoint` | the fastest peer | times ours |", "|---|--:|--:|--:|"]
+    rows = ["| | `checkpoint` | the fastest peer | its time ÷ ours |", "|---|--:|--:|--:|"]
     for case in (case for result in found for case in result["cases"] if case["name"] in COMPARED):
         figures = case["figures"]
         peer = min(_peers(figures), key=lambda name: figures[name]["median"])
