@@ -260,6 +260,48 @@ def test_fault_64_a_tie_as_large_as_a_page_is_stuck(memory, size):
             list(unkeyed.fetch(asked_again(source, size)))
 
 
+@pytest.mark.parametrize("after", ["last page", "reading", "end"])
+@pytest.mark.parametrize("order", [None, "desc"])
+def test_fault_63_a_run_that_fails_after_its_last_page(memory, order, after):
+    """It repeats at most that page: another stream may fail, and an unsorted position moves at the end alone."""
+    source, asked = rows(*range(1, 31))[:: -1 if order else 1], []
+
+    def page(at):
+        asked.append(at)
+        at = at or 0
+        return source[at : at + 10], at + 10 if at < 20 else None
+
+    def sync():
+        with Checkpointer("job", memory) as cp:
+            found = []
+            stream = cp.incremental("s", "at", initial_value=0, row_order=order)
+            for some in stream.fetch(page):
+                found += some
+                cp.commit()
+            if after != "last page":
+                cp.commit()
+            if after != "end" and not failed:
+                failed.append(1)
+                raise ZeroDivisionError
+        return found
+
+    failed = []
+    if after != "end":
+        with pytest.raises(ZeroDivisionError):
+            sync()
+        assert (asked, memory.load("job")["s"] is not None) == ([None, 10, 20], True)
+        asked.clear()
+        assert sync() == source[20:]
+        assert asked == [20]
+        asked.clear()
+    else:
+        assert sync() == source
+        asked.clear()
+    sync()
+    assert asked[0] is None
+    assert "resume" not in decode(memory.load("job")["s"].value)
+
+
 def test_fault_64_page_and_place_travel_together(memory):
     """A fetch that is killed goes on where its last committed page ended, and asks for no page before it."""
     source, sink, asked = rows(*range(20)), [], []

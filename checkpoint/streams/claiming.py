@@ -70,7 +70,7 @@ def claim(scan: Scan, options: Options, base: Cursor | None, position: Any) -> C
     reached = scan.reached()
     moved = reached is not None and (position is None or scan.range.key_of(reached) > scan.range.key_of(position))
     place = _place(scan, options, reached)
-    ended = scan.fetched or (scan.position.finished and RESUME in (base or {}))
+    ended = scan.fetches > 0 or (scan.position.finished and RESUME in (base or {}))
     if not (moved or place or ended or not scan.boundary.empty):
         return Claimed(base, position, reached)
     return _with(scan, options, base, reached if moved else position, moved=moved, reached=reached, place=place)
@@ -108,7 +108,7 @@ def _with(
     beside: Cursor = {SEEN: memory.stored, RESUME: place, WINDOWS: before.get(WINDOWS)}
     if moved:
         beside[WINDOWS] = _beyond(scan, before.get(WINDOWS, ()), position)
-    elif not (scan.fetched or scan.position.finished):
+    elif not (scan.fetches or scan.position.finished):
         beside[RESUME] = before.get(RESUME)
     cursor: Cursor = {options.field: wire(position)} if moved else {}
     cursor |= {name: value for name, value in before.items() if name not in (*BESIDE, *cursor)}
@@ -172,8 +172,13 @@ def _ahead(scan: Scan, before: Seen, position: Any) -> Seen:
 
 
 def _place(scan: Scan, options: Options, reached: Any) -> dict[str, Any] | None:
-    """Return the place to resume of a `fetch` under way, as it is stored; None: start at the beginning."""
+    """Return the place to resume of a `fetch` that is not finished, as it is stored; None: start at the beginning.
+
+    Once the last page was handed out it is that page's own, for an unsorted position moves no earlier than at the end.
+    """
     at = next((one.place for one in reversed(scan.position.readings) if one.fetches), None)
+    if at is None and not options.asc:
+        at = scan.page_at
     if at is None or scan.position.finished or (options.asc and options.lookback is not None):
         return None
     high = _high(scan)

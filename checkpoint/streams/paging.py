@@ -39,6 +39,7 @@ def answered(scan: Scan, answer: Any, reading: Reading) -> Any:
             raise type(error)(f"{scan.name!r}: the next that page(at) returns must fit into JSON: {error}") from error
     rows = feed(scan, page, reading)
     at, reading.place = reading.place, place
+    scan.page_at = at if scan.fetches == 1 else None
     scan.touch()
     if place is not None and codec.encode({"at": at}) == codec.encode({"at": place}):
         same = scan.options.primary_key is None and isinstance(page, list) and reading.echo == page

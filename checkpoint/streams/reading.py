@@ -60,8 +60,8 @@ class Scan:
     """
 
     __slots__ = (
-        "_primary", "_turn", "boundary", "delivered", "dropped", "exhausted", "fetched", "fields", "late",
-        "late_top", "name", "observe", "options", "position", "range", "refusal", "resumed", "torn", "touch",
+        "_primary", "_turn", "boundary", "delivered", "dropped", "exhausted", "fetches", "fields", "late",
+        "late_top", "name", "observe", "options", "page_at", "position", "range", "refusal", "resumed", "torn", "touch",
         "unremembered",
     )  # fmt: skip
 
@@ -86,8 +86,10 @@ class Scan:
         """Rows were covered that may not have been handed out: an exception of a signal handler came in between."""
         self.exhausted: bool = False
         """Whether a `pages`, `track` or `fetch` came to its end."""
-        self.fetched: bool = False
-        """Whether a `fetch` was begun."""
+        self.fetches: int = 0
+        """How many were begun."""
+        self.page_at: Any = None
+        """Where the last page of a single `fetch` begins, until it is finished; None: nowhere, or at the beginning."""
         self.resumed: Resume | None = None
         """Of a `fetch` that an earlier run began: where that was interrupted, and what it had handed out."""
         self.late_top: Mark = NO_MARK
@@ -138,7 +140,7 @@ class Scan:
         """Mark the stream as finished, until another row comes."""
         self.touch()
         self.shut()
-        self.position.finished = True
+        self.position.finished, self.page_at = True, None
         self.touch()
 
     def reached(self) -> Any:
@@ -170,7 +172,9 @@ class Scan:
     def begin_fetch(self, resume: Resume | None) -> Reading:
         """Begin a `fetch`, where an earlier run was interrupted if there is such a place."""
         reading = self.begin()
-        reading.fetches = self.fetched = True
+        reading.fetches = True
+        self.fetches += 1
+        self.page_at = None
         if self._primary is not None:
             reading.recent = Recent(self.options.max_seen)
         if resume is not None:
