@@ -19,6 +19,7 @@ from checkpoint import Checkpointer, MemoryStore
 from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
 from checkpoint.entries import RUN_KEY, head_key, member_key
+from checkpoint.errors import StoreError
 from checkpoint.run import lease
 from checkpoint.run.forms import ENTRIES
 from checkpoint.run.runs import recorded
@@ -681,6 +682,48 @@ def test_a_damaged_value_is_not_fresh(tmp_path):
     for command in commands:
         assert run(*shlex.split(command), "--yes").exit_code == 0
     assert screen("status", "crm", "--max-age", "1d", *there).endswith("3 keys: all fresh.\n")
+
+
+@pytest.mark.parametrize(("key", "words"), [("a", "crm a"), ("__group__.g/m", "crm g --member m")])
+def test_a_damaged_row_is_replaced(tmp_path, key, words):
+    path, there = tmp_path / "state.db", ["--store", f"sqlite:///{tmp_path}/state.db"]
+    store = SQLiteStore(path)
+    for number in (1, 2):
+        value = encode({"at": number})
+        store.commit("crm", {"a": value, "b": value, "__group__.g/m": value, head_key("g"): ENTRIES})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE checkpoint_entries SET value = x'ff00' WHERE key = ?", [key])
+    for verb, status in (
+        (("list",), 1),
+        (("get", "crm", "b"), 1),
+        (("status", "crm"), 3),
+        (("status", "crm", "--json"), 3),
+    ):
+        done = run(*verb, *there)
+        assert done.exit_code == status
+        error, how = done.stderr.splitlines()
+        assert "is damaged (its value is bytes, not text)" in error
+        assert how.startswith(f"To replace it by its last readable value: checkpoint restore {words} --to 2 --store ")
+    command = shlex.split(how.partition(": checkpoint ")[2])
+    assert run("restore", "crm", "b", "--to", "1", "--yes", *there).exit_code == 1
+    assert document(*command, "--dry-run", "--json")["changes"][0]["after"]["cursor"] == {"at": 2}
+    assert run(*command).exit_code == 2  # nobody answers its question
+    assert run(*command, "--yes").exit_code == 0
+    stored = store.load("crm")
+    assert stored[key].value == encode({"at": 2})
+    assert stored[key].version == stored["b"].version + 1
+    assert store.history("crm", limit=1)[0].reason == "restored to 2"
+    with pytest.raises(StoreError, match="is not damaged"):
+        store.replace("crm", key, encode({"at": 3}))
+
+
+def test_no_command_replaces_a_damaged_reserved_row(tmp_path):
+    store = SQLiteStore(tmp_path / "state.db")
+    store.commit("crm", {head_key("g"): ENTRIES})
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE checkpoint_entries SET value = x'ff00'")
+    done = run("list", "--store", f"sqlite:///{store.path}")
+    assert (done.exit_code, "is damaged" in done.stderr, "checkpoint restore" in done.stderr) == (1, True, False)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from checkpoint.cli.change import patched
 from checkpoint.cli.command import checkpoint
 from checkpoint.codec import encode
 from checkpoint.entries import Writer, head_key, member_key
+from checkpoint.errors import LeaseLost
 from checkpoint.run import lease
 from checkpoint.stores.base import host
 from checkpoint.testing import Answer, ApiServer
@@ -1215,6 +1216,19 @@ def test_a_lease_released_by_hand_says_so(store):
     for verb in ("unlock", "list"):
         assert said in " ".join(screen(verb, "job").split())
     assert document("unlock", "job", "--json")["owner"] is None
+
+
+def test_unlock_takes_the_lease_of_a_living_run(tmp_path):
+    """As its help says."""
+    url = f"sqlite:///{tmp_path}/state.db"
+    with pytest.raises(LeaseLost), Checkpointer("job", SQLiteStore(tmp_path / "state.db"), exclusive=True) as cp:
+        cp["a"] = {"at": 1}
+        cp.commit()
+        assert run("unlock", "job", "--yes", "--store", url).exit_code == 0
+        cp["a"] = {"at": 2}
+    said = " ".join(run("unlock", "--help").stdout.split())
+    assert "after it has seen no renewal for 15 seconds" in said
+    assert "its next commit then ends with LeaseLost" in said
 
 
 def test_unlock_of_what_is_no_lease(store):

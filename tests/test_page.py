@@ -7,6 +7,7 @@ import html
 import json
 import re
 import shlex
+import sqlite3
 from contextlib import closing
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -22,11 +23,13 @@ from freezegun import freeze_time
 from checkpoint import Checkpointer, codec
 from checkpoint.cli.command import checkpoint
 from checkpoint.entries import RUN_KEY, Writer
+from checkpoint.overview.commands import Commands
 from checkpoint.run import lease
 from checkpoint.server import Access, Shown, create_app, views
 from checkpoint.server.access import Grant
 from checkpoint.stores.base import host
 from checkpoint.stores.memory import MemoryStore
+from checkpoint.stores.sqlite import SQLiteStore
 from checkpoint.stores.truto import TrutoStore
 from checkpoint.testing import ApiServer
 
@@ -907,6 +910,20 @@ def test_a_damaged_value_can_be_restored(server, store):
     )
     assert "damaged" not in seen(server, "key?namespace=crm&key=note").text
     assert re.search("1 with a damaged value .* damaged contacts", seen(server).text)
+
+
+def test_a_damaged_row_is_told_with_its_repair(tmp_path):
+    path = tmp_path / "state.db"
+    with closing(SQLiteStore(path)) as store:
+        store.commit("crm", {"contacts": at(NOW), "deals": at(NOW)})
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("UPDATE checkpoint_entries SET value = x'ff00' WHERE key = 'contacts'")
+        with served(store, shown=Shown(commands=Commands("sqlite:///state.db"))) as server:
+            assert "crm cannot be shown" in seen(server).text
+            for page in ("namespace?namespace=crm", "key?namespace=crm&key=deals"):
+                text = Seen(answer(server, page).text).text
+                assert "This cannot be shown the stored row of 'contacts' in 'crm' is damaged" in text
+                assert "checkpoint restore crm contacts --to 1 --store sqlite:///state.db" in text
 
 
 def test_a_position_ahead_of_the_clock_can_be_undone(server, store):

@@ -313,10 +313,10 @@ def judged_clock(skew: float) -> Check:
 def unlock(namespace: str, *, yes: bool, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Release the lease that an exclusive run left behind.
 
-    It shows who holds the lease, since when, and whether that run is alive, and asks. The lease of a dead run also
-    ends by itself, 15 seconds after its last renewal unless the job says otherwise. A run that is alive must be
-    stopped first: on stores with compare-and-swap it can commit nothing more without its lease, on the HTTP API it
-    goes on.
+    It shows who holds the lease, since when, and whether that run is alive, and asks. Nobody has to release the
+    lease of a dead run: the next run takes it over after it has seen no renewal for 15 seconds, unless the job says
+    otherwise. Stop a run that is alive first: --yes releases its lease too, and on stores with compare-and-swap its
+    next commit then ends with LeaseLost. On the HTTP API it goes on.
 
     Example: checkpoint unlock crm_acme
     """

@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import say_ahead, say_damaged, say_held, tell
+from checkpoint.cli.sentences import replacing, say_ahead, say_damaged, say_held, tell
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
@@ -184,6 +184,8 @@ def _list_namespaces(store: Store, how: _How) -> None:
         screen.say(f"{store!r} holds nothing.")
     if damaged:
         tell(damaged[:-1])
+        for line in replacing(store, damaged[:-1]):
+            screen.warn(line)
         raise damaged[-1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing, contextmanager, suppress
 from functools import wraps
@@ -13,7 +14,8 @@ import click
 from click.core import ParameterSource
 
 from checkpoint.entries import GROUP_PREFIX, RESERVED, named
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, CorruptState
+from checkpoint.overview.commands import Commands
 from checkpoint.overview.namespaces import Namespace, names_of_namespaces
 from checkpoint.stores import open_store
 from checkpoint.stores.base import check_name
@@ -79,7 +81,20 @@ def reading(url: str | None, option: str = "--store") -> Generator[Store]:
     with using(url) as store:
         if said := missing(store, option):
             raise click.ClickException(said)
-        yield store
+        try:
+            yield store
+        except CorruptState as error:
+            if (command := commands_for(url, store).replace(store, error)) is None:
+                raise
+            raise click.ClickException(f"{error}\n{REPLACE} {command}") from error
+
+
+REPLACE = "To replace it by its last readable value:"
+
+
+def commands_for(url: str | None, store: Store) -> Commands:
+    """Return the commands for a store of this URL; without `--store` if the environment names it."""
+    return Commands(None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store))
 
 
 def server_library() -> ModuleType:

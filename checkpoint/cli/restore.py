@@ -9,11 +9,14 @@ import click
 from checkpoint import codec
 from checkpoint.cli import screen
 from checkpoint.cli.moments import when_given
-from checkpoint.cli.options import as_json, dry_run, keys, member, namespace, reading, store_option, yes
+from checkpoint.cli.options import as_json, confirm, dry_run, keys, member, namespace, reading, store_option, yes
 from checkpoint.cli.writing import Plan, carry_out, counted, planned
+from checkpoint.entries import named
+from checkpoint.errors import CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.namespaces import Name, Namespace, chosen
-from checkpoint.overview.past import changes_of, kept_at, kept_of_member
+from checkpoint.overview.past import changes_of, kept_at, kept_of_member, past_of_row
+from checkpoint.stores.base import KeepsHistory, ReplacesRows
 from checkpoint.streams.stored import RESUME
 
 if TYPE_CHECKING:
@@ -67,7 +70,15 @@ def restore(
     if member is not None and len(keys) != 1:
         raise click.UsageError("--member needs KEY: the name of its group")
     with reading(url) as store:
-        plans = [_restored(there, keys, member, moment, delete=delete) for there in _with_past(store, namespace, keys)]
+        try:
+            plans = [
+                _restored(each, keys, member, moment, delete=delete) for each in _with_past(store, namespace, keys)
+            ]
+        except CorruptState as error:
+            if error.where is None or (error.state_key, *named(error.key)) != (namespace, *_only(keys, member)):
+                raise
+            _replace(store, error, moment, yes=yes, dry_run=dry_run, as_json=as_json)
+            return
         losses = [plan.loss for plan in plans if plan.loss]
         if not delete and losses and not any(plan.changes for plan in plans):
             raise click.ClickException(f"{' '.join(losses)} Nothing was written.")
@@ -79,6 +90,37 @@ def restore(
             return " ".join([*(losses if delete else ()), question])
 
         carry_out(plans, namespace, dry_run=dry_run, as_json=as_json, ask=ask, yes=yes)
+
+
+def _only(keys: tuple[str, ...], member: str | None) -> Sequence[str | None]:
+    """Return the key and the member that are asked for; the member may also be given as a word after its group."""
+    return (keys[0], member) if len(keys) == 1 else keys
+
+
+def _replace(store: Store, error: CorruptState, moment: When, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Replace the damaged row of a key by its value at a moment, or end with the error."""
+    name = Name(*named(error.key))
+    if not (isinstance(store, ReplacesRows) and isinstance(store, KeepsHistory)):
+        raise error
+    past = (change for change in past_of_row(store, error) if moment.is_reached_by(change.version, change.at))
+    value = next((change.after for change in past), None)
+    value = _without_places({name: value})[0][name]
+    if value is None:
+        said = f"the history of {name.quoted} in {error.state_key!r} has no value {moment.said}; nothing was written"
+        raise click.ClickException(said)
+    if not as_json:
+        screen.say_wrapped(f"The stored row of {name.quoted} is damaged, and is replaced.")
+        screen.show_changes([(name.said, None, value)])
+    if not dry_run:
+        confirm(f"Replace the row of {name.quoted} in {error.state_key!r}?", sure=yes)
+        reason = f"restored to {moment.text}"
+        store.replace(error.state_key, error.key, value, run_id="checkpoint restore", reason=reason)
+    if as_json:
+        change = {**name.fields(), "before": None, "after": words.told_value(value)}
+        screen.document({"namespace": error.state_key, "dry_run": dry_run, "changes": [change]})
+    else:
+        does = "would change; nothing was written" if dry_run else "changed"
+        screen.say(f"{counted([name])} of {error.state_key!r} {does}.")
 
 
 def _with_past(store: Store, namespace: str, keys: tuple[str, ...]) -> list[Namespace]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.options import store_named
+from checkpoint.cli.options import REPLACE, commands_for
 from checkpoint.cli.writing import counted
 from checkpoint.entries import GROUP_PREFIX
 from checkpoint.errors import Conflict, CorruptState, command_line
 from checkpoint.neighbours.copying import said_of
 from checkpoint.overview import words
-from checkpoint.overview.commands import Commands
 from checkpoint.overview.freshness import NO_CURSOR, Holder, in_order
 from checkpoint.overview.past import before_ahead, is_cursor, last_good, past_of
 from checkpoint.overview.positions import lag_of
@@ -22,6 +20,7 @@ from checkpoint.overview.positions import lag_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from checkpoint.overview.commands import Commands
     from checkpoint.overview.freshness import Released
     from checkpoint.overview.namespaces import Name, Namespace
     from checkpoint.run.runs import Run
@@ -48,6 +47,12 @@ def sentence_of(error: Exception) -> str:
             f"{error.key!r} in {error.state_key!r} holds no cursor ({error.__cause__}): --raw reads and sets it as text"
         )
     return str(error)
+
+
+def replacing(store: Store, errors: Iterable[CorruptState]) -> list[str]:
+    """Return lines with the commands that replace damaged rows."""
+    commands = (_commands(store).replace(store, error) for error in errors)
+    return [f"{REPLACE} {command}" for command in commands if command is not None]
 
 
 def tell(errors: Iterable[Exception]) -> None:
@@ -100,8 +105,7 @@ _NAMED = 5
 
 def _commands(store: Store) -> Commands:
     """Return the commands for the store of this command line; without `--store` if the environment names it."""
-    url: str | None = click.get_current_context().params["url"]
-    return Commands(None if url == os.environ.get("CHECKPOINT_STORE") else store_named(url, store))
+    return commands_for(click.get_current_context().params["url"], store)
 
 
 def say_what_changed(store: Store, namespace: str, run: Run) -> None:

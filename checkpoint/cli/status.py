@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import say_ahead, say_damaged, say_held, sentence_of, tell
+from checkpoint.cli.sentences import replacing, say_ahead, say_damaged, say_held, sentence_of, tell
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, in_order, judged
@@ -99,6 +99,7 @@ def status(
         judgements = [each for one in found for each in one.judgements]
         if not (judgements or damaged):
             raise click.ClickException(_absence(found, namespace, key, member) or f"{store!r} holds nothing")
+        repairs = replacing(store, damaged)
     beside = [one.beside for one in found]
     code = _exit_status(judgements, beside, damaged, limits)
     if as_json:
@@ -112,6 +113,8 @@ def status(
         if damaged:
             screen.say(f"{words.count(len(damaged), 'namespace')} could not be read.")
     tell(damaged)
+    for line in repairs:
+        screen.warn(line)
     sys.exit(code)
 
 

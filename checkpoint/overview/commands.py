@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from checkpoint.entries import named
 from checkpoint.errors import command_line, quoted
+from checkpoint.overview.namespaces import Name
+from checkpoint.overview.past import before_damage
 from checkpoint.overview.positions import before_now, is_ahead, position_of
 from checkpoint.overview.words import cursor_of
 from checkpoint.streams.stored import BESIDE, is_value
@@ -14,7 +17,8 @@ from checkpoint.streams.values import epoch_named
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from checkpoint.overview.namespaces import Name
+    from checkpoint.errors import CorruptState
+    from checkpoint.stores.base import Store
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
@@ -48,6 +52,11 @@ class Commands:
         """Return the command that restores a key or member to a version or moment; None: the whole namespace."""
         words = [namespace] if name is None else [namespace, name.key]
         return self._line("restore", words, [*_member(name), "--to", to])
+
+    def replace(self, store: Store, error: CorruptState) -> str | None:
+        """Return the command that replaces a damaged row by its last readable value; None: the history has none."""
+        version = before_damage(store, error)
+        return None if version is None else self.restore(error.state_key, str(version), Name(*named(error.key)))
 
     def undo(self, namespace: str, version: int, names: Sequence[Name], *, added: bool) -> str:
         """Return the command that undoes a commit.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.entries import member_key
-from checkpoint.errors import CheckpointError
+from checkpoint.entries import RESERVED, member_key, named
+from checkpoint.errors import CheckpointError, CorruptState
 from checkpoint.overview.namespaces import AbsentError, Name, nothing, unfolded
 from checkpoint.overview.positions import is_ahead, lag_of
 from checkpoint.overview.words import cursor_of
 from checkpoint.run.runs import Did
-from checkpoint.stores.base import KeepsHistory
+from checkpoint.stores.base import KeepsHistory, ReplacesRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,6 +91,24 @@ def is_damaged(there: Namespace, name: Name, value: str) -> bool:
 def is_cursor(value: str) -> bool:
     """Tell whether a stored value is a cursor."""
     return cursor_of(value) is not None
+
+
+def before_damage(store: Store, error: CorruptState) -> int | None:
+    """Return the version with the newest readable value of a damaged row that can be replaced; None: there is none."""
+    if error.where is None or named(error.key)[0].startswith(RESERVED):  # `restore` takes no reserved key
+        return None
+    if not (isinstance(store, ReplacesRows) and isinstance(store, KeepsHistory)):
+        return None
+    try:
+        return last_good(past_of_row(store, error), is_cursor)
+    except (CheckpointError, ValueError):  # the history is damaged too, or the key is no name
+        return None
+
+
+def past_of_row(store: KeepsHistory, error: CorruptState) -> list[Change]:
+    """Return the changes of the damaged row that an error names, newest first."""
+    name = named(error.key)
+    return [change for change in store.history(error.state_key, error.key) if (change.key, change.member) == name]
 
 
 def before_ahead(past: Sequence[Change], form: str | None) -> int | None:

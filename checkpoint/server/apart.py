@@ -70,6 +70,10 @@ class ReadsApart:
         """Write the changed keys, all or none; see `KeepsHistory.commit`."""
         return self._writing.commit(state_key, changes, base, **options)
 
+    def replace(self, state_key: str, key: str, value: str, **options: Any) -> Receipt:
+        """Write a value in place of a damaged row; see `ReplacesRows.replace`."""
+        return self._writing.replace(state_key, key, value, **options)
+
     def close(self) -> None:
         """Close both connections."""
         self._reading.close()

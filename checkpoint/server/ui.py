@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from checkpoint.errors import CheckpointError, StoreUnavailable, printable
+from checkpoint.errors import CheckpointError, CorruptState, StoreUnavailable, printable
 from checkpoint.overview import words
 from checkpoint.overview.commands import Commands
 from checkpoint.overview.moments import instant, now, seconds_since
@@ -125,13 +125,23 @@ class Page:
             return await self._shown(request, request.path_params["page"])
         except Refusal as refusal:
             headers = _CHALLENGE if refusal.status == HTTPStatus.UNAUTHORIZED else refusal.headers
-            return _html("refused.html", {"status": refusal.status, "why": refusal.message}, refusal.status, headers)
+            return _html(
+                "refused.html",
+                {"status": refusal.status, "why": refusal.message, "replace": None},
+                refusal.status,
+                headers,
+            )
         except CheckpointError as error:
             status = _status_of(error)
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 extra = {"checkpoint_event": "request_failed", "checkpoint_status": status}
                 logger.error("%s %s: %s", PATH, status, error, extra=extra)  # noqa: TRY400 - no traceback
-            return _html("refused.html", {"status": status, "why": str(error)}, status)
+            replace = await self._call(self._replacing, request, error) if isinstance(error, CorruptState) else None
+            return _html("refused.html", {"status": status, "why": str(error), "replace": replace}, status)
+
+    def _replacing(self, request: Request, error: CorruptState) -> str | None:
+        # At the store itself: a server replaces no row.
+        return (self._commands or Commands()).replace(self._store, error)
 
     async def _shown(self, request: Request, page: str) -> Response:
         headers, query = request.scope["headers"], query_of(request)

@@ -191,6 +191,21 @@ class TellsFacts(Protocol):
 
 
 @runtime_checkable
+class ReplacesRows(Protocol):
+    """A store that can replace a damaged row, which no commit touches."""
+
+    def replace(self, state_key: str, key: str, value: str, *, run_id: str | None = None, reason: str = "") -> Receipt:
+        """Write a value in place of the damaged row of a key, in one transaction.
+
+        Raises:
+            ValueError, TypeError: as `Store.commit`.
+            StoreError: the row of the key is not damaged; the store refused or failed.
+
+        """
+        ...
+
+
+@runtime_checkable
 class HasTables(Protocol):
     """A store in a shared database, whose tables are created once, by a role with the right to do so."""
 

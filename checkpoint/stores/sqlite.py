@@ -166,6 +166,28 @@ class SQLiteStore:
             RuntimeError: no transaction is open on the caller's connection.
 
         """
+        return self._run(WRITING, self._committing(state_key, changes, base, run_id, reasons, writer))
+
+    def replace(self, state_key: str, key: str, value: str, *, run_id: str | None = None, reason: str = "") -> Receipt:
+        """Write a value in place of the damaged row of a key; see `ReplacesRows.replace`."""
+        write = self._committing(state_key, {key: value}, {}, run_id, {key: reason} if reason else {}, None)
+
+        def work(cursor: sqlite3.Cursor, form: int) -> Receipt:
+            tables.delete_damaged(cursor, state_key, key)
+            return write(cursor, form)
+
+        return self._run(WRITING, work)
+
+    def _committing(
+        self,
+        state_key: str,
+        changes: Mapping[str, str | None],
+        base: Mapping[str, Entry | None],
+        run_id: str | None,
+        reasons: Mapping[str, str],
+        writer: Writer | None,
+    ) -> Callable[[sqlite3.Cursor, int], Receipt]:
+        """Check a commit, and return what does it in a transaction."""
         check_changes(state_key, changes, run_id)
         author = writer_of(reasons, writer)
         if self.joined and not self.in_transaction:
@@ -200,7 +222,7 @@ class SQLiteStore:
             tables.add_to_history(cursor, state_key, past, stored, self._bound, may_wait=may_wait)
             return Receipt(written)
 
-        return self._run(WRITING, work)
+        return work
 
     def namespaces(self) -> list[str]:
         """Return the namespaces that hold a key; see `ListsNamespaces.namespaces`."""

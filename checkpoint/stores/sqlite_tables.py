@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from checkpoint.entries import Entry, head_key
-from checkpoint.errors import StoreError, ValueTooLarge
+from checkpoint.errors import CorruptState, StoreError, ValueTooLarge
 from checkpoint.stores.history import Memory, answers, change_of, check_keep, forgotten
 from checkpoint.stores.rows import (
     CHANGE,
@@ -269,6 +269,21 @@ def write_entries(cursor: sqlite3.Cursor, state_key: str, written: Mapping[str, 
     gone = [(state_key, key) for key in deleted]
     if gone:
         cursor.executemany(_DELETE, gone)
+
+
+def delete_damaged(cursor: sqlite3.Cursor, state_key: str, key: str) -> None:
+    """Delete the row of a key, which must be damaged.
+
+    Raises:
+        StoreError: it is not.
+
+    """
+    try:
+        read_entries(cursor, state_key, [key])
+    except CorruptState:
+        cursor.execute(_DELETE, (state_key, key))
+    else:
+        raise StoreError(f"the stored row of {key!r} in {state_key!r} is not damaged, and was left unchanged")
 
 
 def count_commit(cursor: sqlite3.Cursor, state_key: str, bound: Bound) -> tuple[int, bool]:
