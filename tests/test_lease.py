@@ -309,7 +309,7 @@ def test_a_store_that_fails_for_a_moment_costs_no_lease(api, truto, caplog):
 
     with caplog.at_level(logging.WARNING, "checkpoint"), Checkpointer("run", truto, exclusive=True) as cp:
         api.script(Answer(422), method="PATCH", match=lambda call: call.key == lease.KEY)
-        while not any("was not renewed" in message for message in caplog.messages):
+        while not any("could not be renewed" in message for message in caplog.messages):
             threading.Event().wait(0.01)
         cp["a"] = A
         assert cp.commit().keys == ("a",)
