@@ -157,6 +157,14 @@ def test_kinds_that_do_not_compare(one, other):
         keys(one, other)
 
 
+@pytest.mark.parametrize(("number", "unit"), [(1714557600, "epoch_s"), (1714557600000, "epoch_ms"), (5, None)])
+def test_a_number_beside_a_time_may_count_since_1970(number, unit):
+    with pytest.raises(TypeError) as caught:
+        keys("2024-01-01T00:00:00Z", number)
+    advice = "" if unit is None else f": if it is a time, write cursor_format={unit!r}"
+    assert str(caught.value).endswith(f"cannot be compared with '2024-01-01T00:00:00Z' (str){advice}")
+
+
 @pytest.mark.parametrize("naive", [WALL, "2024-05-01T10:00:00", date(2024, 5, 1), "2024-05-01"])
 def test_naive_and_aware(naive):
     with pytest.raises(TypeError, match="pass the time zone of the first, such as timezone='UTC'"):

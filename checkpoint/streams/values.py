@@ -189,8 +189,12 @@ class Scale:
                 f"{self.where}: {naive} has no time zone and {aware} has one: pass the time zone of the first, "
                 "such as timezone='UTC' or timezone='Europe/Berlin'"
             )
+        number = value if kind == "number" else self._sample
+        units = [] if "number" not in (kind, self.kind) else [name for name in UNITS if is_probable(number, name)]
+        advice = f": if it is a time, write cursor_format={units[0]!r}" if self._is_plain and units else ""
         return TypeError(
-            f"{self.where}: {one} ({_type_of(value)}) cannot be compared with {other} ({_type_of(self._sample)})"
+            f"{self.where}: {one} ({_type_of(value)}) cannot be compared with {other} "
+            f"({_type_of(self._sample)}){advice}"
         )
 
     def _named(self, value: Any) -> str:
