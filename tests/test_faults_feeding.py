@@ -179,7 +179,7 @@ def test_fault_61_out_of_order_across_pages_is_regressed(memory, how):
 def test_fault_62_following_the_text_loses_nothing(memory):
     source = rows(1, 5, 3, 7)
     sink = []
-    text = r"3 came after 5.*rewind to 3 or before it"
+    text = r"3 came after 5.*rewind to 3 or earlier"
     with pytest.raises(CursorRegressed, match=text) as caught, Checkpointer("run", memory) as cp:
         for page in cp.incremental("s", "at", row_order="asc").pages([source[:2], source[2:]]):
             sink += page
