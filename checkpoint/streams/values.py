@@ -190,8 +190,9 @@ class Scale:
                 "such as timezone='UTC' or timezone='Europe/Berlin'"
             )
         number = value if kind == "number" else self._sample
-        units = [] if "number" not in (kind, self.kind) else [name for name in UNITS if is_probable(number, name)]
-        advice = f": if it is a time, write cursor_format={units[0]!r}" if self._is_plain and units else ""
+        is_number = self._is_plain and "number" in (kind, self.kind) and isinstance(number, int | float | Decimal)
+        units = [name for name in UNITS if is_probable(number, name)] if is_number else []
+        advice = f": if it is a time, write cursor_format={units[0]!r}" if units else ""
         return TypeError(
             f"{self.where}: {one} ({_type_of(value)}) cannot be compared with {other} "
             f"({_type_of(self._sample)}){advice}"
