@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -35,6 +36,14 @@ settings.load_profile("short")
 
 # It waits for connections by the clock, and with a frozen one for ever.
 freezegun.configure(extend_ignore_list=["psycopg"])
+
+# Its compiled part keeps the class of the first time that it makes, and would refuse every other after a frozen one.
+with suppress(ImportError):
+    from obstore.store import MemoryStore as Objects
+
+    objects = Objects()
+    objects.put("first", b"")
+    objects.head("first")["last_modified"]
 
 # Screens are compared without colors, in this process and in those that it starts.
 os.environ.pop("FORCE_COLOR", None)

@@ -42,9 +42,6 @@ from checkpoint.errors import (
 from checkpoint.stores import bucket
 from checkpoint.stores import objects as module
 
-with suppress(ImportError):  # first imported while a clock is frozen, it would keep that clock
-    import obstore.auth.boto3  # noqa: F401 - only to be imported
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path

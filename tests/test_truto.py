@@ -793,7 +793,7 @@ def test_a_proxy_may_be_named_without_a_scheme(monkeypatch):
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "")
         store = TrutoStore("http://api.invalid", "token", timeout=0.3, deadline=0.5)
-        with pytest.raises(StoreUnavailable, match="ReadTimeout"):
+        with pytest.raises(StoreUnavailable, match=r"timed out \(through the proxy 127\.0\.0\.1:"):
             store.load("run")
         store.close()
 
