@@ -172,7 +172,10 @@ def test_a_run_that_found_nothing_keeps_its_streams_fresh(url):
     assert store.load("crm")["contacts"].updated_at < "2024-05-02"
     assert exit_status("crm", "contacts", "--max-age", "2h") == 0
     assert exit_status("crm", "contacts", "--max-age", "59 min") == 1
-    assert "The last run of 'crm' failed 30 min ago (ValueError)." in run("status", "crm").stdout
+    failed = "The last run of 'crm' failed 30 min ago (ValueError).\n"
+    assert failed in run("status", "crm").stdout
+    assert run("list", "crm").stdout.endswith(failed)
+    assert '"contacts"' in screen("list", "crm", "--json")
     with freeze_time("2024-04-01T00:00:00Z"):
         store.commit("crm", {"never read": encode({"updated_at": "2024-04-01T00:00:00Z"})})
     assert exit_status("crm", "never read", "--max-age", "2h") == 1

@@ -936,3 +936,14 @@ def test_a_position_ahead_of_the_clock_can_be_undone(server, store):
     assert "To undo the commit that moved it there" in box
     assert "checkpoint restore ahead contacts --to 1 --store" in box
     assert "checkpoint rewind" not in page  # to two days before now: rows since version 1 could be skipped
+
+
+def test_every_documented_address_answers(store, server):
+    with Checkpointer("crm", store, record_run=True) as cp:
+        cp["contacts"] = {"updated_at": NOW}
+        cp.group("accounts")["a17"] = {"updated_at": NOW}
+    page = (Path(__file__).parents[1] / "docs" / "operating" / "page.md").read_text()
+    addresses = re.findall(r"^\| `/ui/(.*?)` \|", page, re.MULTILINE)
+    assert len(addresses) == 5
+    for address in (*addresses, "?search=c*&page=1&sort=slowest", "key?namespace=crm&key=accounts&member=a17"):
+        assert answer(server, address).status == 200, address

@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import replacing, say_ahead, say_damaged, say_held, tell
+from checkpoint.cli.sentences import replacing, say_ahead, say_damaged, say_failed, say_held, tell
 from checkpoint.entries import GROUP_PREFIX, RESERVED
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
@@ -243,9 +243,10 @@ def _list_keys(there: Namespace, how: _How) -> None:
         how.say_rest(len(every), "key")
         say_damaged(there, damaged)
         _say_ahead(there, [*there.shown()], form)
-        say_held(there.store, there.state_key, lease_of(there))
     else:
         screen.say(f"{there.state_key!r} holds no keys.")
+    if not how.as_json:
+        say_failed(there.state_key, there.run)
         say_held(there.store, there.state_key, lease_of(there))
 
 

@@ -68,6 +68,12 @@ def say_held(store: Store, namespace: str, found: Holder | Released | None) -> N
         say_how_to_free(store, namespace, found)
 
 
+def say_failed(namespace: str, last: Run | None) -> None:
+    """Show when the last run failed, and with which error, if it did."""
+    if last is not None and last.outcome == "failed":
+        screen.say_wrapped(f"The last run of {namespace!r} failed {words.age(last.ended)} ago ({last.error}).")
+
+
 def say_ahead(there: Namespace, names: Sequence[Name], form: str | None) -> None:
     """Show which positions are ahead of the clock, and the command that takes back the one furthest ahead."""
     leads = {name: -(lag_of(there.value(name), there.form_of(name, form)) or 0.0) for name in names}

@@ -20,7 +20,7 @@ from checkpoint.cli.options import (
     reading,
     store_option,
 )
-from checkpoint.cli.sentences import replacing, say_ahead, say_damaged, say_held, sentence_of, tell
+from checkpoint.cli.sentences import replacing, say_ahead, say_damaged, say_failed, say_held, sentence_of, tell
 from checkpoint.errors import CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, in_order, judged
@@ -179,9 +179,7 @@ def _show_judged(store: Store, judgements: list[Judged], beside: list[_Beside], 
     columns = ("", "namespace", "key", "age", "lag")
     screen.show_table(columns, _rows(judgements), wide="key", right=("age", "lag"))
     for one in beside:
-        if one.last is not None and one.has_failed:
-            said = f"The last run of {one.namespace!r} failed {words.age(one.last.ended)} ago ({one.last.error})."
-            screen.say_wrapped(said)
+        say_failed(one.namespace, one.last)
         if one.has_failed and one.is_empty:
             screen.say(f"{one.namespace!r} holds no keys.")
         say_held(store, one.namespace, one.holder)

@@ -7,7 +7,14 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import NamedTuple
 
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_UNITS = {
+    1: ("s", "sec", "second", "seconds"),
+    60: ("m", "min", "minute", "minutes"),
+    3_600: ("h", "hour", "hours"),
+    86_400: ("d", "day", "days"),
+    604_800: ("w", "week", "weeks"),
+}
+_SECONDS = {spelling: seconds for seconds, spellings in _UNITS.items() for spelling in spellings}
 
 
 class When(NamedTuple):
@@ -33,9 +40,9 @@ class When(NamedTuple):
 
 
 def seconds_in(text: str) -> int | None:
-    """Parse a length of time such as `2h` into seconds; None: it is not one."""
-    found = re.fullmatch(rf"([0-9]{{1,6}}) ?({'|'.join(_UNITS)})", text)
-    return None if found is None else int(found[1]) * _UNITS[found[2]]
+    """Parse a length of time such as `2h` or `2 hours` into seconds; None: it is not one."""
+    found = re.fullmatch(r"([0-9]{1,6}) ?([a-z]+)", text)
+    return None if found is None or found[2] not in _SECONDS else int(found[1]) * _SECONDS[found[2]]
 
 
 def now() -> datetime:
