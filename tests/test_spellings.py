@@ -132,7 +132,7 @@ def test_an_unknown_time_zone(zone):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("9", "cursor_format='number'"), ("1714557600", "cursor_format='epoch_s'"),
+        ("9", "cursor_format='number'"), ("0", "cursor_format='number'"), ("1714557600", "cursor_format='epoch_s'"),
         ("1714557600.123456", "cursor_format='epoch_s'"), ("1714557600123", "cursor_format='epoch_ms'"),
         ("20240501", "cursor_format='%Y%m%d'"), ("20240501100000", "cursor_format='%Y%m%d%H%M%S'"),
         ("98765432", "cursor_format='number'"), ("9999999999", "cursor_format='number'"),
@@ -152,6 +152,10 @@ def test_fault_52_the_formats_that_would_read_a_text_are_named(text, named):
     for name in formats_for(text)[:-2]:
         options = eval(f"dict({name})")
         assert Scale("here", options.get("timezone"), {}, options["cursor_format"]).key(text) is not None
+
+
+def test_zero_may_be_the_start_of_times_too():
+    assert formats_for("0")[:3] == ["cursor_format='number'", "cursor_format='epoch_s'", "cursor_format='epoch_ms'"]
 
 
 # Patterns

@@ -372,7 +372,8 @@ def formats_for(text: str) -> list[str]:
     if _NUMBER.fullmatch(text):
         times = [repr(name) for name in UNITS if is_probable(Decimal(text), name)]
         times += [_as_argument(each.name) for each in patterns if is_probable(each.read(text)[1][0], "epoch_s")]
-        found = [*times, "'number'", *(each for each in found if each not in times)]
+        zero = ["'epoch_s'", "'epoch_ms'"] if Decimal(text) == 0 else []  # the initial_value of either
+        found = [*times, "'number'", *zero, *(each for each in found if each not in times)]
         sorts = False
     if sorts:
         found.append("'text' (by code point)")
