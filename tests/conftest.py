@@ -34,8 +34,10 @@ settings.register_profile("short", deadline=None, database=None)
 settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
 settings.load_profile("short")
 
-# It waits for connections by the clock, and with a frozen one for ever.
-freezegun.configure(extend_ignore_list=["psycopg"])
+# psycopg waits for connections by the clock, and with a frozen one for ever. The others have modules by the hundred, none
+# of which calls ours, and each freezing would look through them all.
+MANY = ("numpy", "opentelemetry", "pandas", "playwright", "polars", "pygments", "schemathesis", "sqlalchemy")
+freezegun.configure(extend_ignore_list=["psycopg", *MANY])
 
 # Its compiled part keeps the class of the first time that it makes, and would refuse every other after a frozen one.
 with suppress(ImportError):
