@@ -34,8 +34,8 @@ settings.register_profile("short", deadline=None, database=None)
 settings.register_profile("long", settings.get_profile("short"), max_examples=20_000)
 settings.load_profile("short")
 
-# psycopg waits for connections by the clock, and with a frozen one for ever. The others have modules by the hundred, none
-# of which calls ours, and each freezing would look through them all.
+# psycopg waits for connections by the clock, and with a frozen one for ever. The others have hundreds of modules, which
+# each freezing would look through; none calls ours.
 MANY = ("numpy", "opentelemetry", "pandas", "playwright", "polars", "pygments", "schemathesis", "sqlalchemy")
 freezegun.configure(extend_ignore_list=["psycopg", *MANY])
 

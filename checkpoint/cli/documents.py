@@ -92,7 +92,7 @@ def names_in(document: Any, form: str) -> dict[Name, str]:
     return values
 
 
-def positions_in(document: Any, tool: Tool) -> dict[str, Any]:
+def tool_positions(document: Any, tool: Tool) -> dict[str, Any]:
     """Return the positions in a tool's state as a document in the format json; end with an error if it is not one."""
     try:
         return positions(document, tool)

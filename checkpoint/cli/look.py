@@ -38,7 +38,7 @@ from checkpoint.overview.freshness import (
 )
 from checkpoint.overview.moments import seconds_since
 from checkpoint.overview.namespaces import Name, Namespace, cursor_in, names_of_namespaces, nothing
-from checkpoint.overview.past import fields_of, is_damaged
+from checkpoint.overview.past import is_damaged, run_fields
 from checkpoint.overview.positions import is_ahead, lag_of
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _summary_fields(row: Summary) -> dict[str, Any]:
         "lag": row.lag,
         "slowest": None if row.slowest is None else row.slowest.fields(),
         "age": row.age,
-        "last_run": None if row.run is None else fields_of(row.run),
+        "last_run": None if row.run is None else run_fields(row.run),
         "held_by": None if row.held is None else row.held.fields(),
     }
 

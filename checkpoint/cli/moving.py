@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from checkpoint.cli import screen
-from checkpoint.cli.documents import NAMESPACES, VALUES, document_of, names_in, positions_in
+from checkpoint.cli.documents import NAMESPACES, VALUES, document_of, names_in, tool_positions
 from checkpoint.cli.judging import check_settable
 from checkpoint.cli.options import (
     as_json,
@@ -270,7 +270,7 @@ def import_(
     """
     documents = _documents_in(file.read(), namespace, form)
     if tool is not None:
-        documents = {name: positions_in(document, tool) for name, document in documents.items()}
+        documents = {name: tool_positions(document, tool) for name, document in documents.items()}
     with using(url) as store:
         plans = [
             _import_plan(Namespace(store, name), names_in(document, form), overwrite=overwrite, delete=delete)

@@ -32,7 +32,7 @@ from checkpoint.overview.positions import before_now, is_ahead, measured, misrea
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.spellings import UNITS
 from checkpoint.streams.stored import BESIDE, RESUME, is_value
-from checkpoint.streams.values import Scale, Step, shorten, wire
+from checkpoint.streams.values import Amount, Scale, shorten, wire
 
 if TYPE_CHECKING:
     from checkpoint.cli.writing import Plan
@@ -44,7 +44,7 @@ _FORMATS = (
 )
 
 
-def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Step | None:
+def step_given(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Amount | None:
     """Parse an amount: an age such as `2d`, or a number."""
     if value is None:
         return None
@@ -77,7 +77,7 @@ def rewind(
     *,
     member: str | None,
     to: str | None,
-    by: Step | None,
+    by: Amount | None,
     field: str | None,
     cursor_format: str | None,
     reason: str | None,
@@ -121,7 +121,7 @@ class _How(NamedTuple):
     """How far to go back."""
 
     to: str | None
-    by: Step | None
+    by: Amount | None
     """One of the two is None."""
     field: str | None
     form: str | None
@@ -134,7 +134,7 @@ class _How(NamedTuple):
         return f"to {self.to}" if self.by is None else f"by {_step_said(self.by)}"
 
 
-def _step_said(by: Step) -> str:
+def _step_said(by: Amount) -> str:
     return words.span(by.total_seconds()) if isinstance(by, timedelta) else str(by)
 
 

@@ -14,7 +14,7 @@ from checkpoint.overview import words
 from checkpoint.overview.freshness import NO_END, WHY_NO_END, how_far, lease_in
 from checkpoint.overview.moments import instant
 from checkpoint.overview.namespaces import nothing
-from checkpoint.overview.past import fields_of, keeping
+from checkpoint.overview.past import keeping, run_fields
 from checkpoint.run.runs import recorded
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def runs(namespace: str, *, limit: int, by_stream: bool, as_json: bool, url: str
     lease = lease_in(namespace, entries.get(LEASE_KEY))
     states: list[Ended] = [how_far(run, lease) for run in found]
     if as_json:
-        screen.document([fields_of(run) for run in found])
+        screen.document([run_fields(run) for run in found])
     elif not found:
         screen.say(f"No runs of {namespace!r} are recorded in {store!r}.")
     else:

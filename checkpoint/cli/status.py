@@ -25,7 +25,7 @@ from checkpoint.errors import CorruptState
 from checkpoint.overview import words
 from checkpoint.overview.freshness import BEHIND, WORST_FIRST, Judged, Limits, holder_of, in_order, judged
 from checkpoint.overview.namespaces import Namespace, matching, names_of_namespaces, nothing
-from checkpoint.overview.past import fields_of
+from checkpoint.overview.past import run_fields
 from checkpoint.overview.positions import is_ahead
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _document(
             {
                 "namespace": one.namespace,
                 "held_by": None if one.holder is None else one.holder.fields(),
-                "last_run": None if one.last is None else fields_of(one.last),
+                "last_run": None if one.last is None else run_fields(one.last),
             }
             for one in beside
         ],

@@ -20,7 +20,7 @@ from checkpoint.stores.base import KeepsHistory
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from checkpoint.overview.namespaces import Changes, Name, Namespace
+    from checkpoint.overview.namespaces import Name, NamedChanges, Namespace
 
 
 MOST_SHOWN = 50
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
     there: Namespace
     """The namespace as it was loaded: the commit is made on its base."""
-    changes: Changes
+    changes: NamedChanges
     """Only the values that differ from the loaded ones."""
     reason: str | None = None
     """The reason, for the history."""

@@ -53,7 +53,7 @@ class Name(NamedTuple):
         return {"key": self.key} if self.member is None else {"key": self.key, "member": self.member}
 
 
-Changes = dict[Name, "str | None"]
+NamedChanges = dict[Name, "str | None"]
 """The new value of each name; None: it is deleted."""
 
 

@@ -238,6 +238,6 @@ def _state(there: Namespace, name: Name, past: list[Change], moment: When) -> Ke
     raise AbsentError(f"the history of {where} {begins}, so its value {moment.said} is not known")
 
 
-def fields_of(run: Run) -> dict[str, Any]:
+def run_fields(run: Run) -> dict[str, Any]:
     """Return a run as a document; its results are recorded at its end, and unknown before."""
     return run._asdict() | ({} if run.ended is not None else dict.fromkeys(Did._fields))

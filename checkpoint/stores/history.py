@@ -86,7 +86,7 @@ def writer_of(reasons: Mapping[str, str], writer: Writer | None) -> Writer:
     return writer
 
 
-def told(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:
+def replaced_values(changes: Mapping[str, str | None], stored: Mapping[str, Entry]) -> dict[str, str | None]:
     """Return the changes of a commit for the history: each changed key with its old value; None: it was absent."""
     return {
         key: stored[key].value if key in stored else None
@@ -110,7 +110,7 @@ class Memory:
     """
 
     def __init__(self, keep: int, keep_days: int, now: str) -> None:
-        moment = moment_of(now) or datetime.now(timezone.utc)
+        moment = datetime_of(now) or datetime.now(timezone.utc)
         self._left = keep
         self._hourly, self._daily = time_text(_ago(moment, HOURLY)), time_text(_ago(moment, timedelta(days=keep_days)))
         self._seen: set[str] = set()  # hours and days that already have a kept change
@@ -140,7 +140,7 @@ def forgotten(times: Sequence[tuple[int, str]], keep: int, keep_days: int) -> li
     return [version for version, at in times if not memory.keeps(at)]
 
 
-def moment_of(at: object) -> datetime | None:
+def datetime_of(at: object) -> datetime | None:
     """Parse a stored time; None if it is invalid or has no time zone."""
     try:
         moment = datetime.fromisoformat(at.replace("Z", "+00:00")) if isinstance(at, str) else None

@@ -18,7 +18,7 @@ from checkpoint.stores.history import (
     check_keep,
     check_question,
     forgotten,
-    told,
+    replaced_values,
     writer_of,
 )
 
@@ -109,7 +109,7 @@ class MemoryStore:
             now, version = utc_now(), self._versions.get(state_key, 0) + 1
             self._versions[state_key] = version
             written = entries_of(changes, stored, now, run_id, version)
-            past = told(changes, stored) if self._keep else {}
+            past = replaced_values(changes, stored) if self._keep else {}
             new: dict[str, _Cell] = {}
             for key, value in changes.items():
                 past_changes = cells[key].changes if key in cells else ()

@@ -21,7 +21,7 @@ from checkpoint.stores.history import (
     check_keep,
     check_question,
     forgotten,
-    told,
+    replaced_values,
     writer_of,
 )
 from checkpoint.stores.postgres_connections import (
@@ -32,9 +32,9 @@ from checkpoint.stores.postgres_connections import (
     Server,
     Waiting,
     in_transaction,
-    judged,
     parsed,
     psycopg,
+    translated,
 )
 from checkpoint.stores.postgres_tables import ENTRIES, HISTORY, Statements
 from checkpoint.stores.retrying import DEADLINE, Again, Deadline, Operation, Policy
@@ -394,7 +394,7 @@ class _Unit(AbstractContextManager["Statements"]):
         if isinstance(error, psycopg.errors.UndefinedTable):  # migrated or dropped: the next attempt looks
             self._store._tables = frozenset()  # noqa: SLF001 - likewise
             return Again(" ".join(str(error).split()))
-        return judged(error, self._store._name)  # noqa: SLF001 - likewise
+        return translated(error, self._store._name)  # noqa: SLF001 - likewise
 
 
 class _DatabaseCommit:
@@ -494,7 +494,7 @@ class _DatabaseCommit:
     def _record(self, statements: Statements, stored: Mapping[str, Entry], common: dict[str, Any]) -> None:
         """Add the commit to the history of its keys, and drop changes that are no longer kept."""
         keep, _ = self._keep
-        recorded = told(self._changes, stored)
+        recorded = replaced_values(self._changes, stored)
         if not recorded or not (HISTORY in statements.tables or (keep and self._make_history(statements))):
             return
         by = self._writer._asdict()

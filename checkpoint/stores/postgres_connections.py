@@ -470,7 +470,7 @@ _DIALECT = (
 )
 
 
-def judged(error: psycopg.Error, name: str) -> Exception:
+def translated(error: psycopg.Error, name: str) -> Exception:
     """Return what a failed statement means: an error of this library, or `Again`."""
     text, state = said(error), error.sqlstate or ""
     lost = not state and isinstance(error, psycopg.OperationalError)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from checkpoint.entries import Entry, check_unicode
 from checkpoint.errors import CorruptState, StoreError
-from checkpoint.stores.history import moment_of
+from checkpoint.stores.history import datetime_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ def _is_text_or_none(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    return moment_of(value) is not None
+    return datetime_of(value) is not None
 
 
 def _is_number(value: object) -> bool:

@@ -178,7 +178,7 @@ class ServerStore:
         check_question(state_key, key, limit)
         asked = {"state_key": state_key, "key": key, "limit": limit}
         fields = {name: value for name, value in asked.items() if value is not None}
-        return self._ask(lambda call: call.result(wire.HISTORY, fields, wire.change_of))
+        return self._ask(lambda call: call.result(wire.HISTORY, fields, wire.change_from))
 
     def clock(self) -> datetime:
         """Return the time by the server's clock; see `TellsTime.clock`."""
@@ -223,7 +223,7 @@ class _Calls:
 
     def entries(self, fields: Mapping[str, Any]) -> dict[str, Entry]:
         """Return the requested entries by key."""
-        return {entry.key: entry for entry in self.result(wire.STATE, fields, wire.entry_of)}
+        return {entry.key: entry for entry in self.result(wire.STATE, fields, wire.entry_from)}
 
     def result(self, path: str, fields: Mapping[str, Any], make: Callable[[object], T]) -> list[T]:
         """Request a list, and return `make(item)` for each item."""
@@ -400,7 +400,7 @@ class _Commit:
                 raise ValueError("it has no key")  # noqa: TRY301 - bad data
             if fields.get("code") == wire.TOO_LARGE:
                 return ValueTooLarge(key, size if isinstance(size, int) else len((self._changes[key] or "").encode()))
-            entry = None if found is None else wire.entry_of(found)
+            entry = None if found is None else wire.entry_from(found)
         except (ValueError, KeyError) as error:
             return self._call.strange(error)
         return Conflict(self._state_key, key, self._base.get(key), entry)
@@ -491,7 +491,7 @@ class _Commit:
         before, version = (expected.value, expected.version or 0) if expected is not None else (None, 0)
         meant = (before, self._changes[key], self._run_id, self._author.host, self._author.process)
         try:
-            told = self._call.result(wire.HISTORY, asked, wire.change_of)
+            told = self._call.result(wire.HISTORY, asked, wire.change_from)
         except StoreError:
             return None
         since = [each for each in told if each.version > version and (each.key, each.member) == named(key)]

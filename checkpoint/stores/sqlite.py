@@ -16,7 +16,7 @@ from checkpoint.entries import Change, Entry, Receipt
 from checkpoint.errors import CheckpointError, Conflict, StoreError, StoreUnavailable, is_of_handler
 from checkpoint.stores import sqlite_tables as tables
 from checkpoint.stores.base import check_base, check_changes, check_name, entries_of, utc_now
-from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, told, writer_of
+from checkpoint.stores.history import KEEP, KEEP_DAYS, check_keep, check_question, replaced_values, writer_of
 from checkpoint.stores.retrying import DEADLINE
 from checkpoint.stores.sqlite_file import (
     BUSY,
@@ -217,7 +217,7 @@ class SQLiteStore:
                     reasons.get(key),
                     author.by,
                 )
-                for key, before in told(changes, stored).items()
+                for key, before in replaced_values(changes, stored).items()
             ]
             tables.add_to_history(cursor, state_key, past, stored, self._bound, may_wait=may_wait)
             return Receipt(written)

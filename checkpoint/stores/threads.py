@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Calls: TypeAlias = "SimpleQueue[Callable[[], object] | None]"
+Tasks: TypeAlias = "SimpleQueue[Callable[[], object] | None]"
 
 
 class Worker:
@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._running: tuple[Calls, threading.Thread] | None = None
+        self._running: tuple[Tasks, threading.Thread] | None = None
         self._starting = threading.Lock()
         self._ended = False  # the thread takes no more calls
 
@@ -71,8 +71,8 @@ class Worker:
                 self._ended = True
                 self._running[0].put(None)
 
-    def _start(self) -> Calls:
-        calls: Calls = SimpleQueue()
+    def _start(self) -> Tasks:
+        calls: Tasks = SimpleQueue()
         thread = threading.Thread(target=_run_calls, args=[calls], name=self._name, daemon=True)
         finalize(self, calls.put, None).atexit = False
         try:
@@ -121,7 +121,7 @@ def _start(thread: threading.Thread, told: SimpleQueue[BaseException | None]) ->
         told.put(None)
 
 
-def _run_calls(calls: Calls) -> None:
+def _run_calls(calls: Tasks) -> None:
     while (call := calls.get()) is not None:
         call()
         del call  # do not keep the call alive until the next one comes

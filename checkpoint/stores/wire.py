@@ -48,7 +48,7 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     return entry._asdict()
 
 
-def entry_of(fields: object) -> Entry:
+def entry_from(fields: object) -> Entry:
     """Return the entry in a JSON object; unknown fields are ignored.
 
     Raises:
@@ -119,7 +119,7 @@ def change_fields(change: Change) -> dict[str, Any]:
 _CHANGE: Mapping[str, Any] = get_type_hints(Change)
 
 
-def change_of(fields: object) -> Change:
+def change_from(fields: object) -> Change:
     """Return the change that a JSON object describes.
 
     Raises:

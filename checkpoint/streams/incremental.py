@@ -30,7 +30,7 @@ from checkpoint.streams.holding import here
 from checkpoint.streams.options import Options, check_options, is_length
 from checkpoint.streams.reading import Scan, nobody
 from checkpoint.streams.stored import RESUME, read_state
-from checkpoint.streams.values import Step, likelier_epoch, wire
+from checkpoint.streams.values import Amount, likelier_epoch, wire
 from checkpoint.streams.windows import Frontier, Window, frontier_of
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ class Incremental(Feeding[T]):
     @overload
     def rewind(self, value: Any, reason: str) -> None: ...
     @overload
-    def rewind(self, *, by: Step, reason: str) -> None: ...
-    def rewind(self, value: Any = None, reason: str = "", *, by: Step | None = None) -> None:
+    def rewind(self, *, by: Amount, reason: str) -> None: ...
+    def rewind(self, value: Any = None, reason: str = "", *, by: Amount | None = None) -> None:
         """Move the position back to `value`, or `by` an amount; the next commit stores it.
 
         The place where a `fetch` was interrupted is forgotten; an amount of 0 forgets only that.
@@ -188,7 +188,7 @@ class Incremental(Feeding[T]):
         extra = {"checkpoint_event": "rewound", "checkpoint_stream": self.key}
         logger.info("%r: rewound: %s", self.key, reason, extra=extra)
 
-    def _rewind_by(self, by: Step) -> None:
+    def _rewind_by(self, by: Amount) -> None:
         if not is_length(by) or (not isinstance(by, timedelta) and not math.isfinite(by)):
             raise TypeError(f"{self.key!r}: by must be a timedelta or a finite number, not {by!r}")
         zero: Any = type(by)()
@@ -233,7 +233,7 @@ class Incremental(Feeding[T]):
 
     # Windows
 
-    def windows(self, step: Step | Literal["month"], until: Any = None) -> Iterator[Window[T]]:
+    def windows(self, step: Amount | Literal["month"], until: Any = None) -> Iterator[Window[T]]:
         """Cut what is to be read into windows: from `start_value` to `until`, `step` long each, the last one shorter.
 
         The position is the end of the first windows that are finished without a gap. Those finished beyond it are

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from checkpoint.streams.rows import Field, Primary
     from checkpoint.streams.spellings import CursorFormat
-    from checkpoint.streams.values import Step
+    from checkpoint.streams.values import Amount
 
 RowOrder: TypeAlias = Literal["asc", "desc"] | None
 
@@ -28,7 +28,7 @@ class Options:
     cursor_field: Field
     initial_value: Any = None
     end_value: Any = None
-    lookback: Step | None = None
+    lookback: Amount | None = None
     primary_key: Primary | None = None
     row_order: RowOrder = None
     range_start: Literal["closed", "open"] = "closed"

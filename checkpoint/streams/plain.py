@@ -51,7 +51,7 @@ _ZONE = re.compile(r" ?(?:[Zz]|UTC|([+-])(\d\d)(?::?(\d\d))?)", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
-class Written(NamedTuple):
+class IsoTime(NamedTuple):
     """A time as ISO 8601 text has it."""
 
     local: int
@@ -70,7 +70,7 @@ class Written(NamedTuple):
 
 
 @lru_cache(maxsize=64)  # a claim reads the same few positions again and again
-def read_time(text: str) -> Written | None:
+def read_time(text: str) -> IsoTime | None:
     """Read a time; None where the text is none."""
     match = _TIME.fullmatch(text)
     if match is None:
@@ -81,12 +81,12 @@ def read_time(text: str) -> Written | None:
     if that_day is None or clock is None or (zone and offset is None):
         return None
     local = (that_day.toordinal() - EPOCH_DAY) * DAY + clock
-    return Written(
+    return IsoTime(
         local, fraction.rstrip("0"), offset, separator, point or ".", len(fraction) if second else None, zone
     )
 
 
-def write_time(local: int, fraction: str, like: Written) -> str:
+def write_time(local: int, fraction: str, like: IsoTime) -> str:
     """Write what a clock shows as `like` is written; digits it has no place for are left out.
 
     Raises:
@@ -157,7 +157,7 @@ It is odd, for a source may write offsets in turn."""
 _UNREAD = (TypeError, ValueError, LookupError, OverflowError)
 
 
-def form_of_times(first: Written, zone: tzinfo | None) -> KeyForm:
+def form_of_times(first: IsoTime, zone: tzinfo | None) -> KeyForm:
     """Return what the keys are in a column of times as text; `zone` is whose clock naive ones are."""
     if first.zone == "Z" and first.digits is not None and first.digits <= MICRO:
         return keys.Datetimes(UTC)
@@ -167,7 +167,7 @@ def form_of_times(first: Written, zone: tzinfo | None) -> KeyForm:
     return Texts(first.separator, first.point, first.digits, first.zone, east)
 
 
-def of_times(slow: ToKey, first: Written, zone: tzinfo | None) -> ToKey:
+def of_times(slow: ToKey, first: IsoTime, zone: tzinfo | None) -> ToKey:
     """Return what makes the keys of times as text; `zone` is whose clock naive ones are."""
     form = form_of_times(first, zone)
     if not isinstance(form, Texts):
@@ -344,7 +344,7 @@ def _offsets_of(zone: tzinfo) -> OffsetOf:
 
 
 class Plain:
-    """The spelling of values without a `cursor_format`; see `spellings.Spelling`."""
+    """The spelling of values without a `cursor_format`; see `spellings.IsoTime`."""
 
     kind: Kind | None = None
 

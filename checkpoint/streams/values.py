@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Key: TypeAlias = Any
 """What a value compares by; see the module."""
-Step: TypeAlias = "timedelta | float | Decimal"
+Amount: TypeAlias = "timedelta | float | Decimal"
 
 EASTERNMOST = 14 * 3_600
 """Seconds that the first clock on Earth to show a moment is ahead of UTC."""
@@ -214,7 +214,7 @@ class Scale:
             return value
         return self._spelling.write(self._exact(value), value if like is None else like)
 
-    def shift(self, value: Any, step: Step, times: int = 1, *, written: bool = False) -> Any:
+    def shift(self, value: Any, step: Amount, times: int = 1, *, written: bool = False) -> Any:
         """Return a value moved by `times` steps, in its own type and spelling, rounded down.
 
         A timedelta is a length of time, also where a clock is put forward or back meanwhile. What lies before year 1
@@ -243,7 +243,7 @@ class Scale:
         likelier = likelier_epoch(value, format_)
         return f": cursor_format={format_!r} reads it so, did you mean {likelier!r}?" if likelier else ""
 
-    def check_step(self, name: str, step: Step | None) -> None:
+    def check_step(self, name: str, step: Amount | None) -> None:
         """Refuse a step, the argument `name`, by which values of this kind cannot be moved.
 
         Raises:

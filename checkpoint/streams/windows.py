@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from checkpoint.streams.options import Options
     from checkpoint.streams.reading import Scan
-    from checkpoint.streams.values import Key, Scale, Step
+    from checkpoint.streams.values import Amount, Key, Scale
 
 MINUTE = 60
 
@@ -95,7 +95,7 @@ def frontier_of(
     options: Options,
     islands: list[list[Any]],
     stops: Sequence[object],
-    step: Step | Literal["month"],
+    step: Amount | Literal["month"],
     until: Any,
 ) -> Frontier:
     """Return what the windows of a stream are cut from.
@@ -268,7 +268,7 @@ class Frontier:
         self._islands[low:high] = [added]
         self._starts[low:high] = [added.start]
 
-    def cut(self, step: Step | Literal["month"], until: Any) -> Iterator[Window[Any]]:
+    def cut(self, step: Amount | Literal["month"], until: Any) -> Iterator[Window[Any]]:
         """Yield windows from the start to `until`, `step` long, without what was finished before."""
         islands = iter(self._before)
         island = next(islands, None)
@@ -293,7 +293,7 @@ class Frontier:
     def _typed(self, stored: Any) -> Any:
         return self._scan.range.typed(stored)
 
-    def _edge(self, step: Step | Literal["month"], count: int, until: Any) -> Any:
+    def _edge(self, step: Amount | Literal["month"], count: int, until: Any) -> Any:
         try:
             if isinstance(step, str):
                 edge = self._scale.months(self._start, count)

@@ -36,7 +36,7 @@ class HistoryContract:
         return store
 
     def test_history_tells_what_each_commit_did_to_each_key(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         entries = [
             store.commit("job", {"b": "1", "a": "1"}, run_id="run-1").entries["a"],
             store.commit("job", {"a": "2"}).entries["a"],
@@ -63,7 +63,7 @@ class HistoryContract:
         assert history("unknown") == []
 
     def test_history_of_one_key_and_of_a_limited_length(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         for number in range(4):
             store.commit("job", {"a": f"a{number}", "b": f"b{number}"})
         everything = history("job")
@@ -77,7 +77,7 @@ class HistoryContract:
             assert history("job", "b", limit=limit) == everything[1::2][:limit]
 
     def test_history_carries_every_name_and_value(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         written = dict(zip((name for name in NAMES if not name.startswith("__")), VALUES * 9, strict=False))
         store.commit("job", written)
         store.commit("job", dict.fromkeys(written, ""))
@@ -88,7 +88,7 @@ class HistoryContract:
         assert [len(change.before or "") for change in history("job", "a")][:2] == [self.large, 0]
 
     def test_what_changes_nothing_leaves_no_record(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         base = store.commit("job", {"a": "1"}).entries
         before = history("job")
         store.commit("job", {})
@@ -102,7 +102,7 @@ class HistoryContract:
         assert history("job")[1:] == before
 
     def test_reserved_keys_leave_no_trace(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         store.commit("job", {"a": "1", "__lease__": "0"})
         before = history("job")
         assert [change.key for change in before] == ["a"]
@@ -114,7 +114,7 @@ class HistoryContract:
         assert history("job") == before
 
     def test_runs_have_a_history_that_is_asked_for_by_name(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         store.commit("job", {RUN_KEY: "began", "a": "1"}, run_id="run-1")
         store.commit("job", {RUN_KEY: "ended"}, run_id="run-1")
         assert [(change.key, change.before, change.after) for change in history("job", RUN_KEY)] == [
@@ -124,7 +124,7 @@ class HistoryContract:
         assert [change.key for change in history("job")] == ["a"]
 
     def test_members_of_a_group_have_a_history_each(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         one, other = member_key("crm", "a/b"), member_key("c%/d", "é")
         store.commit("job", {head_key("crm"): "head", one: "1", member_key("crm", "c"): "1"})
         store.commit("job", {one: "2", other: "1", "crm": "a plain key", "crmx": "1"})
@@ -152,7 +152,7 @@ class HistoryContract:
         assert [(change.key, change.after) for change in history("job", head_key("crm"))] == [(head_key("crm"), "head")]
 
     def test_history_tells_why_and_who(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         commit = store.commit if isinstance(store, KeepsHistory) else None
         assert commit is not None
         member = member_key("crm", "a")
@@ -185,7 +185,7 @@ class HistoryContract:
         assert len(history("job")) == 4
 
     def test_history_tells_the_cursors(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         for value in (codec.encode({"a": 1}), "opaque", None):
             store.commit("job", {"a": value})
         assert [(change.cursor_before, change.cursor_after) for change in history("job")] == [
@@ -195,7 +195,7 @@ class HistoryContract:
         ]
 
     def test_history_is_bounded_for_each_key_alone(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         store.commit("job", {"quiet": "1"}, run_id="run-1")
         written = [str(number) for number in range(self.keep + 5)]
         for number in written:
@@ -212,7 +212,7 @@ class HistoryContract:
         assert [change.before for change in history("job", "quiet")] == ["1", None]
 
     def test_an_old_value_written_again_is_a_commit_like_any_other(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         for value in ("1", "2", None):
             store.commit("job", {"a": value})
         past = history("job")
@@ -226,7 +226,7 @@ class HistoryContract:
         assert [(change.before, change.after) for change in history("job", limit=2)] == [("1", "1"), (None, "1")]
 
     def test_bad_questions_to_history_are_refused(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         for name in BAD_NAMES:
             kind = ValueError if isinstance(name, str) else TypeError
             raised(kind, history, name)
@@ -236,18 +236,18 @@ class HistoryContract:
             raised(kind, partial(history, limit=limit), "job")
 
     def test_the_next_process_finds_the_history(self, store: Store) -> None:
-        history = history_of(store)
+        history = history_or_skip(store)
         for value in ("1", "2"):
             store.commit("job", {"a": value}, run_id="run-1")
         before = history("job")
         again = self.reopen(store)
-        assert history_of(again)("job") == before
+        assert history_or_skip(again)("job") == before
         again.commit("job", {"a": "3"})
-        assert history_of(again)("job")[1:] == before
+        assert history_or_skip(again)("job")[1:] == before
         again.close()
 
 
-def history_of(store: Store) -> Callable[..., list[Change]]:
+def history_or_skip(store: Store) -> Callable[..., list[Change]]:
     """Return a store's `history`, or skip the test."""
     keeping = base.history_of(store)
     if keeping is None:
