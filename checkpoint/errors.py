@@ -337,7 +337,7 @@ class CursorRegressed(CheckpointError):
 
 
 class CursorStuck(CheckpointError):
-    """A paged source does not advance: the page at the place `at` held nothing new, and named itself as the next."""
+    """A paged source does not advance: the page at the place `at` held nothing new, and leads back to itself."""
 
     def __init__(self, key: str, at: Any) -> None:
         super().__init__(key, at)
@@ -346,9 +346,9 @@ class CursorStuck(CheckpointError):
 
     def __str__(self) -> str:
         return (
-            f"{self.key!r} does not get past {_cut(self.at)}: that page held nothing new and names itself as the next "
-            "one, usually because more rows share a value than fit on a page; ask for larger pages, or page by a value "
-            "that tells such rows apart: a token, an offset, or (value, id)"
+            f"{self.key!r} does not get past {_cut(self.at)}: that page held nothing new and leads back to "
+            "itself, usually because more rows share a value than fit on a page; ask for larger pages, or page by a "
+            "value that tells such rows apart: a token, an offset, or (value, id)"
         )
 
 

@@ -169,7 +169,7 @@ EVERY = [
         CursorStuck("contacts", "2024-05-01"),
         {"key": "contacts", "at": "2024-05-01"},
         (
-            "'contacts' does not get past '2024-05-01': that page held nothing new and names itself as the next one, "
+            "'contacts' does not get past '2024-05-01': that page held nothing new and leads back to itself, "
             "usually because more rows share a value than fit on a page; ask for larger pages, or page by a value that "
             "tells such rows apart: a token, an offset, or (value, id)"
         ),

@@ -260,6 +260,35 @@ def test_fault_64_a_tie_as_large_as_a_page_is_stuck(memory, size):
             list(unkeyed.fetch(asked_again(source, size)))
 
 
+@pytest.mark.parametrize("rows_of", [rows(), rows(1, 2)], ids=["nothing", "old rows"])
+@pytest.mark.parametrize("circle", [["a"], ["a", "b"], ["a", "b", "c"]], ids=len)
+def test_fault_64_pages_that_lead_in_a_circle_are_stuck(memory, rows_of, circle):
+    """Such as those of a filter that counts seconds, asked from a second before the last row's time."""
+    following = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc", primary_key="id")
+        asked = []
+
+        def page(at):
+            asked.append(at)
+            assert len(asked) < 20
+            return rows_of, following.get(at, "a")
+
+        with pytest.raises(CursorStuck):
+            list(inc.fetch(page))
+        assert len(asked) <= 1 + 2 * len(circle)
+
+
+def test_fault_64_a_place_may_come_again_after_new_rows(memory):
+    """A queue that is asked for more in the same way each time."""
+    source = [rows(1, 2), [], rows(3), [], rows(4), []]
+    places = ["a", "b", "a", "b", "a", None]
+    with Checkpointer("run", memory) as cp:
+        inc = cp.incremental("s", "at", row_order="asc")
+        pages = zip(source, places, strict=True)
+        assert [row["at"] for page in inc.fetch(lambda at: next(pages)) for row in page] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("after", ["last page", "reading", "end"])
 @pytest.mark.parametrize("order", [None, "desc"])
 def test_fault_63_a_run_that_fails_after_its_last_page(memory, order, after):

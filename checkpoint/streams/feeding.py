@@ -123,7 +123,7 @@ class Feeding(Generic[T]):
                 back as JSON gives it; None: there is none). It is called with None for the first page.
 
         Raises:
-            CursorStuck: a page held nothing new, and named itself as the next one.
+            CursorStuck: a page held nothing new, and leads back to itself.
             As `filter`.
 
         """

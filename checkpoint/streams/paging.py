@@ -25,7 +25,7 @@ def answered(scan: Scan, answer: Any, reading: Reading) -> Any:
     """Return the new rows of a fetched page, and store where the next page begins.
 
     Raises:
-        CursorStuck: nothing of it is new, and the next one is the same.
+        CursorStuck: nothing of it is new, and it leads back to itself, or to a page since which nothing was new.
         TypeError, ValueError: the answer is not rows and a place that JSON can have; nothing was observed.
 
     """
@@ -41,13 +41,24 @@ def answered(scan: Scan, answer: Any, reading: Reading) -> Any:
     at, reading.place = reading.place, place
     scan.page_at = at if scan.fetches == 1 else None
     scan.touch()
-    if place is not None and codec.encode({"at": at}) == codec.encode({"at": place}):
-        same = scan.options.primary_key is None and isinstance(page, list) and reading.echo == page
-        if same or not len(rows):
-            scan.torn = False  # they are the rows of before
-            raise CursorStuck(scan.name, at)
-        reading.echo = page if isinstance(page, list) else None
+    if place is not None and _leads_back(scan, reading, page, at, new=len(rows) > 0):
+        scan.torn = False  # they are the rows of before
+        raise CursorStuck(scan.name, at)
     return rows
+
+
+def _leads_back(scan: Scan, reading: Reading, page: Any, at: Any, *, new: bool) -> bool:
+    """Tell whether a page without new rows leads back to a place where it, or another such page, began."""
+    here, following = (hash(codec.encode({"at": place})) for place in (at, reading.place))
+    if new:
+        reading.stale.clear()
+        if here != following:
+            return False
+        again = scan.options.primary_key is None and isinstance(page, list) and reading.echo == page
+        reading.echo = page if isinstance(page, list) else None
+        return again
+    reading.stale.add(here)
+    return following in reading.stale
 
 
 def filter_page(scan: Scan, batch: Any) -> Any:

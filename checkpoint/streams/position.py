@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from checkpoint.streams.values import Key
 
 
+NOWHERE: set[int] = set()  # of a reading that fetches nothing
+
+
 class Reading:
     """One call of `pages`, `track` or `fetch`; or all of `filter` and `observe`, which hold nothing and never end.
 
@@ -30,7 +33,7 @@ class Reading:
     """
 
     __slots__ = (
-        "closed", "echo", "fetches", "hand", "high", "holder", "last", "low", "pins", "place", "recent", "top",
+        "closed", "echo", "fetches", "hand", "high", "holder", "last", "low", "pins", "place", "recent", "stale", "top",
     )  # fmt: skip
 
     def __init__(self, high: Mark) -> None:
@@ -53,6 +56,8 @@ class Reading:
         """Of a `fetch`: where the page begins that follows the last one handed out; None: at the beginning."""
         self.echo: list[Any] | None = None
         """Of a `fetch`: the rows of a page that named itself as the next one."""
+        self.stale: set[int] = NOWHERE
+        """Of a `fetch`: hashes of the places of the pages since the last new row."""
         self.recent: Recent | None = None
         """What this reading handed out, where a row that comes again is dropped."""
 

@@ -173,6 +173,7 @@ class Scan:
         """Begin a `fetch`, where an earlier run was interrupted if there is such a place."""
         reading = self.begin()
         reading.fetches = True
+        reading.stale = set()
         self.fetches += 1
         self.page_at = None
         if self._primary is not None:
