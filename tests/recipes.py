@@ -49,7 +49,6 @@ TABLES = {
     "tickets": [{"id": n, "updated_at": stamp(n)} for n in range(120)],
     "notes": [{"id": n} for n in range(45)],
     "events": [{"id": n} for n in range(1, 60)],
-    "log": [{"id": n, "lsn": n // 3} for n in range(30, 90)],
     "orders": [{"id": n, "account": f"account-{n % 7}", "updated_at": stamp(n // 7 // 3)} for n in range(150)],
 }
 PAGE = 10
@@ -129,15 +128,6 @@ class Api:
     def notes(self, after):
         return self.get("notes", after=after)
 
-    def changes(self, since):
-        return (row for page in self.pages("log", since=since) for row in page)
-
-    def oldest_lsn(self):
-        return self.tables["log"][0]["lsn"]
-
-    def snapshot(self):
-        return [row for page in self.pages("log") for row in page]
-
 
 class Sink:
     """Takes rows, and fails when it was told to."""
@@ -149,9 +139,6 @@ class Sink:
         if self.room is not None and len(self.rows) + len(rows) > self.room:
             raise OSError("the sink is full")
         self.rows += rows
-
-    def replace(self, rows):
-        self.rows = list(rows)
 
     @property
     def counts(self):

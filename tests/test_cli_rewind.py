@@ -114,7 +114,19 @@ FORMATS = (
         (
             POSITION,
             ["--to", "2024-05-01"],
-            f"the position '{POSITION}' has a time zone: write '2024-05-01' in the same form",
+            f"the position '{POSITION}' has a time zone: write '2024-05-01T00:00:00+00:00', if UTC is meant",
+        ),
+        (POSITION, ["--to", "2d"], "'2d' is an age: give it with --by, not with --to"),
+        (
+            "2024-05-03T10:00:00",
+            ["--to", "2024-05-01T00:00:00Z"],
+            "the position '2024-05-03T10:00:00' has no time zone, and '2024-05-01T00:00:00Z' has one: leave it out",
+        ),
+        (
+            1_714_730_400_000,
+            ["--to", "1714644000", "--cursor-format", "epoch_ms"],
+            ("1714644000 looks like epoch_s, and the position 1714730400000 is epoch_ms: write it in that unit, or as "
+            "a time such as 2024-05-01T10:00Z"),
         ),
         (POSITION, ["--by", "10"], f"the position '{POSITION}' is a time: give --by an age such as 2d"),
         (

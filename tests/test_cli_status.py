@@ -687,8 +687,9 @@ def test_a_damaged_value_is_not_fresh(tmp_path):
     assert screen("status", "crm", "--max-age", "1d", *there).endswith("3 keys: all fresh.\n")
 
 
+@pytest.mark.parametrize("reason", [[], ["--reason", "a disk was broken"]], ids=["", "reason"])
 @pytest.mark.parametrize(("key", "words"), [("a", "crm a"), ("__group__.g/m", "crm g --member m")])
-def test_a_damaged_row_is_replaced(tmp_path, key, words):
+def test_a_damaged_row_is_replaced(tmp_path, key, words, reason):
     path, there = tmp_path / "state.db", ["--store", f"sqlite:///{tmp_path}/state.db"]
     store = SQLiteStore(path)
     for number in (1, 2):
@@ -711,11 +712,11 @@ def test_a_damaged_row_is_replaced(tmp_path, key, words):
     assert run("restore", "crm", "b", "--to", "1", "--yes", *there).exit_code == 1
     assert document(*command, "--dry-run", "--json")["changes"][0]["after"]["cursor"] == {"at": 2}
     assert run(*command).exit_code == 2  # nobody answers its question
-    assert run(*command, "--yes").exit_code == 0
+    assert run(*command, "--yes", *reason).exit_code == 0
     stored = store.load("crm")
     assert stored[key].value == encode({"at": 2})
     assert stored[key].version == stored["b"].version + 1
-    assert store.history("crm", limit=1)[0].reason == "restored to 2"
+    assert store.history("crm", limit=1)[0].reason == (reason[1] if reason else "restored to 2")
     with pytest.raises(StoreError, match="is not damaged"):
         store.replace("crm", key, encode({"at": 3}))
 

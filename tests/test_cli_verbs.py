@@ -564,6 +564,8 @@ def test_fault_90_restore_takes_the_newest_kept_state_by_then(url):
     assert values(store) == {"quiet": "1", "late": "1", "busy": "719"}
     lines = screen("history", "job", "busy", "--limit", "1").splitlines()
     assert lines[1] == "reason: restored to 2024-05-03T10:00:10Z"
+    run("restore", "job", "busy", "--to", "1075", "--yes", "--reason", "the job was right")
+    assert screen("history", "job", "busy", "--limit", "1").splitlines()[1] == "reason: the job was right"
 
 
 @pytest.mark.parametrize("name", ["crm", "a/b"])

@@ -93,19 +93,6 @@ def test_ids(job):
     assert job.api.asked == [("events", {"page": "0", "after_id": 59})]
 
 
-def test_log_position(job):
-    title = "The log position of change data capture"
-    job.dies_and_goes_on(title, [20])
-    assert set(job.sink.counts) == set(expected(TABLES["log"]))
-    del job.api.tables["log"][:-1]  # what was read is kept no longer
-    job.api.tables["log"] += [{"id": 200, "lsn": 60}]
-    job(title)
-    assert {"id": 200, "lsn": 60} in job.sink.rows
-    job.api.tables["log"][:] = [{"id": 300, "lsn": 70}]
-    job(title)
-    assert job.sink.rows == [{"id": 300, "lsn": 70}] * 2  # the snapshot, and the log from its beginning
-
-
 def test_the_namespace_of_a_sync_job(job, monkeypatch, capsys):
     with ApiServer() as server:
         monkeypatch.setenv("TRUTO_API_TOKEN", server.token)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     "--to", "moment", callback=when_given, metavar="MOMENT", required=True, help="A version, a time or an age."
 )
 @click.option("--delete", is_flag=True, help="Delete keys that did not exist at the moment.")
+@click.option("--reason", metavar="TEXT", help="The reason, kept in the history.")
 @yes
 @dry_run
 @as_json
@@ -46,6 +47,7 @@ def restore(
     member: str | None,
     moment: When,
     delete: bool,
+    reason: str | None,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -69,15 +71,16 @@ def restore(
     """
     if member is not None and len(keys) != 1:
         raise click.UsageError("--member needs KEY: the name of its group")
+    why = reason or f"restored to {moment.text}"
     with reading(url) as store:
         try:
             plans = [
-                _restored(each, keys, member, moment, delete=delete) for each in _with_past(store, namespace, keys)
+                _restored(each, keys, member, moment, why, delete=delete) for each in _with_past(store, namespace, keys)
             ]
         except CorruptState as error:
             if error.where is None or (error.state_key, *named(error.key)) != (namespace, *_only(keys, member)):
                 raise
-            _replace(store, error, moment, yes=yes, dry_run=dry_run, as_json=as_json)
+            _replace(store, error, moment, why, yes=yes, dry_run=dry_run, as_json=as_json)
             return
         losses = [plan.loss for plan in plans if plan.loss]
         if not delete and losses and not any(plan.changes for plan in plans):
@@ -97,7 +100,9 @@ def _only(keys: tuple[str, ...], member: str | None) -> Sequence[str | None]:
     return (keys[0], member) if len(keys) == 1 else keys
 
 
-def _replace(store: Store, error: CorruptState, moment: When, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+def _replace(
+    store: Store, error: CorruptState, moment: When, reason: str, *, yes: bool, dry_run: bool, as_json: bool
+) -> None:
     """Replace the damaged row of a key by its value at a moment, or end with the error."""
     name = Name(*named(error.key))
     if not (isinstance(store, ReplacesRows) and isinstance(store, KeepsHistory)):
@@ -113,7 +118,6 @@ def _replace(store: Store, error: CorruptState, moment: When, *, yes: bool, dry_
         screen.show_changes([(name.said, None, value)])
     if not dry_run:
         confirm(f"Replace the row of {name.quoted} in {error.state_key!r}?", sure=yes)
-        reason = f"restored to {moment.text}"
         store.replace(error.state_key, error.key, value, run_id="checkpoint restore", reason=reason)
     if as_json:
         change = {**name.fields(), "before": None, "after": words.told_value(value)}
@@ -136,7 +140,9 @@ def _had(there: Namespace, key: str | None) -> bool:
     return bool((there.names if key is None else there.under(key)) or changes_of(there, key))
 
 
-def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, moment: When, *, delete: bool) -> Plan:
+def _restored(
+    there: Namespace, keys: tuple[str, ...], member: str | None, moment: When, reason: str, *, delete: bool
+) -> Plan:
     """Return the plan of the restore."""
     keys, member = _with_member(there, keys, member)
     kept = _kept(there, keys, member, moment)
@@ -145,7 +151,7 @@ def _restored(there: Namespace, keys: tuple[str, ...], member: str | None, momen
     if not delete:
         kept = {name: state for name, state in kept.items() if name not in {*later}}
     values, dropped = _without_places({name: state.value for name, state in sorted(kept.items())})
-    plan = planned(there, values, reason=f"restored to {moment.text}")
+    plan = planned(there, values, reason=reason)
     beside = {name: {"as_of": {"version": kept[name].version, "at": kept[name].at}} for name in plan.changes}
     said = [*_which({name: kept[name] for name in plan.changes}), *_places(plan, dropped)]
     return plan._replace(beside=beside, said=said, loss=loss)

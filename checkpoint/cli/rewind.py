@@ -32,7 +32,7 @@ from checkpoint.overview.positions import before_now, is_ahead, measured, misrea
 from checkpoint.stores.base import KeepsHistory
 from checkpoint.streams.spellings import UNITS
 from checkpoint.streams.stored import BESIDE, RESUME, is_value
-from checkpoint.streams.values import Amount, Scale, shorten, wire
+from checkpoint.streams.values import Amount, Scale, likelier_epoch, shorten, wire
 
 if TYPE_CHECKING:
     from checkpoint.cli.writing import Plan
@@ -289,6 +289,8 @@ def _given(scale: Scale, position: Any, how: _How) -> Any:
 
     """
     text = how.to or ""
+    if seconds_in(text) is not None:
+        raise ValueError(f"{text!r} is an age: give it with --by, not with --to")
     value: Any = text
     at = instant(text)
     if at is not None and how.form in UNITS and not _is_decimal(text):
@@ -300,6 +302,12 @@ def _given(scale: Scale, position: Any, how: _How) -> Any:
     elif how.form is None and _is_decimal(position) and _is_decimal(text):
         scale = Scale(scale.where, cursor_format="number")
     _check_zones(scale, position, value)
+    likelier = likelier_epoch(value, how.form)
+    if likelier is not None and likelier_epoch(position, how.form) is None:
+        raise ValueError(
+            f"{shorten(value)} looks like {likelier}, and the position {shorten(position)} is {how.form}: write it in "
+            "that unit, or as a time such as 2024-05-01T10:00Z"
+        )
     if scale.key_of(value) > scale.key_of(position):
         raise AheadError(
             f"{shorten(value)} is after the position {shorten(position)}, and rewind only moves back; `checkpoint set` "
@@ -320,8 +328,10 @@ def _check_zones(scale: Scale, position: Any, value: Any) -> None:
         scale.key_of(value)
     except TypeError as error:
         if scale.has_clock and instant(str(value)) is not None:
-            which = "has a time zone" if scale.kind == "instant" else "has no time zone"
-            said = f"the position {shorten(position)} {which}: write {shorten(value)} in the same form"
+            said = f"the position {shorten(position)} has no time zone, and {shorten(value)} has one: leave it out"
+            if scale.kind == "instant":
+                utc = wire(scale.spelled(instant(value), position))
+                said = f"the position {shorten(position)} has a time zone: write {shorten(utc)}, if UTC is meant"
             raise ValueError(said) from error
         raise
 

@@ -257,7 +257,8 @@ class Scale:
             raise TypeError(f"{self.where}: text cannot be moved: leave out {name}")
         if (self.kind == "number") == isinstance(step, timedelta):
             sample = "" if self._sample is None else f" for values such as {self._named(self._sample)}"
-            epochs = ", or a timedelta with a cursor_format such as 'epoch_s'" if self.kind == "number" else ""
+            likely = [*likely_epochs(self._sample), "epoch_s"][0]
+            epochs = f", or a timedelta with a cursor_format such as {likely!r}" if self.kind == "number" else ""
             raise TypeError(f"{self.where}: {name} must be {wanted}{sample}{epochs}, not {step!r}")
         self._spelling.check_writes(f"{self.where}: {name}")
 
@@ -370,13 +371,16 @@ def likelier_epoch(value: Any, cursor_format: object) -> str | None:
 
     None: the `cursor_format` is no epoch format, or reads such a time, or no other one does.
     """
-    if cursor_format not in UNITS:
-        return None
+    likely = likely_epochs(value) if cursor_format in UNITS else []
+    return None if not likely or cursor_format in likely else likely[0]
+
+
+def likely_epochs(value: Any) -> list[str]:
+    """Return the epoch formats that read a number, or its text, as a time between 1990 and 2100."""
     number = _decimal(value) if isinstance(value, str) else value
     if isinstance(number, bool) or not isinstance(number, int | float | Decimal):
-        return None
-    likely = [name for name in UNITS if is_probable(number, name)]
-    return None if not likely or cursor_format in likely else likely[0]
+        return []
+    return [name for name in UNITS if is_probable(number, name)]
 
 
 def shorten(value: Any) -> str:
