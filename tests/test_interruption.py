@@ -38,6 +38,7 @@ from checkpoint import (
 )
 from checkpoint.errors import is_of_handler
 from checkpoint.stores import rows as row_module
+from checkpoint.stores.http import Clients
 from checkpoint.testing import ApiServer, Delay
 
 if TYPE_CHECKING:
@@ -140,6 +141,40 @@ def test_fault_95_an_interrupted_commit_is_no_conflict(kind, api):
         if not interrupting.came:
             break
     assert place > 20
+
+
+def test_fault_95_a_commit_that_was_left_leaves_no_threads(api, monkeypatch):
+    """A second exception ends the wait for it, and the store is closed before it opens its connections."""
+    came, closed, lacking = [], threading.Event(), Clients.lacking
+
+    def lacking_later(*args):
+        closed.wait(10)
+        return lacking(*args)
+
+    monkeypatch.setattr(Clients, "lacking", lacking_later)
+
+    def handler(*_):
+        came.append(None)
+        if len(came) == 2:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        raise Interrupted
+
+    threads = {*threading.enumerate()}
+    before = signal.signal(signal.SIGALRM, handler)
+    store = TrutoStore(api.url, api.token)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        with pytest.raises(Interrupted):
+            store.commit("run", {"a": "1", "b": "2"})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    store.close()
+    closed.set()
+    assert len(came) == 2
+    for thread in {*threading.enumerate()} - threads:
+        thread.join(10)
+    assert [thread.name for thread in {*threading.enumerate()} - threads] == []
 
 
 # What a handler raises that looks like a failure of the network or of a file

@@ -20,9 +20,13 @@ Answers: TypeAlias = "SimpleQueue[tuple[T | None, BaseException | None]]"
 
 
 class Aside:
-    """A thread for the main thread's calls, started by the first one; other threads run their calls themselves."""
+    """A thread for the main thread's calls, started by the first one; other threads run their calls themselves.
 
-    def __init__(self) -> None:
+    `afterwards` is called behind a call that was abandoned.
+    """
+
+    def __init__(self, afterwards: Callable[[], None] = lambda: None) -> None:
+        self._afterwards = afterwards
         self._workers: dict[int, Worker] = {}  # per process: threads do not survive a fork
 
     def call(self, operation: Operation, call: Callable[[], T], *, settles: bool) -> T:
@@ -76,7 +80,7 @@ class Aside:
         finally:
             if not settled:
                 self._workers.pop(os.getpid(), None)
-                worker.abandon()
+                worker.abandon(self._afterwards)
 
 
 def _answer(operation: Operation, call: Callable[[], T], answers: Answers[T]) -> None:

@@ -107,7 +107,8 @@ class Service:
         self._patience = patience
         self._rate = rate
         self._throttles: dict[Secret, _Throttle] = {}  # of the latest token; the process shares it
-        self._aside = Aside()
+        self._aside = Aside(self._abandoned)
+        self._closed = False
         self._pools: dict[int, ThreadPoolExecutor] = {}  # per process: threads do not survive a fork
         _services.add(self)
 
@@ -168,6 +169,7 @@ class Service:
         return self._called(run, call, settles=True)
 
     def _called(self, run: Requests, call: Callable[[], T], *, settles: bool) -> T:
+        self._closed = False
         try:
             return self._aside.call(run, call, settles=settles)
         except CheckpointError as error:
@@ -271,11 +273,17 @@ class Service:
 
     def close(self) -> None:
         """End this process's threads and connections."""
+        self._closed = True
         if self._aside.running:
             self._aside.call(Requests(self.base_url), self._close, settles=True)
         else:
             self._close()
         self._aside.close()
+
+    def _abandoned(self) -> None:
+        """Close what an abandoned call opened after its store was closed."""
+        if self._closed:
+            self._close()
 
     def _close(self) -> None:
         pool = self._pools.pop(os.getpid(), None)

@@ -64,11 +64,13 @@ class Worker:
         if self._running is not None:
             self._running[1].join()
 
-    def abandon(self) -> None:
-        """End the thread after the calls queued so far, and do not wait."""
+    def abandon(self, last: Callable[[], object] | None = None) -> None:
+        """End the thread after the calls queued so far, and the `last` one; do not wait."""
         with self._starting:
             if self._running is not None:
                 self._ended = True
+                if last is not None:
+                    self._running[0].put(last)
                 self._running[0].put(None)
 
     def _start(self) -> Tasks:
