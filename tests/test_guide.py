@@ -199,6 +199,20 @@ def test_cut_log_is_read_again_from_a_snapshot(tmp_path):
         assert [key for key, _ in world.runner.written()].count(None) == 2
 
 
+def test_an_account_that_fails_holds_up_no_other(tmp_path):
+    with World("partitions", tmp_path) as world:
+        world.source.limited = False
+        route = world.source.route
+        first = min(route("/accounts", {})[1]["rows"])
+        world.source.route = lambda path, query: (503, {}) if query.get("account") == first else route(path, query)
+        with pytest.raises(AssertionError, match=f"accounts that failed: {first} "):
+            world.runner.run()
+        read = len(world.sink())
+        assert 0 < read < len(world.truth())
+        world.source.route = route
+        assert world.finish() == {}
+
+
 def test_capped_search_reads_past_its_cap(tmp_path):
     with World("capped", tmp_path, count=12_500) as world:
         assert world.runner.run()
