@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -352,3 +353,48 @@ def test_a_stream_that_went_back_is_finished_again(memory, own):
         else:
             list(stream.pages([rows(2)]))
     assert stored(memory) == {"s": {"at": 2}}
+
+
+# Rows that appear late: what docs/guide/sorted.md says that a lookback has to cover
+
+
+DELAY = 20
+
+
+def late_rows_missed(seed, lookback, *, pinned):
+    """Run a job over rows that appear up to `DELAY` late, about as fast as it reads; return how many it missed."""
+    rng, store, now, longest, got = random.Random(seed), MemoryStore(), 5, 0, set()
+    rows = [{"id": number, "at": number // 2} for number in range(1_000)]
+    seen_from = {row["id"]: row["at"] + rng.randrange(DELAY + 1) for row in rows}
+
+    def page(place):
+        nonlocal now
+        now += rng.randrange(1, 4)
+        since = place or [start, -1]
+        there = [row for row in rows if seen_from[row["id"]] <= now and [row["at"], row["id"]] > since][:4]
+        return there, [there[-1]["at"], there[-1]["id"]] if len(there) == 4 else None
+
+    while now < 2_000:  # all rows are there after 520
+        begun = now
+        with Checkpointer("run", store) as cp:
+            inc = cp.incremental(
+                "s", "at", initial_value=0, row_order="asc", primary_key="id", lookback=lookback,
+                end_value=begun if pinned else None,
+            )  # fmt: skip
+            start = inc.start_value
+            for found in inc.fetch(page):
+                got.update(row["id"] for row in found)
+                cp.commit()
+        longest = max(longest, now - begun)
+        now += rng.randrange(1, 10) if now < 900 else 500
+    return len({row["id"] for row in rows} - got), longest
+
+
+def test_a_lookback_covers_the_delay_and_the_run():
+    missed, longest = zip(*(late_rows_missed(seed, DELAY, pinned=False) for seed in range(4)), strict=True)
+    assert max(missed) > 0
+    assert max(late_rows_missed(seed, DELAY + max(longest) + 1, pinned=False)[0] for seed in range(4)) == 0
+
+
+def test_a_run_that_ends_where_it_began_needs_the_delay_alone():
+    assert max(late_rows_missed(seed, DELAY + 1, pinned=True)[0] for seed in range(4)) == 0
