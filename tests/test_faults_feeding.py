@@ -1136,24 +1136,26 @@ def test_a_stream_ends_with_one_line(memory, caplog):
 @pytest.mark.parametrize("how", ["pages", "track", "fetch", "filter"])
 def test_a_healthy_job_is_warned_of_nothing(memory, caplog, order, how):
     start = datetime(2024, 5, 1, 10, tzinfo=UTC)
-    for run in range(50):
-        with freeze_time(start + timedelta(hours=run)), Checkpointer("run", memory) as cp:
-            inc = cp.incremental("s", "at", row_order=order, primary_key="id", initial_value="2024-01-01T00:00:00Z")
-            page = [
-                {"id": minute, "at": (start + timedelta(hours=run, minutes=-minute)).strftime("%Y-%m-%dT%H:%M:%SZ")}
-                for minute in range(0, 90, 15)
-            ]
-            page = [] if run % 7 == 3 else page if order == "desc" else page[::-1]
-            if how == "pages":
-                read(inc, page[:3], page[3:])
-            elif how == "track":
-                list(inc.track(page))
-            elif how == "fetch":
-                list(inc.fetch(lambda at, page=page: (page[:3], 1) if at is None else (page[3:], None)))
-            else:
-                inc.filter(page)
-                inc.finish()
-            assert "position=" in repr(inc)
+    with freeze_time(start) as clock:
+        for run in range(50):
+            clock.move_to(start + timedelta(hours=run))
+            with Checkpointer("run", memory) as cp:
+                inc = cp.incremental("s", "at", row_order=order, primary_key="id", initial_value="2024-01-01T00:00:00Z")
+                page = [
+                    {"id": minute, "at": (start + timedelta(hours=run, minutes=-minute)).strftime("%Y-%m-%dT%H:%M:%SZ")}
+                    for minute in range(0, 90, 15)
+                ]
+                page = [] if run % 7 == 3 else page if order == "desc" else page[::-1]
+                if how == "pages":
+                    read(inc, page[:3], page[3:])
+                elif how == "track":
+                    list(inc.track(page))
+                elif how == "fetch":
+                    list(inc.fetch(lambda at, page=page: (page[:3], 1) if at is None else (page[3:], None)))
+                else:
+                    inc.filter(page)
+                    inc.finish()
+                assert "position=" in repr(inc)
     assert events(caplog) == []
 
 

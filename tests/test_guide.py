@@ -18,8 +18,8 @@ from sources import GUIDE, Database, Runner, Source, blocks
 
 from checkpoint import Checkpointer, MemoryStore
 
-KILLS = int(os.environ.get("CHECKPOINT_GUIDE_KILLS", "3"))
-RUNS = int(os.environ.get("CHECKPOINT_GUIDE_RUNS", "2"))
+KILLS = int(os.environ.get("CHECKPOINT_GUIDE_KILLS", "2"))
+RUNS = int(os.environ.get("CHECKPOINT_GUIDE_RUNS", "1"))
 ROWS = int(os.environ.get("CHECKPOINT_GUIDE_ROWS", "400"))
 SEED = int(os.environ.get("CHECKPOINT_SEED", "0"))
 

@@ -20,7 +20,7 @@ from checkpoint import Checkpointer, CursorFormat
 from checkpoint.codec import decode
 from checkpoint.stores.memory import MemoryStore
 
-STREAMS = int(os.environ.get("CHECKPOINT_STREAMS", "1500"))
+STREAMS = int(os.environ.get("CHECKPOINT_STREAMS", "800"))
 SEED = int(os.environ.get("CHECKPOINT_SEED", "0"))
 PARTS = 20
 

@@ -23,7 +23,7 @@ from freezegun import freeze_time
 from checkpoint import Checkpointer, CursorFormat
 from checkpoint.stores.memory import MemoryStore
 
-WORLDS = int(os.environ.get("CHECKPOINT_STREAMS", "1500"))
+WORLDS = int(os.environ.get("CHECKPOINT_STREAMS", "800"))
 SEED = int(os.environ.get("CHECKPOINT_SEED", "0"))
 PARTS = 20
 

@@ -28,7 +28,7 @@ from checkpoint.stores.base import holds, unchanged
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SCHEDULES = int(os.environ.get("CHECKPOINT_SIMULATOR_SCHEDULES", "1600"))
+SCHEDULES = int(os.environ.get("CHECKPOINT_SIMULATOR_SCHEDULES", "1000"))
 SEED = int(os.environ.get("CHECKPOINT_SIMULATOR_SEED", "0"))
 PROCESSES = int(os.environ.get("CHECKPOINT_SIMULATOR_PROCESSES", "1"))
 LONG = 100_000
