@@ -69,6 +69,8 @@ with Checkpointer("twilio", STORE) as cp:
 """
 
 SERVICENOW = """
+from datetime import timedelta
+
 from checkpoint import Checkpointer
 
 PAGE = 100
@@ -76,7 +78,7 @@ PAGE = 100
 with Checkpointer("servicenow", STORE) as cp:
     incidents = cp.incremental(
         "incident", "sys_updated_on", initial_value="1970-01-01 00:00:00", timezone="UTC",
-        row_order="asc", primary_key="sys_id",
+        row_order="asc", primary_key="sys_id", lookback=timedelta(seconds=1),
     )
 
     def page(place):

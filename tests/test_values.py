@@ -439,3 +439,13 @@ def test_fault_52_text_of_an_hour_that_was_seen_is_no_exception(zone, broken):
         assert quick(f"2024-05-01T10:{minute:02}:00{zone}")
     with pytest.raises(ValueError, match="without a known format"):
         quick(broken)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [(1_714_557_600_000, "epoch_ms"), (1_714_557_600, "epoch_s"), (7, "epoch_s")]
+)
+def test_a_length_of_time_names_the_format_of_the_values(value, named):
+    scale = Scale("here", known={"a row": value})
+    scale.settle(value)
+    with pytest.raises(TypeError, match=f"or a timedelta with a cursor_format such as '{named}'"):
+        scale.check_step("lookback", timedelta(minutes=10))

@@ -289,7 +289,7 @@ def _given(scale: Scale, position: Any, how: _How) -> Any:
 
     """
     text = how.to or ""
-    if seconds_in(text) is not None:
+    if seconds_in(text) is not None and how.form != "text":
         raise ValueError(f"{text!r} is an age: give it with --by, not with --to")
     value: Any = text
     at = instant(text)
